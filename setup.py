@@ -1,0 +1,50 @@
+"""Package metadata. Tool settings (ruff, pytest) live in pyproject.toml."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+REQUIRES = [
+    "jax>=0.10,<0.12",
+    "flax>=0.12,<0.13",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12.8,<0.13",  # checkpoint layout changed between minor versions
+    "grain>=0.2.18,<0.3",  # ElasticIterator is experimental: wrapped in host/loader.py only
+    "tensorflow-datasets>=4.9.9,<5",
+    "einops>=0.8,<0.9",
+    "ml-collections>=1.1,<2",
+    "pillow>=11",
+    "numpy>=2.0",
+    "tokenizers>=0.21,<0.24",  # the text tokenizer format of the published weights
+    "safetensors>=0.5,<0.9",  # the published weights' format
+    "array_record>=0.8,<0.9",  # record files that random access and TFDS share
+    "absl-py>=2.1",  # grain reads absl flags; ours to mark as parsed
+    "tqdm>=4.66",  # progress bars
+    "tensorboardX>=2.6.2,<3",  # TensorBoard events without TensorFlow
+    "matplotlib>=3.8",  # loss curves and contact sheets
+]
+
+EXTRAS = {
+    "test": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.9"],
+    # Peers for the parity tests only; never imported at run time.
+    "parity": ["torch>=2.6,<2.14", "transformers>=4.46,<5"],
+    "hub": ["huggingface_hub>=0.30"],
+    "tpu": ["jax[tpu]"],
+    "gpu": ["jax[cuda12]"],
+    "notebook": ["jupyter"],
+}
+
+setup(
+    name="unitoken_jax",
+    version="0.1.0",
+    description="UniToken in JAX/Flax: one decoder that reads and draws pictures, on TPU pods and GPU meshes",
+    long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["unitoken_jax", "unitoken_jax.*"]),
+    package_data={"unitoken_jax.quickstart": ["*.npz", "*.md"]},
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["unitoken = unitoken_jax.cli:main"]},
+)

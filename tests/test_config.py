@@ -1,0 +1,91 @@
+"""Frozen dataclasses to and from plain values."""
+
+import dataclasses
+import json
+
+import pytest
+
+from unitoken_jax.config import (
+    Config,
+    ModelConfig,
+    SequenceConfig,
+    SiglipConfig,
+    VQConfig,
+    from_dict,
+    published_sequence,
+    to_dict,
+)
+
+
+def test_json_round_trip():
+    config = from_dict(
+        Config,
+        {
+            "data": {"sources": [{"path": "a.jsonl", "weight": 2}, {"path": "b.jsonl"}], "rows": 3},
+            "optimizer": {"groups": [{"pattern": "^adapter/", "learning_rate": 1e-4}]},
+            "model": {"sequence": {"grids": [[2, 2]], "picture_size": [64, 96]}},
+        },
+    )
+    assert config.data.sources[0].weight == 2.0
+    assert isinstance(config.data.sources[0].weight, float)
+    assert config.model.sequence.grids == ((2, 2),)
+    assert config.model.sequence.picture_size == (64, 96)
+    again = from_dict(Config, json.loads(json.dumps(to_dict(config))))
+    assert again == config
+    assert hash(again) == hash(config)
+
+
+def test_silent_fields_keep_their_defaults():
+    assert from_dict(Config, {}) == Config()
+    assert from_dict(Config, {"train": {"steps": 7}}) == dataclasses.replace(
+        Config(), train=dataclasses.replace(Config().train, steps=7)
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"trian": {}}, r"unknown config key trian\. Did you mean train\?"),
+        ({"train": {"stps": 3}}, r"unknown config key train\.stps\. Did you mean train\.steps\?"),
+        ({"mesh": {"zzz": 3}}, r"unknown config key mesh\.zzz\. Known here: data, fsdp, tensor"),
+        ({"train": {"steps": "many"}}, r"config key train\.steps is 'many'; expected int"),
+        ({"train": {"steps": True}}, r"config key train\.steps is True; expected int"),
+        ({"train": {"steps": 1.5}}, r"config key train\.steps is 1\.5; expected int"),
+        ({"train": {"dtype": "float16"}}, r"train\.dtype is 'float16'; allowed: 'float32', 'bfloat16'"),
+        ({"train": 3}, r"config key train is 3; expected TrainConfig"),
+        ({"optimizer": {"b1": True}}, r"config key optimizer\.b1 is True; expected float"),
+        ({"data": {"sources": {}}}, r"config key data\.sources is \{\}; expected"),
+        ({"data": {"sources": [{"wieght": 1}]}}, r"data\.sources\[0\]\.wieght\. Did you mean .*\.weight"),
+        (
+            {"model": {"sequence": {"picture_size": [1, 2, 3]}}},
+            r"model\.sequence\.picture_size is \[1, 2, 3\]",
+        ),
+        ({"model": {"sequence": {"grids": [[1, "a"]]}}}, r"grids\[0\]\[1\] is 'a'; expected int"),
+    ],
+)
+def test_mistakes_name_the_key(values, message):
+    with pytest.raises(ValueError, match=message):
+        from_dict(Config, values)
+
+
+def test_published_values():
+    assert SiglipConfig().grid == 27
+    assert SiglipConfig().patches == 729
+    assert SiglipConfig(image_size=60).patches == 16
+    assert VQConfig().stride == 16
+    assert VQConfig().codes == 8192
+    assert ModelConfig().decoder.head_dim == 128
+    assert Config().optimizer.clip_norm == 4.0
+    assert Config().optimizer.z_loss == 1e-5
+
+
+def test_published_sequence_differs_only_where_the_code_does():
+    paper, code = SequenceConfig(), published_sequence()
+    differing = {f.name for f in dataclasses.fields(paper) if getattr(paper, f.name) != getattr(code, f.name)}
+    assert differing == {"supervise_sep", "soft_in_answers", "picture_lead"}
+    assert published_sequence(picture_size=(64, 64)).picture_size == (64, 64)
+
+
+def test_configs_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().train.steps = 3
