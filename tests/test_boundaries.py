@@ -1,0 +1,126 @@
+"""Who may import whom: host code without jax, model code without data libraries."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parents[1] / "unitoken_jax"
+JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
+BRINGS_JAX = JAX | {"grain", "tensorflow", "torch", "transformers"}  # grain imports jax itself
+HOST = sorted(path for folder in ("host", "convert") for path in (PACKAGE / folder).rglob("*.py"))
+WITHOUT_DATA_LIBRARIES = ("model", "train", "generate")
+DATA_LIBRARIES = ("grain", "tensorflow_datasets", "tensorflow", "ml_collections", "matplotlib", "torch")
+
+
+def module_of(path: pathlib.Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def file_of(module: str) -> pathlib.Path | None:
+    """The package's file that holds `module`; None for a name inside a module, or another package's."""
+    base = PACKAGE.parent.joinpath(*module.split("."))
+    for path in (base.with_suffix(".py"), base / "__init__.py"):
+        if path.is_file():
+            return path
+    return None
+
+
+def at_import(node: ast.AST):
+    """Nodes that run when the module is imported: no function bodies, nothing for type checkers alone."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        yield child
+        yield from at_import(child)
+
+
+def imported(path: pathlib.Path, anywhere: bool) -> set[str]:
+    """Full names of modules that `path` imports, and of what it takes from them."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = set()
+    for node in ast.walk(tree) if anywhere else at_import(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def reached(start: pathlib.Path) -> dict[pathlib.Path, pathlib.Path]:
+    """Every file of the package that importing `start` runs, and the file that asked for it."""
+    asked_by, todo = {start: start}, [start]
+    while todo:
+        path = todo.pop()
+        modules = imported(path, anywhere=False) | {module_of(path)}
+        for module in modules:
+            parts = module.split(".")
+            for depth in range(1, len(parts) + 1):  # importing a.b.c runs a, a.b and a.b.c
+                found = file_of(".".join(parts[:depth])) if parts[0] == PACKAGE.name else None
+                if found and found not in asked_by:
+                    asked_by[found] = path
+                    todo.append(found)
+    return asked_by
+
+
+@pytest.mark.parametrize("path", HOST, ids=module_of)
+def test_host_code_never_names_jax(path):
+    names = {name.split(".")[0] for name in imported(path, anywhere=True)}
+    assert not names & JAX, f"{path} imports {names & JAX}"
+
+
+@pytest.mark.parametrize("path", HOST, ids=module_of)
+def test_importing_host_code_reaches_no_jax(path):
+    for found, asked_by in reached(path).items():
+        names = {name.split(".")[0] for name in imported(found, anywhere=False)}
+        assert not names & BRINGS_JAX, f"{found} (imported by {asked_by}) imports {names & BRINGS_JAX}"
+
+
+def test_the_reader_of_imports_sees_what_it_should(tmp_path):
+    path = tmp_path / "a.py"
+    path.write_text(
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import a1\ntry:\n    import a2.b\n"
+        "except ImportError:\n    pass\nclass C:\n    import a3\n    def f():\n        import a4\n"
+    )
+    assert imported(path, anywhere=False) == {"typing", "typing.TYPE_CHECKING", "a2.b", "a3"}
+    assert {"a1", "a4"} < imported(path, anywhere=True)
+    host = reached(PACKAGE / "host" / "loader.py")
+    assert PACKAGE / "host" / "anyres.py" in host
+    assert PACKAGE / "__init__.py" in host
+    assert PACKAGE / "sharding.py" not in host
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=module_of)
+def test_the_package_never_imports_the_configs_folder_or_tests(path):
+    names = {name.split(".")[0] for name in imported(path, anywhere=True)}
+    assert not names & {"configs", "tests", "pytest"}
+
+
+def run(code: str) -> None:
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_host_code_runs_without_jax():
+    modules = [module_of(path) for path in HOST]
+    run(
+        f"import importlib, sys\nfor name in {modules!r}: importlib.import_module(name)\n"
+        f"found = set(sys.modules) & {BRINGS_JAX!r}\nassert not found, found"
+    )
+
+
+def test_model_code_imports_without_data_libraries():
+    paths = sorted(path for folder in WITHOUT_DATA_LIBRARIES for path in (PACKAGE / folder).rglob("*.py"))
+    modules = [module_of(path) for path in [*paths, PACKAGE / "model_dir.py"] if path.is_file()]
+    run(
+        "import importlib, sys\n"
+        f"for name in {DATA_LIBRARIES!r}: sys.modules[name] = None\n"  # an import of it now fails
+        f"for name in {modules!r}: importlib.import_module(name)"
+    )

@@ -1,0 +1,138 @@
+"""Which examples share a row, and the arrays of rows."""
+
+import dataclasses
+import time
+
+import numpy as np
+import pytest
+from host_data import data_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_model import CONFIG, noise, tiny_tokenizer
+
+from unitoken_jax.batch import FIELDS, ROW_FIELDS, shapes
+from unitoken_jax.config import DataConfig
+from unitoken_jax.host import pack, sequence
+from unitoken_jax.host.conversation import dialogue
+from unitoken_jax.host.sequence import Lengths
+
+ROW = Lengths(40, 6, 3)
+lengths = st.lists(
+    st.tuples(st.integers(1, 40), st.integers(0, 6), st.integers(0, 3)), min_size=1, max_size=300
+).map(lambda values: np.array(values))
+
+
+@settings(deadline=None)
+@given(lengths, st.none() | st.lists(st.integers(0, 2**31), min_size=1, max_size=3))
+def test_every_example_once_and_no_row_overfull(lengths, seed):
+    plan = pack.make_plan(lengths, ROW, seed)
+    assert sorted(plan.order.tolist()) == list(range(len(lengths)))
+    for row in range(len(plan)):
+        assert len(plan[row])
+        assert (lengths[plan[row]].sum(0) <= np.array(ROW)).all()
+    again = pack.make_plan(lengths, ROW, seed)
+    np.testing.assert_array_equal(plan.order, again.order)
+    np.testing.assert_array_equal(plan.starts, again.starts)
+
+
+def test_epochs_differ():
+    lengths = np.tile([10, 1, 1], (50, 1))
+    orders = [pack.make_plan(lengths, ROW, [0, epoch]).order.tolist() for epoch in range(3)]
+    assert orders[0] != orders[1] != orders[2]
+    assert pack.make_plan(lengths, ROW, None).order.tolist() == list(range(50))
+
+
+def test_full_rows_and_speed():
+    rng = np.random.default_rng(0)
+    lengths = np.stack([rng.integers(20, 60, 20_000), np.ones(20_000), np.ones(20_000)], 1).astype(int)
+    start = time.process_time()
+    plan = pack.make_plan(lengths, Lengths(512, 16, 16), [0, 0])
+    assert time.process_time() - start < 1
+    assert lengths[:, 0].sum() / (len(plan) * 512) > 0.97
+
+
+def test_two_budgets_share_rows_well():
+    """Rows close by crops as well as by tokens: half text alone, half pictures."""
+    lengths = np.array([[20, 0, 0], [20, 3, 1]] * 100)
+    plan = pack.make_plan(lengths, ROW, [1])
+    assert len(plan) <= 105
+
+
+def test_too_large_an_example_is_an_error():
+    with pytest.raises(ValueError, match="example 1 does not fit a row"):
+        pack.make_plan(np.array([[1, 1, 1], [1, 7, 1]]), ROW, None)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        ((97, 0, 0), "needs 97 tokens, a row holds 96: raise data.row_length"),
+        ((1, 9, 0), "needs 9 crops, a row holds 8: raise data.row_crops"),
+        ((1, 0, 5), "needs 5 pictures, a row holds 4: raise data.row_pictures"),
+    ],
+)
+def test_misfits_say_what_to_raise(lengths, message):
+    assert pack.misfit(Lengths(*lengths), data_config()).startswith(message)
+    assert pack.misfit(Lengths(96, 8, 4), data_config()) is None
+
+
+def examples():
+    turns = ([["what ", noise(0)], ["red"]], [["a red circle"], [noise(1)]], [["how many"], ["two"]])
+    return [sequence.build(dialogue(turn), tiny_tokenizer(), CONFIG) for turn in turns]
+
+
+CONTENT = data_config(row_length=192, row_crops=8, row_pictures=4)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [1, 0, 0], [2, 1, 1, 0], []])
+def test_a_row_holds_its_examples_side_by_side(order):
+    made = [examples()[i] for i in order]
+    batch = pack.batch_of([[], made], CONTENT, CONFIG)
+    place = crops = pictures = 0
+    for number, example in enumerate(made, 1):
+        here = slice(place, place + len(example.tokens))
+        place = here.stop
+        np.testing.assert_array_equal(batch["tokens"][1, here], example.tokens)
+        np.testing.assert_array_equal(batch["labels"][1, here], example.labels)
+        assert (batch["segments"][1, here] == number).all()
+        np.testing.assert_array_equal(batch["positions"][1, here], np.arange(len(example.tokens)))
+        for name, index, start in (
+            ("soft_index", example.soft_index, crops * CONFIG.siglip.patches),
+            ("code_index", example.code_index, pictures * 16),
+        ):
+            np.testing.assert_array_equal(batch[name][1, here], np.where(index < 0, -1, index + start))
+        np.testing.assert_array_equal(batch["crops"][1, crops : crops + len(example.crops)], example.crops)
+        crops += len(example.crops)
+        held = batch["pictures"][1, pictures : pictures + len(example.pictures)]
+        np.testing.assert_array_equal(held, example.pictures)
+        pictures += len(example.pictures)
+    padding = {"tokens": 0, "labels": -1, "segments": 0, "positions": 0, "soft_index": -1, "code_index": -1}
+    for name, value in padding.items():
+        assert (batch[name][1, place:] == value).all()
+        assert (batch[name][0] == value).all()
+
+
+@pytest.mark.parametrize("codes", ["online", "offline"])
+def test_fields_shapes_and_dtypes(codes):
+    batch = pack.empty_batch(3, dataclasses.replace(CONTENT, codes=codes), CONFIG)
+    promised = shapes(3, 192, 8, 16)
+    assert list(batch) == [name for name in FIELDS if codes == "online" or name in promised]
+    for name, (shape, dtype) in promised.items():
+        assert (batch[name].shape, batch[name].dtype) == (shape, dtype)
+    if codes == "online":
+        assert batch["pictures"].shape == (3, 4, 16, 16, 3)
+        assert batch["pictures"].dtype == np.uint8
+        assert (batch["code_index"].shape, batch["code_index"].dtype) == ((3, 192), np.int32)
+
+
+def test_contract_of_a_real_batch():
+    assert shapes(2, 5120, 10, 384)["crops"] == ((2, 10, 384, 384, 3), np.dtype(np.uint8))
+    assert set(ROW_FIELDS) < set(FIELDS)
+    assert DataConfig().row_length >= 5120  # a five-crop picture alone takes 4,760
+
+
+@pytest.mark.parametrize("changes", [{"row_length": 20}, {"row_crops": 1}, {"row_pictures": 0}])
+def test_an_overfull_row_is_an_error(changes):
+    config = dataclasses.replace(CONTENT, **changes)
+    with pytest.raises(ValueError, match="do not fit"):
+        pack.batch_of([examples()], config, CONFIG)

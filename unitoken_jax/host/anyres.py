@@ -1,0 +1,80 @@
+"""Any-resolution geometry: which tiles a picture is cut into, and in which order its patches are read.
+
+Integers only: from a picture's height and width in pixels to a list of rows of the flattened SigLIP features.
+Facts from the published code: the grid with most effective pixels wins, then the least waste; patches of the
+padding are dropped by `int()` truncation, the same number on both sides; each kept row ends in a new-line.
+"""
+
+import functools
+import math
+
+import numpy as np
+
+from unitoken_jax.config import SequenceConfig, SiglipConfig
+
+NEW_ROW = -1  # in a soft layout: the embedding of new-line stands here
+
+
+def choose_grid(height: int, width: int, side: int, grids: tuple[tuple[int, int], ...]) -> tuple[int, int]:
+    """The (rows, columns) of `grids` that keeps most of a height x width picture in tiles of `side` px."""
+    best, best_key = grids[0], (-1, 0)
+    for rows, columns in grids:
+        scale = min(columns * side / width, rows * side / height)
+        effective = min(int(width * scale) * int(height * scale), width * height)
+        key = (effective, effective - rows * columns * side * side)
+        if key > best_key:
+            best, best_key = (rows, columns), key
+    return best
+
+
+def fitted_size(height: int, width: int, grid: tuple[int, int], side: int) -> tuple[int, int]:
+    """(height, width) in px of the picture, aspect kept, as large as the grid's canvas allows."""
+    canvas_h, canvas_w = grid[0] * side, grid[1] * side
+    scale_h, scale_w = canvas_h / height, canvas_w / width
+    if scale_w < scale_h:
+        return min(math.ceil(height * scale_w), canvas_h), canvas_w
+    return canvas_h, min(math.ceil(width * scale_h), canvas_w)
+
+
+def kept_patches(height: int, width: int, grid: tuple[int, int], patches: int) -> tuple[int, int, int, int]:
+    """(top, bottom, left, right) of the patch canvas without its padding; `patches` is a tile's side."""
+    canvas_h, canvas_w = grid[0] * patches, grid[1] * patches
+    if width / height > canvas_w / canvas_h:
+        padding = (canvas_h - int(height * (canvas_w / width))) // 2
+        return padding, canvas_h - padding, 0, canvas_w
+    padding = (canvas_w - int(width * (canvas_h / height))) // 2
+    return 0, canvas_h, padding, canvas_w - padding
+
+
+def crop_count(height: int, width: int, siglip: SiglipConfig, sequence: SequenceConfig) -> int:
+    """SigLIP crops of a height x width picture: the whole one, and the tiles of any-res."""
+    if sequence.resolution == "base":
+        return 1
+    rows, columns = choose_grid(height, width, siglip.image_size, sequence.grids)
+    return 1 + rows * columns
+
+
+def soft_layout(height: int, width: int, siglip: SiglipConfig, sequence: SequenceConfig) -> np.ndarray:
+    """int32[n]: rows of the picture's flattened [crops * P] features in reading order, NEW_ROW at row ends.
+
+    The whole picture's patches come first (no new-lines), then the tiles' patches as one canvas.
+    """
+    grid = None
+    if sequence.resolution == "anyres":
+        grid = choose_grid(height, width, siglip.image_size, sequence.grids)
+    return _layout(height, width, grid, siglip.grid)
+
+
+@functools.lru_cache(maxsize=4096)
+def _layout(height: int, width: int, grid: tuple[int, int] | None, side: int) -> np.ndarray:
+    whole = np.arange(side * side, dtype=np.int32)
+    if grid is not None:
+        rows, columns = grid
+        tiles = np.arange(rows * columns * side * side, dtype=np.int32) + side * side
+        canvas = tiles.reshape(rows, columns, side, side).swapaxes(1, 2).reshape(rows * side, columns * side)
+        top, bottom, left, right = kept_patches(height, width, grid, side)
+        kept = canvas[top:bottom, left:right]
+        ends = np.full((len(kept), 1), NEW_ROW, np.int32)
+        whole = np.concatenate([whole, np.concatenate([kept, ends], axis=1).reshape(-1)])
+    whole.flags.writeable = False  # shared by every picture of this size
+    return whole

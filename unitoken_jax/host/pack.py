@@ -1,0 +1,139 @@
+"""Examples -> rows: which examples share a row (a plan), and the arrays of a batch of rows.
+
+A plan depends on the lengths, the seed and the epoch alone, holds every example exactly once, and can be
+entered at any row.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from unitoken_jax.batch import NO_INDEX, NO_LABEL, Batch
+from unitoken_jax.config import DataConfig, ModelConfig
+from unitoken_jax.host.sequence import Example, Lengths
+
+WINDOW = 64  # rows open at a time
+
+
+def budget(config: DataConfig) -> Lengths:
+    """What a row holds; without online codes, pictures take no room."""
+    pictures = config.row_pictures if config.codes == "online" else 0
+    return Lengths(config.row_length, config.row_crops, pictures)
+
+
+def misfit(lengths: Lengths, config: DataConfig) -> str | None:
+    """Why an example does not fit any row, or None: what it needs, what a row holds, what to change."""
+    row = budget(config)
+    settings = Lengths("data.row_length", "data.row_crops", "data.row_pictures")
+    for need, room, setting, what in zip(lengths, row, settings, Lengths._fields):
+        if need > room:
+            return f"needs {need} {what}, a row holds {room}: raise {setting}, or shorten the conversation"
+    return None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """Rows of example numbers. order int64[N]: examples row by row; starts int64[R + 1]: where rows begin."""
+
+    order: np.ndarray
+    starts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """int64[n]: numbers of the examples in `row`."""
+        return self.order[self.starts[row] : self.starts[row + 1]]
+
+
+def make_plan(lengths: np.ndarray, row: Lengths, seed: Sequence[int] | None) -> Plan:
+    """First-fit of shuffled examples into WINDOW open rows; full ones make way, oldest first.
+
+    Args:
+      lengths: int[N, 3], what each example takes (columns as in `Lengths`); each must fit an empty row.
+      row: what a row holds.
+      seed: integers (seed, epoch, ...) that decide the order; None keeps the examples' own.
+    """
+    lengths = np.asarray(lengths, np.int64).reshape(-1, 3)
+    if np.any(lengths > np.array(row)):
+        raise ValueError(f"example {int(np.argmax((lengths > np.array(row)).any(1)))} does not fit a row")
+    rng = None if seed is None else np.random.default_rng(seed)
+    order = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
+    rows: list[list[int]] = []
+    open_rows = np.full(WINDOW, -1)  # number of the row in each slot
+    free = np.full((3, WINDOW), -1, np.int64)
+    oldest = 0
+    for example, need in zip(order.tolist(), lengths[order].tolist()):
+        tokens, crops, pictures = need
+        fits = (free[0] >= tokens) & (free[1] >= crops) & (free[2] >= pictures)
+        slot = int(fits.argmax())
+        if not fits[slot]:
+            slot, oldest = oldest, (oldest + 1) % WINDOW
+            open_rows[slot] = len(rows)
+            rows.append([])
+            free[:, slot] = row
+        rows[open_rows[slot]].append(example)
+        free[0, slot] -= tokens
+        free[1, slot] -= crops
+        free[2, slot] -= pictures
+    if rng is not None:  # the last rows opened are the emptiest: spread them
+        rows = [rows[i] for i in rng.permutation(len(rows))]
+    starts = np.concatenate([[0], np.cumsum([len(examples) for examples in rows], dtype=np.int64)])
+    return Plan(np.array([e for examples in rows for e in examples], np.int64), starts.astype(np.int64))
+
+
+def empty_batch(rows: int, config: DataConfig, model: ModelConfig) -> Batch:
+    """A batch of `rows` rows of padding."""
+    length, side = config.row_length, model.siglip.image_size
+    batch: Batch = {
+        "tokens": np.zeros((rows, length), np.int32),
+        "labels": np.full((rows, length), NO_LABEL, np.int32),
+        "segments": np.zeros((rows, length), np.int32),
+        "positions": np.zeros((rows, length), np.int32),
+        "soft_index": np.full((rows, length), NO_INDEX, np.int32),
+        "crops": np.zeros((rows, config.row_crops, side, side, 3), np.uint8),
+    }
+    if config.codes == "online":
+        batch["code_index"] = np.full((rows, length), NO_INDEX, np.int32)
+        batch["pictures"] = np.zeros((rows, config.row_pictures, *model.sequence.picture_size, 3), np.uint8)
+    return batch
+
+
+def fill_row(batch: Batch, row: int, examples: Sequence[Example], model: ModelConfig) -> None:
+    """Writes `examples` one after another into row `row`. Raises ValueError where they do not fit."""
+    patches = model.siglip.patches
+    height, width = (side // model.vq.stride for side in model.sequence.picture_size)
+    place = crops = pictures = 0
+    for number, example in enumerate(examples, 1):
+        end = place + len(example.tokens)
+        last_crop, last_picture = crops + len(example.crops), pictures + len(example.pictures)
+        room = batch["pictures"].shape[1] if "pictures" in batch else 0
+        if end > batch["tokens"].shape[1] or last_crop > batch["crops"].shape[1] or last_picture > room:
+            raise ValueError(
+                f"row {row}: {end} tokens, {last_crop} crops and {last_picture} pictures do not fit "
+                f"{batch['tokens'].shape[1]}, {batch['crops'].shape[1]} and {room}"
+            )
+        here = slice(place, end)
+        batch["tokens"][row, here] = example.tokens
+        batch["labels"][row, here] = example.labels
+        batch["segments"][row, here] = number
+        batch["positions"][row, here] = np.arange(len(example.tokens))
+        batch["soft_index"][row, here] = _shift(example.soft_index, crops * patches)
+        batch["crops"][row, crops:last_crop] = example.crops
+        if "pictures" in batch:
+            batch["code_index"][row, here] = _shift(example.code_index, pictures * height * width)
+            batch["pictures"][row, pictures:last_picture] = example.pictures
+        place, crops, pictures = end, last_crop, last_picture
+
+
+def _shift(index: np.ndarray, by: int) -> np.ndarray:
+    return np.where(index == NO_INDEX, NO_INDEX, index + by) if by else index
+
+
+def batch_of(rows: Sequence[Sequence[Example]], config: DataConfig, model: ModelConfig) -> Batch:
+    """The batch whose row r holds the examples `rows[r]`, in that order."""
+    batch = empty_batch(len(rows), config, model)
+    for row, examples in enumerate(rows):
+        fill_row(batch, row, examples, model)
+    return batch
