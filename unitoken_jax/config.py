@@ -47,6 +47,7 @@ class VQConfig:
     resolution: int = 512
     attention_resolutions: tuple[int, ...] = ()
     mid_attention: bool = True
+    # 0: no normalisation. Over a small picture, mostly background, it hides what little there is.
     norm_groups: int = 32
     commitment: float = 0.25
 

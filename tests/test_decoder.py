@@ -1,0 +1,180 @@
+"""Decoder: published sizes, and its parts against their formulas in numpy."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from networks import DECODER, abstract, random_params
+
+from unitoken_jax.config import DecoderConfig
+from unitoken_jax.model.decoder import Decoder, init_cache
+from unitoken_jax.model.layers import HeadNorm, RMSNorm, attention, rope_table, rotate
+
+BIG = DecoderConfig(width=8192, depth=48, heads=64, kv_heads=8, mlp=22016, qk_norm_shards=4, norm="output")
+
+
+def decoder_shapes(config: DecoderConfig) -> dict:
+    rows = jax.ShapeDtypeStruct((1, 4), jnp.int32)
+    x = jax.ShapeDtypeStruct((1, 4, config.width), jnp.float32)
+
+    def run(module, x, segments, positions):
+        return module.embed(positions), module.logits(module(x, segments, positions))
+
+    init = nn.init(run, Decoder(config))
+    params = jax.eval_shape(init, jax.random.key(0), x, rows, rows)["params"]
+    return flatten_dict(nn.meta.unbox(params), sep="/")
+
+
+@pytest.mark.parametrize(("config", "billions"), [(DecoderConfig(), 7.013), (BIG, 34.2935)], ids=["7b", "34b"])
+def test_published_sizes(config, billions):
+    L, D, H, V, F = config.depth, config.width, config.head_dim, config.vocab_size, config.mlp
+    N, K, shards = config.heads, config.kv_heads, config.qk_norm_shards
+    found = decoder_shapes(config)
+    assert {name: leaf.shape for name, leaf in found.items()} == {
+        "embed/embedding": (V, D),
+        "layers/attention/q/kernel": (L, D, N * H),
+        "layers/attention/k/kernel": (L, D, K * H),
+        "layers/attention/v/kernel": (L, D, K * H),
+        "layers/attention/o/kernel": (L, N * H, D),
+        "layers/attention/q_norm/scale": (L, shards, H),
+        "layers/attention/q_norm/bias": (L, shards, H),
+        "layers/attention/k_norm/scale": (L, shards, H),
+        "layers/attention/k_norm/bias": (L, shards, H),
+        "layers/attention_norm/scale": (L, D),
+        "layers/mlp/gate/kernel": (L, D, F),
+        "layers/mlp/up/kernel": (L, D, F),
+        "layers/mlp/down/kernel": (L, F, D),
+        "layers/mlp_norm/scale": (L, D),
+        "norm/scale": (D,),
+        "lm_head/kernel": (D, V),
+    }
+    assert sum(leaf.size for leaf in found.values()) / 1e9 == pytest.approx(billions, abs=2e-4)
+    assert {leaf.dtype for leaf in found.values()} == {jnp.dtype("float32")}
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    x = np.exp(x - x.max(axis=-1, keepdims=True))
+    return x / x.sum(axis=-1, keepdims=True)
+
+
+def naive_attention(q, k, v, seen) -> np.ndarray:
+    """Head by head with repeated keys; `seen` bool[B, T, S]."""
+    out = np.zeros_like(q)
+    for b in range(q.shape[0]):
+        for n in range(q.shape[2]):
+            kv = n // (q.shape[2] // k.shape[2])
+            scores = q[b, :, n] @ k[b, :, kv].T / np.sqrt(q.shape[-1])
+            out[b, :, n] = softmax(np.where(seen[b], scores, -np.inf)) @ v[b, :, kv]
+    return out
+
+
+@pytest.mark.parametrize("visible", ["all", "segments", "positions"])
+def test_attention(visible):
+    rng = np.random.default_rng(0)
+    q = rng.normal(size=(2, 5, 4, 8)).astype(np.float32)
+    k, v = rng.normal(size=(2, 2, 5, 2, 8)).astype(np.float32)
+    segments = np.array([[1, 1, 2, 2, 0], [1, 1, 1, 1, 1]])
+    positions = np.array([[0, 2, 1, 4, 4], [3, 3, 0, 1, 2]])
+    slots = np.arange(5)
+    seen = {
+        "all": np.ones((2, 5, 5), bool),
+        "segments": (segments[:, :, None] == segments[:, None]) & (slots <= slots[:, None]),
+        "positions": slots <= positions[..., None],
+    }[visible]
+    keywords = {"segments": {"segments": segments}, "positions": {"positions": positions}}.get(visible, {})
+    found = jax.jit(attention)(q, k, v, **keywords)
+    np.testing.assert_allclose(found, naive_attention(q, k, v, seen), atol=1e-5)
+
+
+def test_attention_keeps_its_dtype():
+    q, k = jnp.ones((1, 3, 4, 8), jnp.bfloat16), jnp.ones((1, 3, 2, 8), jnp.bfloat16)
+    out = jax.eval_shape(attention, q, k, k)
+    assert out.dtype == jnp.bfloat16
+    assert out.shape == q.shape
+
+
+def test_rope_is_the_half_split_rotation():
+    x = np.random.default_rng(0).normal(size=(1, 3, 2, 8)).astype(np.float32)
+    positions = np.array([[0, 5, 4000]])
+    found = rotate(x, rope_table(positions, 8, 10000.0))
+    for t, position in enumerate(positions[0]):
+        for i in range(4):
+            turned = (x[0, t, :, i] + 1j * x[0, t, :, i + 4]) * np.exp(1j * position * 10000.0 ** (-i / 4))
+            np.testing.assert_allclose(found[0, t, :, i], turned.real, atol=2e-3 if t == 2 else 1e-5)
+            np.testing.assert_allclose(found[0, t, :, i + 4], turned.imag, atol=2e-3 if t == 2 else 1e-5)
+
+
+def test_rms_norm_computes_in_float32():
+    x = np.random.default_rng(0).normal(size=(4, 64)).astype(np.float32) * 200  # squares overflow float16
+    norm = RMSNorm(1e-5, jnp.float16)
+    found = norm.apply({"params": {"scale": np.full(64, 2.0, np.float32)}}, x.astype(np.float16))
+    expected = 2 * x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
+    assert found.dtype == jnp.float16
+    np.testing.assert_allclose(found, expected, atol=1e-2)
+
+
+def test_head_norm_repeats_each_shards_row():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1, 3, 4, 8)).astype(np.float32)
+    scale, bias = rng.normal(size=(2, 2, 8)).astype(np.float32)
+    found = HeadNorm(2).apply({"params": {"scale": scale, "bias": bias}}, x)
+    plain = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    for head, row in enumerate((0, 0, 1, 1)):
+        np.testing.assert_allclose(found[:, :, head], plain[:, :, head] * scale[row] + bias[row], atol=1e-5)
+    with pytest.raises(ValueError, match="qk_norm_shards 2 does not divide 3 heads"):
+        HeadNorm(2).apply({"params": {"scale": scale, "bias": bias}}, x[:, :, :3])
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """Decoder, parameters, embeddings, segments and positions."""
+    x = np.random.default_rng(1).normal(size=(2, 6, DECODER.width)).astype(np.float32)
+    segments = np.array([[1, 1, 1, 2, 2, 0]] * 2)
+    positions = np.array([[0, 1, 2, 0, 1, 0]] * 2)
+    module = Decoder(DECODER)
+    return module, random_params(abstract(module, x, segments, positions)), x, segments, positions
+
+
+def test_dropout_needs_its_key_and_deterministic_false(tiny):
+    module, params, x, segments, positions = tiny
+
+    @jax.jit
+    def dropped(key):
+        return module.apply({"params": params}, x, segments, positions, False, rngs={"dropout": key})
+
+    plain = jax.jit(lambda: module.apply({"params": params}, x, segments, positions))()
+    first, again, other = (dropped(jax.random.key(i)) for i in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - plain).max() > 0.1
+    assert np.abs(first - other).max() > 0.1
+    with pytest.raises(Exception, match="dropout"):
+        module.apply({"params": params}, x, segments, positions, False)
+
+
+def test_padding_is_finite_and_computation_follows_dtype(tiny):
+    _, params, x, segments, positions = tiny
+    module = Decoder(dataclasses.replace(DECODER, dropout=0.0), jnp.bfloat16)
+    hidden = jax.jit(lambda: module.apply({"params": params}, x, segments * 0, positions))()
+    assert hidden.dtype == jnp.bfloat16
+    assert np.isfinite(np.asarray(hidden, np.float32)).all()
+
+
+def test_cache_drops_what_does_not_fit(tiny):
+    module, params, x, _, _ = tiny
+    cache = init_cache(DECODER, 2, 4)
+    assert cache.k.shape == cache.v.shape == (2, 2, 4, 2, 8)
+    positions = np.array([[0, 1, 2, 3, 4, 5], [-1, 0, 1, 2, 3, 4]])
+
+    @jax.jit
+    def extend(cache):
+        return module.apply({"params": params}, x, positions, cache, method="extend")[1]
+
+    full = extend(init_cache(DECODER, 2, 8))
+    short = extend(cache)
+    np.testing.assert_allclose(short.k, full.k[:, :, :4], atol=1e-5)
+    assert (np.asarray(full.k[:, 0, 6:]) == 0).all()
+    assert (np.asarray(full.k[:, 1, 5:]) == 0).all()  # position -1 went nowhere, not to the last slot

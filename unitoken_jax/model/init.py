@@ -1,0 +1,76 @@
+"""Random and abstract parameters: one plain dict {"siglip", "adapter", "decoder", "vqgan"}."""
+
+import concurrent.futures
+import functools
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from unitoken_jax.config import ModelConfig, VQConfig
+from unitoken_jax.model.layers import Normal
+from unitoken_jax.model.unitoken import UniTokenModel
+from unitoken_jax.model.vqgan import VQModel
+from unitoken_jax.sharding import Axes, shardings
+
+
+def init_params(config: ModelConfig, seed: int = 0, mesh: Mesh | None = None) -> dict:
+    """Random float32 parameters, unboxed, made where `mesh` wants them.
+
+    Each depends on the seed and its own path alone: not on mesh, backend or what else the model holds.
+    """
+    return _draw(abstract_params(config), seed, mesh)
+
+
+def init_vqgan(config: VQConfig, seed: int = 0) -> dict:
+    """Random float32 parameters of the picture tokenizer alone: what "vqgan" holds."""
+    return _draw({"vqgan": _abstract_vqgan(config)}, seed, None)["vqgan"]
+
+
+def abstract_params(config: ModelConfig) -> dict:
+    """ShapeDtypeStructs in `sharding.Axes` boxes; no memory, a second for 34B. `nn.meta.unbox` unboxes."""
+    side = config.siglip.image_size
+    token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    batch = dict.fromkeys(("tokens", "segments", "positions", "soft_index"), token)
+    batch["crops"] = jax.ShapeDtypeStruct((1, 1, side, side, 3), jnp.uint8)
+    model = jax.eval_shape(UniTokenModel(config).init, jax.random.key(0), batch)
+    return {**model["params"], "vqgan": _abstract_vqgan(config.vq)}
+
+
+def _abstract_vqgan(config: VQConfig) -> dict:
+    picture = jax.ShapeDtypeStruct((1, config.stride, config.stride, 3), jnp.uint8)
+    return jax.eval_shape(VQModel(config).init, jax.random.key(0), picture)["params"]
+
+
+def _draw(abstract: dict, seed: int, mesh: Mesh | None) -> dict:
+    """Random values for a tree of boxed ShapeDtypeStructs, one leaf at a time in host memory."""
+
+    def one(path, box: Axes, layout) -> jax.Array:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        layers = box.names[0] == "layers"
+        value = _normal(box.init, box.value.shape, layers, (seed, zlib.crc32(name.encode())))
+        if layout is None:
+            return jnp.array(value)  # a copy: donating what numpy still owns is not safe
+        return jax.make_array_from_callback(value.shape, layout, lambda index: value[index])
+
+    boxed = functools.partial(jax.tree_util.tree_map_with_path, is_leaf=lambda leaf: isinstance(leaf, Axes))
+    if mesh is None:
+        return boxed(lambda path, box: one(path, box, None), abstract)
+    return boxed(one, abstract, shardings(mesh, abstract))
+
+
+def _normal(init: Normal, shape: tuple[int, ...], layers: bool, seed: tuple[int, int]) -> np.ndarray:
+    """float32[shape] of `init`; a leading layers axis is drawn layer by layer, on all cores."""
+    value = np.full(shape, init.mean, np.float32)
+    if init.std == 0.0:
+        return value
+
+    def draw(item: tuple[int, np.ndarray]) -> None:
+        number, part = item
+        part += init.std * np.random.default_rng((*seed, number)).standard_normal(part.shape, np.float32)
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        list(pool.map(draw, enumerate(value if layers else value[None])))
+    return value

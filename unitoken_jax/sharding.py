@@ -1,0 +1,124 @@
+"""Mesh and the one table from logical axis names to mesh axes.
+
+Model code names its axes (`shard(x, "batch", "seq", "act_embed")` on activations, `logical(init, "embed",
+"mlp")` on parameters); only this table says where they live.
+"""
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import flax.struct
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from unitoken_jax.config import MeshConfig
+
+AXES = ("data", "fsdp", "tensor")
+
+# Logical name -> mesh axes. Activations split rows over data and fsdp; parameters split their
+# embedding side over fsdp and their head, mlp or vocabulary side over tensor.
+RULES: dict[str, tuple[str, ...] | str | None] = {
+    "batch": ("data", "fsdp"),
+    "crops": ("data", "fsdp"),
+    "seq": None,
+    "act_embed": None,
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "mlp": "tensor",
+    "vocab": "tensor",
+    "layers": None,
+    "patches": None,
+    "channels": None,
+}
+
+
+class Axes(nn.Partitioned):
+    """A parameter with the logical names of its axes, and the initializer it is made with.
+
+    nn.Partitioned would take its names for mesh axes and constrain the array to them on unboxing, which
+    fails under `jax.set_mesh` as ours are logical; here the layout is decided by `shardings` alone.
+    """
+
+    init: Callable | None = flax.struct.field(default=None, pytree_node=False)
+
+    def unbox(self, apply_constraint=True):
+        return self.value
+
+
+def make_mesh(config: MeshConfig = MeshConfig(), devices=None) -> Mesh:
+    """Mesh `data x fsdp x tensor` over `devices` (default: all). ValueError if the sizes do not fit."""
+    devices = jax.devices() if devices is None else devices
+    sizes = [config.data, config.fsdp, config.tensor]
+    known = int(np.prod([size for size in sizes if size != -1]))
+    if sizes.count(-1) == 1 and known > 0 and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if min(sizes) < 1 or int(np.prod(sizes)) != len(devices):
+        raise ValueError(
+            f"mesh data={config.data} fsdp={config.fsdp} tensor={config.tensor} does not fit {len(devices)} "
+            "devices: the product must equal their number (one axis may be -1: what is left)"
+        )
+    # jax.make_mesh defaults to Explicit axes, on which linen modules fail.
+    return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
+
+
+def spec(*names: str | None) -> PartitionSpec:
+    """PartitionSpec of an array whose axes have these logical names (None: not split)."""
+    unknown = [name for name in names if name is not None and name not in RULES]
+    if unknown:
+        raise ValueError(f"no logical axis is called {unknown[0]!r}; known: {', '.join(RULES)}")
+    return PartitionSpec(*(RULES[name] if name is not None else None for name in names))
+
+
+def fitted(names: tuple[str | None, ...], shape: tuple[int, ...], sizes) -> PartitionSpec:
+    """`spec(*names)` for an array of this shape on a mesh with axis `sizes` (name -> devices).
+
+    An axis that its mesh axes do not divide stays whole: one row on eight devices, SigLIP's width of 1152
+    over 256. Raises ValueError where there are not as many names as axes.
+    """
+    if len(names) != len(shape):
+        raise ValueError(f"{len(names)} axis names {names} for an array of shape {shape}")
+
+    def one(axes, size: int):
+        split = math.prod(sizes[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+        return axes if size % split == 0 else None
+
+    return PartitionSpec(*(one(axes, size) for axes, size in zip(spec(*names), shape)))
+
+
+def shard(x: jax.Array, *names: str | None) -> jax.Array:
+    """Constrains `x` to the table's layout under `jax.set_mesh`; the identity where no mesh is set."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, fitted(names, x.shape, mesh.shape))
+
+
+def logical(initializer: Callable, *names: str | None) -> Callable:
+    """`initializer` whose parameter carries these logical axis names, boxed in `Axes`.
+
+    A scan over layers adds "layers" in front. `flax.linen.meta.unbox` takes the boxes off.
+    """
+
+    def boxed(*args, **kwargs) -> Axes:
+        return Axes(initializer(*args, **kwargs), names, init=initializer)
+
+    return boxed
+
+
+def shardings(mesh: Mesh, boxed_tree):
+    """NamedSharding of every parameter of a tree of `Axes` boxes (`model.init.abstract_params`).
+
+    The result has the structure of the *unboxed* tree, so it serves as jit's in_shardings or out_shardings.
+    A leaf without a box is replicated.
+    """
+
+    def one(leaf) -> NamedSharding:
+        names = leaf.names if isinstance(leaf, Axes) else (None,) * leaf.ndim
+        shape = leaf.value.shape if isinstance(leaf, Axes) else leaf.shape
+        return NamedSharding(mesh, fitted(names, shape, mesh.shape))
+
+    return jax.tree.map(one, boxed_tree, is_leaf=lambda leaf: isinstance(leaf, Axes))
