@@ -1,0 +1,148 @@
+"""The command line: one library call a verb, one clear message an error."""
+
+import json
+import subprocess
+import sys
+import types
+
+import pytest
+
+from unitoken_jax import cli
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Every library function the verbs call, replaced by one that notes its arguments."""
+    noted = {}
+
+    def module(name, **functions):
+        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(**functions))
+
+    def note(verb, answer=None):
+        def called(*arguments, **settings):
+            noted[verb] = (arguments, settings)
+            return answer
+
+        return called
+
+    module("unitoken_jax.quickstart.run", run=note("quickstart"))
+    module("unitoken_jax.train.loop", train=note("train"))
+    module("unitoken_jax.generate.tokenize", tokenize=note("tokenize", "codes.npz"))
+    module("unitoken_jax.doctor", run=note("doctor", 1))
+    return noted
+
+
+def test_quickstart(calls):
+    assert cli.main(["quickstart", "--out", "here", "--minutes", "2.5", "--seed", "3"]) == 0
+    assert calls["quickstart"] == (("here",), {"minutes": 2.5, "seed": 3})
+    cli.main(["quickstart"])
+    assert calls["quickstart"] == (("quickstart",), {"minutes": 15, "seed": 0})
+
+
+def test_train_reads_the_config_and_its_overrides(calls, tmp_path):
+    path = tmp_path / "c.py"
+    path.write_text("def get_config():\n    return {'train': {'steps': 5}}\n")
+    assert cli.main(["train", "--config", str(path), "--workdir", "run", "--config.train.seed=7"]) == 0
+    (config, workdir), _ = calls["train"]
+    assert (config.train.steps, config.train.seed, workdir) == (5, 7, "run")
+
+
+def test_tokenize(calls, capsys):
+    assert cli.main(["tokenize", "--model", "M", "--data", "D", "--out", "O"]) == 0
+    assert calls["tokenize"] == (("M", "D", "O"), {})
+    assert capsys.readouterr().out == "codes.npz\n"
+
+
+def test_doctor_gives_its_exit_code(calls):
+    assert cli.main(["doctor"]) == 1
+
+
+def test_errors_are_one_message_and_exit_2(calls, capsys):
+    assert cli.main(["train", "--config", "nowhere.py", "--workdir", "run"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("unitoken train: config file nowhere.py does not exist")
+    assert "Traceback" not in error
+
+
+def test_debug_shows_the_error_itself(calls):
+    with pytest.raises(FileNotFoundError):
+        cli.main(["train", "--config", "nowhere.py", "--workdir", "run", "--debug"])
+
+
+def test_without_model_the_quickstarts_is_taken(calls, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["tokenize", "--data", "D", "--out", "O"]) == 2
+    assert "run `unitoken quickstart` in this folder first" in capsys.readouterr().err
+    (tmp_path / "quickstart" / "model").mkdir(parents=True)
+    assert cli.main(["tokenize", "--data", "D", "--out", "O"]) == 0
+    assert calls["tokenize"][0][0] == "quickstart/model"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["answer", "--question", "what?", "--config.train.steps=1"], "only `unitoken train`"),
+        (["generate", "--prompt", "a", "--out", "a.png", "--size", "big"], "expected WIDTHxHEIGHT"),
+        (["train", "--config", "c.py"], "--workdir"),
+        (["draw"], "invalid choice"),
+    ],
+)
+def test_usage_errors(argv, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(argv)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--out", "a.xyz"], "no picture format is known by the ending '.xyz'"),
+        (["--out", "no/such/folder/a.png"], "folder no/such/folder does not exist"),
+        (["--out", "a.png", "--number", "0"], "--number is 0"),
+        (["--out", "a.png", "--model", "nowhere"], "no model directory at"),
+    ],
+)
+def test_generate_checks_before_it_draws(argv, message, capsys):
+    assert cli.main(["generate", "--prompt", "a", *argv]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_picture_names():
+    assert [str(path) for path in cli._picture_files("a.png", 1)] == ["a.png"]
+    assert [str(path) for path in cli._picture_files("a.png", 2)] == ["a-0.png", "a-1.png"]
+    assert cli._size("64x32") == (32, 64)
+
+
+def test_help_needs_no_heavy_import():
+    """`unitoken --help` must not wait for jax."""
+    code = "import sys; from unitoken_jax.cli import _parser; _parser().format_help(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert not {"jax", "numpy", "PIL", "orbax"} & set(done.stdout.split())
+
+
+def test_generate_and_answer_write_what_was_asked(tmp_path, monkeypatch, capsys):
+    import numpy as np
+    from PIL import Image
+    from tiny_model import noise, tiny_model
+
+    from unitoken_jax.model_dir import UniToken
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(UniToken, "load", lambda path: tiny_model())
+    common = ["--model", "M", "--save-tokens", "t.json"]
+    argv = ["generate", "--prompt", "a red circle", "--out", "a.png", "--number", "2", "--seed", "3"]
+    assert cli.main([*argv, "--size", "24x8", *common]) == 0
+    assert capsys.readouterr().out == "a-0.png\na-1.png\n"
+    expected = tiny_model().draw(["a red circle"], number=2, seed=3, size=(8, 24))
+    saved = json.loads((tmp_path / "t.json").read_text())
+    assert saved["tokens"] == [drawing.tokens.tolist() for drawing in expected]
+    pixels = np.asarray(Image.open(tmp_path / "a-1.png"))
+    np.testing.assert_array_equal(pixels, np.asarray(expected[1].picture))
+
+    noise(0).save(tmp_path / "b.png")
+    assert cli.main(["answer", "--image", "b.png", "--question", "what ?", *common]) == 0
+    (reply,) = tiny_model().reply([[noise(0), "what ?"]])
+    assert capsys.readouterr().out == reply.text + "\n"
+    assert json.loads((tmp_path / "t.json").read_text())["tokens"] == reply.tokens.tolist()
+    assert cli.main(["answer", "--image", "c.png", "--question", "what ?", "--model", "M"]) == 2
+    assert "picture c.png does not exist" in capsys.readouterr().err

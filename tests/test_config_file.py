@@ -1,0 +1,115 @@
+"""Config files and --config.a.b=c overrides."""
+
+import pathlib
+
+import pytest
+
+from unitoken_jax.config import Config
+from unitoken_jax.config_file import is_override, load_config
+
+SHIPPED = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str) -> str:
+        path = tmp_path / "some.py"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_config_loads(path):
+    assert isinstance(load_config(str(path)), Config)
+
+
+def test_states_only_what_differs(write):
+    config = load_config(write("def get_config():\n    return {'train': {'steps': 7}}\n"))
+    assert config.train.steps == 7
+    assert config.data == Config().data
+
+
+def test_argument_reaches_get_config(write):
+    path = write("def get_config(size=None):\n    return {'train': {'steps': int(size or 1)}}\n")
+    assert load_config(path).train.steps == 1
+    assert load_config(path + ":42").train.steps == 42
+
+
+def test_neighbours_are_imported_from_the_configs_own_folder(tmp_path):
+    for folder, steps in (("a", 1), ("b", 2)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "base.py").write_text(f"STEPS = {steps}\n")
+        text = "import base\ndef get_config():\n    return {'train': {'steps': base.STEPS}}\n"
+        (tmp_path / folder / "run.py").write_text(text)
+    assert load_config(str(tmp_path / "a" / "run.py")).train.steps == 1
+    assert load_config(str(tmp_path / "b" / "run.py")).train.steps == 2
+
+
+def test_config_dict_is_accepted(write):
+    text = "from ml_collections import ConfigDict\ndef get_config():\n"
+    path = write(text + "    return ConfigDict({'train': {'steps': 7}})\n")
+    assert load_config(path).train.steps == 7
+
+
+def test_overrides_are_literals_or_strings(write):
+    path = write("def get_config():\n    return {'train': {'steps': 7}}\n")
+    config = load_config(
+        path,
+        [
+            "--config.train.steps=9",
+            "--config.train.dtype=float32",
+            "--config.optimizer.weight_decay=0",
+            "--config.model.vq.channel_multipliers=(1, 2)",
+            "--config.data.sources=[{'path': 'a.jsonl'}]",
+        ],
+    )
+    assert (config.train.steps, config.train.dtype, config.optimizer.weight_decay) == (9, "float32", 0.0)
+    assert config.model.vq.channel_multipliers == (1, 2)
+    assert config.data.sources[0].path == "a.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.train.stesp=1", r"unknown config key train\.stesp.*train\.steps"),
+        ("--config.trian.steps=1", r"unknown config key trian.*train"),
+        ("--config.train.steps=many", r"train\.steps is 'many'; expected int"),
+        ("--config.train.dtype=float16", r"allowed: 'float32', 'bfloat16'"),
+        ("--config.train=3", r"train is a section"),
+        ("--config.train.steps.deep=3", r"train\.steps is a value, not a section"),
+        ("--config.train.steps", r"expected --config\.section\.key=value"),
+    ],
+)
+def test_bad_overrides_name_the_key(write, override, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(write("def get_config():\n    return {}\n"), [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "def get_config():\n    return {'trian': {}}\n",
+            r"some\.py: unknown config key trian.*Did you mean train",
+        ),
+        ("def get_config(:\n", r"some\.py, line 1"),
+        ("x = 1\n", r"some\.py: defines no get_config"),
+        ("def get_config():\n    return 3\n", r"returned int; expected a dict"),
+        ("def get_config():\n    return {'a': missing}\n", r"some\.py: NameError: .*missing"),
+    ],
+)
+def test_bad_files_are_named(write, text, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(write(text))
+
+
+def test_missing_file():
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.py does not exist"):
+        load_config("nowhere.py:7b")
+
+
+def test_is_override():
+    assert is_override("--config.a=1")
+    assert not is_override("--configuration=1")

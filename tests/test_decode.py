@@ -1,0 +1,123 @@
+"""The on-device loops against a full forward pass, alone against in a batch, and what compiles."""
+
+import compiles
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_model import CONFIG, tiny_model
+
+from unitoken_jax.generate import decode
+from unitoken_jax.generate.sampling import sample_keys
+
+
+def _prompts(lengths, seed=0):
+    rng = np.random.default_rng(seed)
+    return [decode.Prompt(rng.integers(70, 390, n), np.full(n, -1, np.int32)) for n in lengths]
+
+
+def _write(prompts, rows=None, end=-7, limit=10, room=16, greedy=True, seed=0, numbers=None, top_k=5):
+    model = tiny_model()
+    rows = rows or len(prompts)
+    keys = sample_keys(seed, np.resize(np.arange(len(prompts)) if numbers is None else numbers, rows))
+    sampling = decode.Sampling(keys, np.int32(top_k), np.float32(0.8))
+    stacked = decode.stack(prompts, rows)
+    arguments = model.module, model.network_params, stacked, sampling, np.int32(end), np.int32(limit)
+    return np.asarray(decode.write(*arguments, room=room, greedy=greedy))
+
+
+@jax.jit
+def _full_logits(params, tokens, length):
+    """float32[V] after `length` tokens by one pass over the whole row, without a cache."""
+    used = jnp.arange(tokens.shape[1])[None] < length
+    batch = {
+        "tokens": tokens,
+        "segments": used.astype(jnp.int32),
+        "positions": jnp.where(used, jnp.arange(tokens.shape[1])[None], 0),
+        "soft_index": jnp.full_like(tokens, -1),
+        "crops": jnp.zeros((1, 1, 16, 16, 3), jnp.uint8),
+    }
+    return tiny_model().apply(params, batch)[0, length - 1]
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(1, 64), (64, 64), (65, 96), (97, 128), (128, 128), (129, 192), (4760, 6144)]
+)
+def test_length_buckets(number, expected):
+    assert decode.bucket(number) == expected
+
+
+def test_crop_buckets_waste_little():
+    found = {decode.bucket(n, least=1, an_octave=4) for n in range(1, 17)}
+    assert found == {1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16}
+
+
+def test_row_buckets():
+    assert [decode.batch_rows(n) for n in (1, 2, 3, 5, 8)] == [1, 2, 4, 8, 8]
+    assert [decode.batch_rows(n, multiple=6) for n in (1, 7)] == [6, 12]
+
+
+def test_greedy_is_the_full_forward_passs_argmax():
+    (prompt,) = _prompts([11])
+    row = np.zeros((1, 64), np.int32)
+    row[0, :11] = prompt.tokens
+    for n in range(11, 21):
+        row[0, n] = np.argmax(_full_logits(tiny_model().params, row, n))
+    np.testing.assert_array_equal(_write([prompt])[0, :10], row[0, 11:21])
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_ragged_batch_equals_each_row_alone(greedy):
+    prompts = _prompts([3, 17, 60, 9, 41])
+    together = _write(prompts, rows=8, greedy=greedy)
+    for number, prompt in enumerate(prompts):
+        alone = _write([prompt], greedy=greedy, numbers=[number])
+        np.testing.assert_array_equal(alone[0], together[number])
+    assert len({tuple(row) for row in together[:5]}) == 5
+
+
+def test_longer_padding_changes_nothing():
+    short, long = _prompts([20, 100])
+    np.testing.assert_array_equal(_write([short])[0], _write([short, long])[0])
+
+
+def test_rows_stop_at_their_own_end_and_at_the_limit():
+    prompts = _prompts([3, 17, 60])
+    free = _write(prompts)
+    assert (free[:, :10] >= 0).all()
+    assert (free[:, 10:] == decode.NOTHING).all()
+    end = int(free[1, 4])
+    first = [int(np.argmax(row == end)) if end in row else 9 for row in free]
+    stopped = _write(prompts, end=end)
+    for row, cut, before in zip(stopped, first, free):
+        np.testing.assert_array_equal(row[: cut + 1], before[: cut + 1])
+        assert (row[cut + 1 :] == decode.NOTHING).all()
+
+
+def test_sampled_tokens_follow_seed_and_number():
+    (prompt,) = _prompts([8])
+    rows = _write([prompt] * 3, rows=4, greedy=False, numbers=[0, 1, 0])
+    np.testing.assert_array_equal(rows[0], rows[2])
+    assert (rows[0] != rows[1]).any()
+    assert (rows[0] != _write([prompt], greedy=False, seed=1, numbers=[0])[0]).any()
+
+
+def test_nothing_recompiles_within_a_bucket():
+    _write(_prompts([30, 3]), greedy=False)
+    with compiles.counted() as found:
+        _write(_prompts([5, 64], seed=1), greedy=False, seed=9, top_k=3, limit=12, end=80)
+    assert not found
+    with compiles.counted() as found:
+        _write(_prompts([5, 65], seed=1), greedy=False)
+    assert found
+
+
+def test_code_columns_equal_the_whole_heads():
+    """`draw` multiplies with the code columns alone; the model's own logits must agree."""
+    model = tiny_model()
+    hidden = jax.random.normal(jax.random.key(0), (3, CONFIG.decoder.width))
+    ids = model.tokenizer.vocabulary.code_ids
+    logits = model.module.apply({"params": model.network_params}, hidden[:, None], method="logits")[:, 0]
+    head = model.params["decoder"]["lm_head"]["kernel"][:, ids]
+    codes = decode.code_logits(hidden, head, model.module.dtype)
+    np.testing.assert_allclose(codes, logits[:, ids], rtol=1e-6, atol=1e-6)

@@ -1,0 +1,145 @@
+"""Drawing pictures: grammar, guidance, one sample anywhere the same, and pixels."""
+
+import compiles
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_decode import _full_logits
+from tiny_model import CONFIG, noise, tiny_model
+
+from unitoken_jax.generate.grammar import SAMPLE, picture_grammar
+from unitoken_jax.generate.image import decode_codes, encode_pictures
+from unitoken_jax.host.sequence import picture_prompt
+
+PROMPTS = ["a red circle", "two blue squares left of a green circle and a square", "a"]
+
+
+def _tokens(drawings):
+    return np.stack([drawing.tokens for drawing in drawings])
+
+
+def test_tokens_obey_the_grammar():
+    model = tiny_model()
+    drawings = model.draw(PROMPTS, number=2)
+    assert [(d.prompt, d.number) for d in drawings] == [(p, i) for p in PROMPTS for i in range(2)]
+    vocabulary = model.tokenizer.vocabulary
+    forced = picture_grammar(CONFIG, vocabulary, 16, 16).forced
+    for drawing in drawings:
+        assert drawing.tokens[0] == vocabulary.begin_of_image
+        body = drawing.tokens[1:]
+        np.testing.assert_array_equal(body[forced != SAMPLE], forced[forced != SAMPLE])
+        assert np.isin(body[forced == SAMPLE], vocabulary.code_ids).all()
+        assert drawing.picture.size == (16, 16)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_guided_greedy_picture_equals_full_forward_passes(guidance):
+    """The published rule written out: two streams, each read whole again for every token."""
+    model = tiny_model()
+    vocabulary = model.tokenizer.vocabulary
+    forced = picture_grammar(CONFIG, vocabulary, 16, 16).forced
+    conditional = picture_prompt(PROMPTS[0], model.tokenizer, CONFIG).tokens.tolist()
+    unconditional = [vocabulary.begin_of_image]
+
+    def logits(tokens):
+        row = np.zeros((1, 96), np.int32)
+        row[0, : len(tokens)] = tokens
+        return np.asarray(_full_logits(model.params, row, len(tokens)))[vocabulary.code_ids]
+
+    for one in forced:
+        if one == SAMPLE:
+            free = logits(unconditional)
+            one = vocabulary.code_ids[np.argmax(free + guidance * (logits(conditional) - free))]
+        conditional.append(int(one))
+        unconditional.append(int(one))
+    (drawing,) = model.draw([PROMPTS[0]], guidance=guidance, top_k=1)
+    np.testing.assert_array_equal(drawing.tokens, unconditional)
+
+
+def test_a_sample_is_the_same_anywhere():
+    model = tiny_model()
+    together = {(d.prompt, d.number): d.tokens for d in model.draw(PROMPTS, number=2, seed=5)}
+    assert len({tuple(tokens) for tokens in together.values()}) == 6
+    for prompts, batch in (([PROMPTS[1]], 16), (PROMPTS[::-1], 2), ([PROMPTS[2]] * 2, 1)):
+        for drawing in model.draw(prompts, seed=5, batch=batch):
+            np.testing.assert_array_equal(drawing.tokens, together[drawing.prompt, drawing.number])
+
+
+def test_seed_and_settings_matter():
+    model = tiny_model()
+    drawn = [
+        _tokens(model.draw(PROMPTS[:2], **settings))
+        for settings in ({}, {"seed": 1}, {"guidance": 8.0}, {"top_k": 2}, {"temperature": 0.2})
+    ]
+    assert len({tokens.tobytes() for tokens in drawn}) == 5
+    np.testing.assert_array_equal(_tokens(model.draw(PROMPTS[:2])), drawn[0])
+
+
+def test_temperature_zero_is_greedy():
+    model = tiny_model()
+    greedy = _tokens(model.draw(PROMPTS[:2], temperature=0.0, seed=3))
+    np.testing.assert_array_equal(greedy, _tokens(model.draw(PROMPTS[:2], top_k=1)))
+
+
+def test_nothing_recompiles_for_another_prompt_seed_or_setting():
+    model = tiny_model()
+    model.draw(["a blue circle", "a"], seed=0)
+    with compiles.counted() as found:
+        model.draw(["two green squares", "what"], seed=7, guidance=2.0, top_k=3, temperature=0.7)
+    assert not found
+
+
+def test_another_size():
+    (drawing,) = tiny_model().draw(["a red circle"], size=(8, 24))
+    assert drawing.picture.size == (24, 8)
+    vocabulary = tiny_model().tokenizer.vocabulary
+    assert drawing.tokens[1:3].tolist() == vocabulary.size_ids[[1, 3]].tolist()
+
+
+def test_pixels_are_clipped_mapped_and_truncated(monkeypatch):
+    model = tiny_model()
+    values = np.linspace(-1.5, 1.5, 2 * 16 * 16 * 3, dtype=np.float32).reshape(2, 16, 16, 3)
+
+    class Stub:
+        def apply(self, variables, codes, method):
+            assert method == "decode"
+            return jnp.asarray(values)
+
+    monkeypatch.setattr(model, "vq", Stub())
+    pictures = decode_codes(model, np.zeros((2, 4, 4), np.int32))
+    expected = ((values.clip(-1, 1) + 1) / 2 * 255).astype(np.uint8)
+    np.testing.assert_array_equal(np.stack([np.asarray(picture) for picture in pictures]), expected)
+
+
+def test_encoding_does_not_depend_on_the_batch():
+    crops = np.stack([np.asarray(noise(seed, 16, 16)) for seed in range(5)])
+    codes = encode_pictures(tiny_model(), crops, batch=4)
+    assert codes.shape == (5, 4, 4)
+    np.testing.assert_array_equal(codes[3:4], encode_pictures(tiny_model(), crops[3:4]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": (16, 20)}, r"width 20 px is not supported: allowed sides are 8, 16, 24"),
+        ({"guidance": 0.0}, "guidance is 0.0"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"number": 0}, "number is 0"),
+        ({"prompts": "a red circle"}, "expected a list"),
+        ({"prompts": ["<s>"]}, "control token"),
+        ({"prompts": [""]}, "empty"),
+    ],
+)
+def test_bad_requests(settings, message):
+    settings = {"prompts": ["a"]} | settings
+    with pytest.raises(ValueError, match=message):
+        tiny_model().draw(settings.pop("prompts"), **settings)
+
+
+def test_a_model_without_a_vq_decoder_refuses_to_draw(monkeypatch):
+    model = tiny_model()
+    rest = {name: tree for name, tree in model.params["vqgan"].items() if name != "decoder"}
+    monkeypatch.setattr(model, "params", model.params | {"vqgan": rest})
+    with pytest.raises(ValueError, match="no vqgan/decoder parameters, which drawing pictures needs"):
+        model.draw(["a"])

@@ -1,0 +1,228 @@
+"""`unitoken doctor`: is this machine ready, and if not, what to do. Exit code 0 where nothing is wrong."""
+
+import dataclasses
+import glob
+import importlib.metadata
+import importlib.util
+import os
+import pathlib
+import platform
+import re
+import shutil
+from collections.abc import Callable
+from typing import Literal
+
+QUICKSTART_GIB = 6
+DISK_GIB = 2
+_EXTRA = re.compile(r"""extra\s*==\s*['"]([^'"]+)['"]""")
+_MARKS = {"ok": "ok   ", "note": "note ", "wrong": "WRONG"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One line of the report. `note`: worth knowing; `wrong`: makes the exit code 1. `fix`: what to do."""
+
+    level: Literal["ok", "note", "wrong"]
+    text: str
+    fix: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What the CPU-fallback check looks at, gathered by `look` (tests make their own)."""
+
+    backend: str
+    platforms: str  # what JAX_PLATFORMS says
+    nvidia_devices: tuple[str, ...] = ()
+    tpu_signs: tuple[str, ...] = ()
+    gpu_plugins: tuple[str, ...] = ()
+    tpu_plugin: bool = False
+
+
+def run(report: Callable[[str], None] = print) -> int:
+    """Prints the whole report; 1 if anything is wrong, else 0."""
+    findings = [*versions(), *devices(), *room(pathlib.Path.cwd())]
+    for finding in findings:
+        report(f"{_MARKS[finding.level]} {finding.text}")
+        if finding.fix:
+            report(f"      -> {finding.fix}")
+    wrong = sum(finding.level == "wrong" for finding in findings)
+    report(
+        f"{wrong} wrong: see the arrows above"
+        if wrong
+        else "ready: `unitoken quickstart` is a good first run"
+    )
+    return int(wrong > 0)
+
+
+def versions() -> list[Finding]:
+    """Python, this package, its requirements (missing or outside their range) and its extras."""
+    findings = [
+        Finding("ok", f"python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    ]
+    try:
+        requirements = importlib.metadata.requires("unitoken_jax") or []
+        findings.append(Finding("ok", f"unitoken_jax {importlib.metadata.version('unitoken_jax')}"))
+    except importlib.metadata.PackageNotFoundError:
+        return [
+            *findings,
+            Finding("wrong", "unitoken_jax is not installed", "pip install -e . in its folder"),
+        ]
+    extras: dict[str, list[str]] = {}
+    for text in requirements:
+        requirement, _, marker = text.partition(";")
+        if extra := _EXTRA.search(marker):
+            extras.setdefault(extra[1], []).extend([requirement, *_implied(requirement)])
+        else:
+            findings.append(_requirement(requirement))
+    for extra, needed in extras.items():
+        missing = sorted({_name(requirement) for requirement in needed if _installed(requirement) is None})
+        if missing:
+            findings.append(
+                Finding("note", f"extra '{extra}' lacks {', '.join(missing)} (only if you need it)")
+            )
+        else:
+            findings.append(Finding("ok", f"extra '{extra}'"))
+    return findings
+
+
+def _name(requirement: str) -> str:
+    return re.split(r"[\s\[<>=!~]", requirement.strip(), maxsplit=1)[0]
+
+
+def _implied(requirement: str) -> list[str]:
+    """What the extra of "jax[tpu]" asks for: jax itself being there says nothing about it."""
+    wanted = re.search(r"\[([^]]+)\]", requirement)
+    if not wanted or _installed(requirement) is None:
+        return []
+    found = [text.partition(";") for text in importlib.metadata.requires(_name(requirement)) or []]
+    extras = {name.strip() for name in wanted[1].split(",")}
+    return [text for text, _, marker in found if (extra := _EXTRA.search(marker)) and extra[1] in extras]
+
+
+def _installed(requirement: str) -> str | None:
+    try:
+        return importlib.metadata.version(_name(requirement))
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _requirement(requirement: str) -> Finding:
+    from packaging.requirements import Requirement
+
+    version, wanted = _installed(requirement), Requirement(requirement)
+    if version is None:
+        return Finding("wrong", f"{wanted.name} is missing", f'pip install "{requirement.strip()}"')
+    if not wanted.specifier.contains(version, prereleases=True):
+        text = f"{wanted.name} {version} is outside the tested range {wanted.specifier}"
+        return Finding("wrong", text, f'pip install "{requirement.strip()}"')
+    return Finding("ok", f"{wanted.name} {version}")
+
+
+def look() -> Machine:
+    """This machine. Starts jax's backend."""
+    import jax
+
+    names = {
+        (distribution.metadata["Name"] or "").lower() for distribution in importlib.metadata.distributions()
+    }
+    tpu = [name for name in ("TPU_NAME", "TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES") if os.environ.get(name)]
+    return Machine(
+        backend=jax.default_backend(),
+        platforms=os.environ.get("JAX_PLATFORMS", ""),
+        nvidia_devices=tuple(sorted(glob.glob("/dev/nvidia[0-9]*"))),
+        tpu_signs=tuple(sorted(glob.glob("/dev/accel[0-9]*")) + tpu),
+        gpu_plugins=tuple(sorted(name for name in names if re.fullmatch(r"jax-(cuda|rocm)\d+-plugin", name))),
+        tpu_plugin="libtpu" in names,
+    )
+
+
+def cpu_fallback(machine: Machine) -> Finding | None:
+    """What is wrong where jax runs on the CPU of a machine that has, or was set up for, an accelerator.
+
+    libtpu alone is no sign of a TPU: `unitoken plan` uses its compiler on machines that have none.
+    """
+    if machine.backend != "cpu":
+        return None
+    has_tpu = bool(machine.tpu_signs)
+    signs = (*machine.nvidia_devices, *machine.tpu_signs, *machine.gpu_plugins)
+    if not signs:
+        return None
+    found = f"jax runs on the CPU, though there is {', '.join(signs)}"
+    if "cpu" in machine.platforms.split(","):
+        return Finding("note", f"{found} (JAX_PLATFORMS={machine.platforms} asks for that)")
+    if machine.platforms:
+        fix = f"unset JAX_PLATFORMS, which is {machine.platforms!r}"
+    elif has_tpu and not machine.tpu_plugin:
+        fix = 'pip install -U "jax[tpu]"'
+    elif has_tpu:
+        fix = "another process may hold the TPU: end it, or see what `JAX_PLATFORMS=tpu unitoken doctor` says"
+    elif not machine.gpu_plugins:
+        fix = 'pip install -U "jax[cuda12]"'
+    elif not machine.nvidia_devices:
+        fix = (
+            "no GPU device is visible: check nvidia-smi, or the container's --gpus; or set JAX_PLATFORMS=cpu"
+        )
+    else:
+        fix = (
+            "the plugin did not start: compare `nvidia-smi`'s driver version with what its CUDA version needs"
+        )
+    return Finding("wrong", found, fix)
+
+
+def devices() -> list[Finding]:
+    """The devices jax sees, whether they compute, and an unintended CPU fallback."""
+    if importlib.util.find_spec("jax") is None:
+        return []  # reported among the versions
+    import jax
+    import jax.numpy as jnp
+
+    try:
+        machine = look()
+        kinds = [device.device_kind for device in jax.devices()]
+        total = float(jax.jit(lambda x: (x @ x).sum())(jnp.ones((8, 8))))
+    except Exception as error:  # any failure to start or compute is what the user came to hear about
+        return [
+            Finding(
+                "wrong",
+                f"jax cannot compute here: {error}",
+                "see the message; reinstall jax for this machine",
+            )
+        ]
+    shown = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in sorted(set(kinds)))
+    findings = [
+        Finding(
+            "ok",
+            f"backend {machine.backend}: {shown}; process {jax.process_index()} of {jax.process_count()}",
+        )
+    ]
+    if total != 512:
+        findings.append(
+            Finding("wrong", f"a matrix product gave {total}, not 512", "check the driver and hardware")
+        )
+    fallback = cpu_fallback(machine)
+    return [*findings, fallback] if fallback else findings
+
+
+def room(folder: pathlib.Path) -> list[Finding]:
+    """Free disk where the user stands, cores, and free memory."""
+    disk = shutil.disk_usage(folder).free / 2**30
+    findings = [_room(disk, DISK_GIB, "disk")]
+    memory = _free_memory_gib()
+    if memory is not None:
+        findings.append(_room(memory, QUICKSTART_GIB, "memory"))
+    return [*findings, Finding("ok", f"{os.cpu_count()} CPU cores")]
+
+
+def _room(free: float, wanted: float, what: str) -> Finding:
+    if free < wanted:
+        return Finding("note", f"{free:.1f} GiB {what} free; the quickstart needs about {wanted} GiB")
+    return Finding("ok", f"{free:.1f} GiB {what} free")
+
+
+def _free_memory_gib() -> float | None:
+    try:
+        text = pathlib.Path("/proc/meminfo").read_text(encoding="ascii")
+        return int(re.search(r"MemAvailable:\s+(\d+) kB", text)[1]) / 2**20
+    except (OSError, TypeError):
+        return None  # no Linux: not worth a dependency

@@ -1,0 +1,97 @@
+"""What a picture's tokens look like: a table of forced ids, -1 where the model chooses a code.
+
+    begin | h w | code ... code new-line | ... | code ... code new-line | end
+
+The table is data, so that drawing is one loop for every size. Plain numpy.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from unitoken_jax.config import ModelConfig
+from unitoken_jax.vocabulary import MAX_SIZE_UNITS, Vocabulary
+
+SAMPLE = -1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PictureGrammar:
+    """The tokens of a picture of `rows` x `columns` codes.
+
+    `forced` int32[N]: the tokens after begin-of-image; an id, or SAMPLE where the model chooses a code.
+    `begin` the begin-of-image id; `code_ids` int32[codes]: the token of each VQ code.
+    """
+
+    rows: int
+    columns: int
+    begin: int
+    forced: np.ndarray
+    code_ids: np.ndarray
+
+    @property
+    def head(self) -> np.ndarray:
+        """int32[2]: the forced ids before the first code. They can be read with the prompt."""
+        return self.forced[: int(np.argmax(self.forced == SAMPLE))]
+
+    @property
+    def body(self) -> np.ndarray:
+        """int32[M]: from the first code to the last one; what is left to draw after the head."""
+        sampled = np.flatnonzero(self.forced == SAMPLE)
+        return self.forced[sampled[0] : sampled[-1] + 1]
+
+    def codes(self, tokens: np.ndarray) -> np.ndarray:
+        """VQ codes int32[B, rows, columns] of `tokens` int32[B, N], which must obey the table.
+
+        Raises ValueError naming the first token that breaks the grammar.
+        """
+        tokens = np.asarray(tokens)
+        if tokens.ndim != 2 or tokens.shape[1] != len(self.forced):
+            raise ValueError(
+                f"tokens of a {self.rows} x {self.columns} picture are int32[B, {len(self.forced)}] "
+                f"(after begin-of-image), not {tokens.shape}"
+            )
+        table = np.full(max(int(self.code_ids.max()), int(tokens.max(initial=0))) + 1, -1, np.int32)
+        table[self.code_ids] = np.arange(len(self.code_ids), dtype=np.int32)
+        found = table[tokens]
+        sampled = self.forced == SAMPLE
+        wrong = np.where(sampled, found < 0, tokens != self.forced)
+        if wrong.any():
+            row, place = map(int, np.argwhere(wrong)[0])
+            expected = "a picture code" if sampled[place] else f"the forced id {self.forced[place]}"
+            raise ValueError(f"picture {row}, token {place}: id {tokens[row, place]} is not {expected}")
+        return found[:, sampled].reshape(len(tokens), self.rows, self.columns)
+
+
+def side_step(config: ModelConfig) -> int:
+    """Every picture side is a multiple of this many pixels: whole codes, and whole size units."""
+    return math.lcm(config.sequence.size_unit, config.vq.stride)
+
+
+def check_size(config: ModelConfig, height: int, width: int) -> None:
+    """Raises ValueError listing the allowed sides unless pictures of `height` x `width` px can be drawn."""
+    step = side_step(config)
+    allowed = range(step, MAX_SIZE_UNITS * config.sequence.size_unit + 1, step)
+    for name, side in (("height", height), ("width", width)):
+        if side not in allowed:
+            shown = (
+                [*map(str, allowed[:3]), "...", str(allowed[-1])] if len(allowed) > 6 else map(str, allowed)
+            )
+            raise ValueError(
+                f"picture {name} {side} px is not supported: allowed sides are {', '.join(shown)} px "
+                f"(multiples of {step}); the model was trained at "
+                f"{config.sequence.picture_size[1]}x{config.sequence.picture_size[0]} (width x height)"
+            )
+
+
+def picture_grammar(config: ModelConfig, vocabulary: Vocabulary, height: int, width: int) -> PictureGrammar:
+    """The grammar of a `height` x `width` px picture. ValueError for an unsupported size."""
+    check_size(config, height, width)
+    rows, columns = height // config.vq.stride, width // config.vq.stride
+    unit = config.sequence.size_unit
+    body = np.full((rows, columns + 1), SAMPLE, np.int32)
+    body[:, -1] = vocabulary.new_line
+    sizes = vocabulary.size_ids[[height // unit, width // unit]]
+    forced = np.concatenate([sizes, body.ravel(), [vocabulary.end_of_image]]).astype(np.int32)
+    return PictureGrammar(rows, columns, vocabulary.begin_of_image, forced, vocabulary.code_ids)

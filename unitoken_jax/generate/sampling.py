@@ -1,0 +1,87 @@
+"""Logits -> one token a row: guidance, top-k, temperature (the published order), with a key a sample.
+
+A sample's randomness comes from (seed, its prompt, its number, the step) alone, so it is the same whatever
+its place in the batch and whatever the batch's size. Numbers that users vary (`top_k`, `temperature`,
+`guidance`) are traced, so changing them compiles nothing.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+def sample_keys(seed: int, numbers) -> jax.Array:
+    """One key a sample: key[B] for samples `numbers` int[B] of `seed`."""
+    # Threefry by name: under vmap, the keys of jax's "rbg" generators draw from one shared stream.
+    root = jax.random.key(seed, impl="threefry2x32")
+    return jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.asarray(numbers, jnp.uint32))
+
+
+@jax.jit
+def stream_keys(seed, streams) -> jax.Array:
+    """One key a sample: key[B] of `streams` uint32[B, 2] = (checksum of its prompt, its number).
+
+    The checksum keeps prompts apart: one seed must not give all of them the same noise.
+    """
+    return jax.vmap(jax.random.fold_in)(sample_keys(seed, streams[:, 0]), streams[:, 1])
+
+
+def step_keys(keys: jax.Array, step) -> jax.Array:
+    """The samples' keys key[B] for their `step`-th token."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+
+
+def guide(logits: jax.Array, guidance) -> jax.Array:
+    """Classifier-free guidance: [2B, V] (conditional rows, then unconditional) -> [B, V]."""
+    conditional, unconditional = jnp.split(logits, 2)
+    return unconditional + guidance * (conditional - unconditional)
+
+
+def sample(logits: jax.Array, keys: jax.Array, top_k, temperature) -> jax.Array:
+    """One of each row's `top_k` best tokens, at `temperature`: float32[B, V], key[B] -> int32[B].
+
+    Exactly `top_k` tokens take part, of equal ones those with the lower ids; `top_k` 1 is therefore argmax.
+    """
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], logits.dtype))(keys)
+    scores = jnp.where(best(logits, top_k), logits / temperature + noise, -jnp.inf)
+    return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+
+
+def best(logits: jax.Array, top_k) -> jax.Array:
+    """bool[B, V]: each row's `top_k` (traced) largest of float32[B, V]; of equal ones the first.
+
+    Finds the smallest one by bisection over the 2^32 float32 values: a sort of the row takes thirty times as
+    long on a CPU, and `lax.top_k` would compile anew for every k.
+    """
+    bits = jax.lax.bitcast_convert_type(logits.astype(jnp.float32) + 0.0, jnp.int32)  # -0.0 + 0.0 is 0.0
+    order = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # as integers, in the floats' order
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = (low | high) - ((low ^ high) >> 1)  # their mean, rounded up, without overflow
+        enough = jnp.sum(order >= middle[:, None], axis=-1) >= top_k
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle - 1)
+
+    limits = jnp.iinfo(jnp.int32)
+    bounds = (jnp.full(len(order), limit, jnp.int32) for limit in (limits.min, limits.max))
+    smallest = jax.lax.fori_loop(0, 32, halve, tuple(bounds))[0][:, None]
+    above, equal = order > smallest, order == smallest
+    room = top_k - jnp.sum(above, axis=-1, keepdims=True)
+    return above | (equal & (jnp.cumsum(equal, axis=-1) <= room))
+
+
+def check_sampling(top_k: int, temperature: float, guidance: float = 1.0) -> tuple[int, float, float]:
+    """The settings as plain numbers for `sample`: (top_k, temperature, guidance).
+
+    Temperature 0 means greedy, which is top-k 1. Raises ValueError for what means nothing.
+    """
+    if isinstance(top_k, bool) or int(top_k) != top_k or top_k < 1:
+        raise ValueError(f"top_k is {top_k!r}; expected a whole number of at least 1 (1 is greedy)")
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ValueError(f"temperature is {temperature!r}; expected 0 (greedy) or a positive number")
+    if not (math.isfinite(guidance) and guidance > 0):
+        raise ValueError(f"guidance is {guidance!r}; expected a positive number (1 is no guidance)")
+    if temperature == 0:
+        return 1, 1.0, float(guidance)
+    return int(top_k), float(temperature), float(guidance)

@@ -1,0 +1,295 @@
+"""The model directory, which training and conversion write and everything else reads, and `UniToken` on it.
+
+    config.json      ModelConfig
+    tokenizer.json   text tokenizer with the control tokens
+    params/          Orbax: one tree {"siglip", "adapter", "decoder", "vqgan"}
+    manifest.json    versions, when it was made, source files and their SHA-256, licence notes
+
+Nothing else is needed to run it, and nothing in it is code.
+"""
+
+import contextlib
+import datetime
+import functools
+import importlib.metadata
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from flax.core import meta
+
+from unitoken_jax import sharding
+from unitoken_jax.config import ModelConfig, from_dict, to_dict
+from unitoken_jax.host.tokenizer import Tokenizer
+
+FORMAT = 1
+CONFIG, TOKENIZER, PARAMS, MANIFEST = "config.json", "tokenizer.json", "params", "manifest.json"
+NETWORK = ("siglip", "adapter", "decoder")  # what UniTokenModel reads; the VQ-GAN stands apart
+# What a directory may lack as a whole: published checkpoints carry no VQ-GAN, or its encoder alone.
+OPTIONAL = ("vqgan", "vqgan/encoder", "vqgan/quant_conv", "vqgan/decoder", "vqgan/post_quant_conv")
+_VERSIONS = ("unitoken_jax", "jax", "jaxlib", "flax", "orbax-checkpoint", "tokenizers", "numpy")
+
+
+class LoadedModel(NamedTuple):
+    """A model directory's content; `params` as in the module's docstring."""
+
+    config: ModelConfig
+    params: dict
+    tokenizer: Tokenizer
+    manifest: dict
+
+
+def save_model(
+    path: str | os.PathLike,
+    config: ModelConfig,
+    params: Mapping,
+    tokenizer: Tokenizer,
+    manifest: Mapping | None = None,
+) -> None:
+    """Writes the model directory `path`: complete, or not at all. An older model directory there is replaced.
+
+    `manifest` adds to what manifest.json says (`sources`, `licences`, ...). Every process of a multi-host
+    run calls this with the same arguments. Raises FileExistsError where `path` is something else than a model
+    directory, ValueError listing every parameter that does not fit `config`.
+    """
+    import orbax.checkpoint as ocp
+
+    path = pathlib.Path(path).absolute()
+    params = meta.unbox(dict(params))
+    _check_params(config, params, f"the parameters for {path}")
+    if path.exists() and not is_model_dir(path) and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"{path} exists and is no model directory: choose another place, or remove it")
+    part, old = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.old")
+    main = jax.process_index() == 0
+    if main:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in (part, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        part.mkdir()
+    _wait("save_model: directory made")
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(part / PARAMS, params)
+    if main:
+        _write_json(part / CONFIG, to_dict(config))
+        tokenizer.save(part / TOKENIZER)
+        _write_json(part / MANIFEST, _manifest() | dict(manifest or {}))
+        if path.exists():
+            os.rename(path, old)
+        os.rename(part, path)
+        shutil.rmtree(old, ignore_errors=True)
+    _wait("save_model: done")
+
+
+def load_model(path: str | os.PathLike, *, mesh=None, dtype: Any = None) -> LoadedModel:
+    """Reads the model directory `path`, every parameter's path and shape checked against its config.
+
+    `mesh` (`sharding.make_mesh`) spreads the parameters over devices; `dtype` casts all but the VQ-GAN's
+    (None keeps what is stored). Raises FileNotFoundError, or ValueError listing every problem.
+    """
+    import orbax.checkpoint as ocp
+
+    path = pathlib.Path(path).absolute()
+    _check_directory(path)
+    try:
+        config = from_dict(ModelConfig, json.loads((path / CONFIG).read_text(encoding="utf-8")))
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: {CONFIG} or {MANIFEST} is not valid JSON ({error})") from error
+    except ValueError as error:
+        raise ValueError(f"{path / CONFIG}: {error}") from error
+    if manifest.get("format", FORMAT) != FORMAT:
+        raise ValueError(
+            f"{path} has format {manifest['format']}; this version reads {FORMAT}: update unitoken_jax"
+        )
+    with ocp.StandardCheckpointer() as checkpointer:
+        stored = checkpointer.metadata(path / PARAMS).item_metadata.tree
+        _check_params(config, stored, str(path / PARAMS))
+        params = checkpointer.restore(path / PARAMS, _targets(config, stored, mesh, dtype))
+    return LoadedModel(config, params, Tokenizer.load(path / TOKENIZER), manifest)
+
+
+def is_model_dir(path: str | os.PathLike) -> bool:
+    """Whether `path` is a model directory (complete: they never exist half-written)."""
+    path = pathlib.Path(path)
+    return all((path / name).exists() for name in (CONFIG, TOKENIZER, PARAMS, MANIFEST))
+
+
+def _check_directory(path: pathlib.Path) -> None:
+    if not path.is_dir():
+        old = path.with_name(f".{path.name}.old")
+        hint = f" (a save was cut short: {old} is the one before it, rename it)" if is_model_dir(old) else ""
+        raise FileNotFoundError(f"no model directory at {path}{hint}")
+    missing = [name for name in (CONFIG, TOKENIZER, PARAMS, MANIFEST) if not (path / name).exists()]
+    if missing:
+        raise FileNotFoundError(f"{path} is no model directory: it lacks {', '.join(missing)}")
+
+
+def _manifest() -> dict:
+    versions = {}
+    for name in _VERSIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"format": FORMAT, "created": created, "versions": versions, "sources": {}, "licences": []}
+
+
+def _write_json(path: pathlib.Path, values: Mapping) -> None:
+    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def _wait(where: str) -> None:
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(where)
+
+
+@functools.cache
+def _abstract(config: ModelConfig):
+    """Boxed abstract parameters; a 7B takes seconds to trace."""
+    from unitoken_jax.model.init import abstract_params
+
+    return abstract_params(config)
+
+
+def _flat(tree) -> dict[str, Any]:
+    return traverse_util.flatten_dict(dict(tree), sep="/")
+
+
+def _check_params(config: ModelConfig, params: Mapping, where: str) -> None:
+    """Raises ValueError listing every missing, surplus or misshapen parameter of `params`."""
+    expected, found = _flat(meta.unbox(_abstract(config))), _flat(params)
+    may_lack = OPTIONAL + (("siglip", "adapter") if config.sequence.encoding == "discrete" else ())
+    absent = [group + "/" for group in may_lack if not any(name.startswith(group + "/") for name in found)]
+    problems = []
+    for name, leaf in expected.items():
+        if name not in found:
+            if not name.startswith(tuple(absent)):
+                problems.append(f"missing: {name} {leaf.shape}")
+        elif tuple(found[name].shape) != tuple(leaf.shape):
+            problems.append(
+                f"shape: {name} is {tuple(found[name].shape)}, the config says {tuple(leaf.shape)}"
+            )
+    problems += [f"surplus: {name} {tuple(found[name].shape)}" for name in found if name not in expected]
+    if problems:
+        lines = "\n  ".join(problems)
+        raise ValueError(f"{where} does not fit its config, {len(problems)} problems:\n  {lines}")
+
+
+def _targets(config: ModelConfig, stored: Mapping, mesh, dtype) -> dict:
+    """What to restore: the stored shapes with dtype and placement."""
+    boxed = _abstract(config)
+    if mesh is None:
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        placed = dict.fromkeys(_flat(meta.unbox(boxed)), here)
+    else:
+        placed = _flat(sharding.shardings(mesh, boxed))
+    targets = {}
+    for name, leaf in _flat(stored).items():
+        cast = dtype if dtype is not None and not name.startswith("vqgan/") else leaf.dtype
+        targets[name] = jax.ShapeDtypeStruct(tuple(leaf.shape), cast, sharding=placed[name])
+    return traverse_util.unflatten_dict(targets, sep="/")
+
+
+class UniToken:
+    """A model ready for use: `generate` pictures, `answer` questions, or take `params` and `apply`."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: Mapping,
+        tokenizer: Tokenizer,
+        *,
+        mesh=None,
+        dtype=None,
+        manifest=None,
+    ):
+        """Of parts in memory. `dtype` of the computation; None: float32 on a CPU, else bfloat16."""
+        from unitoken_jax.host.sequence import check
+        from unitoken_jax.model.unitoken import UniTokenModel
+        from unitoken_jax.model.vqgan import VQModel
+
+        check(config, tokenizer.vocabulary)
+        self.config, self.params, self.tokenizer = config, dict(params), tokenizer
+        self.mesh, self.manifest = mesh, dict(manifest or {})
+        self.module = UniTokenModel(config, dtype=_default_dtype() if dtype is None else jnp.dtype(dtype))
+        # In float32 whatever the rest computes in: a code is the nearest of thousands.
+        self.vq = VQModel(config.vq, dtype=jnp.dtype("float32"))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, *, mesh=None, dtype=None) -> "UniToken":
+        """Of the model directory `path`; its parameters are cast to `dtype`. Errors as `load_model`."""
+        dtype = _default_dtype() if dtype is None else jnp.dtype(dtype)
+        config, params, tokenizer, manifest = load_model(path, mesh=mesh, dtype=dtype)
+        return cls(config, params, tokenizer, mesh=mesh, dtype=dtype, manifest=manifest)
+
+    def generate(self, prompts: Sequence[str], **settings) -> list:
+        """PIL images of `prompts`; settings (seed, guidance, number, ...) as `generate.image.draw`."""
+        return [drawing.picture for drawing in self.draw(prompts, **settings)]
+
+    def answer(self, conversations: Sequence, **settings) -> list[str]:
+        """Answers, as text, to [[part, ...], ...]; settings as `generate.text.answer`."""
+        return [reply.text for reply in self.reply(conversations, **settings)]
+
+    def draw(self, prompts: Sequence[str], **settings) -> list:
+        """As `generate`, with the tokens: a list of `generate.image.Drawing`."""
+        from unitoken_jax.generate.image import draw
+
+        return draw(self, prompts, **settings)
+
+    def reply(self, conversations: Sequence, **settings) -> list:
+        """As `answer`, with the tokens: a list of `generate.text.Answer`."""
+        from unitoken_jax.generate.text import answer
+
+        return answer(self, conversations, **settings)
+
+    def apply(self, params: Mapping, batch: Mapping) -> jax.Array:
+        """Logits float32[B, T, V] of a `Batch`; pure. `params`: the whole tree, or the network's alone."""
+        network = {name: params[name] for name in NETWORK if name in params}
+        return self.module.apply({"params": network}, batch)
+
+    @property
+    def network_params(self) -> dict:
+        """The parameters without the VQ-GAN's."""
+        return {name: self.params[name] for name in NETWORK if name in self.params}
+
+    def require(self, group: str, purpose: str) -> None:
+        """Raises ValueError where the parameter group ("vqgan/decoder") that `purpose` needs is absent."""
+        tree = self.params
+        for name in group.split("/"):
+            tree = tree.get(name) if isinstance(tree, Mapping) else None
+        if not tree:
+            raise ValueError(
+                f"this model directory has no {group} parameters, which {purpose} needs: convert it again "
+                "with that part's checkpoint (for vqgan: --vqgan)"
+            )
+
+    def rows(self, number: int) -> int:
+        """Rows of the compiled program that `number` prompts run in."""
+        from unitoken_jax.generate.decode import batch_rows
+
+        return batch_rows(
+            number, 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        )
+
+    def place(self, tree):
+        """Host arrays [B, ...] on the devices, their rows spread over the mesh."""
+        if self.mesh is None:
+            return tree
+        rows = jax.sharding.NamedSharding(self.mesh, sharding.spec("batch"))
+        return jax.device_put(tree, rows)
+
+    def run(self, function, *arguments, **settings):
+        """Calls `function` under the mesh, if there is one."""
+        with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
+            return function(*arguments, **settings)
+
+
+def _default_dtype():
+    return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
