@@ -1,0 +1,77 @@
+"""Metrics: JSONL, TensorBoard, progress without a terminal, curves."""
+
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from unitoken_jax.train import metrics as m
+from unitoken_jax.train.curves import draw_curves
+from unitoken_jax.train.metrics import MetricsLog, Progress, read_metrics
+
+
+def test_a_line_a_step_written_one_step_late(tmp_path):
+    with MetricsLog(tmp_path) as log:
+        log.push(1, {"loss": 2.0})
+        assert (tmp_path / "metrics.jsonl").read_text() == ""
+        log.push(2, {"loss": float("nan")})
+        assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "loss": 2.0}
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": None}]
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_a_resumed_run_appends_and_its_repeated_steps_count(tmp_path):
+    for start, loss in ((1, 3.0), (2, 1.0)):
+        with MetricsLog(tmp_path) as log:
+            log.push(start, {"loss": loss})
+            log.push(start + 1, {"loss": loss})
+    assert [row["loss"] for row in read_metrics(tmp_path)] == [3.0, 1.0, 1.0]
+
+
+def test_a_cut_last_line_is_left_out_and_others_are_named(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1}\n{"ste')
+    assert read_metrics(tmp_path) == [{"step": 1}]
+    file.write_text('{"ste\n{"step": 1}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:1"):
+        read_metrics(tmp_path)
+
+
+def test_progress_says_the_last_step_and_the_time_left_where_there_is_no_terminal(monkeypatch):
+    seconds = iter([0.0, 1.0, 6.0, 6.0, 7.0, 8.0, 8.0])
+    monkeypatch.setattr(m.time, "monotonic", lambda: next(seconds))
+    stream = io.StringIO()
+    progress = Progress("stage1", total=30, start=10, stream=stream)
+    progress.update(12, {"loss": 1.0})  # after a second: nothing
+    progress.update(20, {"loss": 1.0, "tokens_per_second": 1234.0})
+    assert stream.getvalue() == "stage1: step 20 of 30  loss 1.000  tokens/s 1,234  0:06 left\n"
+    progress.update(30, {"loss": None})
+    assert "step 30 of 30" in stream.getvalue()
+
+
+def test_progress_is_a_bar_on_a_terminal():
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    progress = Progress("stage1", total=4, stream=stream)
+    progress.update(3, {"loss": 1.5})
+    progress.close()
+    assert "stage1" in stream.getvalue()
+    assert "3/4" in stream.getvalue()
+
+
+def test_clock():
+    assert [m.clock(5), m.clock(185), m.clock(3725)] == ["0:05", "3:05", "1:02:05"]
+
+
+def test_curves_of_several_runs(tmp_path):
+    for run, points in (("stage1", 3), ("stage2", 150)):
+        with MetricsLog(tmp_path / run) as log:
+            for step in range(1, points + 1):
+                log.push(step, {"loss": 1 / step, "lr": 0.1})
+    out = draw_curves([tmp_path / "stage1", tmp_path / "stage2"], tmp_path / "curves.png")
+    with Image.open(out) as picture:
+        assert picture.width > picture.height > 100
+    (tmp_path / "stage1/metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(ValueError, match="nothing to draw"):
+        draw_curves(tmp_path / "stage1", tmp_path / "none.png")

@@ -1,0 +1,175 @@
+"""Train step: learns, freezes, skips, repeats; codes made online; the same on a mesh."""
+
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from tiny_model import CONFIG as MODEL
+from tiny_model import tiny_params, tiny_tokenizer
+
+from unitoken_jax import sharding
+from unitoken_jax.config import Config, MeshConfig, OptimizerConfig, ParameterGroup, TrainConfig
+from unitoken_jax.model.init import abstract_params
+from unitoken_jax.train.optimizer import peak_rates, schedule, transformation
+from unitoken_jax.train.state import create, state_shardings
+from unitoken_jax.train.step import make_evaluation_step, make_model, make_train_step
+
+ROWS, LENGTH = 8, 24
+CONFIG = Config(
+    model=dataclasses.replace(MODEL, decoder=dataclasses.replace(MODEL.decoder, dropout=0.1)),
+    optimizer=OptimizerConfig(
+        groups=(ParameterGroup("^decoder/embed", 0.0), ParameterGroup("^(adapter|decoder)/", 1e-2)),
+        warmup_fraction=0.0,
+    ),
+    train=TrainConfig(steps=20, dtype="float32", remat="none", loss_chunk=16),
+)
+VOCABULARY = tiny_tokenizer().vocabulary
+
+
+def make_batch(seed=0):
+    """Two segments a row, some soft positions in the first, labels in both."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(3, 60, (ROWS, LENGTH)).astype(np.int32)
+    segments = np.repeat([[1] * 14 + [2] * 8 + [0] * 2], ROWS, 0).astype(np.int32)
+    positions = np.repeat([[*range(14), *range(8), 0, 0]], ROWS, 0).astype(np.int32)
+    soft_index = np.full((ROWS, LENGTH), -1, np.int32)
+    soft_index[:, 2:6] = np.arange(4)
+    labels = np.where((soft_index < 0) & (rng.random((ROWS, LENGTH)) < 0.5), tokens, -1)
+    crops = rng.integers(0, 256, (ROWS, 1, 16, 16, 3)).astype(np.uint8)
+    return {
+        "tokens": tokens,
+        "labels": labels.astype(np.int32),
+        "segments": segments,
+        "positions": positions,
+        "soft_index": soft_index,
+        "crops": crops,
+    }
+
+
+def rates():
+    return peak_rates(flatten_dict(tiny_params(), sep="/"), CONFIG.optimizer.groups)
+
+
+def start():
+    return create(tiny_params(), rates(), transformation(CONFIG.optimizer))
+
+
+@pytest.fixture(scope="module")
+def step():
+    return make_train_step(make_model(CONFIG), CONFIG, rates(), VOCABULARY)
+
+
+def test_learns_one_batch_and_leaves_what_is_frozen(step):
+    state, losses = start(), []
+    for _ in range(8):
+        state, metrics = step(state, make_batch())
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.7 * losses[0]
+    before, after = (flatten_dict(tree, sep="/") for tree in (tiny_params(), state.tree))
+    moved = {path for path in before if not np.array_equal(before[path], after[path])}
+    assert moved == set(rates())
+    assert not any(path.startswith(("siglip/", "vqgan/", "decoder/embed")) for path in moved)
+    assert int(state.step) == 8
+    assert int(state.skipped) == 0
+
+
+def test_metrics_say_what_happened(step):
+    batch = make_batch()
+    state, metrics = step(start(), batch)
+    state, metrics = step(state, batch)
+    count = metrics["understanding_tokens"] + metrics["generation_tokens"]
+    total = metrics["understanding_loss"] * metrics["understanding_tokens"]
+    total += metrics["generation_loss"] * metrics["generation_tokens"]
+    np.testing.assert_allclose(total / count, metrics["loss"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["lr"], 1e-2 * schedule(1, 20, 0.0), rtol=1e-5)
+    parts = metrics["grad_norm/adapter"] ** 2 + metrics["grad_norm/decoder"] ** 2
+    np.testing.assert_allclose(parts, metrics["grad_norm"] ** 2, rtol=1e-4)
+    assert metrics["param_norm/decoder"] > 0
+    assert all(value.dtype == jnp.float32 and value.ndim == 0 for value in metrics.values())
+
+
+def test_dropout_follows_the_step_alone(step):
+    first, again, later = start(), start(), start().replace(step=jnp.int32(1))
+    losses = [float(step(state, make_batch())[1]["loss"]) for state in (first, again, later)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_loss_that_is_not_finite_changes_nothing_but_the_counters(step):
+    poisoned = start()
+    poisoned.params["decoder/lm_head/kernel"] = (
+        poisoned.params["decoder/lm_head/kernel"].at[0, 0].set(jnp.nan)
+    )
+    before = jax.tree.map(np.array, poisoned)
+    after, metrics = step(poisoned, make_batch())
+    assert not np.isfinite(metrics["loss"])
+    assert (int(after.step), int(after.skipped), float(metrics["skipped"])) == (1, 1, 1.0)
+    jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
+    jax.tree.map(np.testing.assert_array_equal, after.opt_state, before.opt_state)
+
+
+def test_codes_made_online_are_those_put_in_beforehand():
+    evaluate = make_evaluation_step(make_model(CONFIG), CONFIG, VOCABULARY)
+    rng = np.random.default_rng(1)
+    batch = make_batch()
+    pictures = rng.integers(0, 256, (ROWS, 1, 16, 16, 3)).astype(np.uint8)
+    code_index = np.full((ROWS, LENGTH), -1, np.int32)
+    code_index[:, 7:13] = np.arange(6)
+    batch["labels"][:, 7:10] = 0  # placeholders of what is to be learnt
+    batch["labels"][:, 10:13] = -1
+    online = batch | {"pictures": pictures, "code_index": code_index}
+
+    from unitoken_jax.model.vqgan import VQModel
+
+    vq, variables = VQModel(CONFIG.model.vq), {"params": tiny_params()["vqgan"]}
+    codes = vq.apply(variables, vq.apply(variables, pictures[:, 0], method="encode"), method="quantize")[1]
+    ids = VOCABULARY.code_ids[np.asarray(codes).reshape(ROWS, -1)[:, :6]]
+    batch["tokens"][:, 7:13] = ids
+    batch["labels"][:, 7:10] = ids[:, :3]
+    found, expected = evaluate(start(), online), evaluate(start(), batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
+
+
+def test_equal_on_a_mesh(step):
+    if jax.device_count() < 8:
+        pytest.skip("needs 8 devices: test_on_eight_devices runs this again with them")
+    alone, expected = step(start(), make_batch())
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    with jax.set_mesh(mesh):
+        optimizer = transformation(CONFIG.optimizer)
+        layout = sharding.shardings(mesh, abstract_params(CONFIG.model))
+        params = jax.tree.map(jax.device_put, tiny_params(), layout)
+        abstract = jax.eval_shape(lambda: create(params, rates(), optimizer))
+        shardings = state_shardings(abstract, layout, mesh)
+        state = jax.jit(lambda tree: create(tree, rates(), optimizer), out_shardings=shardings)(params)
+        rows = jax.NamedSharding(mesh, sharding.spec("batch"))
+        spread = make_train_step(make_model(CONFIG), CONFIG, rates(), VOCABULARY, shardings)
+        state, metrics = spread(state, jax.device_put(make_batch(), rows))
+    for name in ("loss", "z_loss", "grad_norm", "understanding_tokens"):
+        np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-4)
+    for path, value in state.params.items():
+        assert value.sharding == shardings.params[path]
+        np.testing.assert_allclose(value, alone.params[path], atol=2e-4)
+    assert not state.params["decoder/lm_head/kernel"].sharding.is_fully_replicated
+
+
+@pytest.mark.slow
+def test_on_eight_devices():
+    here = pathlib.Path(__file__).parent
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
+    command = [sys.executable, "-m", "pytest", "-k", "equal_on_a_mesh", "-p", "no:cacheprovider"]
+    files = [str(here / "test_loss.py"), str(here / "test_step.py")]
+    done = subprocess.run(
+        [*command, *files], cwd=here.parent, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 passed" in done.stdout

@@ -1,0 +1,250 @@
+"""The training loop: the same for the quickstart on a laptop and 7B on a pod.
+
+A run directory holds config.json, checkpoints/, metrics.jsonl, tensorboard/ and, at the end, model/.
+"""
+
+import contextlib
+import pathlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from flax.core import meta
+
+from unitoken_jax import model_dir, sharding
+from unitoken_jax.config import Config, to_dict
+from unitoken_jax.host.loader import Loader, Validation
+from unitoken_jax.host.tokenizer import Tokenizer
+from unitoken_jax.model.init import abstract_params, init_params
+from unitoken_jax.train import state as states
+from unitoken_jax.train.checkpoint import Checkpoints, check_workdir, claim_workdir, differences
+from unitoken_jax.train.loss import LossSums
+from unitoken_jax.train.metrics import MetricsLog, Progress
+from unitoken_jax.train.optimizer import peak_rates, transformation
+from unitoken_jax.train.step import make_evaluation_step, make_model, make_train_step
+
+MODEL_FOLDER = "model"
+RESUMABLE = 75  # exit code of a run stopped by SIGTERM: sysexits' "try again"
+
+
+class Preempted(SystemExit):
+    """SIGTERM came; everything is saved, and the same command goes on from there."""
+
+    def __init__(self):
+        super().__init__(RESUMABLE)
+
+
+def train(
+    config: Config,
+    workdir,
+    *,
+    params: dict | None = None,
+    tokenizer: Tokenizer | None = None,
+    progress: str | None = "train",
+) -> states.State:
+    """Trains as `config` says in run directory `workdir`, resuming from what is there; the final state.
+
+    Starts from `params` (nested tree) and `tokenizer` where given, else from the model directory
+    `config.train.init_from`, else from random weights and `config.train.tokenizer`. `progress` labels the
+    progress bar; None: silent. Writes `workdir`/model at the end. Raises ValueError for what cannot be done
+    (settings, data, another run's directory), Preempted after SIGTERM.
+    """
+    workdir = pathlib.Path(workdir)
+    check_workdir(workdir, config)  # before anything slow
+    mesh = sharding.make_mesh(config.mesh)
+    _check_rows(config, mesh)
+    with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+        if params is None or tokenizer is None:
+            params, tokenizer = _start(config, params, tokenizer, mesh)
+        loader = Loader(config.data, config.model, tokenizer, config.train.seed, *_process())
+        stack.callback(loader.close)
+        validation = None
+        if config.data.validation:
+            validation = Validation(config.data, config.model, tokenizer, *_process())
+        rates = peak_rates(states.flatten(params), config.optimizer.groups)
+        state, shardings = _place(config, params, rates, mesh)
+        del params
+        claim_workdir(workdir, config)
+        checkpoints = stack.enter_context(Checkpoints(workdir, config.train.keep))
+        if checkpoints.latest() is not None:
+            state, position = checkpoints.restore(_abstract(state, shardings))
+            loader.restore(position)
+        log = stack.enter_context(_open_log(config, workdir, progress, int(state.step)))
+        run = _Run(config, mesh, tokenizer, rates, shardings, loader, validation, checkpoints, log)
+        state = run.to_the_end(state, stack.enter_context(_terminations()))
+    about = {"training": to_dict(config)}
+    model_dir.save_model(workdir / MODEL_FOLDER, config.model, state.tree, tokenizer, about)
+    return state
+
+
+class _Run:
+    """A run with all its parts in place."""
+
+    def __init__(self, config, mesh, tokenizer, rates, shardings, loader, validation, checkpoints, log):
+        self.config, self.mesh, self.loader, self.validation = config, mesh, loader, validation
+        self.checkpoints, self.log = checkpoints, log
+        model = make_model(config)
+        self.step = make_train_step(model, config, rates, tokenizer.vocabulary, shardings)
+        self.evaluate = make_evaluation_step(model, config, tokenizer.vocabulary)
+
+    def to_the_end(self, state: states.State, terminated: threading.Event) -> states.State:
+        """Steps, validations and checkpoints up to `config.train.steps`; Preempted when told to stop."""
+        settings = self.config.train
+        before = time.perf_counter()
+        for step in range(int(state.step) + 1, settings.steps + 1):
+            batch = next(self.loader)
+            waited = time.perf_counter() - before
+            state, metrics = self.step(state, place(batch, self.mesh))
+            # Only now wait for the step before this one: the device has this one to do meanwhile.
+            self.log.flush()
+            now = time.perf_counter()
+            metrics |= _speeds(batch, now - before, waited)
+            if settings.validate_every and self.validation and step % settings.validate_every == 0:
+                metrics |= self.validate(state)
+            stopping = terminated.is_set()  # looked at once: it may be set while this is being saved
+            if step % settings.save_every == 0 or step == settings.steps or stopping:
+                self.checkpoints.save(state, self.loader.state(), self.config)
+            self.log.push(step, metrics)
+            before = time.perf_counter()
+            if stopping and step < settings.steps:
+                raise Preempted
+        return state
+
+    def validate(self, state: states.State) -> dict[str, float]:
+        """One pass over the validation set: `LossSums.means` of all of it, named validation_*."""
+        total = None
+        for batch in self.validation:
+            sums = self.evaluate(state, place(batch, self.mesh))
+            total = sums if total is None else jax.tree.map(jax.numpy.add, total, sums)
+        means = LossSums(*total).means()
+        return {f"validation_{name}": float(means[name]) for name in means if not name.endswith("_tokens")}
+
+
+def _start(config: Config, params, tokenizer, mesh) -> tuple[dict, Tokenizer]:
+    """Parameters and tokenizer to start from, where the caller brought not both."""
+    settings = config.train
+    if settings.init_from:
+        loaded = model_dir.load_model(settings.init_from, mesh=mesh)
+        _check_same_network(config, loaded.config)
+        return loaded.params if params is None else params, tokenizer or loaded.tokenizer
+    if tokenizer is None:
+        if not settings.tokenizer:
+            raise ValueError(
+                "nothing to start from: set config.train.init_from to a model directory, or "
+                "config.train.tokenizer to a tokenizer.json to start from random weights"
+            )
+        tokenizer = Tokenizer.load(settings.tokenizer)
+    return init_params(config.model, settings.seed, mesh) if params is None else params, tokenizer
+
+
+def _check_same_network(config: Config, stored) -> None:
+    """ValueError naming each setting of a network in which the model directory is another one."""
+    free = ("decoder.dropout", "vq.commitment", "sequence.", "generation.")
+    lines = differences(to_dict(stored), to_dict(config.model))
+    lines = [f"config.model.{line}" for line in lines if not line.startswith(free)]
+    if lines:
+        raise ValueError(
+            f"{config.train.init_from} holds another network than config.model (there / here):\n  "
+            + "\n  ".join(lines)
+            + "\nSet these keys to what the model directory has."
+        )
+
+
+def _check_rows(config: Config, mesh) -> None:
+    groups = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.data.rows % groups:
+        raise ValueError(
+            f"data.rows is {config.data.rows}, and the mesh splits rows {groups} ways (data x fsdp): "
+            "make it a multiple"
+        )
+
+
+def _place(config: Config, params: dict, rates: dict[str, float], mesh):
+    """(state at step 0, its shardings), every array where it belongs."""
+    optimizer = transformation(config.optimizer)
+    layout = states.flatten(sharding.shardings(mesh, abstract_params(config.model)))
+    flat = states.flatten(meta.unbox(params))
+    unknown = [path for path in flat if path not in layout]
+    if unknown:
+        raise ValueError(
+            f"config.model has no parameters {', '.join(unknown[:8])}, which were given to start from"
+        )
+    flat = {path: jax.device_put(value, layout[path]) for path, value in flat.items()}
+    tree = states.merge(flat, {})
+    abstract = jax.eval_shape(lambda tree: states.create(tree, rates, optimizer), tree)
+    shardings = states.state_shardings(abstract, layout, mesh)
+    create = jax.jit(lambda tree: states.create(tree, rates, optimizer), out_shardings=shardings)
+    return create(tree), shardings
+
+
+def _abstract(state: states.State, shardings: states.State) -> states.State:
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        shardings,
+    )
+
+
+def place(batch: dict, mesh) -> dict:
+    """This process's rows of a batch -> global arrays, rows split over the mesh."""
+    rows = jax.sharding.NamedSharding(mesh, sharding.spec("batch"))
+    return {name: jax.make_array_from_process_local_data(rows, value) for name, value in batch.items()}
+
+
+def _process() -> tuple[int, int]:
+    return jax.process_index(), jax.process_count()
+
+
+def _speeds(batch: dict, seconds: float, waited: float) -> dict[str, float]:
+    """What a batch holds (this process's rows times the processes), and how fast it went.
+
+    `seconds` is what the step took without validation and checkpoints, `waited` of it for the batch.
+    """
+    segments, processes = batch["segments"], jax.process_count()
+    tokens = int(np.count_nonzero(segments)) * processes
+    samples = int(segments.max(axis=1).sum()) * processes
+    return {
+        "tokens": tokens,
+        "samples": samples,
+        "packing_fill": tokens / (segments.size * processes),
+        "tokens_per_second": tokens / seconds,
+        "samples_per_second": samples / seconds,
+        "step_seconds": seconds,
+        "data_wait_seconds": waited,
+    }
+
+
+def _open_log(config: Config, workdir, progress: str | None, start: int):
+    """The metrics' log on the first process; the others keep quiet."""
+    if jax.process_index() > 0:
+        return _NoLog()
+    bar = Progress(progress, config.train.steps, start) if progress is not None else None
+    return MetricsLog(workdir, config.train.log_every, bar)
+
+
+class _NoLog(contextlib.nullcontext):
+    def __enter__(self):
+        return self
+
+    def push(self, step: int, metrics: dict) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def _terminations() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, instead of ending the process (only the main thread may ask for that)."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,139 @@
+"""Where a run's numbers go: metrics.jsonl (one line a step, appended), TensorBoard events, and the terminal.
+
+Numbers of a step are read from the device one step later, when they are there already, so that the device
+never waits for the host. Nothing here imports jax: a device scalar is whatever float() takes.
+"""
+
+import json
+import math
+import pathlib
+import sys
+import time
+
+METRICS_FILE = "metrics.jsonl"
+LINE_EVERY = 5.0  # seconds between log lines where there is no terminal
+
+
+class MetricsLog:
+    """Writes one step's metrics at a time to `workdir`; those of the last step only at `close`.
+
+    `tensorboard_every` steps between TensorBoard points (the JSONL has every step). Use as a context manager.
+    """
+
+    def __init__(self, workdir, tensorboard_every: int = 1, progress: "Progress | None" = None):
+        workdir = pathlib.Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        self._file = open(workdir / METRICS_FILE, "a", encoding="utf-8")  # noqa: SIM115
+        self._board = _summary_writer(workdir / "tensorboard")
+        self._every = max(tensorboard_every, 1)
+        self._progress = progress
+        self._waiting: tuple[int, dict] | None = None
+
+    def push(self, step: int, metrics: dict) -> None:
+        """Takes the metrics of `step` (device scalars, numbers), and writes those taken before."""
+        self.flush()
+        self._waiting = (step, metrics)
+
+    def flush(self) -> None:
+        """Writes what is waiting; blocks until the device has it."""
+        if self._waiting is None:
+            return
+        (step, metrics), self._waiting = self._waiting, None
+        self.write(step, {name: float(value) for name, value in metrics.items()})
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """One line in the JSONL now. A number that is not finite becomes null: JSON has no NaN."""
+        shown = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self._file.write(json.dumps({"step": step, **shown}) + "\n")
+        self._file.flush()
+        if step % self._every == 0 or "validation_loss" in metrics:
+            for name, value in shown.items():
+                if value is not None:
+                    self._board.add_scalar(name, value, step)
+        if self._progress is not None:
+            self._progress.update(step, shown)
+
+    def close(self) -> None:
+        self.flush()
+        self._file.close()
+        self._board.close()
+        if self._progress is not None:
+            self._progress.close()
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def _summary_writer(path):
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(str(path))
+
+
+def read_metrics(workdir) -> list[dict]:
+    """The rows of a run's metrics.jsonl by step. Where a resumed run wrote a step again, the later counts.
+
+    A last line cut off by a crash is left out; any other unreadable line is a ValueError naming it.
+    """
+    path = pathlib.Path(workdir) / METRICS_FILE
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows: dict[int, dict] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            rows[row["step"]] = {**rows.get(row["step"], {}), **row}
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            if number == len(lines):
+                break
+            raise ValueError(
+                f"{path}:{number}: expected a JSON object with a step, found {line[:60]!r}"
+            ) from error
+    return [rows[step] for step in sorted(rows)]
+
+
+class Progress:
+    """A bar with time left on a terminal; elsewhere a line every few seconds."""
+
+    def __init__(self, label: str, total: int, start: int = 0, stream=None):
+        self._label, self._total, self._start = label, total, start
+        self._stream = stream if stream is not None else sys.stderr
+        self._began = self._said = time.monotonic()
+        self._bar = None
+        if self._stream.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=total, initial=start, desc=label, file=self._stream, dynamic_ncols=True, unit="step"
+            )
+
+    def update(self, step: int, metrics: dict) -> None:
+        """`step` steps are done; of `metrics` the loss and the speed are shown."""
+        shown = {
+            name: f"{metrics[name]:.3f}" for name in ("loss", "psnr", "validation_loss") if metrics.get(name)
+        }
+        if metrics.get("tokens_per_second"):
+            shown["tokens/s"] = f"{metrics['tokens_per_second']:,.0f}"
+        if self._bar is not None:
+            self._bar.set_postfix(shown, refresh=False)
+            self._bar.update(step - self._bar.n)
+        elif time.monotonic() - self._said >= LINE_EVERY or step == self._total:
+            self._said = time.monotonic()
+            done = max(step - self._start, 1)
+            left = (self._said - self._began) / done * (self._total - step)
+            numbers = "  ".join(f"{name} {value}" for name, value in shown.items())
+            line = f"{self._label}: step {step} of {self._total}  {numbers}  {clock(left)} left"
+            print(line, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as "3:05" or "1:02:03"."""
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,81 @@
+"""AdamW whose learning rates go by parameter path, and the paper's stages as such groups.
+
+The learning rate follows the *step*, not the number of updates made, so a skipped update does not shift the
+schedule; that is why it stands outside the optax transformation.
+"""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from unitoken_jax.config import OptimizerConfig, ParameterGroup
+
+# SigLIP's patch and position embeddings train in no stage (published code).
+_NEVER_TRAINED = ParameterGroup(r"^siglip/(patch_embed|position_embed)", 0.0)
+
+
+def stage_groups(stage: int) -> tuple[ParameterGroup, ...]:
+    """Parameter groups of training stage 1, 2 or 3 (paper, Table 2): what trains, at which peak rate.
+
+    1: adapter 1e-3 and ViT 1e-5, decoder frozen. 2 and 3: everything at 1e-5.
+    """
+    vit = ParameterGroup("^siglip/", 1e-5)
+    if stage == 1:
+        return (_NEVER_TRAINED, vit, ParameterGroup("^adapter/", 1e-3))
+    if stage in (2, 3):
+        return (_NEVER_TRAINED, vit, ParameterGroup("^(adapter|decoder)/", 1e-5))
+    raise ValueError(f"no training stage {stage!r}: the stages are 1, 2 and 3")
+
+
+def peak_rates(paths, groups: tuple[ParameterGroup, ...]) -> dict[str, float]:
+    """Peak rate of each trained parameter among `paths` ("decoder/lm_head/kernel"); the others are frozen.
+
+    The VQ-GAN is never among them: it has its own training (`train/vq.py`).
+    Raises ValueError for a pattern that is no regular expression or finds nothing, and if nothing trains.
+    """
+    paths = sorted(path for path in paths if not path.startswith("vqgan/"))
+    for group in groups:
+        try:
+            found = any(re.search(group.pattern, path) for path in paths)
+        except re.error as error:
+            raise ValueError(
+                f"optimizer.groups: {group.pattern!r} is no regular expression: {error}"
+            ) from error
+        # A model without a part may keep the stages' groups that freeze it.
+        if not found and group.learning_rate:
+            raise ValueError(
+                f"optimizer.groups: {group.pattern!r} finds no parameter. There are {len(paths)}, such as "
+                f"{', '.join(paths[:: max(1, len(paths) // 6)])}"
+            )
+    rates = {}
+    for path in paths:
+        first = next((group for group in groups if re.search(group.pattern, path)), None)
+        if first is not None and first.learning_rate:
+            rates[path] = first.learning_rate
+    if not rates:
+        raise ValueError(
+            "optimizer.groups trains no parameter: give at least one group with a learning rate, "
+            "for example unitoken_jax.train.optimizer.stage_groups(2)"
+        )
+    return rates
+
+
+def schedule(step: jax.Array | int, steps: int, warmup_fraction: float) -> jax.Array:
+    """float32[] in [0, 1], the factor on every peak rate: linear from 0, then cosine to 0 at `steps`."""
+    warmup = round(warmup_fraction * steps)
+    step = jnp.asarray(step, jnp.float32)
+    rising = step / max(warmup, 1)
+    falling = 0.5 * (1 + jnp.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+    return jnp.where(step < warmup, rising, falling)
+
+
+def transformation(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Clip by the global norm, Adam, decoupled weight decay: what, times the rate, is subtracted."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.scale_by_adam(config.b1, config.b2, config.eps),
+        optax.add_decayed_weights(config.weight_decay),
+    )

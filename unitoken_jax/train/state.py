@@ -1,0 +1,68 @@
+"""What a training run carries from step to step. Parameters are flat dicts, path -> array.
+
+Only trained parameters have moments, and only they are differentiated; the frozen ones ride along, so that
+a checkpoint is complete by itself.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+
+@flax.struct.dataclass
+class State:
+    """`step` int32[]: steps done. `skipped` int32[]: how many of them changed nothing (loss not finite)."""
+
+    step: jax.Array
+    skipped: jax.Array
+    params: dict[str, jax.Array]  # trained, float32
+    frozen: dict[str, jax.Array]  # in the dtype they came in
+    opt_state: optax.OptState
+
+    @property
+    def tree(self) -> dict:
+        """All parameters as the nested tree the model takes."""
+        return merge(self.params, self.frozen)
+
+
+def flatten(params: dict) -> dict[str, jax.Array]:
+    """Nested tree -> {"decoder/lm_head/kernel": array}."""
+    return flatten_dict(params, sep="/")
+
+
+def merge(params: dict[str, jax.Array], frozen: dict[str, jax.Array]) -> dict:
+    """Trained and frozen flat dicts -> one nested tree."""
+    return unflatten_dict({**params, **frozen}, sep="/")
+
+
+def create(params: dict, rates: dict[str, float], optimizer: optax.GradientTransformation) -> State:
+    """The state at step 0 of nested `params`, of which those in `rates` (`optimizer.peak_rates`) train."""
+    flat = flatten(params)
+    # A copy, even under jit: the step donates trained parameters, and these may be the caller's.
+    trained = {path: jnp.array(flat[path], jnp.float32, copy=True) for path in sorted(rates)}
+    return State(
+        step=jnp.zeros((), jnp.int32),
+        skipped=jnp.zeros((), jnp.int32),
+        params=trained,
+        frozen={path: value for path, value in sorted(flat.items()) if path not in rates},
+        opt_state=optimizer.init(trained),
+    )
+
+
+def state_shardings(abstract: State, parameter_shardings: dict, mesh: Mesh) -> State:
+    """The NamedSharding of every array of `abstract` (a State under eval_shape).
+
+    `parameter_shardings` is the nested tree of the parameters' own; moments lie where their parameter does,
+    scalars are on every device.
+    """
+    flat = flatten(parameter_shardings)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def one(path, leaf):
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        return flat[names[-1]] if names and leaf.ndim else everywhere
+
+    return jax.tree_util.tree_map_with_path(one, abstract)

@@ -1,0 +1,124 @@
+"""One training step and one evaluation step, each a single compiled program."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from unitoken_jax.config import Config
+from unitoken_jax.model.unitoken import UniTokenModel, fill_codes
+from unitoken_jax.train.loss import LossSums, cross_entropy, picture_token_table
+from unitoken_jax.train.optimizer import schedule, transformation
+from unitoken_jax.train.state import State, merge
+from unitoken_jax.vocabulary import Vocabulary
+
+
+def make_model(config: Config) -> UniTokenModel:
+    """The module as `config.train` computes it."""
+    return UniTokenModel(config.model, dtype=jnp.dtype(config.train.dtype), remat=config.train.remat)
+
+
+def make_train_step(
+    model: UniTokenModel,
+    config: Config,
+    rates: dict[str, float],
+    vocabulary: Vocabulary,
+    shardings: State | None = None,
+) -> Callable[[State, dict], tuple[State, dict[str, jax.Array]]]:
+    """step(state, batch) -> (state, metrics), jitted; the state given is donated, but not its frozen part.
+
+    `rates` are `optimizer.peak_rates`; `shardings` keep the state where it is (`state.state_shardings`), for
+    calls under `jax.set_mesh`. Metrics are float32 scalars still on the device: `LossSums.means`,
+    `grad_norm`, `lr` (the largest), `skipped`, and for each trained part ("decoder") `grad_norm/decoder`,
+    `param_norm/decoder`, `lr/decoder`.
+
+    Where the loss or a gradient is not finite, only `step` and `skipped` change. Dropout depends on
+    (train.seed, step) alone.
+    """
+    optimizer = transformation(config.optimizer)
+    objective = _objective(model, config, vocabulary)
+
+    def compiled(state: State, frozen: dict, batch: dict):
+        dropout = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
+        batch = fill_codes(merge({}, frozen), config.model, vocabulary.code_ids, batch)
+        (loss, sums), gradients = jax.value_and_grad(objective, has_aux=True)(
+            state.params, frozen, batch, dropout
+        )
+        norm = optax.global_norm(gradients)
+        ok = jnp.isfinite(loss) & jnp.isfinite(norm)
+        factor = schedule(state.step, config.train.steps, config.optimizer.warmup_fraction)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = {path: value - factor * rates[path] * updates[path] for path, value in state.params.items()}
+        after = state.replace(
+            step=state.step + 1,
+            skipped=state.skipped + ~ok,
+            params=_choose(ok, params, state.params),
+            opt_state=_choose(ok, opt_state, state.opt_state),
+        )
+        metrics = sums.means() | _norms(gradients, after.params, rates, factor)
+        return after, metrics | {"grad_norm": norm, "skipped": after.skipped.astype(jnp.float32)}
+
+    layout = None if shardings is None else (shardings.replace(frozen={}), None)
+    jitted = jax.jit(compiled, donate_argnums=0, out_shardings=layout)
+
+    def step(state: State, batch: dict) -> tuple[State, dict[str, jax.Array]]:
+        after, metrics = jitted(state.replace(frozen={}), state.frozen, batch)
+        return after.replace(frozen=state.frozen), metrics
+
+    step.lower = lambda state, batch: jitted.lower(state.replace(frozen={}), state.frozen, batch)
+    return step
+
+
+def make_evaluation_step(
+    model: UniTokenModel, config: Config, vocabulary: Vocabulary
+) -> Callable[[State, dict], LossSums]:
+    """sums(state, batch) -> LossSums of the batch without dropout, jitted; add them up over batches."""
+    objective = _objective(model, config, vocabulary)
+
+    def sums(state: State, batch: dict) -> LossSums:
+        batch = fill_codes(merge({}, state.frozen), config.model, vocabulary.code_ids, batch)
+        return objective(state.params, state.frozen, batch, None)[1]
+
+    return jax.jit(sums)
+
+
+def _objective(model: UniTokenModel, config: Config, vocabulary: Vocabulary):
+    """f(trained, frozen, batch, dropout key or None) -> (mean loss with z-loss, LossSums)."""
+    picture_tokens = picture_token_table(vocabulary, config.model.decoder.vocab_size)
+
+    def objective(trained, frozen, batch, dropout):
+        params = merge(trained, frozen)
+        hidden = model.apply(
+            {"params": params},
+            batch,
+            deterministic=dropout is None,
+            method="hidden",
+            rngs=None if dropout is None else {"dropout": dropout},
+        )
+        return cross_entropy(
+            hidden,
+            params["decoder"]["lm_head"]["kernel"],
+            batch["labels"],
+            batch["segments"],
+            config.optimizer.z_loss,
+            config.train.loss_chunk,
+            picture_tokens,
+        )
+
+    return objective
+
+
+def _choose(ok: jax.Array, new, old):
+    return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
+
+
+def _norms(gradients: dict, params: dict, rates: dict[str, float], factor: jax.Array) -> dict[str, jax.Array]:
+    """Norms and learning rate of each trained part of the model, a part being the first name of a path."""
+    metrics = {"lr": factor * max(rates.values())}
+    for part in sorted({path.split("/")[0] for path in rates}):
+        paths = [path for path in rates if path.split("/")[0] == part]
+        metrics[f"grad_norm/{part}"] = optax.global_norm([gradients[path] for path in paths])
+        metrics[f"param_norm/{part}"] = optax.global_norm([params[path] for path in paths])
+        metrics[f"lr/{part}"] = factor * max(rates[path] for path in paths)
+    return metrics

@@ -1,0 +1,222 @@
+"""Training of the picture tokenizer alone: plain autoencoder, then codebook, then quantised.
+
+A codebook that starts random collapses where most of a picture is background: a few codes take it all. So the
+first steps train without quantisation, then k-means++ spreads the codebook over what the encoder says of many
+pictures, and codes that go unused later move to the encodings that are served worst.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from unitoken_jax.config import VQConfig, VQTrainConfig
+from unitoken_jax.model.init import init_vqgan
+from unitoken_jax.model.layers import to_unit
+from unitoken_jax.model.vqgan import VQModel
+
+L1_WEIGHT = 0.1
+WARMUP_STEPS = 50
+CODEBOOK_SAMPLES = 64  # encodings the codebook is filled from, a code
+LLOYD_STEPS = 8
+
+
+class _Progress(NamedTuple):
+    params: dict
+    opt_state: optax.OptState
+    step: jax.Array  # int32[]
+    used: jax.Array  # int32[codes]: how often each code was the nearest since the last revival
+
+
+def train_vq(
+    config: VQConfig,
+    train: VQTrainConfig,
+    pictures: np.ndarray | Iterator[np.ndarray],
+    params: dict | None = None,
+    on_metrics: Callable[[int, dict[str, float]], None] | None = None,
+) -> tuple[dict, list[dict[str, float]]]:
+    """Trains a picture tokenizer; (its parameters, what "vqgan" holds in a model's tree; metrics a step).
+
+    `pictures` uint8[N, H, W, 3], or an endless iterator of uint8[B, H, W, 3]. `params` to start from
+    (default: random). `on_metrics(step, metrics)` is called for every step, one step late, with loss, l2,
+    psnr, commitment, codes_used, lr. The loss is L2 + 0.1 L1 on [-1, 1] pixels + codebook loss + commitment
+    (arXiv 1711.00937).
+    ValueError for pictures of another type, fewer than one batch, or of a size the stride does not divide.
+    """
+    batches = _batches(pictures, train)
+    if params is None:
+        params = init_vqgan(config, train.seed)
+    run = _Programs(config, train)
+    now = run.start(params)
+    history: list[dict[str, float]] = []
+    waiting = None
+
+    def report():
+        if waiting is not None:
+            history.append({name: float(value) for name, value in waiting.items()})
+            if on_metrics is not None:
+                on_metrics(len(history), history[-1])
+
+    for step in range(train.steps):
+        batch = next(batches)
+        if step == train.autoencoder_steps:
+            now = run.fill(now, batch, batches)
+        now, metrics = run.step(now, batch, jnp.float32(step >= train.autoencoder_steps))
+        report()
+        waiting = metrics
+        since = step + 1 - train.autoencoder_steps
+        if since > 0 and since % train.revive_every == 0 and step + train.revive_every < train.steps:
+            now = run.revive(now, batch)
+    report()
+    return now.params, history
+
+
+def _batches(pictures, train: VQTrainConfig) -> Iterator[np.ndarray]:
+    """Endless batches: of an array, each epoch in another order."""
+    if not isinstance(pictures, np.ndarray):
+        yield from pictures
+        return
+    if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[-1] != 3:
+        raise ValueError(f"pictures are {pictures.dtype}{list(pictures.shape)}; expected uint8[N, H, W, 3]")
+    if len(pictures) < train.batch:
+        raise ValueError(f"{len(pictures)} pictures are fewer than vq_train.batch {train.batch}: lower it")
+    rng = np.random.default_rng(train.seed)
+    while True:
+        order = rng.permutation(len(pictures))
+        for first in range(0, len(order) - train.batch + 1, train.batch):
+            yield pictures[order[first : first + train.batch]]
+
+
+class _Programs:
+    """The compiled parts of the training."""
+
+    def __init__(self, config: VQConfig, train: VQTrainConfig):
+        self.config, self.train = config, train
+        self.model = VQModel(config)
+        self.rate = optax.warmup_cosine_decay_schedule(
+            0.0, train.learning_rate, min(WARMUP_STEPS, train.steps // 2), max(train.steps, 1)
+        )
+        self.optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(self.rate))
+        self.step = jax.jit(self._step, donate_argnums=0)
+        self.revive = jax.jit(self._revive)
+
+    def start(self, params: dict) -> _Progress:
+        # Trained in place (donated), so from a copy.
+        params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), params)
+        unused = jnp.zeros(self.config.codes, jnp.int32)
+        return _Progress(params, self.optimizer.init(params), jnp.zeros((), jnp.int32), unused)
+
+    def _losses(self, params, pictures, quantised):
+        """`quantised` float32[] 0 or 1 mixes latents and their codes, so that both phases are one program."""
+        apply = functools.partial(self.model.apply, {"params": params})
+        latents = apply(pictures, method="encode").astype(jnp.float32)
+        nearest, codes = apply(latents, method="quantize")
+        fixed = jax.lax.stop_gradient
+        made = apply(latents + quantised * fixed(nearest - latents), method="decode")
+        error = made.astype(jnp.float32) - to_unit(pictures, jnp.float32)
+        l2, l1 = jnp.mean(jnp.square(error)), jnp.mean(jnp.abs(error))
+        codebook = jnp.mean(jnp.square(nearest - fixed(latents)))
+        commitment = jnp.mean(jnp.square(fixed(nearest) - latents))
+        loss = l2 + L1_WEIGHT * l1 + quantised * (codebook + self.config.commitment * commitment)
+        return loss, ({"loss": loss, "l2": l2, "commitment": commitment}, codes)
+
+    def _step(self, now: _Progress, pictures, quantised):
+        slopes, (metrics, codes) = jax.grad(self._losses, has_aux=True)(now.params, pictures, quantised)
+        updates, opt_state = self.optimizer.update(slopes, now.opt_state, now.params)
+        counts = jnp.zeros_like(now.used).at[codes.reshape(-1)].add(1)
+        metrics["psnr"] = 10 * jnp.log10(4 / metrics["l2"])
+        metrics["codes_used"] = jnp.sum(counts > 0)
+        metrics["lr"] = self.rate(now.step)
+        used = jnp.where(quantised > 0, now.used + counts, now.used)
+        return _Progress(optax.apply_updates(now.params, updates), opt_state, now.step + 1, used), metrics
+
+    @functools.cached_property
+    def _encode(self):
+        return jax.jit(
+            lambda params, pictures: self.model.apply({"params": params}, pictures, method="encode")
+        )
+
+    def fill(self, now: _Progress, batch, batches: Iterator[np.ndarray]) -> _Progress:
+        """The codebook from encodings of many pictures."""
+        found = [self._encode(now.params, batch)]
+        while sum(latents[..., 0].size for latents in found) < CODEBOOK_SAMPLES * self.config.codes:
+            found.append(self._encode(now.params, next(batches)))
+        points = jnp.concatenate([latents.reshape(-1, self.config.embed_dim) for latents in found])
+        codebook = spread(points, self.config.codes, jax.random.key(self.train.seed), LLOYD_STEPS)
+        return now._replace(params={**now.params, "codebook": codebook})
+
+    def _revive(self, now: _Progress, pictures) -> _Progress:
+        """Moves unused codes to encodings drawn by their squared distance from the nearest code."""
+        latents = self.model.apply({"params": now.params}, pictures, method="encode").astype(jnp.float32)
+        nearest, _ = self.model.apply({"params": now.params}, latents, method="quantize")
+        points = latents.reshape(-1, self.config.embed_dim)
+        weight = jnp.sum(jnp.square(points - nearest.reshape(points.shape)), axis=-1)
+        key = jax.random.fold_in(jax.random.key(self.train.seed), now.step)
+        chosen = jax.random.categorical(key, jnp.log(weight + 1e-20), shape=(self.config.codes,))
+        codebook = jnp.where((now.used == 0)[:, None], points[chosen], now.params["codebook"])
+        return now._replace(params={**now.params, "codebook": codebook}, used=jnp.zeros_like(now.used))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 3))
+def spread(points: jax.Array, number: int, key: jax.Array, lloyd_steps: int) -> jax.Array:
+    """`number` centres float32[number, E] of `points` [n, E]: k-means++, then Lloyd.
+
+    Each next centre is a point drawn by its squared distance to the centres so far, so that a crowd of equal
+    points (background) gets one (Arthur & Vassilvitskii 2007). Where fewer distinct points than centres
+    exist, some centres repeat.
+    """
+    points = points.astype(jnp.float32)
+    keys = jax.random.split(key, number)
+    first = points[jax.random.randint(keys[0], (), 0, len(points))]
+
+    def add(i, carry):
+        centres, distance = carry
+        centre = points[jax.random.categorical(keys[i], jnp.log(distance + 1e-20))]
+        return centres.at[i].set(centre), jnp.minimum(distance, jnp.sum(jnp.square(points - centre), axis=-1))
+
+    start = (
+        jnp.zeros((number, points.shape[1])).at[0].set(first),
+        jnp.sum(jnp.square(points - first), axis=-1),
+    )
+    centres, _ = jax.lax.fori_loop(1, number, add, start)
+
+    def lloyd(_, centres):
+        distance = jnp.sum(jnp.square(centres), axis=-1) - 2 * points @ centres.T
+        owner = jnp.argmin(distance, axis=-1)
+        count = jnp.zeros(number).at[owner].add(1.0)
+        total = jnp.zeros_like(centres).at[owner].add(points)
+        return jnp.where(count[:, None] > 0, total / jnp.maximum(count, 1)[:, None], centres)
+
+    return jax.lax.fori_loop(0, lloyd_steps, lloyd, centres)
+
+
+def reconstruct(
+    config: VQConfig, params: dict, pictures: np.ndarray, batch: int = 64
+) -> tuple[np.ndarray, np.ndarray]:
+    """uint8[N, H, W, 3] -> (the same after encoding and decoding, codes int32[N, h, w])."""
+    model = VQModel(config)
+
+    @jax.jit
+    def one(params, pictures):
+        latents = model.apply({"params": params}, pictures, method="encode")
+        nearest, codes = model.apply({"params": params}, latents, method="quantize")
+        made = model.apply({"params": params}, nearest, method="decode").astype(jnp.float32)
+        return ((jnp.clip(made, -1, 1) + 1) * 127.5).astype(jnp.uint8), codes
+
+    batch = min(batch, len(pictures))
+    padded = np.concatenate([pictures, pictures[: -len(pictures) % batch]])
+    made = [one(params, padded[i : i + batch]) for i in range(0, len(padded), batch)]
+    rows, codes = (
+        np.concatenate([np.asarray(part) for part in parts])[: len(pictures)] for parts in zip(*made)
+    )
+    return rows, codes
+
+
+def psnr(pictures: np.ndarray, reconstructions: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB over all pixels of both sets together; uint8, peak 255."""
+    error = pictures.astype(np.float64) - reconstructions.astype(np.float64)
+    return float(10 * np.log10(255.0**2 / max(np.mean(error**2), 1e-12)))
