@@ -1,0 +1,151 @@
+"""The checker reads true scenes right, and says no to pictures that are wrong in one way only."""
+
+import random
+
+import numpy as np
+import pytest
+
+from unitoken_jax.quickstart import checker
+from unitoken_jax.quickstart.checker import UNCLEAR, check, detect, score_pictures
+from unitoken_jax.quickstart.prompts import CATEGORIES, SCENE, Requirement, Wanted, random_pair, scene_prompt
+from unitoken_jax.quickstart.scenes import BACKGROUND, Thing, draw, tint
+
+RED_CIRCLE, BLUE_SEVEN = Thing(0, "circle", "red"), Thing(5, "7", "blue")
+
+
+def picture_of(*things, seed=0):
+    return draw(tuple(sorted(things)), random.Random(seed), "train")
+
+
+@pytest.mark.parametrize(
+    ("blur", "noise", "least"), [(0, 0, 0.97), (0.5, 0, 0.97), (0.5, 10, 0.97), (0.8, 10, 0.95)]
+)
+def test_true_held_out_scenes(blur, noise, least):
+    """Never seen handwriting; the blur and noise of a tokenizer's reconstruction."""
+    shares = checker.accuracy(500, blur=blur, noise=noise)
+    assert shares["scenes"] >= least
+    assert shares["objects"] >= shares["scenes"]
+
+
+@pytest.mark.parametrize("category", [*CATEGORIES, SCENE])
+def test_true_scenes_satisfy_their_prompts(category):
+    rng = random.Random(0)
+    verdicts = []
+    for _ in range(60):
+        requirement, scene = random_pair(category, rng, "train")
+        verdicts.append(check(draw(scene, rng, "train"), requirement))
+    assert np.mean([verdict.ok for verdict in verdicts]) >= 0.95
+    assert all(verdict.exact or not verdict.ok for verdict in verdicts)
+
+
+def test_detects_what_was_drawn():
+    assert detect(picture_of(RED_CIRCLE, BLUE_SEVEN)) == (RED_CIRCLE, BLUE_SEVEN)
+    assert detect(picture_of()) == ()
+
+
+TWO = Requirement("two", "a circle and a 7", (Wanted("circle"), Wanted("7")))
+ATTRIBUTION = Requirement("attribution", "", (Wanted("circle", "red"), Wanted("7", "blue")))
+COLOURS = Requirement("colours", "", (Wanted("circle", "red"),))
+POSITION = Requirement("position", "", (Wanted("circle", relation="left of", other=1), Wanted("7")))
+COUNTING = Requirement("counting", "two red squares", (Wanted("square", "red", 2),))
+DIGITS = Requirement("counting", "two digits", (Wanted("digit", None, 2),))
+SQUARES = (Thing(1, "square", "red"), Thing(8, "square", "red"))
+
+WRONG = {
+    "nothing": (TWO, (), "no circle"),
+    "missing": (TWO, (RED_CIRCLE,), "no 7"),
+    "wrong shape": (TWO, (Thing(0, "square", "red"), BLUE_SEVEN), "no circle"),
+    "wrong digit": (TWO, (RED_CIRCLE, Thing(5, "2", "blue")), "no 7"),
+    "wrong colour": (COLOURS, (Thing(0, "circle", "yellow"),), "no red circle"),
+    "swapped colours": (ATTRIBUTION, (Thing(0, "circle", "blue"), Thing(5, "7", "red")), "no red circle"),
+    "one right, one wrong colour": (ATTRIBUTION, (RED_CIRCLE, Thing(5, "7", "green")), "no blue 7"),
+    "swapped places": (POSITION, (Thing(0, "7", "red"), Thing(5, "circle", "blue")), "not left of the 7"),
+    "same column": (POSITION, (Thing(0, "7", "red"), Thing(3, "circle", "blue")), "not left of the 7"),
+    "too few": (COUNTING, SQUARES[:1], "1 of 2 red squares"),
+    "too many": (COUNTING, (*SQUARES, Thing(4, "square", "red")), "1 too many"),
+    "right number, wrong colour": (COUNTING, (SQUARES[0], Thing(8, "square", "green")), "1 of 2 red squares"),
+    "something else beside": (COUNTING, (*SQUARES, BLUE_SEVEN), "1 too many"),
+    "a shape is no digit": (DIGITS, (BLUE_SEVEN, RED_CIRCLE), "1 of 2 digits"),
+    "moved": (scene_prompt((RED_CIRCLE,)), (Thing(1, "circle", "red"),), "no red circle top left"),
+}
+RIGHT = {
+    "two": (TWO, (RED_CIRCLE, BLUE_SEVEN)),
+    "attribution": (ATTRIBUTION, (RED_CIRCLE, BLUE_SEVEN)),
+    "position": (POSITION, (RED_CIRCLE, BLUE_SEVEN)),
+    "counting": (COUNTING, SQUARES),
+    "any digits": (DIGITS, (BLUE_SEVEN, Thing(1, "3", "red"))),
+    "scene": (scene_prompt((RED_CIRCLE, BLUE_SEVEN)), (RED_CIRCLE, BLUE_SEVEN)),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_pictures(name):
+    requirement, things, reason = WRONG[name]
+    verdict = check(picture_of(*things), requirement)
+    assert not verdict.ok
+    assert not verdict.exact
+    assert reason in verdict.reasons
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_pictures(name):
+    requirement, things = RIGHT[name]
+    verdict = check(picture_of(*things), requirement)
+    assert verdict.ok
+    assert verdict.exact
+    assert verdict.reasons == ()
+
+
+def test_other_objects_matter_for_exact_alone():
+    verdict = check(picture_of(RED_CIRCLE, BLUE_SEVEN, SQUARES[1]), TWO)
+    assert verdict.ok
+    assert not verdict.exact
+
+
+def test_one_object_does_not_count_twice():
+    twice = Requirement("two", "", (Wanted("circle"), Wanted("circle", "red")))
+    assert not check(picture_of(RED_CIRCLE), twice).ok
+    assert check(picture_of(RED_CIRCLE, Thing(3, "circle", "blue")), twice).ok
+
+
+def test_a_relation_holds_for_some_pair():
+    """Two circles, one of them left of the 7."""
+    assert check(picture_of(RED_CIRCLE, Thing(1, "7", "red"), Thing(2, "circle", "blue")), POSITION).ok
+
+
+def test_unclear_objects_are_nothing_we_know():
+    rng = np.random.default_rng(0)
+    picture = picture_of()
+    picture[:8, :8] = tint(rng.random((8, 8)), "red")  # noise for a shape
+    picture[:8, 8:16] = (200, 60, 200)  # no colour of ours
+    picture[16:, 16:20] = (235, 60, 55)  # half red, half blue
+    picture[16:, 20:] = (65, 115, 255)
+    found = {thing.cell: thing for thing in detect(picture)}
+    assert found[0].kind == UNCLEAR
+    assert found[1].colour == UNCLEAR
+    assert found[8].colour == UNCLEAR
+    assert not check(picture, Requirement("counting", "", (Wanted("circle", None, 3),))).ok
+
+
+def test_smudges_are_no_objects():
+    picture = np.empty((24, 24, 3), np.uint8)
+    picture[:] = BACKGROUND
+    picture[10:12, 10:12] = (235, 60, 55)
+    assert detect(picture) == ()
+    assert detect(picture + np.uint8(25)) == ()
+
+
+def test_wrong_input():
+    with pytest.raises(ValueError, match=r"uint8\[24, 24, 3\], not float32\[24, 24, 3\]"):
+        detect(np.zeros((24, 24, 3), np.float32))
+    with pytest.raises(ValueError, match=r"not uint8\[32, 32, 3\]"):
+        detect(np.zeros((32, 32, 3), np.uint8))
+
+
+def test_score_is_the_mean_of_the_categories():
+    right, wrong = picture_of(RED_CIRCLE, BLUE_SEVEN), picture_of()
+    requirements = [TWO, TWO, TWO, POSITION]
+    verdicts = [check(p, r) for p, r in zip([right, right, wrong, wrong], requirements)]
+    score = score_pictures(requirements, verdicts)
+    assert score["categories"] == pytest.approx({"two": 2 / 3, "position": 0})
+    assert score["overall"] == pytest.approx(1 / 3)

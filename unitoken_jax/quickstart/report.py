@@ -1,0 +1,208 @@
+"""What a quickstart run leaves to look at: what was drawn, rebuilt and answered, as pictures and tables."""
+
+import csv
+import functools
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from unitoken_jax.quickstart.checker import Verdict, score_pictures
+from unitoken_jax.quickstart.dataset import Dataset
+from unitoken_jax.quickstart.prompts import CATEGORIES, Requirement
+from unitoken_jax.quickstart.questions import QUESTIONS, is_right, majority_guess, score_answers
+
+_PAPER, _TEXT, _FAINT = (250, 250, 248), (35, 35, 40), (125, 125, 130)
+_RIGHT, _WRONG = (40, 160, 75), (210, 60, 50)
+_GAP = 14  # pixels between things on a sheet
+_TITLES = {
+    "single": "one object",
+    "two": "two objects",
+    "counting": "counting",
+    "colours": "colours",
+    "position": "positions",
+    "attribution": "colour attribution",
+}
+
+
+def write_report(out: Path, dataset: Dataset, results) -> None:
+    """Writes generated.png, reconstructions.png and answers.png, .md, .csv to the run directory `out`.
+
+    `results` is an `evaluate.Results`. The sheets show the first examples of each kind, not the best.
+    """
+    out = Path(out)
+    generated_sheet(results.prompts, results.drawn, results.verdicts).save(out / "generated.png")
+    reconstruction_sheet(results.originals, results.reconstructions).save(out / "reconstructions.png")
+    answers_sheet(results.questions, dataset.root).save(out / "answers.png")
+    (out / "answers.md").write_text(answers_table(results.questions), encoding="utf-8")
+    with (out / "answers.csv").open("w", encoding="utf-8", newline="") as file:
+        columns = ["set", "kind", "image", "question", "answer", "given"]
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(results.questions)
+
+
+def generated_sheet(
+    prompts: Sequence[Requirement], pictures: np.ndarray, verdicts: Sequence[Verdict], columns: int = 8
+) -> Image.Image:
+    """Contact sheet: a row a category, each picture over its prompt, framed by the checker's verdict.
+
+    `pictures` uint8[n, h, w, 3], one a prompt.
+    """
+    scores = score_pictures(prompts, verdicts)
+    side, line = 5 * pictures.shape[2], 15
+    cell, row = side + _GAP, 26 + side + 4 * line + _GAP
+    categories = [name for name in CATEGORIES if name in scores["categories"]]
+    sheet, pen = _blank(_GAP + columns * cell, 34 + len(categories) * row)
+    title = f"Prompts and the pictures drawn for them: {scores['overall']:.0%} right (mean of the categories)"
+    pen.text((_GAP, 12), title, _TEXT, _font(15))
+    for number, category in enumerate(categories):
+        top = 40 + number * row
+        score = f"{_TITLES[category]}   {scores['categories'][category]:.0%}"
+        pen.text((_GAP, top), score, _TEXT, _font(13))
+        chosen = [index for index, prompt in enumerate(prompts) if prompt.category == category][:columns]
+        for column, index in enumerate(chosen):
+            x, y = _GAP + column * cell, top + 24
+            verdict = verdicts[index]
+            _paste_framed(sheet, pen, pictures[index], (x, y), 5, _RIGHT if verdict.ok else _WRONG)
+            lines = [(text, _TEXT) for text in textwrap.wrap(prompts[index].prompt, 20)[:3]]
+            lines += [(text, _WRONG) for text in textwrap.wrap("; ".join(verdict.reasons), 21)]
+            for place, (text, ink) in enumerate(lines[:4]):
+                pen.text((x, y + side + 5 + place * line), text, ink, _font(12))
+    return sheet
+
+
+def reconstruction_sheet(
+    originals: np.ndarray, rebuilt: np.ndarray, columns: int = 10, rows: int = 4
+) -> Image.Image:
+    """Originals uint8[n, h, w, 3] over what the VQ tokenizer makes of them (same shape), evenly chosen."""
+    side = 4 * originals.shape[2]
+    cell, row = side + _GAP, 2 * side + 4 + _GAP
+    chosen = np.unique(np.linspace(0, len(originals) - 1, min(columns * rows, len(originals))).astype(int))
+    rows = -(-len(chosen) // columns)
+    sheet, pen = _blank(_GAP + columns * cell, 40 + rows * row)
+    pen.text((_GAP, 12), "Held-out pictures, and below each what the VQ tokenizer rebuilds", _TEXT, _font(15))
+    for number, index in enumerate(chosen):
+        x, y = _GAP + number % columns * cell, 40 + number // columns * row
+        sheet.paste(_enlarged(originals[index], 4), (x, y))
+        sheet.paste(_enlarged(rebuilt[index], 4), (x, y + side + 4))
+    return sheet
+
+
+def answers_sheet(rows: Sequence[dict], root: Path, columns: int = 4) -> Image.Image:
+    """Cards of picture, question, true and given answer; a row a kind. `rows` as for `score_answers`."""
+    scores = score_answers(rows)
+    kinds = [kind for kind in QUESTIONS if kind in scores["kinds"]]
+    cell, row = 300, 122
+    sheet, pen = _blank(_GAP + columns * cell, 40 + len(kinds) * row)
+    shares = ", ".join(f"{name} {scores[name]:.0%}" for name in ("general", "textread") if name in scores)
+    pen.text((_GAP, 12), f"Held-out questions, answered right: {shares}", _TEXT, _font(15))
+    for number, kind in enumerate(kinds):
+        top = 42 + number * row
+        group = [each for each in rows if each["kind"] == kind]
+        pen.text((_GAP, top), f"{kind}   {scores['kinds'][kind]:.0%}   ({group[0]['set']})", _TEXT, _font(13))
+        for column, each in enumerate(group[:columns]):
+            _card(sheet, pen, each, root, (_GAP + column * cell, top + 22))
+    return sheet
+
+
+def _card(
+    sheet: Image.Image, pen: ImageDraw.ImageDraw, row: dict, root: Path, corner: tuple[int, int]
+) -> None:
+    x, y = corner
+    ink = _RIGHT if is_right(row["given"], row["answer"]) else _WRONG
+    with Image.open(root / row["image"]) as file:
+        picture = np.asarray(file.convert("RGB"))
+    _paste_framed(sheet, pen, picture, corner, 3, ink)
+    lines = [(text, _TEXT) for text in textwrap.wrap(row["question"], 30)[:2]]
+    if ink == _WRONG:
+        lines += [(text, _FAINT) for text in textwrap.wrap(f"true: {row['answer']}", 32)[:2]]
+    lines += [(text, ink) for text in textwrap.wrap(row["given"], 32)[:3]] or [("(nothing)", ink)]
+    for place, (text, colour) in enumerate(lines[:6]):
+        pen.text((x + 3 * picture.shape[1] + 10, y - 3 + place * 15), text, colour, _font(12))
+
+
+def answers_table(rows: Sequence[dict]) -> str:
+    """Markdown: accuracy by kind beside that of the most frequent answer, then every question."""
+    scores, guesses = score_answers(rows), majority_guess(rows)
+    kinds = [kind for kind in QUESTIONS if kind in scores["kinds"]]
+    text = [
+        "# Held-out questions",
+        "",
+        "| set | kind | questions | right | most frequent answer |",
+        "|---|---|---|---|---|",
+    ]
+    for kind in kinds:
+        group = [row for row in rows if row["kind"] == kind]
+        right = f"{scores['kinds'][kind]:.3f} | {guesses[kind]:.3f}"
+        text.append(f"| {group[0]['set']} | {kind} | {len(group)} | {right} |")
+    for name in ("general", "textread"):
+        if name in scores:
+            text.append(
+                f"| **{name}** | all | {sum(row['set'] == name for row in rows)} | **{scores[name]:.3f}** | |"
+            )
+    text += ["", "| | kind | picture | question | true answer | given answer |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        mark = "right" if is_right(row["given"], row["answer"]) else "WRONG"
+        cells = [row["kind"], row["image"], row["question"], row["answer"], row["given"]]
+        text.append(f"| {mark} | " + " | ".join(_cell(each) for each in cells) + " |")
+    return "\n".join(text) + "\n"
+
+
+def _cell(text: str) -> str:
+    """A model may answer anything: keep it from ending a Markdown table's cell or row."""
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def closing_words(out: Path, summary: dict) -> str:
+    """The run's results, what to look at and what to try next, for the terminal."""
+    out = Path(out)
+    picture = out / "data/pictures/held_out/000000.png"
+    categories = ", ".join(
+        f"{_TITLES[name]} {score:.2f}" for name, score in summary["generation_categories"].items()
+    )
+    return "\n".join(
+        [
+            "",
+            f"questions   General {summary['general']:.2f}   TextRead {summary['textread']:.2f}",
+            f"pictures    generation {summary['generation']:.2f}   ({categories})",
+            f"tokenizer   {summary['vq_psnr_db']:.1f} dB PSNR on held-out pictures",
+            f"cost        {summary['minutes']:.1f} minutes, {summary['peak_gib']:.1f} GiB of memory at most",
+            "",
+            f"Look at, in {out}:",
+            "  generated.png        prompts and the pictures drawn for them",
+            "  reconstructions.png  pictures before and after the VQ tokenizer",
+            "  answers.png          questions with the given answers; answers.md and answers.csv have all",
+            "  loss_curves.png      the training runs; summary.json has every number",
+            "",
+            "Try next:",
+            f"  unitoken answer --model {out / 'model'} --image {picture} \\",
+            '      --question "describe the picture"',
+            f'  unitoken generate --model {out / "model"} --prompt "a red circle and a blue 7" --out my.png',
+        ]
+    )
+
+
+def _blank(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    sheet = Image.new("RGB", (width, height), _PAPER)
+    return sheet, ImageDraw.Draw(sheet)
+
+
+@functools.cache
+def _font(size: int):
+    return ImageFont.load_default(size)
+
+
+def _enlarged(picture: np.ndarray, factor: int) -> Image.Image:
+    image = Image.fromarray(picture)
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def _paste_framed(sheet: Image.Image, pen: ImageDraw.ImageDraw, picture, corner, factor: int, colour) -> None:
+    """Pastes uint8[h, w, 3] enlarged at `corner` with a frame around it."""
+    image = _enlarged(picture, factor)
+    x, y = corner
+    pen.rectangle((x - 3, y - 3, x + image.width + 2, y + image.height + 2), fill=colour)
+    sheet.paste(image, corner)

@@ -1,0 +1,173 @@
+"""Small scenes for the quickstart: one to three coloured shapes and real handwritten digits in a 3x3 grid.
+
+A scene is a set of objects; drawing it picks a bitmap for each digit (`DIGITS.md` says whose handwriting).
+Train and held-out never share a scene, nor a digit bitmap: a fixed hash, the same for every seed, decides.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.resources
+import random
+from typing import Literal
+
+import numpy as np
+
+GRID = 3  # cells a side
+CELL = 8  # pixels a side of a cell, the size of the handwritten digits
+SIZE = GRID * CELL  # pixels a side of a picture
+
+SHAPES = ("circle", "square", "triangle", "cross")
+DIGITS = tuple("0123456789")
+KINDS = SHAPES + DIGITS
+COLOURS = {"red": (235, 60, 55), "green": (50, 195, 85), "blue": (65, 115, 255), "yellow": (250, 210, 60)}
+BACKGROUND = (20, 20, 28)
+PLACES = (
+    "top left",
+    "top centre",
+    "top right",
+    "middle left",
+    "centre",
+    "middle right",
+    "bottom left",
+    "bottom centre",
+    "bottom right",
+)
+
+Split = Literal["train", "held_out"]
+_HELD_OUT_PART = 5  # one scene and one bitmap in this many is held out
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Thing:
+    """One object. `cell` 0 to 8 in reading order, `kind` one of KINDS, `colour` one of COLOURS."""
+
+    cell: int
+    kind: str
+    colour: str
+
+    @property
+    def row(self) -> int:
+        return self.cell // GRID
+
+    @property
+    def column(self) -> int:
+        return self.cell % GRID
+
+    @property
+    def place(self) -> str:
+        return PLACES[self.cell]
+
+    @property
+    def is_digit(self) -> bool:
+        return self.kind in DIGITS
+
+
+Scene = tuple[Thing, ...]  # in reading order, no two in one cell
+
+
+def split_of(text: str) -> Split:
+    """The side of the train / held-out divide that whatever `text` names falls on, whatever the seed."""
+    digest = hashlib.blake2b(text.encode(), digest_size=4).digest()  # unlike hash(), always the same
+    return "held_out" if int.from_bytes(digest) % _HELD_OUT_PART == 0 else "train"
+
+
+def scene_split(scene: Scene) -> Split:
+    """Where a scene belongs. Neither the order of its objects nor the digits' handwriting matters."""
+    return split_of(" ".join(f"{thing.cell}{thing.kind}{thing.colour}" for thing in sorted(scene)))
+
+
+@functools.cache
+def _bitmaps() -> tuple[np.ndarray, np.ndarray]:
+    """The packed digits: coverage float32[1797, 8, 8] in [0, 1], and the digit shown int[1797]."""
+    path = importlib.resources.files(__package__).joinpath("digits.npz")
+    with path.open("rb") as file, np.load(file) as packed:
+        return packed["pictures"].astype(np.float32) / 16, packed["digits"].astype(int)
+
+
+@functools.cache
+def digit_numbers(digit: str, split: Split) -> tuple[int, ...]:
+    """Numbers of the bitmaps that show `digit` and belong to `split`."""
+    labels = _bitmaps()[1]
+    return tuple(
+        number
+        for number in range(len(labels))
+        if DIGITS[labels[number]] == digit and split_of(f"bitmap {number}") == split
+    )
+
+
+def digit_coverage(digit: str, split: Split) -> np.ndarray:
+    """float32[n, 8, 8] in [0, 1]: every bitmap of `digit` in `split`."""
+    return _bitmaps()[0][list(digit_numbers(digit, split))]
+
+
+@functools.cache
+def shape_coverage(shape: str) -> np.ndarray:
+    """float32[8, 8] in [0, 1]: the part of each pixel that `shape` covers (16x16 samples a pixel)."""
+    samples = 16
+    line = (np.arange(CELL * samples) + 0.5) / samples - CELL / 2
+    y, x = line[:, None], line[None, :]
+    if shape == "circle":
+        inside = x**2 + y**2 <= 3.2**2
+    elif shape == "square":
+        inside = np.maximum(abs(x), abs(y)) <= 3.5
+    elif shape == "triangle":
+        inside = (y <= 3.4) & (abs(x) <= (y + 3.7) * 0.54)
+    elif shape == "cross":
+        inside = (np.minimum(abs(x), abs(y)) <= 1.1) & (np.maximum(abs(x), abs(y)) <= 3.7)
+    else:
+        raise ValueError(f"no shape {shape!r}: the shapes are {', '.join(SHAPES)}")
+    return inside.reshape(CELL, samples, CELL, samples).mean((1, 3)).astype(np.float32)
+
+
+def draw(scene: Scene, rng: random.Random, split: Split) -> np.ndarray:
+    """The scene's picture, uint8[SIZE, SIZE, 3]; digits in handwriting drawn from `split`'s bitmaps."""
+    picture = np.empty((SIZE, SIZE, 3), np.uint8)
+    picture[:] = BACKGROUND
+    for thing in scene:
+        if thing.is_digit:
+            coverage = _bitmaps()[0][rng.choice(digit_numbers(thing.kind, split))]
+        else:
+            coverage = shape_coverage(thing.kind)
+        y, x = thing.row * CELL, thing.column * CELL
+        picture[y : y + CELL, x : x + CELL] = tint(coverage, thing.colour)
+    return picture
+
+
+def tint(coverage: np.ndarray, colour: str) -> np.ndarray:
+    """Coverage float32[..., h, w] in [0, 1] -> uint8[..., h, w, 3] in `colour` on the background."""
+    background = np.array(BACKGROUND, np.float32)
+    ink = np.array(COLOURS[colour], np.float32) - background
+    return np.rint(background + coverage[..., None] * ink).astype(np.uint8)
+
+
+def place_at_random(things: list[tuple[str, str]], rng: random.Random) -> Scene:
+    """(kind, colour) pairs -> a scene with each in a cell of its own."""
+    cells = rng.sample(range(GRID * GRID), len(things))
+    return tuple(sorted(Thing(cell, kind, colour) for cell, (kind, colour) in zip(cells, things)))
+
+
+def random_kind(rng: random.Random) -> str:
+    """A shape or a digit, equally often, although there are more digits than shapes."""
+    return rng.choice(SHAPES) if rng.random() < 0.5 else rng.choice(DIGITS)
+
+
+def random_scene(rng: random.Random, split: Split, count: int | None = None, kinds=None) -> Scene:
+    """A scene of `split` with `count` objects (None: 1 to 3) of `kinds` (None: shapes and digits).
+
+    Kinds and colours repeat within a scene more often than by chance: there must be something to count.
+    """
+    count = count or rng.randint(1, 3)
+    while True:
+        things: list[tuple[str, str]] = []
+        for _ in range(count):
+            kind = rng.choice(kinds) if kinds else random_kind(rng)
+            colour = rng.choice(tuple(COLOURS))
+            if things and rng.random() < 0.25:
+                kind = rng.choice(things)[0]
+            if things and rng.random() < 0.25:
+                colour = rng.choice(things)[1]
+            things.append((kind, colour))
+        scene = place_at_random(things, rng)
+        if scene_split(scene) == split:
+            return scene
