@@ -1,0 +1,84 @@
+"""The quickstart's scores on held-out questions, prompts and pictures."""
+
+import dataclasses
+
+import numpy as np
+from PIL import Image
+
+from unitoken_jax.quickstart.checker import Verdict, check, score_pictures
+from unitoken_jax.quickstart.dataset import Dataset
+from unitoken_jax.quickstart.prompts import Requirement
+from unitoken_jax.quickstart.questions import score_answers
+
+BATCH = 64
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Results:
+    """What was answered and drawn, and how well.
+
+    `questions`: the rows with `given`; `answers`, `pictures`: scores; `drawn`, `verdicts`: one a prompt.
+
+    `originals`, `reconstructions` uint8[n, H, W, 3]: held-out pictures before and after the VQ tokenizer.
+    """
+
+    questions: list[dict]
+    answers: dict
+    prompts: list[Requirement]
+    drawn: np.ndarray
+    verdicts: list[Verdict]
+    pictures: dict
+    originals: np.ndarray
+    reconstructions: np.ndarray
+    vq_psnr_db: float
+    vq_codes_used: int
+
+
+def evaluate(model, dataset: Dataset, seed: int) -> Results:
+    """Answers every held-out question greedily, draws every held-out prompt once."""
+    from unitoken_jax.generate.image import decode_codes, encode_pictures
+    from unitoken_jax.train.vq import psnr
+
+    questions = answer_questions(model, dataset)
+    prompts = dataset.held_out_prompts()
+    drawn = draw_prompts(model, prompts, seed)
+    verdicts = [check(picture, prompt) for picture, prompt in zip(drawn, prompts)]
+    originals = read_pictures(dataset.held_out_pictures())
+    codes = encode_pictures(model, originals, BATCH)
+    reconstructions = np.stack([np.asarray(each) for each in decode_codes(model, codes)])
+    return Results(
+        questions=questions,
+        answers=score_answers(questions),
+        prompts=prompts,
+        drawn=drawn,
+        verdicts=verdicts,
+        pictures=score_pictures(prompts, verdicts),
+        originals=originals,
+        reconstructions=reconstructions,
+        vq_psnr_db=float(psnr(originals, reconstructions)),
+        vq_codes_used=len(np.unique(codes)),
+    )
+
+
+def answer_questions(model, dataset: Dataset) -> list[dict]:
+    """The held-out questions' rows with the model's answer as `given`."""
+    rows = dataset.held_out_questions()
+    asked = [[dataset.root / row["image"], row["question"]] for row in rows]
+    return [row | {"given": given} for row, given in zip(rows, model.answer(asked, batch=BATCH))]
+
+
+def draw_prompts(model, prompts: list[Requirement], seed: int, **settings) -> np.ndarray:
+    """uint8[n, H, W, 3]: one picture a prompt. In one call, so that equal prompts get different pictures."""
+    texts = [prompt.prompt for prompt in prompts]
+    return np.stack(
+        [np.asarray(drawn) for drawn in model.generate(texts, seed=seed, batch=BATCH, **settings)]
+    )
+
+
+def read_pictures(paths) -> np.ndarray:
+    """uint8[n, H, W, 3] of PNG files of one size."""
+    pictures = []
+    for path in paths:
+        with Image.open(path) as picture:
+            pictures.append(np.asarray(picture.convert("RGB")))
+    return np.stack(pictures)

@@ -1,0 +1,149 @@
+"""The quickstart's settings: a small UniToken and the training runs that make it, for two CPU cores.
+
+Every run goes through the same `train` as the 7B model; only the numbers differ. The paper starts from a
+pretrained decoder (Chameleon); nothing pretrained exists at this size, so a "base" run on discrete tokens
+comes before stages I to III. The small SigLIP starts from random weights too, hence its larger rates.
+"""
+
+import dataclasses
+import pathlib
+
+from unitoken_jax.config import (
+    Config,
+    DataConfig,
+    DecoderConfig,
+    GenerationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParameterGroup,
+    SequenceConfig,
+    SiglipConfig,
+    SourceConfig,
+    TrainConfig,
+    VQConfig,
+    VQTrainConfig,
+)
+from unitoken_jax.quickstart.dataset import Dataset, DatasetSettings
+from unitoken_jax.quickstart.scenes import CELL, SIZE
+
+BUDGET = 15.0  # minutes the numbers below are for
+VQ_PICTURES = 8000  # training pictures the VQ tokenizer sees
+VOCABULARY = 1024  # text tokens, codes and control tokens together
+
+
+def model_config() -> ModelConfig:
+    """A code a cell, and a SigLIP patch a cell: 9 discrete and 9 continuous tokens a picture."""
+    return ModelConfig(
+        siglip=SiglipConfig(image_size=SIZE, patch_size=CELL, width=128, depth=2, heads=4, mlp=256),
+        vq=VQConfig(
+            codes=512,
+            embed_dim=32,
+            latent_channels=64,
+            base_channels=8,  # convolutions at full resolution are what costs on a CPU
+            channel_multipliers=(1, 2, 8, 16),
+            res_blocks=0,
+            resolution=SIZE,
+            mid_attention=False,
+            norm_groups=0,  # statistics over a few pixels hide how bright they are: 3 dB
+        ),
+        decoder=DecoderConfig(
+            vocab_size=VOCABULARY, width=192, depth=4, heads=4, kv_heads=4, mlp=512, dropout=0.0
+        ),
+        sequence=SequenceConfig(resolution="base", picture_size=(SIZE, SIZE), size_unit=CELL),
+        generation=GenerationConfig(guidance=2.0, top_k=64, max_answer_tokens=32),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One training run. `steps` in BUDGET minutes; `mixture` weights the data set's files by name."""
+
+    name: str
+    purpose: str
+    steps: int
+    mixture: dict[str, float]
+    groups: tuple[ParameterGroup, ...]
+    encoding: str = "unified"
+
+
+_NEW_RATE = 1e-3  # for weights that start from random
+
+STAGES = (
+    Stage(
+        "base",
+        "the decoder alone learns discrete tokens and text",
+        900,
+        {"train_generation": 3.0, "train_understanding": 1.0},
+        (ParameterGroup("decoder", _NEW_RATE),),
+        encoding="discrete",
+    ),
+    Stage(
+        "stage1",
+        "SigLIP and the adapter align with the frozen decoder",
+        150,
+        {"train_understanding": 1.0},
+        (ParameterGroup("siglip|adapter", _NEW_RATE),),
+    ),
+    Stage(
+        "stage2",
+        "all parameters, understanding and generation",
+        700,
+        {"train_generation": 1.0, "train_understanding": 1.0},
+        (ParameterGroup("siglip|adapter|decoder", _NEW_RATE),),
+    ),
+    Stage(
+        "stage3",
+        "instruction following, with more of what is hard",
+        200,
+        {"train_instruct": 1.0},
+        (ParameterGroup("siglip|adapter|decoder", _NEW_RATE / 4),),
+    ),
+)
+
+
+def dataset_settings(minutes: float, seed: int) -> DatasetSettings:
+    share = min(1.0, minutes / BUDGET)
+    return DatasetSettings(
+        seed=seed,
+        train_understanding=max(200, round(8000 * minutes / BUDGET)),
+        train_generation=max(400, round(16000 * minutes / BUDGET)),
+        train_instruct=max(200, round(6000 * minutes / BUDGET)),
+        questions_per_kind=max(4, round(40 * share)),
+        prompts_per_category=max(4, round(40 * share)),
+    )
+
+
+def vq_train_config(minutes: float, seed: int) -> VQTrainConfig:
+    steps = max(30, round(900 * minutes / BUDGET))
+    return VQTrainConfig(
+        steps=steps, batch=32, learning_rate=2e-3, autoencoder_steps=round(steps * 0.28), seed=seed
+    )
+
+
+def stage_config(stage: Stage, dataset: Dataset, start: pathlib.Path, minutes: float, seed: int) -> Config:
+    """The run of `stage` from model directory `start`."""
+    model = model_config()
+    sequence = dataclasses.replace(model.sequence, encoding=stage.encoding)
+    sources = tuple(
+        SourceConfig(path=str(getattr(dataset, name)), weight=weight)
+        for name, weight in stage.mixture.items()
+    )
+    steps = max(4, round(stage.steps * minutes / BUDGET))
+    return Config(
+        model=dataclasses.replace(model, sequence=sequence),
+        data=DataConfig(
+            sources=sources, row_length=128, row_crops=4, row_pictures=8, rows=12, codes="offline"
+        ),
+        optimizer=OptimizerConfig(groups=stage.groups, clip_norm=1.0, warmup_fraction=0.03, weight_decay=0.1),
+        train=TrainConfig(
+            steps=steps,
+            seed=seed,
+            dtype="float32",
+            remat="none",
+            loss_chunk=256,
+            init_from=str(start),
+            save_every=max(100, steps // 2),
+            log_every=10,
+            keep=1,
+        ),
+    )

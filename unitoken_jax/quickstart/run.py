@@ -1,0 +1,187 @@
+"""`unitoken quickstart`: the whole path on a small model, from PNG files and JSONL to answers and pictures.
+
+Nothing here is special-cased: every step calls the function its own command calls. A run that was stopped
+goes on where it was; a finished step is recognised by what it left.
+
+    data/  start/  base/ stage1/ stage2/ stage3/  model/  what `report` and `train.curves` draw  summary.json
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import resource
+import time
+
+from tqdm import tqdm
+
+from unitoken_jax.config import to_dict
+from unitoken_jax.host.tokenizer import train_tokenizer
+from unitoken_jax.quickstart import evaluate, recipe, report
+from unitoken_jax.quickstart.dataset import Dataset, write_dataset
+
+_VERSIONS = ("unitoken_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def run(out: str | os.PathLike, minutes: float = recipe.BUDGET, seed: int = 0) -> dict:
+    """Runs or resumes the quickstart in directory `out`; returns what it writes to summary.json.
+
+    `minutes` scales the data and every run; it is what two CPU cores of the kind named in RESULTS.md take.
+    Raises ValueError where `out` holds something else or a quickstart with other settings.
+    """
+    if not minutes > 0:
+        raise ValueError(f"--minutes is {minutes}; expected a number above 0")
+    quickstart = Quickstart(pathlib.Path(out).absolute(), float(minutes), seed)
+    quickstart.claim()
+    steps = [
+        ("data: scenes as PNG files and conversations", quickstart.data),
+        ("picture tokenizer: VQ-GAN", quickstart.tokenizers),
+        ("codes: every training picture through it, once", quickstart.codes),
+        *(
+            (f"{stage.name}: {stage.purpose}", lambda stage=stage: quickstart.stage(stage))
+            for stage in recipe.STAGES
+        ),
+        ("held-out questions and prompts", quickstart.evaluation),
+        ("report", quickstart.report),
+    ]
+    for number, (name, step) in enumerate(steps, 1):
+        print(f"[{number}/{len(steps)}] {name}", flush=True)
+        start = time.monotonic()
+        step()
+        quickstart.spent(name, time.monotonic() - start)
+    return quickstart.summary
+
+
+@dataclasses.dataclass
+class Quickstart:
+    """The run in directory `out`."""
+
+    out: pathlib.Path
+    minutes: float
+    seed: int
+
+    def __post_init__(self):
+        self.dataset = Dataset(self.out / "data", recipe.dataset_settings(self.minutes, self.seed))
+        self.seconds: dict[str, float] = {}
+        self.vq_psnr = float("nan")
+        self.results: evaluate.Results | None = None
+        self.summary: dict = {}
+
+    def claim(self) -> None:
+        """Makes the directory this run's. Raises ValueError where it is another's."""
+        path = self.out / "settings.json"
+        settings = {"minutes": self.minutes, "seed": self.seed, "model": to_dict(recipe.model_config())}
+        if path.exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if differing := [key for key in settings if found.get(key) != settings[key]]:
+                raise ValueError(
+                    f"{self.out} holds a quickstart with other settings ({', '.join(differing)}): choose "
+                    "another --out, repeat what its settings.json says to go on with it, or remove it"
+                )
+        elif self.out.exists() and any(self.out.iterdir()):
+            raise ValueError(f"{self.out} is not empty and holds no quickstart: choose another --out")
+        else:
+            self.out.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        self._read_seconds()
+
+    def data(self) -> None:
+        with tqdm(unit="picture", disable=None, leave=False) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            write_dataset(self.out / "data", self.dataset.settings, progress)
+
+    def tokenizers(self) -> None:
+        """Trains the text and the picture tokenizer: start/, a model whose other weights are random."""
+        from unitoken_jax.model.init import init_params
+        from unitoken_jax.model_dir import save_model
+        from unitoken_jax.train.vq import train_vq
+
+        start = self.out / "start"
+        if start.exists():
+            return
+        config = recipe.model_config()
+        texts = list(self.dataset.train_texts())
+        tokenizer = train_tokenizer(texts, config.vq.codes, recipe.VOCABULARY)
+        settings = recipe.vq_train_config(self.minutes, self.seed)
+        pictures = evaluate.read_pictures(self.dataset.train_pictures()[: recipe.VQ_PICTURES])
+        vqgan, _ = train_vq(config.vq, settings, pictures)
+        params = init_params(config, self.seed) | {"vqgan": vqgan}
+        save_model(start, config, params, tokenizer)
+
+    def codes(self) -> None:
+        from unitoken_jax.generate.tokenize import tokenize
+        from unitoken_jax.host.codes import codes_path
+
+        for name in sorted({name for stage in recipe.STAGES for name in stage.mixture}):
+            path = getattr(self.dataset, name)
+            if not codes_path(path).exists():
+                tokenize(self.out / "start", path, batch=256)
+
+    def stage(self, stage: recipe.Stage) -> None:
+        from unitoken_jax.train.loop import train
+
+        model = self.out / stage.name / "model"
+        if model.exists():
+            return
+        before = ["start", *(each.name + "/model" for each in recipe.STAGES)]
+        start = self.out / before[recipe.STAGES.index(stage)]
+        config = recipe.stage_config(stage, self.dataset, start, self.minutes, self.seed)
+        train(config, self.out / stage.name)
+
+    def evaluation(self) -> None:
+        from unitoken_jax.model_dir import UniToken, load_model, save_model
+
+        if not (self.out / "model").exists():
+            # The last stage's weights with the unified sequence and the sampling defaults.
+            last = load_model(self.out / recipe.STAGES[-1].name / "model")
+            save_model(self.out / "model", recipe.model_config(), last.params, last.tokenizer)
+        model = UniToken.load(self.out / "model")
+        self.results = evaluate.evaluate(model, self.dataset, self.seed)
+
+    def report(self) -> None:
+        from unitoken_jax.train.curves import draw_curves
+
+        self.summary = self._summary()
+        report.write_report(self.out, self.dataset, self.results)
+        draw_curves([self.out / stage.name for stage in recipe.STAGES], self.out / "loss_curves.png")
+        (self.out / "summary.json").write_text(json.dumps(self.summary, indent=1) + "\n", encoding="utf-8")
+        print(report.closing_words(self.out, self.summary))
+
+    def spent(self, name: str, seconds: float) -> None:
+        """Adds to the time of a step; kept on disk, so that a resumed run reports its whole time."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        (self.out / "seconds.json").write_text(json.dumps(self.seconds, indent=1) + "\n", encoding="utf-8")
+
+    def _read_seconds(self) -> None:
+        path = self.out / "seconds.json"
+        if path.exists():
+            self.seconds = json.loads(path.read_text(encoding="utf-8"))
+
+    def _summary(self) -> dict:
+        results = self.results
+        return {
+            "general": results.answers["general"],
+            "textread": results.answers["textread"],
+            "generation": results.pictures["overall"],
+            "generation_categories": results.pictures["categories"],
+            "question_kinds": results.answers["kinds"],
+            "vq_psnr_db": results.vq_psnr_db,
+            "vq_codes_used": results.vq_codes_used,
+            "minutes": sum(self.seconds.values()) / 60,
+            "minutes_by_step": {name: seconds / 60 for name, seconds in self.seconds.items()},
+            "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+            "seed": self.seed,
+            "seeds": {"data": self.seed, "training": self.seed, "sampling": self.seed},
+            "settings": {"minutes": self.minutes},
+            "versions": {
+                "python": platform.python_version(),
+                **{name: importlib.metadata.version(name) for name in _VERSIONS},
+            },
+            "cpu_count": os.cpu_count(),
+        }
