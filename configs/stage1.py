@@ -1,0 +1,29 @@
+"""Stage I (paper, section 3.2, Table 2): align SigLIP and adapter with the frozen decoder on 2.5 M captions.
+
+    unitoken train --config configs/stage1.py --workdir runs/stage1 --config.train.init_from=MODEL
+    unitoken train --config configs/stage1.py:unitoken_34b ...
+
+The shares are the paper's; each path is a conversation file of yours.
+"""
+
+import importlib
+
+from unitoken_jax.train.optimizer import stage_groups
+
+SAMPLES = 2_500_000
+SOURCES = {"sharegpt4v": 49.5, "llava": 22.2, "allava": 28.2}
+
+
+def get_config(model="unitoken_7b"):
+    rows = 64  # of 5,120 tokens: about 128 of the paper's samples, two captions a row
+    return importlib.import_module(model).get_config() | {
+        "data": {
+            "sources": [
+                {"path": f"data/{name}/conversations.jsonl", "weight": share}
+                for name, share in SOURCES.items()
+            ],
+            "rows": rows,
+        },
+        "optimizer": {"groups": stage_groups(1)},
+        "train": {"steps": SAMPLES // 128},
+    }

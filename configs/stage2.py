@@ -1,0 +1,41 @@
+"""Stage II (paper, section 3.2, Tables 1 and 2): all parameters, understanding and text-to-image 1 : 1.
+
+    unitoken train --config configs/stage2.py --workdir runs/stage2 --config.train.init_from=runs/stage1/model
+
+Weights are the sample counts of Table 1; each path is a conversation file of yours. MidJourney is not public.
+"""
+
+import importlib
+
+from unitoken_jax.train.optimizer import stage_groups
+
+THOUSANDS_OF_SAMPLES = {
+    "sharegpt4v": 200,
+    "sa1b_densecap": 100,
+    "llava_1_6": 1500,
+    "m3it": 920,
+    "allava": 1350,
+    "chartqa": 390,
+    "ureader": 1100,
+    "scigraphqa": 296,
+    "geo170k": 118,
+    "textocr": 25,
+    "pdfa": 3000,
+    "synthdog": 800,
+    "websrc": 100,
+    "midjourney": 10000,
+}
+
+
+def get_config(model="unitoken_7b"):
+    return importlib.import_module(model).get_config() | {
+        "data": {
+            "sources": [
+                {"path": f"data/{name}/conversations.jsonl", "weight": float(count)}
+                for name, count in THOUSANDS_OF_SAMPLES.items()
+            ],
+            "rows": 64,
+        },
+        "optimizer": {"groups": stage_groups(2)},
+        "train": {"steps": sum(THOUSANDS_OF_SAMPLES.values()) * 1000 // 128},
+    }

@@ -1,0 +1,24 @@
+"""Stage III (paper, section 3.2, Table 2): instruction following, 423 K conversations and 100 K pictures.
+
+    unitoken train --config configs/stage3.py --workdir runs/stage3 --config.train.init_from=runs/stage2/model
+
+The paper names no sets here: point the two paths at yours.
+"""
+
+import importlib
+
+from unitoken_jax.train.optimizer import stage_groups
+
+
+def get_config(model="unitoken_7b"):
+    return importlib.import_module(model).get_config() | {
+        "data": {
+            "sources": [
+                {"path": "data/instruct/conversations.jsonl", "weight": 423.0},
+                {"path": "data/text_to_image/conversations.jsonl", "weight": 100.0},
+            ],
+            "rows": 64,
+        },
+        "optimizer": {"groups": stage_groups(3)},
+        "train": {"steps": 523_000 // 128},
+    }

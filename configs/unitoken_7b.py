@@ -1,0 +1,5 @@
+"""UniToken-7B: Chameleon-7B decoder, SigLIP-SO400M/14-384, any-resolution pictures: the defaults."""
+
+
+def get_config(_=None):
+    return {}

@@ -1,0 +1,51 @@
+"""Every file in configs/ loads, and what it describes builds: shapes, stages, sequence."""
+
+import pathlib
+
+import flax.linen as nn
+import jax
+import pytest
+from flax.traverse_util import flatten_dict
+
+from unitoken_jax.config_file import load_config
+from unitoken_jax.model.init import abstract_params
+from unitoken_jax.train.optimizer import peak_rates
+
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+RUNS = sorted(str(path) for path in CONFIGS.glob("*.py"))
+RUNS += [f"{CONFIGS}/stage2.py:unitoken_34b"]
+RUNS += [f"{CONFIGS}/quickstart.py:{stage}" for stage in ("base", "stage1", "stage3")]
+
+
+def paths(config):
+    return flatten_dict(nn.meta.unbox(abstract_params(config.model)), sep="/")
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: pathlib.Path(run).name)
+def test_builds(run):
+    config = load_config(run)
+    parameters = paths(config)
+    if config.optimizer.groups:
+        assert set(peak_rates(parameters, config.optimizer.groups)) <= set(parameters)
+        assert config.data.sources
+        assert config.train.steps > 0
+
+
+@pytest.mark.parametrize(("model", "billions"), [("unitoken_7b", 7.01), ("unitoken_34b", 34.29)])
+def test_decoder_sizes(model, billions):
+    decoder = abstract_params(load_config(f"{CONFIGS}/{model}.py").model)["decoder"]
+    count = sum(leaf.size for leaf in jax.tree.leaves(nn.meta.unbox(decoder)))
+    assert count / 1e9 == pytest.approx(billions, abs=0.01)
+
+
+def test_stages_train_what_table_2_says():
+    seen = {}
+    for stage in (1, 2, 3):
+        config = load_config(f"{CONFIGS}/stage{stage}.py")
+        rates = peak_rates(paths(config), config.optimizer.groups)
+        seen[stage] = {part: {rate for path, rate in rates.items() if path.startswith(part)} for part in PARTS}
+    assert seen[1] == {"siglip": {1e-5}, "adapter": {1e-3}, "decoder": set(), "vqgan": set()}
+    assert seen[2] == seen[3] == {"siglip": {1e-5}, "adapter": {1e-5}, "decoder": {1e-5}, "vqgan": set()}
+
+
+PARTS = ("siglip", "adapter", "decoder", "vqgan")
