@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from unitoken_jax.config import ModelConfig, SequenceConfig, VQConfig
-from unitoken_jax.generate.grammar import SAMPLE, check_size, picture_grammar, side_step
+from unitoken_jax.generate.grammar import SAMPLE, picture_grammar
 from unitoken_jax.vocabulary import Vocabulary, control_names
 
 CONFIG = ModelConfig(
@@ -64,14 +64,6 @@ def test_broken_pictures_are_refused(vocabulary):
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 12), (0, 8), (8, 248), (-8, 8), (7, 8)])
-def test_unsupported_sizes_list_the_allowed_ones(height, width):
-    with pytest.raises(ValueError, match=r"allowed sides are 8, 16, 24, \.\.\., 240 px \(multiples of 8\)"):
-        check_size(CONFIG, height, width)
-
-
-def test_sides_are_whole_codes_and_whole_units():
-    config = ModelConfig(vq=VQConfig(channel_multipliers=(1, 1, 1, 1)), sequence=SequenceConfig(size_unit=12))
-    assert side_step(config) == 24
-    check_size(config, 24, 360)
-    with pytest.raises(ValueError, match="multiples of 24"):
-        check_size(config, 36, 24)
+def test_unsupported_sizes_list_the_allowed_ones(vocabulary, height, width):
+    with pytest.raises(ValueError, match=r"Allowed sides .*: 8, 16, 24, .* 240"):
+        picture_grammar(CONFIG, vocabulary, height, width)

@@ -103,8 +103,7 @@ def test_text_only():
 
 def test_template_and_size_ids():
     config = with_sequence(picture_size=(8, 24))
-    height, width = sequence.size_ids(config, V)
-    assert (height, width) == (V.size_ids[1], V.size_ids[3])
+    height, width = V.size_ids[1], V.size_ids[3]
     template = sequence.picture_template(config, V)
     assert template[:3].tolist() == [V.begin_of_image, height, width]
     assert template[3:-1].tolist() == ([sequence.CODE] * 6 + [V.new_line]) * 2

@@ -6,14 +6,13 @@ The table is data, so that drawing is one loop for every size. Plain numpy.
 """
 
 import dataclasses
-import math
 
 import numpy as np
 
 from unitoken_jax.config import ModelConfig
-from unitoken_jax.vocabulary import MAX_SIZE_UNITS, Vocabulary
-
-SAMPLE = -1
+from unitoken_jax.host.sequence import CODE as SAMPLE
+from unitoken_jax.host.sequence import picture_template
+from unitoken_jax.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,34 +63,8 @@ class PictureGrammar:
         return found[:, sampled].reshape(len(tokens), self.rows, self.columns)
 
 
-def side_step(config: ModelConfig) -> int:
-    """Every picture side is a multiple of this many pixels: whole codes, and whole size units."""
-    return math.lcm(config.sequence.size_unit, config.vq.stride)
-
-
-def check_size(config: ModelConfig, height: int, width: int) -> None:
-    """Raises ValueError listing the allowed sides unless pictures of `height` x `width` px can be drawn."""
-    step = side_step(config)
-    allowed = range(step, MAX_SIZE_UNITS * config.sequence.size_unit + 1, step)
-    for name, side in (("height", height), ("width", width)):
-        if side not in allowed:
-            shown = (
-                [*map(str, allowed[:3]), "...", str(allowed[-1])] if len(allowed) > 6 else map(str, allowed)
-            )
-            raise ValueError(
-                f"picture {name} {side} px is not supported: allowed sides are {', '.join(shown)} px "
-                f"(multiples of {step}); the model was trained at "
-                f"{config.sequence.picture_size[1]}x{config.sequence.picture_size[0]} (width x height)"
-            )
-
-
 def picture_grammar(config: ModelConfig, vocabulary: Vocabulary, height: int, width: int) -> PictureGrammar:
     """The grammar of a `height` x `width` px picture. ValueError for an unsupported size."""
-    check_size(config, height, width)
+    begin, *forced = picture_template(config, vocabulary, (height, width)).tolist()
     rows, columns = height // config.vq.stride, width // config.vq.stride
-    unit = config.sequence.size_unit
-    body = np.full((rows, columns + 1), SAMPLE, np.int32)
-    body[:, -1] = vocabulary.new_line
-    sizes = vocabulary.size_ids[[height // unit, width // unit]]
-    forced = np.concatenate([sizes, body.ravel(), [vocabulary.end_of_image]]).astype(np.int32)
-    return PictureGrammar(rows, columns, vocabulary.begin_of_image, forced, vocabulary.code_ids)
+    return PictureGrammar(rows, columns, begin, np.array(forced, np.int32), vocabulary.code_ids)

@@ -69,15 +69,7 @@ class Example:
 
 def check(config: ModelConfig, vocabulary: Vocabulary) -> None:
     """Raises ValueError where pictures of this size, or these codes, have no tokens."""
-    unit, stride = config.sequence.size_unit, config.vq.stride
-    step = math.lcm(unit, stride)
-    allowed = range(step, unit * MAX_SIZE_UNITS + 1, step)
-    for side in config.sequence.picture_size:
-        if side not in allowed:
-            raise ValueError(
-                f"picture_size {config.sequence.picture_size}: side {side} is not supported. Allowed sides "
-                f"(multiples of size_unit {unit} and VQ stride {stride}): {', '.join(map(str, allowed))}"
-            )
+    check_size(config, config.sequence.picture_size)
     if len(vocabulary.code_ids) < config.vq.codes:
         raise ValueError(
             f"the tokenizer has {len(vocabulary.code_ids)} picture codes, the VQ codebook (vq.codes) "
@@ -90,21 +82,34 @@ def check(config: ModelConfig, vocabulary: Vocabulary) -> None:
         )
 
 
-def size_ids(config: ModelConfig, vocabulary: Vocabulary) -> tuple[int, int]:
-    """Ids of the two tokens after begin-of-image: the picture's height, then its width."""
-    height, width = config.sequence.picture_size
-    unit = config.sequence.size_unit
-    return int(vocabulary.size_ids[height // unit]), int(vocabulary.size_ids[width // unit])
+def check_size(config: ModelConfig, size: tuple[int, int]) -> None:
+    """Raises ValueError listing the allowed sides unless `size` = (height, width) px is one of pictures."""
+    unit, stride = config.sequence.size_unit, config.vq.stride
+    step = math.lcm(unit, stride)
+    allowed = range(step, unit * MAX_SIZE_UNITS + 1, step)
+    for name, side in zip(("height", "width"), size):
+        if side not in allowed:
+            raise ValueError(
+                f"picture {name} {side} px is not supported. Allowed sides (multiples of size_unit {unit} "
+                f"and VQ stride {stride}): {', '.join(map(str, allowed))}"
+            )
 
 
 @functools.lru_cache(maxsize=32)
-def picture_template(config: ModelConfig, vocabulary: Vocabulary) -> np.ndarray:
-    """int32[n] read-only: a discrete picture's ids from begin to end of image, CODE where a code goes."""
+def picture_template(
+    config: ModelConfig, vocabulary: Vocabulary, size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """int32[n] read-only: a discrete picture's ids from begin to end of image, CODE where a code goes.
+
+    `size` = (height, width) px, default: `config.sequence.picture_size`.
+    """
+    height, width = size or config.sequence.picture_size
     check(config, vocabulary)
-    height, width = (side // config.vq.stride for side in config.sequence.picture_size)
-    rows = np.full((height, width + 1), CODE, np.int32)
+    check_size(config, (height, width))
+    unit, stride = config.sequence.size_unit, config.vq.stride
+    rows = np.full((height // stride, width // stride + 1), CODE, np.int32)
     rows[:, -1] = vocabulary.new_line
-    first = [vocabulary.begin_of_image, *size_ids(config, vocabulary)]
+    first = [vocabulary.begin_of_image, *vocabulary.size_ids[[height // unit, width // unit]]]
     template = np.array([*first, *rows.reshape(-1), vocabulary.end_of_image], np.int32)
     template.flags.writeable = False
     return template
