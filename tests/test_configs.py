@@ -43,7 +43,7 @@ def test_stages_train_what_table_2_says():
     for stage in (1, 2, 3):
         config = load_config(f"{CONFIGS}/stage{stage}.py")
         rates = peak_rates(paths(config), config.optimizer.groups)
-        seen[stage] = {part: {rate for path, rate in rates.items() if path.startswith(part)} for part in PARTS}
+        seen[stage] = {part: {rates[path] for path in rates if path.startswith(part)} for part in PARTS}
     assert seen[1] == {"siglip": {1e-5}, "adapter": {1e-3}, "decoder": set(), "vqgan": set()}
     assert seen[2] == seen[3] == {"siglip": {1e-5}, "adapter": {1e-5}, "decoder": {1e-5}, "vqgan": set()}
 

@@ -3,7 +3,7 @@
 Nothing here is special-cased: every step calls the function its own command calls. A run that was stopped
 goes on where it was; a finished step is recognised by what it left.
 
-    data/  start/  base/ stage1/ stage2/ stage3/  model/  what `report` and `train.curves` draw  summary.json
+    data/ vq/ start/ base/ stage1/ stage2/ stage3/ model/, the sheets and tables of `report`, summary.json
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from unitoken_jax.config import to_dict
 from unitoken_jax.host.tokenizer import train_tokenizer
-from unitoken_jax.quickstart import evaluate, recipe, report
+from unitoken_jax.quickstart import checker, evaluate, recipe, report
 from unitoken_jax.quickstart.dataset import Dataset, write_dataset
 
 _VERSIONS = ("unitoken_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -64,8 +64,7 @@ class Quickstart:
 
     def __post_init__(self):
         self.dataset = Dataset(self.out / "data", recipe.dataset_settings(self.minutes, self.seed))
-        self.seconds: dict[str, float] = {}
-        self.vq_psnr = float("nan")
+        self.cost = {"seconds": {}, "peak_gib": 0.0}
         self.results: evaluate.Results | None = None
         self.summary: dict = {}
 
@@ -85,7 +84,9 @@ class Quickstart:
         else:
             self.out.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        self._read_seconds()
+        cost = self.out / "cost.json"
+        if cost.exists():
+            self.cost = json.loads(cost.read_text(encoding="utf-8"))
 
     def data(self) -> None:
         with tqdm(unit="picture", disable=None, leave=False) as bar:
@@ -100,6 +101,7 @@ class Quickstart:
         """Trains the text and the picture tokenizer: start/, a model whose other weights are random."""
         from unitoken_jax.model.init import init_params
         from unitoken_jax.model_dir import save_model
+        from unitoken_jax.train.metrics import MetricsLog, Progress
         from unitoken_jax.train.vq import train_vq
 
         start = self.out / "start"
@@ -110,7 +112,8 @@ class Quickstart:
         tokenizer = train_tokenizer(texts, config.vq.codes, recipe.VOCABULARY)
         settings = recipe.vq_train_config(self.minutes, self.seed)
         pictures = evaluate.read_pictures(self.dataset.train_pictures()[: recipe.VQ_PICTURES])
-        vqgan, _ = train_vq(config.vq, settings, pictures)
+        with MetricsLog(self.out / "vq", 10, Progress("vq", settings.steps)) as log:
+            vqgan, _ = train_vq(config.vq, settings, pictures, on_metrics=log.write)
         params = init_params(config, self.seed) | {"vqgan": vqgan}
         save_model(start, config, params, tokenizer)
 
@@ -132,7 +135,7 @@ class Quickstart:
         before = ["start", *(each.name + "/model" for each in recipe.STAGES)]
         start = self.out / before[recipe.STAGES.index(stage)]
         config = recipe.stage_config(stage, self.dataset, start, self.minutes, self.seed)
-        train(config, self.out / stage.name)
+        train(config, self.out / stage.name, progress=stage.name)
 
     def evaluation(self) -> None:
         from unitoken_jax.model_dir import UniToken, load_model, save_model
@@ -154,14 +157,11 @@ class Quickstart:
         print(report.closing_words(self.out, self.summary))
 
     def spent(self, name: str, seconds: float) -> None:
-        """Adds to the time of a step; kept on disk, so that a resumed run reports its whole time."""
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-        (self.out / "seconds.json").write_text(json.dumps(self.seconds, indent=1) + "\n", encoding="utf-8")
-
-    def _read_seconds(self) -> None:
-        path = self.out / "seconds.json"
-        if path.exists():
-            self.seconds = json.loads(path.read_text(encoding="utf-8"))
+        """Notes what a step took; kept on disk, so that a resumed run reports its whole cost."""
+        self.cost["seconds"][name] = self.cost["seconds"].get(name, 0.0) + seconds
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        self.cost["peak_gib"] = max(self.cost["peak_gib"], peak)
+        (self.out / "cost.json").write_text(json.dumps(self.cost, indent=1) + "\n", encoding="utf-8")
 
     def _summary(self) -> dict:
         results = self.results
@@ -173,12 +173,12 @@ class Quickstart:
             "question_kinds": results.answers["kinds"],
             "vq_psnr_db": results.vq_psnr_db,
             "vq_codes_used": results.vq_codes_used,
-            "minutes": sum(self.seconds.values()) / 60,
-            "minutes_by_step": {name: seconds / 60 for name, seconds in self.seconds.items()},
-            "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-            "seed": self.seed,
-            "seeds": {"data": self.seed, "training": self.seed, "sampling": self.seed},
+            "checker_accuracy": checker.accuracy(500)["scenes"],
+            "minutes": sum(self.cost["seconds"].values()) / 60,
+            "minutes_by_step": {name: seconds / 60 for name, seconds in self.cost["seconds"].items()},
+            "peak_gib": self.cost["peak_gib"],
             "settings": {"minutes": self.minutes},
+            "seeds": {"data": self.seed, "training": self.seed, "sampling": self.seed},
             "versions": {
                 "python": platform.python_version(),
                 **{name: importlib.metadata.version(name) for name in _VERSIONS},
