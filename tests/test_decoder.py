@@ -12,7 +12,16 @@ from networks import DECODER, abstract, random_params
 
 from unitoken_jax.config import DecoderConfig
 from unitoken_jax.model.decoder import Decoder, init_cache
-from unitoken_jax.model.layers import HeadNorm, RMSNorm, attention, rope_table, rotate
+from unitoken_jax.model.layers import (
+    HeadNorm,
+    Normal,
+    RMSNorm,
+    attention,
+    matmul,
+    rope_table,
+    rotate,
+    stacked,
+)
 
 BIG = DecoderConfig(width=8192, depth=48, heads=64, kv_heads=8, mlp=22016, qk_norm_shards=4, norm="output")
 
@@ -29,7 +38,9 @@ def decoder_shapes(config: DecoderConfig) -> dict:
     return flatten_dict(nn.meta.unbox(params), sep="/")
 
 
-@pytest.mark.parametrize(("config", "billions"), [(DecoderConfig(), 7.013), (BIG, 34.2935)], ids=["7b", "34b"])
+@pytest.mark.parametrize(
+    ("config", "billions"), [(DecoderConfig(), 7.013), (BIG, 34.2935)], ids=["7b", "34b"]
+)
 def test_published_sizes(config, billions):
     L, D, H, V, F = config.depth, config.width, config.head_dim, config.vocab_size, config.mlp
     N, K, shards = config.heads, config.kv_heads, config.qk_norm_shards
@@ -127,6 +138,32 @@ def test_head_norm_repeats_each_shards_row():
         np.testing.assert_allclose(found[:, :, head], plain[:, :, head] * scale[row] + bias[row], atol=1e-5)
     with pytest.raises(ValueError, match="qk_norm_shards 2 does not divide 3 heads"):
         HeadNorm(2).apply({"params": {"scale": scale, "bias": bias}}, x[:, :, :3])
+
+
+def test_matmul_has_the_plain_products_gradient():
+    rng = np.random.default_rng(0)
+    x, kernel, slope = (rng.normal(size=s).astype(np.float32) for s in ((2, 3, 5), (5, 7), (2, 3, 7)))
+    found, expected = (jax.vjp(f, x, kernel)[1](slope) for f in (matmul, jnp.matmul))
+    for a, b in zip(found, expected):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+class Noise(nn.Module):
+    """A layer that returns its random numbers: a parameter and a dropout mask."""
+
+    @nn.compact
+    def __call__(self, x, _):
+        return x, (
+            self.param("made", Normal(1.0), (8,)),
+            nn.Dropout(0.5)(jnp.ones(64), deterministic=False),
+        )
+
+
+def test_layers_draw_their_own_random_numbers():
+    module = stacked(Noise, 3, "full", True, in_axes=0)()
+    init = lambda key: module.init_with_output({"params": key, "dropout": key}, jnp.ones(1), jnp.arange(3))[0]  # noqa: E731
+    for drawn in jax.jit(init)(jax.random.key(0))[1]:
+        assert len(np.unique(drawn, axis=0)) == 3
 
 
 @pytest.fixture(scope="module")

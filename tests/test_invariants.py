@@ -119,8 +119,8 @@ def test_scan_is_loop(config):
         return RMSNorm(config.norm_eps).apply({"params": params["norm"]}, x)
 
     expected = loop(x)
-    np.testing.assert_allclose(forward(config, x, segments, positions), expected, atol=1e-5)
-    np.testing.assert_allclose(forward(config, x, segments, positions, scan=False), expected, atol=1e-5)
+    np.testing.assert_allclose(forward(config, x, segments, positions), expected, atol=1e-6)
+    np.testing.assert_allclose(forward(config, x, segments, positions, scan=False), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -130,21 +130,21 @@ def test_scan_is_loop(config):
 )
 def test_remat_is_plain(config, remat, scan):
     """Forward and gradient; and the backward pass really computes the layers again."""
-    plain, swishes = gradient(config, "none", True)
+    plain, products = gradient(config, "none", True)
     found, recomputed = gradient(config, remat, scan)
-    assert recomputed > swishes
+    assert recomputed > products
     for a, b in zip(found, plain):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 @functools.cache
 def gradient(config, remat, scan):
-    """Loss and gradient's leaves, and how often the backward pass's program says silu for a layer."""
+    """Loss and gradient's leaves, and the matrix products a layer takes in the compiled program."""
     module, params = make(config, remat=remat, scan=scan)
     x, (segments, positions) = inputs(), one_segment()
 
     def loss(params):
         return jnp.sum(jnp.sin(module.apply({"params": params}, x, segments, positions)))
 
-    run = jax.value_and_grad(loss)
-    return jax.tree.leaves(jax.jit(run)(params)), str(jax.make_jaxpr(run)(params)).count("logistic")
+    run = jax.jit(jax.value_and_grad(loss)).lower(params).compile()
+    return jax.tree.leaves(run(params)), run.as_text().count(" dot(") / (1 if scan else config.depth)

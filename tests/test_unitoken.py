@@ -158,6 +158,13 @@ def test_random_parameters(params):
     )  # 0.02 / sqrt(2 * 2 layers)
     assert np.abs(layers["mlp"]["down"]["kernel"][0] - layers["mlp"]["down"]["kernel"][1]).min() > 0
     assert (np.asarray(layers["attention"]["q_norm"]["scale"]) == 1).all()
+    q, gate, up = (
+        layers["attention"]["q"]["kernel"],
+        layers["mlp"]["gate"]["kernel"],
+        layers["mlp"]["up"]["kernel"],
+    )
+    assert np.abs(gate - up).max() > 0.01  # of one shape, yet not the same numbers
+    assert np.abs(q[0] - q[1]).max() > 0.01
     assert not first["siglip"]["layers"]["up"]["bias"].any()
     other = init_params(MODEL, seed=4)["decoder"]["lm_head"]["kernel"]
     assert np.abs(first["decoder"]["lm_head"]["kernel"] - other).max() > 0.01

@@ -187,6 +187,7 @@ class TrainConfig:
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; master weights stay float32
     remat: Literal["none", "dots", "full"] = "full"
+    scan_layers: bool = True  # one compiled layer in a loop; unrolled is faster where compiling is cheap
     loss_chunk: int = 1024  # supervised positions whose logits exist at one time
     init_from: str = ""  # model directory to start from; empty: random weights
     tokenizer: str = ""  # tokenizer.json, needed where init_from is empty

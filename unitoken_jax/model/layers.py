@@ -45,6 +45,29 @@ def to_unit(pictures: jax.Array, dtype: Dtype = jnp.float32) -> jax.Array:
     return pictures.astype(dtype)
 
 
+@jax.custom_vjp
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [..., in] @ kernel [in, out] -> [..., out], with the kernel's gradient as one plain product.
+
+    JAX's own rule computes that gradient transposed, from a transposed copy of the output's: on a CPU a
+    SwiGLU's step so takes 1.7x as long. Not differentiable in forward mode.
+    """
+    return x @ kernel
+
+
+def _matmul_forward(x, kernel):
+    return x @ kernel, (x, kernel)
+
+
+def _matmul_backward(saved, slope):
+    x, kernel = saved
+    rows = tuple(range(x.ndim - 1))
+    return slope @ kernel.T, jax.lax.dot_general(x, slope, ((rows, rows), ((), ())))
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
 class Dense(nn.Module):
     """x [..., in] @ kernel [in, out] (+ bias [out]); `axes` are the kernel's logical axis names."""
 
@@ -58,7 +81,7 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         init = self.init or Normal(x.shape[-1] ** -0.5)
         kernel = self.param("kernel", logical(init, *self.axes), (x.shape[-1], self.features))
-        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        y = matmul(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
             bias = self.param("bias", logical(ZEROS, self.axes[1]), (self.features,))
             y = y + bias.astype(self.dtype)

@@ -140,6 +140,7 @@ def stage_config(stage: Stage, dataset: Dataset, start: pathlib.Path, minutes: f
             seed=seed,
             dtype="float32",
             remat="none",
+            scan_layers=False,
             loss_chunk=256,
             init_from=str(start),
             save_every=max(100, steps // 2),

@@ -23,6 +23,7 @@ FREE_KEYS = (
     "train.save_every",
     "train.keep",
     "train.remat",
+    "train.scan_layers",
     "train.loss_chunk",
 )
 

@@ -16,7 +16,8 @@ from unitoken_jax.vocabulary import Vocabulary
 
 def make_model(config: Config) -> UniTokenModel:
     """The module as `config.train` computes it."""
-    return UniTokenModel(config.model, dtype=jnp.dtype(config.train.dtype), remat=config.train.remat)
+    settings = config.train
+    return UniTokenModel(config.model, jnp.dtype(settings.dtype), settings.remat, settings.scan_layers)
 
 
 def make_train_step(
