@@ -67,6 +67,15 @@ def test_control_tokens_have_the_first_ids_and_words_one_each():
     assert len(tokenizer.encode("the red circle")) == 3
 
 
+def test_a_phrase_is_one_token_wherever_it_stands():
+    phrase = "Draw this:\n"
+    tokenizer = train_tokenizer(["the red circle"] * 9, codes=3, vocab_size=320, phrases=[phrase])
+    (token,) = tokenizer.encode(phrase)
+    assert token < 320
+    assert tokenizer.encode(phrase + "the red circle") == [token, *tokenizer.encode("the red circle")]
+    assert tokenizer.decode(tokenizer.encode(phrase + "red")) == phrase + "red"
+
+
 def test_training_is_deterministic():
     assert pickle.dumps(train_tokenizer([WORDS] * 4, CODES, 400)) == pickle.dumps(tiny_tokenizer())
 

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from networks import VQ, abstract, random_params
 
 from unitoken_jax.config import VQConfig
-from unitoken_jax.model.vqgan import VQModel
+from unitoken_jax.model.vqgan import GroupNorm, VQModel
 
 
 def picture(side: int):
@@ -163,3 +163,11 @@ def test_gradients_go_straight_through(pictures):
 def test_odd_sizes_are_errors(run):
     with pytest.raises(ValueError, match="7 x 8 px; the tokenizer needs multiples of 2"):
         run(np.zeros((1, 7, 8, 3), np.uint8))
+
+
+@pytest.mark.parametrize(("groups", "unchanged"), [(2, False), (0, True)])
+def test_no_groups_is_scale_and_bias_alone(groups, unchanged):
+    x = np.random.default_rng(0).normal(3, 2, (2, 4, 4, 6)).astype(np.float32)
+    scale, bias = np.arange(1, 7, dtype=np.float32), np.ones(6, np.float32)
+    y = GroupNorm(groups).apply({"params": {"scale": scale, "bias": bias}}, x)
+    assert np.allclose(y, x * scale + bias, atol=1e-5) == unchanged

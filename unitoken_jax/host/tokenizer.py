@@ -86,28 +86,33 @@ class Tokenizer:
         self._set_up(tokenizers.Tokenizer.from_str(state["json"]), state["source"])
 
 
-def train_tokenizer(texts: Iterable[str], codes: int, vocab_size: int) -> Tokenizer:
+def train_tokenizer(
+    texts: Iterable[str], codes: int, vocab_size: int, phrases: Sequence[str] = ()
+) -> Tokenizer:
     """A byte-level BPE tokenizer of `texts` for a `codes`-entry codebook.
 
     The control tokens take the first ids (order of `control_names`), then the 256 bytes, then merges up to
-    `vocab_size` ids; frequent words, with their leading space, become one token each. Deterministic.
+    `vocab_size` ids; frequent words, with their leading space, become one token each, and so does each of
+    `phrases` (a fixed instruction, say). Deterministic.
     Raises ValueError where `vocab_size` cannot hold control tokens and bytes.
     """
     names = control_names(codes)
-    least = len(names) + 256
+    least = len(names) + 256 + len(phrases)
     if vocab_size < least:
         raise ValueError(
-            f"vocab_size {vocab_size} is too small: {len(names)} control tokens and 256 bytes need {least}"
+            f"vocab_size {vocab_size} is too small: {len(names)} control tokens, {len(phrases)} phrases "
+            f"and 256 bytes need {least}"
         )
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size - len(phrases),
         special_tokens=names,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     # Control names in the texts stay text here too: the trainer sees them split by the pre-tokenizer.
     backend.train_from_iterator(texts, trainer)
+    backend.add_tokens([tokenizers.AddedToken(phrase, normalized=False) for phrase in phrases])
     return Tokenizer(backend, "the trained tokenizer")

@@ -95,9 +95,10 @@ class Embed(nn.Module):
     width: int
     axes: tuple[str | None, str | None]
     dtype: Dtype = jnp.float32
+    std: float = 0.02  # of random values
 
     def setup(self):
-        init = logical(Normal(0.02), *self.axes)
+        init = logical(Normal(self.std), *self.axes)
         self.embedding = self.param("embedding", init, (self.rows, self.width))
 
     def table(self) -> jax.Array:

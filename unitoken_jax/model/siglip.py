@@ -77,7 +77,9 @@ class Siglip(nn.Module):
         x = crops[:, : g * p, : g * p].reshape(M, g, p, g, p, 3)
         x = to_unit(x.transpose(0, 1, 3, 2, 4, 5).reshape(M, g * g, p * p * 3), self.dtype)
         x = Dense(c.width, (None, "embed"), True, dtype=self.dtype, name="patch_embed")(x)
-        x = x + Embed(c.patches, c.width, ("patches", "embed"), self.dtype, name="position_embed").table()
+        # From random weights a patch brings about 1 a channel: a place must not drown in it.
+        places = Embed(c.patches, c.width, ("patches", "embed"), self.dtype, 0.5, name="position_embed")
+        x = x + places.table()
         x = shard(x, "crops", "patches", "act_embed")
         layers = stacked(SiglipBlock, c.depth, self.remat, self.scan, in_axes=())
         x, _ = layers(c, self.dtype, name="layers")(x)

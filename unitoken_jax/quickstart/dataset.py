@@ -30,9 +30,9 @@ _CAPTIONS = ("caption", "read caption")
 _FORMAT = 1
 _EVEN_QUESTIONS = dict.fromkeys(questions.QUESTIONS, 1.0)
 _HARD_QUESTIONS = _EVEN_QUESTIONS | {"count": 2.0, "position": 2.0, "relation": 2.0, "exists": 2.0}
-_EVEN_PROMPTS = {SCENE: 6.0, **dict.fromkeys(CATEGORIES, 1.0)}
+_EVEN_PROMPTS = {SCENE: 2.0, **dict.fromkeys(CATEGORIES, 1.0)}
 _HARD_PROMPTS = {
-    SCENE: 2.0,
+    SCENE: 1.0,
     **dict.fromkeys(CATEGORIES, 1.0),
     "counting": 2.0,
     "position": 2.0,
@@ -240,12 +240,12 @@ class _Writer:
 
 
 def _understanding(rng: random.Random, weights: dict[str, float]) -> tuple[list[str], scenes.Scene]:
-    """Turns (question, answer, ...) about one picture: a caption alone, or 3 to 5 questions."""
+    """Turns (question, answer, ...) about one picture: a caption alone, or 5 to 7 questions."""
     scene = scenes.random_scene(rng, "train")
     if rng.random() < 0.2:
         asked = [question for kind in _CAPTIONS if (question := questions.ask(scene, kind, rng))]
     else:
-        asked = questions.ask_several(scene, rng.randint(3, 5), rng, weights)
+        asked = questions.ask_several(scene, rng.randint(5, 7), rng, weights)
         asked.sort(key=lambda question: question.kind in _CAPTIONS)  # a caption gives the other answers away
     turns = [text for question in asked for text in (question.text, question.answer)]
     turns[0] = IMAGE + turns[0] if rng.random() < 0.85 else turns[0] + IMAGE

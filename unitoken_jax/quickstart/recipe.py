@@ -1,8 +1,8 @@
 """The quickstart's settings: a small UniToken and the training runs that make it, for two CPU cores.
 
 Every run goes through the same `train` as the 7B model; only the numbers differ. The paper starts from a
-pretrained decoder (Chameleon); nothing pretrained exists at this size, so a "base" run on discrete tokens
-comes before stages I to III. The small SigLIP starts from random weights too, hence its larger rates.
+pretrained decoder (Chameleon) and SigLIP; nothing pretrained exists at this size, so a "base" run on
+everything from random weights comes before stages I to III. Hence also the larger learning rates.
 """
 
 import dataclasses
@@ -63,7 +63,6 @@ class Stage:
     steps: int
     mixture: dict[str, float]
     groups: tuple[ParameterGroup, ...]
-    encoding: str = "unified"
 
 
 _NEW_RATE = 1e-3  # for weights that start from random
@@ -71,25 +70,24 @@ _NEW_RATE = 1e-3  # for weights that start from random
 STAGES = (
     Stage(
         "base",
-        "the decoder alone learns discrete tokens and text",
-        900,
-        {"train_generation": 3.0, "train_understanding": 1.0},
-        (ParameterGroup("decoder", _NEW_RATE),),
-        encoding="discrete",
+        "what pretraining would have brought, from random weights",
+        1250,
+        {"train_generation": 1.0, "train_understanding": 1.0},
+        (ParameterGroup("siglip|adapter|decoder", _NEW_RATE),),
     ),
     Stage(
         "stage1",
         "SigLIP and the adapter align with the frozen decoder",
-        150,
+        60,
         {"train_understanding": 1.0},
-        (ParameterGroup("siglip|adapter", _NEW_RATE),),
+        (ParameterGroup("siglip|adapter", _NEW_RATE / 4),),
     ),
     Stage(
         "stage2",
         "all parameters, understanding and generation",
-        700,
+        600,
         {"train_generation": 1.0, "train_understanding": 1.0},
-        (ParameterGroup("siglip|adapter|decoder", _NEW_RATE),),
+        (ParameterGroup("siglip|adapter|decoder", _NEW_RATE / 2),),
     ),
     Stage(
         "stage3",
@@ -114,23 +112,21 @@ def dataset_settings(minutes: float, seed: int) -> DatasetSettings:
 
 
 def vq_train_config(minutes: float, seed: int) -> VQTrainConfig:
-    steps = max(30, round(900 * minutes / BUDGET))
+    steps = max(30, round(800 * minutes / BUDGET))
     return VQTrainConfig(
-        steps=steps, batch=32, learning_rate=2e-3, autoencoder_steps=round(steps * 0.28), seed=seed
+        steps=steps, batch=32, learning_rate=2e-3, autoencoder_steps=round(steps * 0.3), seed=seed
     )
 
 
 def stage_config(stage: Stage, dataset: Dataset, start: pathlib.Path, minutes: float, seed: int) -> Config:
     """The run of `stage` from model directory `start`."""
-    model = model_config()
-    sequence = dataclasses.replace(model.sequence, encoding=stage.encoding)
     sources = tuple(
         SourceConfig(path=str(getattr(dataset, name)), weight=weight)
         for name, weight in stage.mixture.items()
     )
     steps = max(4, round(stage.steps * minutes / BUDGET))
     return Config(
-        model=dataclasses.replace(model, sequence=sequence),
+        model=model_config(),
         data=DataConfig(
             sources=sources, row_length=128, row_crops=4, row_pictures=8, rows=12, codes="offline"
         ),

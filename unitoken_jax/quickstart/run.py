@@ -18,6 +18,7 @@ import time
 from tqdm import tqdm
 
 from unitoken_jax.config import to_dict
+from unitoken_jax.host.sequence import PICTURE_PROMPT
 from unitoken_jax.host.tokenizer import train_tokenizer
 from unitoken_jax.quickstart import checker, evaluate, recipe, report
 from unitoken_jax.quickstart.dataset import Dataset, write_dataset
@@ -109,7 +110,7 @@ class Quickstart:
             return
         config = recipe.model_config()
         texts = list(self.dataset.train_texts())
-        tokenizer = train_tokenizer(texts, config.vq.codes, recipe.VOCABULARY)
+        tokenizer = train_tokenizer(texts, config.vq.codes, recipe.VOCABULARY, [PICTURE_PROMPT])
         settings = recipe.vq_train_config(self.minutes, self.seed)
         pictures = evaluate.read_pictures(self.dataset.train_pictures()[: recipe.VQ_PICTURES])
         with MetricsLog(self.out / "vq", 10, Progress("vq", settings.steps)) as log:
