@@ -38,7 +38,7 @@ from unitoken_jax.quickstart.scenes import (
 
 UNCLEAR = "unclear"  # kind or colour of an object that is like none we know
 
-_INK = 75.0  # RGB distance from the background at which a pixel counts as drawn on
+_INK = 45.0  # RGB distance from the background at which a pixel counts as drawn on
 _MIN_PIXELS = 6  # drawn pixels that make an object of a cell; the thinnest digit has twice as many
 _MAX_COLOUR_ERROR = 0.25  # part of a cell's energy that its colour may leave unexplained
 _MIN_LIKENESS = 0.88  # cosine to the nearest template; 99.8 % of unseen real digits are above

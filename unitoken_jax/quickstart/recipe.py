@@ -71,7 +71,7 @@ STAGES = (
     Stage(
         "base",
         "what pretraining would have brought, from random weights",
-        1250,
+        1270,
         {"train_generation": 1.0, "train_understanding": 1.0},
         (ParameterGroup("siglip|adapter|decoder", _NEW_RATE),),
     ),
@@ -85,8 +85,8 @@ STAGES = (
     Stage(
         "stage2",
         "all parameters, understanding and generation",
-        600,
-        {"train_generation": 1.0, "train_understanding": 1.0},
+        620,
+        {"train_generation": 2.0, "train_understanding": 3.0},
         (ParameterGroup("siglip|adapter|decoder", _NEW_RATE / 2),),
     ),
     Stage(
@@ -112,7 +112,7 @@ def dataset_settings(minutes: float, seed: int) -> DatasetSettings:
 
 
 def vq_train_config(minutes: float, seed: int) -> VQTrainConfig:
-    steps = max(30, round(800 * minutes / BUDGET))
+    steps = max(30, round(600 * minutes / BUDGET))
     return VQTrainConfig(
         steps=steps, batch=32, learning_rate=2e-3, autoencoder_steps=round(steps * 0.3), seed=seed
     )
@@ -128,7 +128,7 @@ def stage_config(stage: Stage, dataset: Dataset, start: pathlib.Path, minutes: f
     return Config(
         model=model_config(),
         data=DataConfig(
-            sources=sources, row_length=128, row_crops=4, row_pictures=8, rows=12, codes="offline"
+            sources=sources, row_length=192, row_crops=4, row_pictures=8, rows=8, codes="offline"
         ),
         optimizer=OptimizerConfig(groups=stage.groups, clip_norm=1.0, warmup_fraction=0.03, weight_decay=0.1),
         train=TrainConfig(

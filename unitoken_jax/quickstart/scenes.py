@@ -20,8 +20,8 @@ SIZE = GRID * CELL  # pixels a side of a picture
 SHAPES = ("circle", "square", "triangle", "cross")
 DIGITS = tuple("0123456789")
 KINDS = SHAPES + DIGITS
-COLOURS = {"red": (235, 60, 55), "green": (50, 195, 85), "blue": (65, 115, 255), "yellow": (250, 210, 60)}
-BACKGROUND = (20, 20, 28)
+COLOURS = {"red": (235, 60, 55), "green": (30, 205, 75), "blue": (65, 115, 255), "yellow": (250, 210, 60)}
+BACKGROUND = (118, 118, 122)  # mid-grey is near 0 once normalised, so an empty place is a zero input
 PLACES = (
     "top left",
     "top centre",
