@@ -260,6 +260,24 @@ def published_siglip(config: SiglipConfig) -> dict:
     return {"architectures": ["SiglipModel"], "model_type": "siglip", "vision_config": vision}
 
 
+def published_vq(config: VQConfig) -> dict:
+    """vqgan.yaml's content."""
+    ddconfig = {
+        "attn_resolutions": list(config.attention_resolutions),
+        "ch": config.base_channels,
+        "ch_mult": list(config.channel_multipliers),
+        "double_z": False,
+        "dropout": 0.0,
+        "in_channels": 3,
+        "num_res_blocks": config.res_blocks,
+        "out_ch": 3,
+        "resolution": config.resolution,
+        "z_channels": config.latent_channels,
+    }
+    params = {"ddconfig": ddconfig, "embed_dim": config.embed_dim, "n_embed": config.codes}
+    return {"model": {"params": params, "target": "vqgan.VQModel"}}
+
+
 def check_stride(config: VQConfig, picture_size: int) -> None:
     """ConversionError where the discrete crop's side is no multiple of the VQ-GAN's stride."""
     if picture_size < 1 or picture_size % config.stride:

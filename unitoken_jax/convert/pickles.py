@@ -1,9 +1,9 @@
 """Torch's zip files (.ckpt, .bin, .pt, .pth) without torch, and without running anything in them.
 
 Such a file is a zip archive: `data.pkl`, a pickle that says which tensors there are, and one uncompressed
-member a storage. A pickle can name any function and have it called, so only the names below are ever resolved,
-to code of this module; any other name is an error. Extras that training frameworks leave beside the weights
-become inert objects.
+member a storage. A pickle can name any function and have it called, so only the names below are ever
+resolved, to code of this module; any other name is an error. Extras that training frameworks leave beside the
+weights become inert objects.
 """
 
 import collections

@@ -1,7 +1,8 @@
 """Checkpoint folders -> tensors by name: single or sharded, safetensors or torch zip files.
 
-A safetensors file is 8 bytes (the header's length), a JSON header (name -> dtype, shape, byte range) and the bytes.
-The header is checked against the file before anything is read: ranges that touch, and end where the file ends.
+A safetensors file is 8 bytes (the header's length), a JSON header (name -> dtype, shape, byte range) and the
+bytes. The header is checked against the file before anything is read: ranges touch, and end where the
+file ends.
 """
 
 import json

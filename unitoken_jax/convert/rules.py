@@ -1,7 +1,7 @@
 """The name table of each network, read in both directions: our parameter path <-> torch name, and the layout.
 
-A rule's templates hold numbers: `{i}`, `{j}`. Where `{i}` is in the torch name alone, the parameter is stacked:
-one torch tensor a layer, layer i at index i of axis 0. Templates' text is literal.
+A rule's templates hold numbers: `{i}`, `{j}`. Where `{i}` is in the torch name alone, the parameter is
+stacked: one torch tensor a layer, layer i at index i of axis 0. Templates' text is literal.
 """
 
 import dataclasses
