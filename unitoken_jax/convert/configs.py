@@ -158,6 +158,8 @@ def vq_config_of_yaml(path: str | os.PathLike) -> VQConfig:
         res_blocks=_get(table, "num_res_blocks", int, where),
         resolution=_get(table, "resolution", int, where),
         attention_resolutions=_numbers(table, "attn_resolutions", where),
+        mid_attention=_get(table, "attn_type", str, where, "vanilla") == "vanilla",
+        norm_groups=_get(table, "norm_groups", int, where, 32),  # ours; Chameleon's is always 32
     )
 
 
@@ -274,6 +276,10 @@ def published_vq(config: VQConfig) -> dict:
         "resolution": config.resolution,
         "z_channels": config.latent_channels,
     }
+    if not config.mid_attention:
+        ddconfig["attn_type"] = "none"
+    if config.norm_groups != VQConfig.norm_groups:
+        ddconfig["norm_groups"] = config.norm_groups
     params = {"ddconfig": ddconfig, "embed_dim": config.embed_dim, "n_embed": config.codes}
     return {"model": {"params": params, "target": "vqgan.VQModel"}}
 
