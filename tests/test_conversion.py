@@ -122,7 +122,7 @@ def test_a_decoder_alone_starts_stage_one(model, copy, tmp_path):
         return {name: value for name, value in tensors.items() if name.startswith(("model.", "lm_head"))}
 
     rewrite(copy, split)
-    with pytest.raises(ConversionError, match="is a decoder alone .*: give --siglip"):
+    with pytest.raises(ConversionError, match=r"is a decoder alone .*: give --siglip"):
         convert(copy, out=tmp_path / "m", picture_size=SIZE)
     lines = convert(copy, out=tmp_path / "m", **sources(copy))
     assert any("stage-I starting point" in line for line in lines)
@@ -184,7 +184,7 @@ def test_a_save_that_fails_leaves_nothing(release, tmp_path, monkeypatch):
 
 
 def test_a_tower_of_unknown_settings_is_asked_for(release, tmp_path):
-    with pytest.raises(ConversionError, match="are not SO400M/14-384's .*: give --siglip"):
+    with pytest.raises(ConversionError, match=r"are not SO400M/14-384's .*: give --siglip"):
         convert(release, out=tmp_path / "m", picture_size=SIZE)
 
 

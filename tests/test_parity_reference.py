@@ -4,6 +4,7 @@ The tolerances are float32's on a CPU; greedy choices must be the same ids.
 """
 
 import dataclasses
+import itertools
 import json
 
 import jax
@@ -96,7 +97,7 @@ def test_siglip_and_adapter(model, golden):
     features, adapted = run(model.network_params, np.concatenate(pixels))
     starts = np.cumsum([0, *map(len, pixels)])
     adapted = adapted.reshape(*features.shape[:2], -1)
-    for i, (start, end) in enumerate(zip(starts, starts[1:])):
+    for i, (start, end) in enumerate(itertools.pairwise(starts)):
         close(features[start:end, :, :8], golden[f"vit_{i}"], 1e-4)
         close(adapted[start:end, :, :8], golden[f"adapter_{i}"], 1e-4)
 
