@@ -1,5 +1,6 @@
 """Model directory -> published layout -> model directory, and conversions that must fail whole."""
 
+import argparse
 import dataclasses
 import json
 import os
@@ -83,6 +84,35 @@ def test_norms_a_head_convert_to_the_same(model, release, tmp_path):
     same(load_model(model).params, load_model(tmp_path / "back").params)
 
 
+@pytest.mark.parity
+def test_sharded_torch_files(model, copy, tmp_path):
+    """The same weights as pytorch_model-*.bin with an index, and the VQ-GAN as Lightning leaves it."""
+    torch = pytest.importorskip("torch", reason="needs the parity extra")
+
+    def torch_file(source, target, wrap=lambda tensors: tensors) -> list[str]:
+        tensors = {name: tensor.read() for name, tensor in read_safetensors(source).items()}
+        made = {
+            name: torch.tensor(x.astype(np.float32)).to(getattr(torch, x.dtype.name))
+            for name, x in tensors.items()
+        }
+        torch.save(wrap(made), target)
+        source.unlink()
+        return list(tensors)
+
+    table = {}
+    for k, path in enumerate(sorted(copy.glob("model-*.safetensors"))):
+        table |= dict.fromkeys(torch_file(path, copy / f"pytorch_model-{k}.bin"), f"pytorch_model-{k}.bin")
+    (copy / "model.safetensors.index.json").unlink()
+    (copy / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": table}))
+    folder = copy / "chameleon" / "tokenizer"
+    extras = {"global_step": 7, "hparams": argparse.Namespace(lr=1e-3), "loops": {"a": [1, 2]}}
+    torch_file(
+        folder / "vqgan.safetensors", folder / "vqgan.ckpt", lambda made: {"state_dict": made, **extras}
+    )
+    convert(copy, out=tmp_path / "m", **sources(copy))
+    same(load_model(model).params, load_model(tmp_path / "m").params)
+
+
 def test_options(release, tmp_path):
     options = {"dtype": "float32", "resolution": "base", "stage_one_start": True}
     convert(release, out=tmp_path / "m", **sources(release), **options)
@@ -142,9 +172,6 @@ def test_the_vq_encoder_of_the_checkpoint(copy, tmp_path):
         return tensors | {"model.vqmodel." + name: tensor.read().copy() for name, tensor in mine.items()}
 
     rewrite(copy, add)
-    config = json.loads((copy / "config.json").read_text())
-    config["vq_config"]["num_embeddings"] = CONFIG.vq.codes
-    (copy / "config.json").write_text(json.dumps(config))
     lines = convert(copy, copy / "SigLIP", out=tmp_path / "m", picture_size=SIZE)
     assert any("cannot draw" in line for line in lines)
     found = UniToken.load(tmp_path / "m")
@@ -205,8 +232,10 @@ def test_wrong_settings_are_named(copy, tmp_path, changes, message):
         convert(copy, out=tmp_path / "m", **sources(copy))
 
 
-def test_export_overwrites_nothing(model, tmp_path):
+def test_nothing_is_overwritten(model, release, tmp_path):
     (tmp_path / "dear.txt").write_text("dear")
+    with pytest.raises(FileExistsError, match="is no model directory"):
+        convert(release, out=tmp_path, **sources(release))
     with pytest.raises(FileExistsError, match="is not empty"):
         export(model, tmp_path)
     assert os.listdir(tmp_path) == ["dear.txt"]
@@ -231,6 +260,7 @@ def test_transformers_loads_the_decoder(model, tmp_path):
     export(model, tmp_path / "r", per_head=True)
     config = peers.ChameleonConfig.from_pretrained(tmp_path / "r", attn_implementation="eager")
     config.vocabulary_map["<image>"] = 0
+    config.vq_config.base_channels = 32  # it builds a VQ encoder, always with 32 groups
     peer, info = peers.ChameleonForConditionalGeneration.from_pretrained(
         tmp_path / "r", config=config, dtype=torch.float32, output_loading_info=True
     )

@@ -159,7 +159,7 @@ def vq_config_of_yaml(path: str | os.PathLike) -> VQConfig:
         resolution=_get(table, "resolution", int, where),
         attention_resolutions=_numbers(table, "attn_resolutions", where),
         mid_attention=_get(table, "attn_type", str, where, "vanilla") == "vanilla",
-        norm_groups=_get(table, "norm_groups", int, where, 32),  # ours; Chameleon's is always 32
+        norm_groups=_get(table, "norm_groups", int, where, VQConfig.norm_groups),  # ours
     )
 
 
@@ -187,7 +187,8 @@ def vq_config_of_json(values: Mapping, where: str) -> VQConfig:
         res_blocks=_get(table, "num_res_blocks", int, where, 2),
         resolution=_get(table, "resolution", int, where, 512),
         attention_resolutions=attend,
-        mid_attention=table.get("attn_type", "vanilla") == "vanilla",
+        mid_attention=_get(table, "attn_type", str, where, "vanilla") == "vanilla",
+        norm_groups=_get(table, "norm_groups", int, where, VQConfig.norm_groups),
     )
 
 
@@ -242,6 +243,7 @@ def published_config(config: ModelConfig, names: Mapping[str, int], dtype: str) 
             "num_embeddings": vq.codes,
             "num_res_blocks": vq.res_blocks,
             "resolution": vq.resolution,
+            **_other_groups(vq),
         },
         "z_loss_weight": 1e-5,
     }
@@ -262,6 +264,11 @@ def published_siglip(config: SiglipConfig) -> dict:
     return {"architectures": ["SiglipModel"], "model_type": "siglip", "vision_config": vision}
 
 
+def _other_groups(config: VQConfig) -> dict:
+    """A setting of ours: the published code always has 32 groups, and no name for their number."""
+    return {} if config.norm_groups == VQConfig.norm_groups else {"norm_groups": config.norm_groups}
+
+
 def published_vq(config: VQConfig) -> dict:
     """vqgan.yaml's content."""
     ddconfig = {
@@ -278,9 +285,11 @@ def published_vq(config: VQConfig) -> dict:
     }
     if not config.mid_attention:
         ddconfig["attn_type"] = "none"
-    if config.norm_groups != VQConfig.norm_groups:
-        ddconfig["norm_groups"] = config.norm_groups
-    params = {"ddconfig": ddconfig, "embed_dim": config.embed_dim, "n_embed": config.codes}
+    params = {
+        "ddconfig": ddconfig | _other_groups(config),
+        "embed_dim": config.embed_dim,
+        "n_embed": config.codes,
+    }
     return {"model": {"params": params, "target": "vqgan.VQModel"}}
 
 
