@@ -87,8 +87,40 @@ def _parser() -> argparse.ArgumentParser:
     answer.add_argument("--max-tokens", type=int, help="longest answer (default: the model's)")
     _tokens_argument(answer)
 
+    _convert_verbs(verb)
     verb("doctor", _doctor, "is this machine ready, and if not, what to do")
     return parser
+
+
+def _convert_verbs(verb) -> None:
+    convert = verb("convert", _convert, "published PyTorch weights -> a model directory")
+    convert.add_argument(
+        "--checkpoint", required=True, metavar="DIR", help="UniToken's, or a decoder's alone; or a hub id"
+    )
+    convert.add_argument("--siglip", metavar="DIR", help="needed where the checkpoint's tower is not SO400M")
+    convert.add_argument("--vqgan", metavar="DIR", help="Meta's chameleon/tokenizer; needed to draw")
+    convert.add_argument("--out", required=True, metavar="MODEL")
+    convert.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as stored")
+    convert.add_argument("--picture-size", type=int, default=512, help="side of the discrete crop in pixels")
+    convert.add_argument("--resolution", choices=("anyres", "base"), help="default: as the checkpoint says")
+    convert.add_argument(
+        "--stage-one-start", action="store_true", help="zero the picture rows of the output layer"
+    )
+    convert.add_argument("--verify", action="store_true", help="read the result again and compare")
+
+    export = verb("export", _export, "a model directory -> the published layout")
+    _model_argument(export)
+    export.add_argument("--out", required=True, metavar="DIR")
+    export.add_argument("--vqgan", action="store_true", help="also the VQ-GAN, as safetensors")
+    export.add_argument("--per-head", action="store_true", help="QK-norms as `transformers` wants them")
+
+    inspect = verb("inspect", _inspect, "what a model directory holds")
+    inspect.add_argument("model", nargs="?", metavar="MODEL")
+
+    score = verb("score", _score, "the loss of each conversation of a file")
+    _model_argument(score)
+    score.add_argument("--data", required=True, metavar="FILE", help="conversations, JSON or JSONL")
+    score.add_argument("--out", required=True, metavar="JSONL")
 
 
 def _model_argument(parser: argparse.ArgumentParser) -> None:
@@ -127,6 +159,42 @@ def _train(arguments):
     from unitoken_jax.train.loop import train
 
     train(load_config(arguments.config, arguments.overrides), arguments.workdir)
+
+
+def _convert(arguments):
+    from unitoken_jax.conversion import convert
+
+    lines = convert(
+        arguments.checkpoint,
+        arguments.siglip,
+        arguments.vqgan,
+        arguments.out,
+        dtype=arguments.dtype,
+        picture_size=arguments.picture_size,
+        resolution=arguments.resolution,
+        stage_one_start=arguments.stage_one_start,
+        verify=arguments.verify,
+    )
+    print("\n".join(lines))
+
+
+def _export(arguments):
+    from unitoken_jax.conversion import export
+
+    lines = export(_model(arguments), arguments.out, vqgan=arguments.vqgan, per_head=arguments.per_head)
+    print("\n".join(lines))
+
+
+def _inspect(arguments):
+    from unitoken_jax.conversion import inspect
+
+    print("\n".join(inspect(_model(arguments))))
+
+
+def _score(arguments):
+    from unitoken_jax.evaluate.score import write_scores
+
+    print(write_scores(_model(arguments), arguments.data, arguments.out))
 
 
 def _tokenize(arguments):

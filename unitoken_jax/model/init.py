@@ -24,6 +24,11 @@ def init_params(config: ModelConfig, seed: int = 0, mesh: Mesh | None = None) ->
     return _draw(abstract_params(config), seed, mesh)
 
 
+def init_network(config: ModelConfig, network: str, seed: int = 0) -> dict:
+    """Random float32 parameters of one network ("adapter") alone, the same as `init_params` draws."""
+    return _draw({network: abstract_params(config)[network]}, seed, None)[network]
+
+
 def init_vqgan(config: VQConfig, seed: int = 0) -> dict:
     """Random float32 parameters of the picture tokenizer alone: what "vqgan" holds."""
     return _draw({"vqgan": _abstract_vqgan(config)}, seed, None)["vqgan"]

@@ -1,0 +1,106 @@
+"""Tensors by torch name -> parameters by our path: every tensor is used, left out by rule, or a problem."""
+
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import ml_dtypes
+import numpy as np
+
+from unitoken_jax.convert import rules
+from unitoken_jax.convert.report import Report, Tensor
+
+FLOATS = tuple(map(np.dtype, (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)))
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Parameter:
+    """One of our parameters, made of torch tensors when asked for."""
+
+    def __init__(self, path: str, shape: tuple[int, ...], parts: Sequence[tuple[rules.Place, Tensor]]):
+        self.path, self.shape, self._parts = path, shape, parts
+        self.dtype = parts[0][1].dtype
+
+    def read(self, dtype: np.dtype | None = None) -> np.ndarray:
+        """The array [shape], contiguous, in `dtype` (None: as stored)."""
+        out = np.empty(self.shape, self.dtype if dtype is None else dtype)
+        for place, tensor in self._parts:
+            value = place.layout.to_ours(_collapse(tensor.read(), place.shape))
+            out[... if place.layer is None else place.layer] = value
+        return out
+
+
+def assemble(
+    tensors: Mapping[str, Tensor], expected: Shapes, report: Report, prefix: Mapping[str, str] | None = None
+) -> dict[str, Parameter]:
+    """Parameters of `expected` (our path -> shape) out of `tensors` (by torch name).
+
+    `prefix` is what stands before a network's torch names here: {"siglip": "vit."}. What is missing, surplus,
+    misshapen or no float tensor goes to `report`; the parameters it concerns are left out.
+    """
+    made, used = {}, set()
+    for path, shape in expected.items():
+        before = (prefix or {}).get(path.split("/")[0], "")
+        parts = []
+        places = rules.places(path, tuple(shape))
+        for place in places:
+            name = before + place.torch
+            tensor = tensors.get(name)
+            if tensor is None:
+                report.add("missing", f"{name} {place.shape}, for {path}")
+                continue
+            used.add(name)
+            if _fits(tensor, place, report):
+                parts.append((place, tensor))
+        if len({tensor.dtype for _, tensor in parts}) > 1:
+            kinds = ", ".join(sorted({str(tensor.dtype) for _, tensor in parts}))
+            report.add("dtype", f"the layers of {path} have several: {kinds}")
+        elif parts and len(parts) == len(places):
+            made[path] = Parameter(path, tuple(shape), parts)
+    for name in sorted(tensors.keys() - used):
+        if reason := rules.ignored(name):
+            report.ignore(reason, name)
+        else:
+            tensor = tensors[name]
+            file = pathlib.Path(tensor.file).name
+            report.add("surplus", f"{name} {tensor.shape} in {file}: no rule uses or ignores it")
+    return made
+
+
+def _fits(tensor: Tensor, place: rules.Place, report: Report) -> bool:
+    file = pathlib.Path(tensor.file).name
+    if tensor.dtype not in FLOATS:
+        report.add("dtype", f"{tensor.name} in {file} is {tensor.dtype}; expected a float type")
+        return False
+    if tensor.shape == place.shape:
+        return True
+    if _per_head(tensor.shape, place):
+        rows = tensor.read().reshape(place.shape[0], -1, place.shape[1])
+        if np.array_equal(rows, np.broadcast_to(rows[:, :1], rows.shape)):
+            return True
+        report.add("shape", f"{tensor.name} in {file} has a row a head, which differ within a shard")
+        return False
+    report.add(
+        "shape", f"{tensor.name} in {file} is {tensor.shape}; expected {place.shape}, for {place.path}"
+    )
+    return False
+
+
+def _per_head(shape: tuple[int, ...], place: rules.Place) -> bool:
+    """Whether this is a QK-norm with a row a head, as `transformers` writes it, instead of a row a shard."""
+    is_norm = "/q_norm/" in place.path or "/k_norm/" in place.path
+    return is_norm and len(shape) == 2 and shape[1] == place.shape[1] and shape[0] % place.shape[0] == 0
+
+
+def _collapse(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """One row a shard of a QK-norm with one row a head (`_fits` has seen that they are equal)."""
+    return value if value.shape == shape else value[:: value.shape[0] // shape[0]]
+
+
+def disassemble(
+    path: str, value: np.ndarray, prefix: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Our parameter -> its torch tensors (name, contiguous array): the inverse of `assemble`."""
+    before = (prefix or {}).get(path.split("/")[0], "")
+    for place in rules.places(path, value.shape):
+        part = value if place.layer is None else value[place.layer]
+        yield before + place.torch, np.ascontiguousarray(place.layout.to_torch(part))

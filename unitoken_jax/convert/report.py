@@ -1,0 +1,46 @@
+"""What is wrong with a conversion, collected until all of it is known, and the tensors files hold."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+
+class ConversionError(ValueError):
+    """A source cannot be converted; the message lists every problem found."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tensor:
+    """A tensor in a file, not read yet. `read()` gives the array: shape and dtype as said here.
+
+    `read` raises ConversionError where the bytes are not what the file's own index says.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    file: str
+    read: Callable[[], np.ndarray]
+
+
+class Report:
+    """Problems, and what was left out by rule."""
+
+    def __init__(self):
+        self.problems: list[str] = []
+        self.ignored: dict[str, list[str]] = {}  # reason -> names
+
+    def add(self, kind: str, what: str) -> None:
+        """`kind`: missing, surplus, shape, dtype, duplicate, file, config."""
+        self.problems.append(f"{kind}: {what}")
+
+    def ignore(self, reason: str, name: str) -> None:
+        self.ignored.setdefault(reason, []).append(name)
+
+    def check(self, where: str) -> None:
+        """Raises ConversionError with all problems, if there are any."""
+        if self.problems:
+            lines = "\n  ".join(self.problems)
+            number = f"{len(self.problems)} problem" + "s" * (len(self.problems) > 1)
+            raise ConversionError(f"{where} cannot be converted, {number}:\n  {lines}")

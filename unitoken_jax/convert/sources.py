@@ -1,0 +1,161 @@
+"""What a user points at -> one plan: the configuration, and which file gives which network."""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+
+from unitoken_jax.config import ModelConfig, SequenceConfig, published_sequence
+from unitoken_jax.convert import configs
+from unitoken_jax.convert.assemble import Parameter, Shapes, assemble
+from unitoken_jax.convert.readers import read_file, read_folder, read_json
+from unitoken_jax.convert.report import ConversionError, Report, Tensor
+
+VQ_IN_CHECKPOINT = "model.vqmodel."
+_VISION = "vision_model."
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Tensors that go together: `networks` are made of them, `prefix` stands before a network's names."""
+
+    tensors: Mapping[str, Tensor]
+    networks: tuple[str, ...]
+    prefix: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """Everything about a conversion but the weights' values."""
+
+    config: ModelConfig
+    groups: tuple[Group, ...]
+    fresh: tuple[str, ...]  # networks no file gives: they start random
+    lacking: tuple[str, ...]  # parameter groups the model directory will not have
+    files: dict[str, pathlib.Path]  # "checkpoint/config.json" -> file
+    tokenizer: pathlib.Path
+    notes: tuple[str, ...]
+
+
+def open_sources(
+    checkpoint: str | os.PathLike,
+    siglip: str | os.PathLike | None,
+    vqgan: str | os.PathLike | None,
+    report: Report,
+    *,
+    picture_size: int = 512,
+    resolution: str | None = None,
+) -> Sources:
+    """Reads configurations and the files' indexes, no weights. Problems with shards go to `report`.
+
+    Raises ConversionError where a source is missing, or says what no model here can be.
+    """
+    checkpoint = pathlib.Path(checkpoint)
+    values = read_json(checkpoint / "config.json")
+    where = str(checkpoint / "config.json")
+    tensors, weights = read_folder(checkpoint, report)
+    unified = any(name.startswith(("vit.", "adapter.")) for name in tensors)
+    files = {f"checkpoint/{path.name}": path for path in [checkpoint / "config.json", *weights]}
+    notes = []
+    if unified:
+        vision = configs.siglip_of_shapes(tensors) if siglip is None else configs.siglip_config(siglip)
+        groups = [(["decoder", "adapter", "siglip"], {"siglip": "vit."})]
+        sequence = published_sequence(resolution=resolution or configs.resolution_of(values, where))
+    else:
+        if siglip is None:
+            raise ConversionError(
+                f"{checkpoint} is a decoder alone (no adapter.* and vit.* tensors): give --siglip, a SigLIP "
+                "folder, for a stage-I starting point"
+            )
+        vision = configs.siglip_config(siglip)
+        groups = [(["decoder"], {})]
+        sequence = SequenceConfig(resolution=resolution or "anyres")
+        notes.append("a stage-I starting point: decoder and SigLIP as published, the adapter random")
+    if siglip is not None:
+        files["siglip/config.json"] = pathlib.Path(siglip) / "config.json"
+    vq, vq_groups, lacking = _vq(vqgan, values, where, tensors, report, files)
+    inside = {name: tensor for name, tensor in tensors.items() if name.startswith(VQ_IN_CHECKPOINT)}
+    own = {name: tensor for name, tensor in tensors.items() if name not in inside}
+    made = [Group(own, tuple(networks), prefix) for networks, prefix in groups]
+    if not unified:
+        made.append(_siglip_group(pathlib.Path(siglip), report, files))
+    configs.check_stride(vq, picture_size)
+    sequence = dataclasses.replace(sequence, picture_size=(picture_size, picture_size))
+    config = ModelConfig(vision, vq, configs.decoder_config(values, where), sequence)
+    if "vqgan/decoder" in lacking or "vqgan" in lacking:
+        notes.append("no VQ decoder: the model answers, but cannot draw (give --vqgan)")
+    tokenizer = _tokenizer(checkpoint, vqgan, files)
+    fresh = () if unified else ("adapter",)
+    return Sources(config, (*made, *vq_groups), fresh, lacking, files, tokenizer, tuple(notes))
+
+
+def _siglip_group(folder: pathlib.Path, report: Report, files: dict[str, pathlib.Path]) -> Group:
+    tensors, weights = read_folder(folder, report)
+    files.update({f"siglip/{path.name}": path for path in weights})
+    prefix = _VISION if any(name.startswith(_VISION) for name in tensors) else ""
+    return Group(tensors, ("siglip",), {"siglip": prefix})
+
+
+def _vq(vqgan, values, where, tensors, report, files):
+    """(VQConfig, groups, lacking parameter groups): from the VQ-GAN's folder, else from the checkpoint."""
+    inside = {name: tensor for name, tensor in tensors.items() if name.startswith(VQ_IN_CHECKPOINT)}
+    if vqgan is not None:
+        folder = pathlib.Path(vqgan)
+        config = configs.vq_config_of_yaml(folder / "vqgan.yaml")
+        found = [folder / name for name in ("vqgan.ckpt", "vqgan.safetensors") if (folder / name).is_file()]
+        if not found:
+            raise ConversionError(f"{folder} has neither vqgan.ckpt nor vqgan.safetensors")
+        files["vqgan/vqgan.yaml"] = folder / "vqgan.yaml"
+        files[f"vqgan/{found[0].name}"] = found[0]
+        for name in inside:
+            report.ignore("the VQ-GAN's folder has it", name)
+        return config, [Group(read_file(found[0]), ("vqgan",), {"vqgan": ""})], ()
+    config = configs.vq_config_of_json(values, where)
+    if not inside:
+        return config, [], ("vqgan",)
+    lacking = ["vqgan/decoder"]
+    if VQ_IN_CHECKPOINT + "post_quant_conv.weight" not in inside:
+        lacking.append("vqgan/post_quant_conv")
+    return config, [Group(inside, ("vqgan",), {"vqgan": VQ_IN_CHECKPOINT})], tuple(lacking)
+
+
+def _tokenizer(checkpoint: pathlib.Path, vqgan, files: dict[str, pathlib.Path]) -> pathlib.Path:
+    places = [checkpoint / "tokenizer.json"]
+    if vqgan is not None:
+        places.append(pathlib.Path(vqgan) / "text_tokenizer.json")
+    for path in places:
+        if path.is_file():
+            files[f"tokenizer/{path.name}"] = path
+            return path
+    raise ConversionError(f"no text tokenizer: looked for {' and '.join(map(str, places))}")
+
+
+def parameters(sources: Sources, expected: Shapes, report: Report) -> dict[str, Parameter]:
+    """All parameters the files give, not read yet. `expected`: our path -> shape, of the configuration."""
+    made = {}
+    for group in sources.groups:
+        wanted = {
+            path: shape
+            for path, shape in expected.items()
+            if path.split("/")[0] in group.networks
+            and not any(path.startswith(lack + "/") for lack in sources.lacking)
+        }
+        made |= assemble(group.tensors, wanted, report, group.prefix)
+    return made
+
+
+def checksums(files: Mapping[str, pathlib.Path]) -> dict[str, dict]:
+    """For the manifest: name -> bytes and SHA-256 of each source file."""
+    found = {}
+    for name, path in files.items():
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        found[name] = {"bytes": path.stat().st_size, "sha256": digest}
+    return found
+
+
+def describe(report: Report, notes: Iterable[str]) -> list[str]:
+    """Lines for the user: what was left out by rule, and what to know about the model."""
+    left = [f"left out: {len(names)} tensors ({reason})" for reason, names in report.ignored.items()]
+    return [*left, *(f"note: {note}" for note in notes)]
