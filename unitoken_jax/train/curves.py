@@ -1,6 +1,7 @@
 """Loss curves of a run as a PNG."""
 
 import pathlib
+import statistics
 
 from unitoken_jax.train.metrics import METRICS_FILE, read_metrics
 
@@ -12,6 +13,9 @@ PANELS = (
     ("learning rate", ("lr",), False),
     ("tokens a second", ("tokens_per_second",), False),
 )
+
+
+COLUMNS = 3
 
 
 def draw_curves(workdirs, out, labels=None) -> pathlib.Path:
@@ -34,36 +38,46 @@ def draw_curves(workdirs, out, labels=None) -> pathlib.Path:
         raise ValueError(
             f"nothing to draw: {METRICS_FILE} in {', '.join(map(str, workdirs))} has no known number"
         )
-    figure = matplotlib.figure.Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
-    for axes, (title, names, logarithmic) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
-        for label, rows in runs.items():
-            for name in names:
-                _draw_line(
-                    axes, rows, name, f"{label} {name}".strip() if len(runs) * len(names) > 1 else None
-                )
+    rows_of_panels = -(-len(panels) // COLUMNS)
+    figure = matplotlib.figure.Figure(figsize=(4.6 * COLUMNS, 3.3 * rows_of_panels), layout="constrained")
+    places = figure.subplots(rows_of_panels, COLUMNS, squeeze=False).ravel()
+    for axes, (title, names, logarithmic) in zip(places, panels):
         axes.set(title=title, xlabel="step", yscale="log" if logarithmic else "linear")
+        lines = [
+            (rows, name, f"{label} {name}" if len(runs) * len(names) > 1 else None, f"C{number}", style)
+            for number, (label, rows) in enumerate(runs.items())
+            for name, style in zip(names, ("-", "--"))
+        ]
+        for line in lines:
+            _draw_line(axes, *line)
+        limits = axes.get_ylim()  # outliers, such as the step after a checkpoint, do not set the scale
+        for rows, name, _, colour, _ in lines:
+            points = _points(rows, name)
+            if points:
+                axes.plot(*zip(*points), color=colour, alpha=0.15, linewidth=0.6)
+        axes.set_ylim(limits)
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[1]:
-            axes.legend(fontsize=7)
+            axes.legend(fontsize=6)
+    for axes in places[len(panels) :]:
+        axes.remove()
     out = pathlib.Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)
     return out
 
 
-def _draw_line(axes, rows: list[dict], name: str, label: str | None) -> None:
-    """The points of `name`, faint, and their running mean over a fiftieth of the run."""
-    points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+def _points(rows: list[dict], name: str) -> list[tuple[int, float]]:
+    return [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+
+
+def _draw_line(axes, rows: list[dict], name: str, label: str | None, colour: str, style: str) -> None:
+    """The running median of `name` over a fiftieth of the run."""
+    points = _points(rows, name)
     if not points:
         return
     steps, values = zip(*points)
-    if len(points) < 100:
-        axes.plot(steps, values, label=label, marker="." if len(points) < 20 else None)
-        return
-    window = len(points) // 50
-    smooth = [
-        sum(values[max(0, i - window) : i + 1]) / len(values[max(0, i - window) : i + 1])
-        for i in range(len(values))
-    ]
-    (line,) = axes.plot(steps, smooth, label=label)
-    axes.plot(steps, values, color=line.get_color(), alpha=0.2, linewidth=0.7)
+    window = len(points) // 50 if len(points) >= 100 else 0
+    smooth = [statistics.median(values[max(0, i - window) : i + 1]) for i in range(len(values))]
+    marker = "." if len(points) < 20 else None
+    axes.plot(steps, smooth, style, color=colour, label=label, marker=marker, linewidth=1.2)
