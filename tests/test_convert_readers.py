@@ -186,3 +186,10 @@ def test_the_recorded_release_reads_whole():
     assert not report.problems
     assert (len(found), len(files)) == (97, 2)
     assert {tensor.dtype.name for tensor in found.values()} == {"bfloat16"}
+
+
+def test_a_key_twice_is_found_in_a_large_object_too(tmp_path):
+    pairs = ", ".join(f'"{number}": 0' for number in (*range(100_000), 7))
+    (tmp_path / "index.json").write_text("{" + pairs + "}")
+    with pytest.raises(ConversionError, match="duplicate key '7'"):
+        read_json(tmp_path / "index.json")

@@ -5,6 +5,7 @@ bytes. The header is checked against the file before anything is read: ranges to
 file ends.
 """
 
+import collections
 import json
 import math
 import os
@@ -46,15 +47,12 @@ def read_json(path: str | os.PathLike) -> dict:
 
 
 def _json(data: bytes, where: str) -> dict:
-    def once(pairs):
-        keys = [key for key, _ in pairs]
-        for key in set(keys):
-            if keys.count(key) > 1 and len(keys) < 100_000:
-                raise ConversionError(f"{where}: duplicate key {key!r}")
-        return dict(pairs)
-
     def unique(pairs):
-        return dict(pairs) if len({key for key, _ in pairs}) == len(pairs) else once(pairs)
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            [(key, _)] = collections.Counter(key for key, _ in pairs).most_common(1)
+            raise ConversionError(f"{where}: duplicate key {key!r}")
+        return values
 
     try:
         values = json.loads(data.decode("utf-8"), object_pairs_hook=unique)
