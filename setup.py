@@ -20,6 +20,7 @@ REQUIRES = [
     "ml_dtypes>=0.5",  # bfloat16 in numpy (comes with jax)
     "pyyaml>=6",  # vqgan.yaml (comes with flax)
     "array_record>=0.8,<0.9",  # record files that random access and TFDS share
+    "packaging>=23",  # `doctor` compares installed versions with these ranges
     "absl-py>=2.1",  # grain reads absl flags; ours to mark as parsed
     "tqdm>=4.66",  # progress bars
     "tensorboardX>=2.6.2,<3",  # TensorBoard events without TensorFlow
