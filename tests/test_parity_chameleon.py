@@ -14,6 +14,7 @@ from networks import layer
 torch = pytest.importorskip("torch", reason="needs the parity extra: pip install 'unitoken_jax[parity]'")
 peers = pytest.importorskip("transformers.models.chameleon", reason="needs the parity extra")
 
+from torch_weights import randomise  # noqa: E402
 from transformers.models.chameleon import modeling_chameleon as blocks  # noqa: E402
 
 from unitoken_jax.config import DecoderConfig, VQConfig  # noqa: E402
@@ -28,15 +29,6 @@ PRE = DecoderConfig(vocab_size=96, width=32, depth=3, heads=4, kv_heads=4, mlp=4
 OUTPUT = DecoderConfig(
     vocab_size=96, width=64, depth=2, heads=8, kv_heads=4, mlp=48, qk_norm_shards=2, norm="output"
 )
-
-
-def randomise(module) -> None:
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, weight in module.named_parameters():
-            weight.normal_(0, 0.3 if weight.ndim == 1 else weight[0].numel() ** -0.5)
-            if "norm" in name and name.endswith("weight"):
-                weight += 1
 
 
 def decoder_peer(config: DecoderConfig):
@@ -57,8 +49,8 @@ def decoder_peer(config: DecoderConfig):
             attn_implementation="eager",
         )
     ).eval()
-    randomise(model.model.layers)
-    randomise(model.model.norm)
+    randomise(model.model.layers, seed=0)
+    randomise(model.model.norm, seed=0)
     with torch.no_grad():
         for block in model.model.layers:
             for norm in (block.self_attn.q_norm, block.self_attn.k_norm):
@@ -217,7 +209,7 @@ def test_vqgan():
     )
     model = blocks.ChameleonVQVAE(config).eval()
     model.decoder = TorchDecoder(config).eval()
-    randomise(model)
+    randomise(model, seed=0)
     pictures = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), np.uint8)
     pixels = torch.tensor(pictures.transpose(0, 3, 1, 2) / 127.5 - 1, dtype=torch.float32)
     with torch.no_grad():

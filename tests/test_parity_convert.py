@@ -11,6 +11,8 @@ torch = pytest.importorskip("torch", reason="needs the parity extra: pip install
 chameleon = pytest.importorskip("transformers.models.chameleon", reason="needs the parity extra")
 siglip = pytest.importorskip("transformers.models.siglip", reason="needs the parity extra")
 
+from torch_weights import randomise  # noqa: E402
+
 from unitoken_jax.conversion import convert  # noqa: E402
 from unitoken_jax.generate.image import encode_pictures  # noqa: E402
 from unitoken_jax.model_dir import UniToken  # noqa: E402
@@ -37,14 +39,6 @@ CASES = {
     "shards 2, output norm": Case(4, 2, 2, True, 24, 8, (1, 1, 1)),
     "shards 4, no grouping": Case(8, 8, 4, True, 45, 14, (1,)),
 }
-
-
-def randomise(module) -> None:
-    with torch.no_grad():
-        for name, weight in module.named_parameters():
-            weight.normal_(0, 0.3 if weight.ndim == 1 else weight[0].numel() ** -0.5)
-            if "norm" in name and name.endswith("weight"):
-                weight += 1
 
 
 def decoder_peer(case: Case):

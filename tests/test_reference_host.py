@@ -1,12 +1,11 @@
 """Sequences, labels and crops against a recorded run of the published PyTorch code."""
 
 import dataclasses
-import os
-import pathlib
 
 import numpy as np
 import pytest
 from PIL import Image
+from reference import REFERENCE, needs_reference
 
 from unitoken_jax.config import (
     DecoderConfig,
@@ -21,12 +20,7 @@ from unitoken_jax.host.conversation import Conversation, read_conversations
 from unitoken_jax.host.picture import discrete_crop, open_picture, siglip_crops
 from unitoken_jax.host.tokenizer import Tokenizer
 
-BESIDE = pathlib.Path(__file__).parents[2] / "shared" / "reference" / "anyres_tiny"
-REFERENCE = pathlib.Path(os.environ.get("UNITOKEN_REFERENCE") or BESIDE)
-pytestmark = pytest.mark.skipif(
-    not (REFERENCE / "golden.npz").is_file(),
-    reason="the recorded run is not here: set UNITOKEN_REFERENCE to its folder (anyres_tiny)",
-)
+pytestmark = needs_reference
 
 CONFIG = ModelConfig(
     siglip=SiglipConfig(image_size=60),
