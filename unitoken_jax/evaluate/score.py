@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unitoken_jax.batch import NO_INDEX, NO_LABEL
+from unitoken_jax.batch import Batch
+from unitoken_jax.config import DataConfig, ModelConfig
 from unitoken_jax.generate.image import encode_pictures
 from unitoken_jax.host import sequence
 from unitoken_jax.host.conversation import read_conversations
+from unitoken_jax.host.pack import batch_of
 from unitoken_jax.host.sequence import Example
-from unitoken_jax.model_dir import NETWORK, UniToken
+from unitoken_jax.model_dir import UniToken
 from unitoken_jax.train.loss import LossSums, cross_entropy
 
 CHUNK = 1024  # supervised positions whose logits exist at one time
@@ -32,7 +34,8 @@ def score(model: UniToken | str | os.PathLike, data: str | os.PathLike) -> Itera
     model = model if isinstance(model, UniToken) else UniToken.load(model)
     for index, conversation in enumerate(read_conversations(data)):
         example = sequence.build(conversation, model.tokenizer, model.config, codes=_codes(model))
-        sums = jax.device_get(model.run(_sums, model.module, model.network_params, _row(example)))
+        row = _row(example, model.config)
+        sums = jax.device_get(model.run(_sums, model.module, model.network_params, row))
         count = int(sums.count.sum())
         yield {
             "index": index,
@@ -61,27 +64,15 @@ def _codes(model: UniToken):
     return codes
 
 
-def _row(example: Example) -> dict:
+def _row(example: Example, config: ModelConfig) -> Batch:
     """The example as a batch of one row, padded at the right."""
-    length = len(example.tokens)
-    room = -length % _STEP
-
-    def pad(values, with_: int) -> np.ndarray:
-        return np.pad(np.asarray(values, np.int32), (0, room), constant_values=with_)[None]
-
-    return {
-        "tokens": pad(example.tokens, 0),
-        "labels": pad(example.labels, NO_LABEL),
-        "segments": pad(np.ones(length), 0),
-        "positions": pad(np.arange(length), 0),
-        "soft_index": pad(example.soft_index, NO_INDEX),
-        "crops": example.crops[None],
-    }
+    length = -(-len(example.tokens) // _STEP) * _STEP
+    data = DataConfig(row_length=length, row_crops=len(example.crops), codes="offline")
+    return batch_of([[example]], data, config)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _sums(module, params: dict, batch: dict) -> LossSums:
-    network = {name: params[name] for name in NETWORK if name in params}
-    hidden = module.apply({"params": network}, batch, method="hidden")
+    hidden = module.apply({"params": params}, batch, method="hidden")
     head = jnp.asarray(params["decoder"]["lm_head"]["kernel"])
     return cross_entropy(hidden, head, batch["labels"], batch["segments"], 0.0, CHUNK)[1]
