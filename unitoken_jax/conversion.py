@@ -23,7 +23,7 @@ from unitoken_jax.convert.report import ConversionError, Report
 from unitoken_jax.convert.sources import checksums, describe, open_sources, parameters
 from unitoken_jax.host.sequence import check
 from unitoken_jax.host.tokenizer import Tokenizer
-from unitoken_jax.model_dir import is_model_dir, load_model, save_model
+from unitoken_jax.model_dir import check_place, load_model, save_model
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -67,7 +67,7 @@ def convert(
         raise ConversionError(f"--dtype {dtype!r} is unknown; expected one of {', '.join(DTYPES)}")
     if resolution not in (None, "anyres", "base"):
         raise ConversionError(f"--resolution {resolution!r} is unknown; expected anyres or base")
-    _check_place(pathlib.Path(out))
+    check_place(out)  # before minutes of reading
     report = Report()
     checkpoint, siglip, vqgan = (_local(source) for source in (checkpoint, siglip, vqgan))
     sources = open_sources(
@@ -98,12 +98,6 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
     flat = traverse_util.flatten_dict(meta.unbox(abstract_params(config)), sep="/")
     return {path: tuple(leaf.shape) for path, leaf in flat.items()}
-
-
-def _check_place(out: pathlib.Path) -> None:
-    """What `save_model` would say at the end, said before minutes of reading."""
-    if out.exists() and not is_model_dir(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise FileExistsError(f"{out} exists and is no model directory: choose another place, or remove it")
 
 
 def _local(source: str | os.PathLike | None) -> pathlib.Path | None:

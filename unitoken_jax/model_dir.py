@@ -33,7 +33,17 @@ CONFIG, TOKENIZER, PARAMS, MANIFEST = "config.json", "tokenizer.json", "params",
 NETWORK = ("siglip", "adapter", "decoder")  # what UniTokenModel reads; the VQ-GAN stands apart
 # What a directory may lack as a whole: published checkpoints carry no VQ-GAN, or its encoder alone.
 OPTIONAL = ("vqgan", "vqgan/encoder", "vqgan/quant_conv", "vqgan/decoder", "vqgan/post_quant_conv")
-_VERSIONS = ("unitoken_jax", "jax", "jaxlib", "flax", "orbax-checkpoint", "tokenizers", "numpy")
+_VERSIONS = (
+    "unitoken_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "tokenizers",
+    "numpy",
+)
 
 
 class LoadedModel(NamedTuple):
@@ -63,8 +73,7 @@ def save_model(
     path = pathlib.Path(path).absolute()
     params = meta.unbox(dict(params))
     _check_params(config, params, f"the parameters for {path}")
-    if path.exists() and not is_model_dir(path) and not (path.is_dir() and not any(path.iterdir())):
-        raise FileExistsError(f"{path} exists and is no model directory: choose another place, or remove it")
+    check_place(path)
     part, old = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.old")
     main = jax.process_index() == 0
     if main:
@@ -84,6 +93,13 @@ def save_model(
         os.rename(part, path)
         shutil.rmtree(old, ignore_errors=True)
     _wait("save_model: done")
+
+
+def check_place(path: str | os.PathLike) -> None:
+    """Raises FileExistsError where `path` is neither free, nor empty, nor a model directory to replace."""
+    path = pathlib.Path(path)
+    if path.exists() and not is_model_dir(path) and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"{path} exists and is no model directory: choose another place, or remove it")
 
 
 def load_model(path: str | os.PathLike, *, mesh=None, dtype: Any = None) -> LoadedModel:
@@ -130,13 +146,18 @@ def _check_directory(path: pathlib.Path) -> None:
         raise FileNotFoundError(f"{path} is no model directory: it lacks {', '.join(missing)}")
 
 
-def _manifest() -> dict:
-    versions = {}
+def versions() -> dict[str, str]:
+    """Versions of this package and of what its results depend on, as far as they are installed."""
+    found = {}
     for name in _VERSIONS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _manifest() -> dict:
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"format": FORMAT, "created": created, "versions": versions, "sources": {}, "licences": []}
+    return {"format": FORMAT, "created": created, "versions": versions(), "sources": {}, "licences": []}
 
 
 def _write_json(path: pathlib.Path, values: Mapping) -> None:

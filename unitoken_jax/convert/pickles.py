@@ -7,7 +7,6 @@ weights become inert objects.
 """
 
 import collections
-import contextlib
 import io
 import math
 import os
@@ -259,10 +258,3 @@ class _Reader(pickle._Unpickler):
             return np.lib.stride_tricks.as_strided(flat[offset:], shape, steps, writeable=False)
 
         return Tensor("", shape, storage.dtype, str(self._archive.path), read)
-
-
-def is_zip(path: str | os.PathLike) -> bool:
-    """Whether `path` starts like a zip file."""
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        return file.read(2) == b"PK"
-    return False

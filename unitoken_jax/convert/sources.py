@@ -74,8 +74,8 @@ def open_sources(
         notes.append("a stage-I starting point: decoder and SigLIP as published, the adapter random")
     if siglip is not None:
         files["siglip/config.json"] = pathlib.Path(siglip) / "config.json"
-    vq, vq_groups, lacking = _vq(vqgan, values, where, tensors, report, files)
     inside = {name: tensor for name, tensor in tensors.items() if name.startswith(VQ_IN_CHECKPOINT)}
+    vq, vq_groups, lacking = _vq(vqgan, values, where, inside, report, files)
     own = {name: tensor for name, tensor in tensors.items() if name not in inside}
     made = [Group(own, tuple(networks), prefix) for networks, prefix in groups]
     if not unified:
@@ -97,9 +97,8 @@ def _siglip_group(folder: pathlib.Path, report: Report, files: dict[str, pathlib
     return Group(tensors, ("siglip",), {"siglip": prefix})
 
 
-def _vq(vqgan, values, where, tensors, report, files):
-    """(VQConfig, groups, lacking parameter groups): from the VQ-GAN's folder, else from the checkpoint."""
-    inside = {name: tensor for name, tensor in tensors.items() if name.startswith(VQ_IN_CHECKPOINT)}
+def _vq(vqgan, values, where, inside, report, files):
+    """(VQConfig, groups, lacking parameter groups): from the VQ-GAN folder, else `inside` the checkpoint."""
     if vqgan is not None:
         folder = pathlib.Path(vqgan)
         config = configs.vq_config_of_yaml(folder / "vqgan.yaml")

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -20,6 +19,7 @@ from unitoken_jax.generate import decode
 from unitoken_jax.generate.grammar import PictureGrammar, picture_grammar
 from unitoken_jax.generate.sampling import check_sampling, stream_keys
 from unitoken_jax.host import sequence
+from unitoken_jax.model.layers import to_pixels
 
 if TYPE_CHECKING:
     from unitoken_jax.model_dir import UniToken
@@ -147,9 +147,8 @@ def decode_codes(model: "UniToken", codes: np.ndarray, batch: int = BATCH) -> li
 
 @functools.partial(jax.jit, static_argnames=("vq",))
 def _pixels(vq, params, codes):
-    """uint8[B, H, W, 3]: clipped to [-1, 1], mapped to [0, 255], truncated, as published."""
-    pictures = vq.apply({"params": params}, codes, method="decode").astype(jnp.float32)
-    return ((jnp.clip(pictures, -1, 1) + 1) / 2 * 255).astype(jnp.uint8)
+    """uint8[B, H, W, 3] of codes int32[B, h, w]."""
+    return to_pixels(vq.apply({"params": params}, codes, method="decode"))
 
 
 def encode_pictures(model: "UniToken", crops: np.ndarray, batch: int = BATCH) -> np.ndarray:

@@ -45,6 +45,11 @@ def to_unit(pictures: jax.Array, dtype: Dtype = jnp.float32) -> jax.Array:
     return pictures.astype(dtype)
 
 
+def to_pixels(pictures: jax.Array) -> jax.Array:
+    """[-1, 1] -> uint8: clipped, mapped to 0..255 and truncated, as the published code does."""
+    return ((jnp.clip(pictures.astype(jnp.float32), -1, 1) + 1) / 2 * 255).astype(jnp.uint8)
+
+
 @jax.custom_vjp
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x [..., in] @ kernel [in, out] -> [..., out], with the kernel's gradient as one plain product.

@@ -36,16 +36,14 @@ class Results:
 
 def evaluate(model, dataset: Dataset, seed: int) -> Results:
     """Answers every held-out question greedily, draws every held-out prompt once."""
-    from unitoken_jax.generate.image import decode_codes, encode_pictures
-    from unitoken_jax.train.vq import psnr
+    from unitoken_jax.train.vq import psnr, reconstruct
 
     questions = answer_questions(model, dataset)
     prompts = dataset.held_out_prompts()
     drawn = draw_prompts(model, prompts, seed)
     verdicts = [check(picture, prompt) for picture, prompt in zip(drawn, prompts)]
     originals = read_pictures(dataset.held_out_pictures())
-    codes = encode_pictures(model, originals, BATCH)
-    reconstructions = np.stack([np.asarray(each) for each in decode_codes(model, codes)])
+    reconstructions, codes = reconstruct(model.config.vq, model.params["vqgan"], originals, BATCH)
     return Results(
         questions=questions,
         answers=score_answers(questions),
