@@ -13,14 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from optax import contrib
 
 from unitoken_jax.config import VQConfig, VQTrainConfig
 from unitoken_jax.model.init import init_vqgan
-from unitoken_jax.model.layers import to_unit
+from unitoken_jax.model.layers import to_pixels, to_unit
 from unitoken_jax.model.vqgan import VQModel
 
 L1_WEIGHT = 0.1
+EDGE_WEIGHT = 1.0  # of differences between neighbouring pixels: without it thin strokes stay blurred
 WARMUP_STEPS = 50
+_UPDATE_RMS, _ORTHOGONAL_STEPS = 0.5, 3  # an update's size in learning rates, Newton-Schulz steps
 CODEBOOK_SAMPLES = 64  # encodings the codebook is filled from, a code
 LLOYD_STEPS = 8
 
@@ -43,8 +46,8 @@ def train_vq(
 
     `pictures` uint8[N, H, W, 3], or an endless iterator of uint8[B, H, W, 3]. `params` to start from
     (default: random). `on_metrics(step, metrics)` is called for every step, one step late, with loss, l2,
-    psnr, commitment, codes_used, lr. The loss is L2 + 0.1 L1 on [-1, 1] pixels + codebook loss + commitment
-    (arXiv 1711.00937).
+    psnr, commitment, codes_used, lr. The loss is L2 + 0.1 L1 on [-1, 1] pixels + L2 of the differences
+    between neighbouring pixels (after arXiv 1511.05440) + codebook loss + commitment (arXiv 1711.00937).
     ValueError for pictures of another type, fewer than one batch, or of a size the stride does not divide.
     """
     batches = _batches(pictures, train)
@@ -83,12 +86,31 @@ def _batches(pictures, train: VQTrainConfig) -> Iterator[np.ndarray]:
     if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[-1] != 3:
         raise ValueError(f"pictures are {pictures.dtype}{list(pictures.shape)}; expected uint8[N, H, W, 3]")
     if len(pictures) < train.batch:
-        raise ValueError(f"{len(pictures)} pictures are fewer than vq_train.batch {train.batch}: lower it")
+        raise ValueError(f"{len(pictures)} pictures are fewer than one batch of {train.batch}: lower it")
     rng = np.random.default_rng(train.seed)
     while True:
         order = rng.permutation(len(pictures))
         for first in range(0, len(order) - train.batch + 1, train.batch):
             yield pictures[order[first : first + train.batch]]
+
+
+def _muon(rate: optax.Schedule) -> optax.GradientTransformation:
+    """Muon for convolution kernels, as matrices [size * size * in, out]; Adam for the rest.
+
+    The decoder must make neighbouring pixels differ from vectors that it first repeats, which is badly
+    conditioned: Adam, given the same time, stays 4 dB behind (benchmarks/RESULTS.md).
+    """
+
+    def matrices(params):
+        as_matrix = contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
+        return jax.tree.map(lambda leaf: as_matrix if leaf.ndim == 4 else None, params)
+
+    return contrib.muon(
+        rate,
+        ns_steps=_ORTHOGONAL_STEPS,
+        muon_weight_dimension_numbers=matrices,
+        consistent_rms=_UPDATE_RMS,
+    )
 
 
 class _Programs:
@@ -100,7 +122,7 @@ class _Programs:
         self.rate = optax.warmup_cosine_decay_schedule(
             0.0, train.learning_rate, min(WARMUP_STEPS, train.steps // 2), max(train.steps, 1)
         )
-        self.optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(self.rate))
+        self.optimizer = optax.chain(optax.clip_by_global_norm(1.0), _muon(self.rate))
         self.step = jax.jit(self._step, donate_argnums=0)
         self.revive = jax.jit(self._revive)
 
@@ -119,9 +141,16 @@ class _Programs:
         made = apply(latents + quantised * fixed(nearest - latents), method="decode")
         error = made.astype(jnp.float32) - to_unit(pictures, jnp.float32)
         l2, l1 = jnp.mean(jnp.square(error)), jnp.mean(jnp.abs(error))
+        across, down = jnp.diff(error, axis=2), jnp.diff(error, axis=1)
+        edges = jnp.mean(jnp.square(across)) + jnp.mean(jnp.square(down))
         codebook = jnp.mean(jnp.square(nearest - fixed(latents)))
         commitment = jnp.mean(jnp.square(fixed(nearest) - latents))
-        loss = l2 + L1_WEIGHT * l1 + quantised * (codebook + self.config.commitment * commitment)
+        loss = (
+            l2
+            + L1_WEIGHT * l1
+            + EDGE_WEIGHT * edges
+            + quantised * (codebook + self.config.commitment * commitment)
+        )
         return loss, ({"loss": loss, "l2": l2, "commitment": commitment}, codes)
 
     def _step(self, now: _Progress, pictures, quantised):
@@ -204,8 +233,8 @@ def reconstruct(
     def one(params, pictures):
         latents = model.apply({"params": params}, pictures, method="encode")
         nearest, codes = model.apply({"params": params}, latents, method="quantize")
-        made = model.apply({"params": params}, nearest, method="decode").astype(jnp.float32)
-        return ((jnp.clip(made, -1, 1) + 1) * 127.5).astype(jnp.uint8), codes
+        made = model.apply({"params": params}, nearest, method="decode")
+        return to_pixels(made), codes
 
     batch = min(batch, len(pictures))
     padded = np.concatenate([pictures, pictures[: -len(pictures) % batch]])
