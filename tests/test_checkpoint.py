@@ -13,7 +13,7 @@ from unitoken_jax.train.checkpoint import Checkpoints, check_workdir, claim_work
 from unitoken_jax.train.optimizer import transformation
 from unitoken_jax.train.state import create
 
-OPTIMIZER = transformation(OptimizerConfig())
+OPTIMIZER = transformation(OptimizerConfig(name="muon"))  # its state is the richer one
 CONFIG = Config(optimizer=OptimizerConfig(groups=(ParameterGroup("a", 1.0),)))
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -79,3 +80,27 @@ def test_three_steps_of_adamw_by_hand():
         adam = mean / (1 - config.b1**step) / (np.sqrt(square / (1 - config.b2**step)) + config.eps)
         value = value - 0.1 * (adam + config.weight_decay * value)
         np.testing.assert_allclose(params["a"], value, rtol=1e-5)
+
+
+def test_muon_moves_a_kernel_by_its_orthogonal_factor_and_the_rest_like_adam():
+    config = OptimizerConfig(name="muon", clip_norm=1e9, weight_decay=0.0)
+    optimizer = transformation(config)
+    shapes = {
+        "decoder/layers/mlp/up/kernel": (3, 8, 16),
+        "decoder/lm_head/kernel": (8, 16),
+        "decoder/embed/embedding": (16, 8),
+        "decoder/norm/scale": (8,),
+    }
+    rng = np.random.default_rng(0)
+    slopes = {path: jnp.asarray(rng.normal(size=shape), jnp.float32) for path, shape in shapes.items()}
+    params = jax.tree.map(jnp.zeros_like, slopes)
+    updates, _ = optimizer.update(slopes, optimizer.init(params), params)
+    for gradient, update in zip(*(tree["decoder/layers/mlp/up/kernel"] for tree in (slopes, updates))):
+        left, _, right = np.linalg.svd(gradient, full_matrices=False)
+        # Newton-Schulz leaves singular values near 1, not at it.
+        cosine = np.sum(update * (left @ right)) / np.linalg.norm(update) / np.linalg.norm(left @ right)
+        assert cosine > 0.97
+        np.testing.assert_allclose(np.sqrt(np.mean(np.square(update))), 0.2, rtol=0.15)
+    for path in list(shapes)[1:]:  # the first step of Adam is the gradient's sign
+        np.testing.assert_allclose(np.sign(slopes[path]), np.sign(updates[path]))
+        np.testing.assert_allclose(np.abs(updates[path]).max(), np.abs(updates[path]).min(), rtol=1e-3)

@@ -136,20 +136,23 @@ def test_codes_made_online_are_those_put_in_beforehand():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
 
 
-def test_equal_on_a_mesh(step):
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_equal_on_a_mesh(name):
     if jax.device_count() < 8:
         pytest.skip("needs 8 devices: test_on_eight_devices runs this again with them")
-    alone, expected = step(start(), make_batch())
+    config = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, name=name))
+    optimizer = transformation(config.optimizer)
+    step = make_train_step(make_model(config), config, rates(), VOCABULARY)
+    alone, expected = step(create(tiny_params(), rates(), optimizer), make_batch())
     mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
-        optimizer = transformation(CONFIG.optimizer)
         layout = sharding.shardings(mesh, abstract_params(CONFIG.model))
         params = jax.tree.map(jax.device_put, tiny_params(), layout)
         abstract = jax.eval_shape(lambda: create(params, rates(), optimizer))
         shardings = state_shardings(abstract, layout, mesh)
         state = jax.jit(lambda tree: create(tree, rates(), optimizer), out_shardings=shardings)(params)
         rows = jax.NamedSharding(mesh, sharding.spec("batch"))
-        spread = make_train_step(make_model(CONFIG), CONFIG, rates(), VOCABULARY, shardings)
+        spread = make_train_step(make_model(config), config, rates(), VOCABULARY, shardings)
         state, metrics = spread(state, jax.device_put(make_batch(), rows))
     for name in ("loss", "z_loss", "grad_norm", "understanding_tokens"):
         np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-4)
@@ -172,4 +175,4 @@ def test_on_eight_devices():
         [*command, *files], cwd=here.parent, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 passed" in done.stdout
+    assert "3 passed" in done.stdout

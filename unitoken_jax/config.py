@@ -133,8 +133,13 @@ class ParameterGroup:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW. The first group that matches counts; what matches none is frozen. Rate 0 freezes too."""
+    """The first group that matches counts; what matches none is frozen. Rate 0 freezes too.
 
+    "muon" is for training from random weights: its matrices get orthogonal updates of AdamW's size, the rest
+    AdamW. The paper fine-tunes with "adamw".
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
     groups: tuple[ParameterGroup, ...] = ()
     b1: float = 0.9
     b2: float = 0.95
@@ -218,7 +223,6 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     train: TrainConfig = TrainConfig()
-    vq_train: VQTrainConfig = VQTrainConfig()
 
 
 def to_dict(config) -> dict:

@@ -1,4 +1,4 @@
-"""AdamW whose learning rates go by parameter path, and the paper's stages as such groups.
+"""AdamW or Muon, with learning rates by parameter path, and the paper's stages as such groups.
 
 The learning rate follows the *step*, not the number of updates made, so a skipped update does not shift the
 schedule; that is why it stands outside the optax transformation.
@@ -10,6 +10,7 @@ import re
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
 from unitoken_jax.config import OptimizerConfig, ParameterGroup
 
@@ -73,9 +74,39 @@ def schedule(step: jax.Array | int, steps: int, warmup_fraction: float) -> jax.A
 
 
 def transformation(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clip by the global norm, Adam, decoupled weight decay: what, times the rate, is subtracted."""
+    """Clip by the global norm, AdamW or Muon, decoupled weight decay: what, times the rate, is subtracted.
+
+    For params as flat dicts, path -> array. Muon (Moonlight's form, arXiv 2502.16982) moves a kernel
+    [in, out] by the orthogonal factor of its momentum, scaled to the root mean square of an AdamW update, so
+    that rates mean the same; norms, biases, embeddings and `lm_head` follow AdamW.
+    """
+    clip = optax.clip_by_global_norm(config.clip_norm)
+    if config.name == "muon":
+        muon = contrib.muon(
+            -1.0,  # optax subtracts rates; here the train step does
+            muon_weight_dimension_numbers=_matrices,
+            consistent_rms=0.2,
+            weight_decay=config.weight_decay,
+            eps=config.eps,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            adam_weight_decay=config.weight_decay,
+        )
+        return optax.chain(clip, muon)
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
+        clip,
         optax.scale_by_adam(config.b1, config.b2, config.eps),
         optax.add_decayed_weights(config.weight_decay),
     )
+
+
+def _matrices(params: dict) -> dict:
+    """Path -> the axes [in, out] of a kernel that Muon makes orthogonal, None for what follows AdamW.
+
+    A layers axis before them counts as so many matrices.
+    """
+    axes = contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+    return {
+        path: axes if path.endswith("/kernel") and not path.endswith("lm_head/kernel") else None
+        for path in params
+    }

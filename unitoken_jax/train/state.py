@@ -56,13 +56,13 @@ def state_shardings(abstract: State, parameter_shardings: dict, mesh: Mesh) -> S
     """The NamedSharding of every array of `abstract` (a State under eval_shape).
 
     `parameter_shardings` is the nested tree of the parameters' own; moments lie where their parameter does,
-    scalars are on every device.
+    scalars and an optimizer's constants are on every device.
     """
     flat = flatten(parameter_shardings)
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def one(path, leaf):
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-        return flat[names[-1]] if names and leaf.ndim else everywhere
+        return flat.get(names[-1], everywhere) if names and leaf.ndim else everywhere
 
     return jax.tree_util.tree_map_with_path(one, abstract)
