@@ -9,14 +9,10 @@ import pathlib
 
 from unitoken_jax.config import to_dict
 from unitoken_jax.quickstart import recipe
-from unitoken_jax.quickstart.dataset import Dataset
 
 
 def get_config(name="stage2"):
     stages = {stage.name: stage for stage in recipe.STAGES}
     if name not in stages:
         raise ValueError(f"no quickstart stage {name!r}: expected one of {', '.join(stages)}")
-    root = pathlib.Path("quickstart")
-    before = ["start", *(f"{stage}/model" for stage in stages)][list(stages).index(name)]
-    dataset = Dataset(root / "data", recipe.dataset_settings(recipe.BUDGET, seed=0))
-    return to_dict(recipe.stage_config(stages[name], dataset, root / before, recipe.BUDGET, seed=0))
+    return to_dict(recipe.stage_config(stages[name], pathlib.Path("quickstart"), recipe.BUDGET, seed=0))

@@ -26,10 +26,18 @@ from unitoken_jax.quickstart.prompts import CATEGORIES, SCENE, Requirement, rand
 
 IMAGE = "<|image|>"
 
-_CAPTIONS = ("caption", "read caption")
 _FORMAT = 1
-_EVEN_QUESTIONS = dict.fromkeys(questions.QUESTIONS, 1.0)
-_HARD_QUESTIONS = _EVEN_QUESTIONS | {"count": 2.0, "position": 2.0, "relation": 2.0, "exists": 2.0}
+# What takes finding an object by what it looks like is learnt late, so it is asked more.
+_QUESTIONS = dict.fromkeys(questions.QUESTIONS, 1.0) | {
+    "caption": 0.3,
+    "read caption": 0.3,
+    "count": 2.0,
+    "position": 2.0,
+    "relation": 3.0,
+    "exists": 3.0,
+}
+_HARD_QUESTIONS = _QUESTIONS | {"position": 4.0, "relation": 4.0}
+_OBJECTS = (1, 2, 2, 3, 3)  # in training scenes to be asked about, drawn evenly
 _EVEN_PROMPTS = {SCENE: 2.0, **dict.fromkeys(CATEGORIES, 1.0)}
 _HARD_PROMPTS = {
     SCENE: 1.0,
@@ -180,7 +188,7 @@ class _Writer:
         parts = {
             "understanding": (
                 settings.train_understanding,
-                lambda rng, _: _understanding(rng, _EVEN_QUESTIONS),
+                lambda rng, _: _understanding(rng, _QUESTIONS),
             ),
             "generation": (settings.train_generation, lambda rng, _: _generation(rng, _EVEN_PROMPTS)),
             "instruct": (settings.train_instruct, _instruct),
@@ -240,13 +248,14 @@ class _Writer:
 
 
 def _understanding(rng: random.Random, weights: dict[str, float]) -> tuple[list[str], scenes.Scene]:
-    """Turns (question, answer, ...) about one picture: a caption alone, or 5 to 7 questions."""
-    scene = scenes.random_scene(rng, "train")
-    if rng.random() < 0.2:
-        asked = [question for kind in _CAPTIONS if (question := questions.ask(scene, kind, rng))]
+    """Turns (question, answer, ...) about one picture: a caption alone, or 6 to 9 questions."""
+    scene = scenes.random_scene(rng, "train", rng.choice(_OBJECTS))
+    if rng.random() < 0.15:
+        asked = [question for kind in questions.CAPTIONS if (question := questions.ask(scene, kind, rng))]
     else:
-        asked = questions.ask_several(scene, rng.randint(5, 7), rng, weights)
-        asked.sort(key=lambda question: question.kind in _CAPTIONS)  # a caption gives the other answers away
+        asked = questions.ask_several(scene, rng.randint(6, 9), rng, weights)
+        # Last, as a caption gives the other answers away.
+        asked.sort(key=lambda question: question.kind in questions.CAPTIONS)
     turns = [text for question in asked for text in (question.text, question.answer)]
     turns[0] = IMAGE + turns[0] if rng.random() < 0.85 else turns[0] + IMAGE
     return turns, scene

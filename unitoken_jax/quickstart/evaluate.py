@@ -4,8 +4,9 @@ import dataclasses
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
-from unitoken_jax.quickstart.checker import Verdict, check, score_pictures
+from unitoken_jax.quickstart.checker import Verdict, check, detect, score_pictures
 from unitoken_jax.quickstart.dataset import Dataset
 from unitoken_jax.quickstart.prompts import Requirement
 from unitoken_jax.quickstart.questions import score_answers
@@ -31,6 +32,7 @@ class Results:
     originals: np.ndarray
     reconstructions: np.ndarray
     vq_psnr_db: float
+    vq_readable: float  # share of held-out pictures that the checker reads the same after the tokenizer
     vq_codes_used: int
 
 
@@ -38,12 +40,17 @@ def evaluate(model, dataset: Dataset, seed: int) -> Results:
     """Answers every held-out question greedily, draws every held-out prompt once."""
     from unitoken_jax.train.vq import psnr, reconstruct
 
-    questions = answer_questions(model, dataset)
-    prompts = dataset.held_out_prompts()
-    drawn = draw_prompts(model, prompts, seed)
-    verdicts = [check(picture, prompt) for picture, prompt in zip(drawn, prompts)]
-    originals = read_pictures(dataset.held_out_pictures())
-    reconstructions, codes = reconstruct(model.config.vq, model.params["vqgan"], originals, BATCH)
+    prompts, originals = dataset.held_out_prompts(), read_pictures(dataset.held_out_pictures())
+    total = len(dataset.held_out_questions()) + len(prompts) + len(originals)
+    with tqdm(total=total, unit="example", disable=None, leave=False) as bar:
+        questions = answer_questions(model, dataset)
+        bar.update(len(questions))
+        drawn = draw_prompts(model, prompts, seed)
+        verdicts = [check(picture, prompt) for picture, prompt in zip(drawn, prompts)]
+        bar.update(len(prompts))
+        reconstructions, codes = reconstruct(model.config.vq, model.params["vqgan"], originals, BATCH)
+        readable = [detect(before) == detect(after) for before, after in zip(originals, reconstructions)]
+        bar.update(len(originals))
     return Results(
         questions=questions,
         answers=score_answers(questions),
@@ -54,6 +61,7 @@ def evaluate(model, dataset: Dataset, seed: int) -> Results:
         originals=originals,
         reconstructions=reconstructions,
         vq_psnr_db=float(psnr(originals, reconstructions)),
+        vq_readable=float(np.mean(readable)),
         vq_codes_used=len(np.unique(codes)),
     )
 

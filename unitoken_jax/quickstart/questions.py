@@ -22,6 +22,8 @@ PLURALS = {
     "object": "objects",
 }
 RELATIONS = ("left of", "right of", "above", "below")
+CAPTIONS = ("caption", "read caption")
+_TRIES = 4
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
@@ -240,15 +242,13 @@ def ask(scene: Scene, kind: str, rng: random.Random) -> Question | None:
 
 
 def ask_several(scene: Scene, number: int, rng: random.Random, weights: dict[str, float]) -> list[Question]:
-    """Up to `number` different questions, their kinds drawn without repetition by weight, in random order."""
-    keys = {kind: rng.random() ** (1 / weight) for kind, weight in weights.items()}
-    found: list[Question] = []
-    for kind in sorted(keys, key=keys.get, reverse=True):
-        if len(found) == number:
-            break
-        if question := ask(scene, kind, rng):
-            found.append(question)
-    return found
+    """Up to `number` different questions, their kinds drawn by weight, with repetition but for captions."""
+    found: dict[str, Question] = {}
+    for _ in range(_TRIES * number):  # a scene may have no more to ask
+        (kind,) = rng.choices(list(weights), list(weights.values()))
+        if len(found) < number and (question := ask(scene, kind, rng)):
+            found.setdefault(kind if kind in CAPTIONS else question.text, question)
+    return list(found.values())
 
 
 def is_right(given: str, answer: str) -> bool:

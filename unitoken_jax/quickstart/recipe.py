@@ -2,7 +2,8 @@
 
 Every run goes through the same `train` as the 7B model; only the numbers differ. The paper starts from a
 pretrained decoder (Chameleon) and SigLIP; nothing pretrained exists at this size, so a "base" run on
-everything from random weights comes before stages I to III. Hence also the larger learning rates.
+everything from random weights comes before stages I to III. Hence also Muon and the larger learning rates: so
+few steps cannot converge with AdamW (benchmarks/RESULTS.md).
 """
 
 import dataclasses
@@ -40,7 +41,7 @@ def model_config() -> ModelConfig:
             embed_dim=32,
             latent_channels=64,
             base_channels=8,  # convolutions at full resolution are what costs on a CPU
-            channel_multipliers=(1, 2, 8, 16),
+            channel_multipliers=(1, 2, 8, 8),
             res_blocks=0,
             resolution=SIZE,
             mid_attention=False,
@@ -62,39 +63,42 @@ class Stage:
     purpose: str
     steps: int
     mixture: dict[str, float]
-    groups: tuple[ParameterGroup, ...]
+    optimizer: OptimizerConfig
 
 
-_NEW_RATE = 1e-3  # for weights that start from random
+def _optimizer(parts: str, rate: float) -> OptimizerConfig:
+    groups = (ParameterGroup(parts, rate),)
+    return OptimizerConfig(name="muon", groups=groups, clip_norm=1.0, warmup_fraction=0.03, weight_decay=0.1)
+
 
 STAGES = (
     Stage(
         "base",
         "what pretraining would have brought, from random weights",
-        1270,
-        {"train_generation": 1.0, "train_understanding": 1.0},
-        (ParameterGroup("siglip|adapter|decoder", _NEW_RATE),),
+        1250,
+        {"train_generation": 3.0, "train_understanding": 7.0},
+        _optimizer("siglip|adapter|decoder", 1.5e-3),
     ),
     Stage(
         "stage1",
         "SigLIP and the adapter align with the frozen decoder",
-        60,
+        40,
         {"train_understanding": 1.0},
-        (ParameterGroup("siglip|adapter", _NEW_RATE / 4),),
+        _optimizer("siglip|adapter", 2.5e-4),
     ),
     Stage(
         "stage2",
         "all parameters, understanding and generation",
-        620,
-        {"train_generation": 2.0, "train_understanding": 3.0},
-        (ParameterGroup("siglip|adapter|decoder", _NEW_RATE / 2),),
+        360,
+        {"train_generation": 1.0, "train_understanding": 2.0},
+        _optimizer("siglip|adapter|decoder", 5e-4),
     ),
     Stage(
         "stage3",
         "instruction following, with more of what is hard",
-        200,
+        130,
         {"train_instruct": 1.0},
-        (ParameterGroup("siglip|adapter|decoder", _NEW_RATE / 4),),
+        _optimizer("siglip|adapter|decoder", 2.5e-4),
     ),
 )
 
@@ -112,14 +116,16 @@ def dataset_settings(minutes: float, seed: int) -> DatasetSettings:
 
 
 def vq_train_config(minutes: float, seed: int) -> VQTrainConfig:
-    steps = max(30, round(600 * minutes / BUDGET))
+    steps = max(30, round(1800 * minutes / BUDGET))
     return VQTrainConfig(
-        steps=steps, batch=32, learning_rate=2e-3, autoencoder_steps=round(steps * 0.3), seed=seed
+        steps=steps, batch=16, learning_rate=2e-3, autoencoder_steps=round(steps * 0.2), seed=seed
     )
 
 
-def stage_config(stage: Stage, dataset: Dataset, start: pathlib.Path, minutes: float, seed: int) -> Config:
-    """The run of `stage` from model directory `start`."""
+def stage_config(stage: Stage, out: pathlib.Path, minutes: float, seed: int) -> Config:
+    """The run of `stage` in the quickstart's directory `out`, from where the stage before it ended."""
+    dataset = Dataset(out / "data", dataset_settings(minutes, seed))
+    start = ["start", *(f"{each.name}/model" for each in STAGES)][STAGES.index(stage)]
     sources = tuple(
         SourceConfig(path=str(getattr(dataset, name)), weight=weight)
         for name, weight in stage.mixture.items()
@@ -130,7 +136,7 @@ def stage_config(stage: Stage, dataset: Dataset, start: pathlib.Path, minutes: f
         data=DataConfig(
             sources=sources, row_length=192, row_crops=4, row_pictures=8, rows=8, codes="offline"
         ),
-        optimizer=OptimizerConfig(groups=stage.groups, clip_norm=1.0, warmup_fraction=0.03, weight_decay=0.1),
+        optimizer=stage.optimizer,
         train=TrainConfig(
             steps=steps,
             seed=seed,
@@ -138,7 +144,7 @@ def stage_config(stage: Stage, dataset: Dataset, start: pathlib.Path, minutes: f
             remat="none",
             scan_layers=False,
             loss_chunk=256,
-            init_from=str(start),
+            init_from=str(out / start),
             save_every=max(100, steps // 2),
             log_every=10,
             keep=1,

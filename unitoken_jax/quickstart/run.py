@@ -7,7 +7,6 @@ goes on where it was; a finished step is recognised by what it left.
 """
 
 import dataclasses
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -22,8 +21,6 @@ from unitoken_jax.host.sequence import PICTURE_PROMPT
 from unitoken_jax.host.tokenizer import train_tokenizer
 from unitoken_jax.quickstart import checker, evaluate, recipe, report
 from unitoken_jax.quickstart.dataset import Dataset, write_dataset
-
-_VERSIONS = ("unitoken_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def run(out: str | os.PathLike, minutes: float = recipe.BUDGET, seed: int = 0) -> dict:
@@ -133,18 +130,15 @@ class Quickstart:
         model = self.out / stage.name / "model"
         if model.exists():
             return
-        before = ["start", *(each.name + "/model" for each in recipe.STAGES)]
-        start = self.out / before[recipe.STAGES.index(stage)]
-        config = recipe.stage_config(stage, self.dataset, start, self.minutes, self.seed)
+        config = recipe.stage_config(stage, self.out, self.minutes, self.seed)
         train(config, self.out / stage.name, progress=stage.name)
 
     def evaluation(self) -> None:
         from unitoken_jax.model_dir import UniToken, load_model, save_model
 
         if not (self.out / "model").exists():
-            # The last stage's weights with the unified sequence and the sampling defaults.
             last = load_model(self.out / recipe.STAGES[-1].name / "model")
-            save_model(self.out / "model", recipe.model_config(), last.params, last.tokenizer)
+            save_model(self.out / "model", last.config, last.params, last.tokenizer)
         model = UniToken.load(self.out / "model")
         self.results = evaluate.evaluate(model, self.dataset, self.seed)
 
@@ -165,6 +159,8 @@ class Quickstart:
         (self.out / "cost.json").write_text(json.dumps(self.cost, indent=1) + "\n", encoding="utf-8")
 
     def _summary(self) -> dict:
+        from unitoken_jax.model_dir import versions
+
         results = self.results
         return {
             "general": results.answers["general"],
@@ -173,6 +169,7 @@ class Quickstart:
             "generation_categories": results.pictures["categories"],
             "question_kinds": results.answers["kinds"],
             "vq_psnr_db": results.vq_psnr_db,
+            "vq_readable": results.vq_readable,
             "vq_codes_used": results.vq_codes_used,
             "checker_accuracy": checker.accuracy(500)["scenes"],
             "minutes": sum(self.cost["seconds"].values()) / 60,
@@ -180,9 +177,6 @@ class Quickstart:
             "peak_gib": self.cost["peak_gib"],
             "settings": {"minutes": self.minutes},
             "seeds": {"data": self.seed, "training": self.seed, "sampling": self.seed},
-            "versions": {
-                "python": platform.python_version(),
-                **{name: importlib.metadata.version(name) for name in _VERSIONS},
-            },
+            "versions": {"python": platform.python_version(), **versions()},
             "cpu_count": os.cpu_count(),
         }
