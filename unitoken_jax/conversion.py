@@ -3,33 +3,39 @@
 `convert/` reads and names weights with numpy alone; here they meet the networks' shapes and Orbax.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import json
+import math
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 from flax import traverse_util
 from flax.core import meta
 
-from unitoken_jax.config import ModelConfig
+from unitoken_jax.config import ModelConfig, to_dict
 from unitoken_jax.convert import configs, writers
 from unitoken_jax.convert.assemble import Parameter, disassemble
 from unitoken_jax.convert.report import ConversionError, Report
-from unitoken_jax.convert.sources import checksums, describe, open_sources, parameters
+from unitoken_jax.convert.sources import Sources, checksum, describe, open_sources, parameters
 from unitoken_jax.host.sequence import check
 from unitoken_jax.host.tokenizer import Tokenizer
-from unitoken_jax.model_dir import check_place, load_model, save_model
+from unitoken_jax.model_dir import PARAMS, check_place, load_model, part_of, publish
+from unitoken_jax.param_store import ArraySpec, ParamStore, contiguous
 
 DTYPES = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
+_THREADS = 4
 LICENCES = (
     "Chameleon's weights and VQ-GAN: Meta's Chameleon Research License (non-commercial research)",
     "SigLIP: Apache-2.0; UniToken: see the release the weights came from",
@@ -77,18 +83,25 @@ def convert(
     report.check(str(checkpoint))
     tokenizer = Tokenizer.load(sources.tokenizer)
     check(sources.config, tokenizer.vocabulary)
-    flat = _read(lazy, dtype)
-    _start(flat, sources, tokenizer, stage_one_start, dtype, seed)
-    manifest = {
-        "sources": checksums(sources.files),
-        "left_out": {reason: len(names) for reason, names in report.ignored.items()},
-        "notes": list(sources.notes),
-        "licences": list(LICENCES),
-    }
-    _save(pathlib.Path(out), sources.config, flat, tokenizer, manifest)
-    if verify:
-        _verify(pathlib.Path(out), flat)
-    total = sum(value.size for value in flat.values())
+    work = _work(lazy, sources, tokenizer, stage_one_start, dtype, seed)
+    options = {"dtype": dtype, "stage_one_start": stage_one_start, "seed": seed}
+    store = ParamStore(part_of(out), work.arrays, _purpose(sources, options))
+    try:
+        _write(store, work.values, sources.files)
+        if verify:
+            _verify(store, work.values)
+        store.publish(store.folder / PARAMS)
+        manifest = {
+            "sources": {name: store.done[_digest(name)] for name in sources.files},
+            "left_out": {reason: len(names) for reason, names in report.ignored.items()},
+            "notes": list(sources.notes),
+            "licences": list(LICENCES),
+        }
+        publish(out, sources.config, tokenizer, manifest)
+    except Exception:  # an interrupt keeps what was done, for the next call
+        shutil.rmtree(store.folder, ignore_errors=True)
+        raise
+    total = sum(math.prod(spec.shape) for spec in work.arrays.values())
     return [f"{out}: {total:,} parameters", *describe(report, sources.notes)]
 
 
@@ -116,48 +129,115 @@ def _local(source: str | os.PathLike | None) -> pathlib.Path | None:
     return pathlib.Path(snapshot_download(str(source)))
 
 
-def _read(lazy: Mapping[str, Parameter], dtype: str | None) -> dict[str, np.ndarray]:
-    from tqdm import tqdm
+class _Value(NamedTuple):
+    """A layer of a parameter, or (None) all of it."""
 
-    flat = {}
-    for path, parameter in tqdm(lazy.items(), unit="parameter", disable=None):  # None: only on a terminal
-        flat[path] = parameter.read(None if dtype is None or path.startswith("vqgan/") else DTYPES[dtype])
-    return flat
+    path: str
+    layer: int | None
+    file: str  # that it is read from; empty: none
+    read: Callable[[], np.ndarray]
 
 
-def _start(flat, sources, tokenizer, stage_one_start: bool, dtype: str | None, seed: int) -> None:
-    """What no file gives, and what stage I wants otherwise."""
+class _Work(NamedTuple):
+    arrays: dict[str, ArraySpec]
+    values: list[_Value]
+
+
+def _work(
+    lazy: Mapping[str, Parameter],
+    sources: Sources,
+    tokenizer: Tokenizer,
+    stage_one_start: bool,
+    dtype: str | None,
+    seed: int,
+) -> _Work:
+    """What to write: what the files give, what no file gives, and what stage I wants otherwise."""
     from unitoken_jax.model.init import init_network
 
-    kind = flat["decoder/lm_head/kernel"].dtype if dtype is None else DTYPES[dtype]
+    arrays, values = {}, []
+    for path, parameter in lazy.items():
+        kind = parameter.dtype if dtype is None or path.startswith("vqgan/") else DTYPES[dtype]
+        arrays[path] = ArraySpec(parameter.shape, kind, parameter.pieces[0].place.layer is not None)
+        for piece in parameter.pieces:
+            values.append(_Value(path, piece.place.layer, piece.tensor.file, piece.read))
     for network in sources.fresh:
         tree = {network: init_network(sources.config, network, seed)}
         for path, value in traverse_util.flatten_dict(tree, sep="/").items():
-            flat[path] = np.asarray(value).astype(kind)
+            arrays[path] = ArraySpec(value.shape, arrays["decoder/lm_head/kernel"].dtype)
+            values.append(_Value(path, None, "", functools.partial(np.asarray, value)))
     if stage_one_start:
-        flat["decoder/lm_head/kernel"][:, tokenizer.vocabulary.code_ids] = 0
+        codes = tokenizer.vocabulary.code_ids
+        values = [
+            value._replace(read=functools.partial(_without, codes, value.read))
+            if value.path == "decoder/lm_head/kernel"
+            else value
+            for value in values
+        ]
+    return _Work(arrays, values)
 
 
-def _save(out: pathlib.Path, config: ModelConfig, flat, tokenizer: Tokenizer, manifest: dict) -> None:
-    try:
-        save_model(out, config, traverse_util.unflatten_dict(flat, sep="/"), tokenizer, manifest)
-    except BaseException:
-        shutil.rmtree(out.absolute().with_name(f".{out.name}.part"), ignore_errors=True)
-        raise
+def _without(columns: np.ndarray, read: Callable[[], np.ndarray]) -> np.ndarray:
+    value = read()
+    value = contiguous(value, value.dtype)
+    value[:, columns] = 0
+    return value
 
 
-def _verify(out: pathlib.Path, flat: Mapping[str, np.ndarray]) -> None:
-    stored = traverse_util.flatten_dict(load_model(out).params, sep="/")
-    wrong = [
-        path
-        for path, value in flat.items()
-        if np.asarray(stored[path]).dtype != value.dtype
-        or np.asarray(stored[path]).tobytes() != value.tobytes()
-    ]
-    if wrong or stored.keys() != flat.keys():
-        raise ConversionError(
-            f"{out} does not hold what was written to it: {', '.join(wrong)}. Convert again"
-        )
+def _purpose(sources: Sources, options: Mapping) -> dict:
+    """What the stored values depend on: an interrupted conversion goes on where all of it is the same."""
+    files = {
+        name: (str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns)
+        for name, path in sources.files.items()
+    }
+    return {"files": files, "config": to_dict(sources.config), "options": dict(options)}
+
+
+def _digest(name: str) -> str:
+    return f"sha256 of {name}"
+
+
+def _write(store: ParamStore, values: Sequence[_Value], files: Mapping[str, pathlib.Path]) -> None:
+    """Values file by file, each file's checksum beside them while its bytes are in the system's cache."""
+    from tqdm import tqdm
+
+    def put(value: _Value) -> int:
+        store.write(value.path, value.layer, value.read())
+        return store.piece_bytes(value.path)
+
+    def sum_up(name: str) -> int:
+        store.note(_digest(name), checksum(files[name]))
+        return 0
+
+    jobs: list[Callable[[], int]] = []
+    for name, path in {**files, "": ""}.items():
+        if name and _digest(name) not in store.done:
+            jobs.append(functools.partial(sum_up, name))
+        for value in values:
+            if value.file == str(path) and not store.is_done(value.path, value.layer):
+                jobs.append(functools.partial(put, value))
+    total = sum(store.piece_bytes(value.path) for value in values)
+    done = sum(store.piece_bytes(value.path) for value in values if store.is_done(value.path, value.layer))
+    pool = concurrent.futures.ThreadPoolExecutor(min(_THREADS, max(2, os.cpu_count() or 1)))
+    with tqdm(total=total, initial=done, unit="B", unit_scale=True, disable=None) as bar:
+        try:
+            for size in pool.map(lambda job: job(), jobs):
+                bar.update(size)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _verify(store: ParamStore, values: Sequence[_Value]) -> None:
+    """Raises ConversionError where the disk does not hold what the sources say."""
+    wrong = []
+    for value in values:
+        expected, dtype = value.read(), store.arrays[value.path].dtype
+        for rows in store.blocks(value.path):
+            stored = store.read(value.path, value.layer, rows)
+            if stored.dtype != dtype or stored.tobytes() != contiguous(expected[rows], dtype).tobytes():
+                wrong.append(value.path)
+                break
+    if wrong:
+        raise ConversionError(f"the disk does not hold what was written: {', '.join(wrong)}. Convert again")
 
 
 def export(

@@ -74,25 +74,40 @@ def save_model(
     params = meta.unbox(dict(params))
     _check_params(config, params, f"the parameters for {path}")
     check_place(path)
-    part, old = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.old")
+    part = part_of(path)
     main = jax.process_index() == 0
     if main:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in (part, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
     _wait("save_model: directory made")
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(part / PARAMS, params)
     if main:
-        _write_json(part / CONFIG, to_dict(config))
-        tokenizer.save(part / TOKENIZER)
-        _write_json(part / MANIFEST, _manifest() | dict(manifest or {}))
-        if path.exists():
-            os.rename(path, old)
-        os.rename(part, path)
-        shutil.rmtree(old, ignore_errors=True)
+        publish(path, config, tokenizer, manifest)
     _wait("save_model: done")
+
+
+def part_of(path: str | os.PathLike) -> pathlib.Path:
+    """Where a model directory grows before it becomes `path`."""
+    path = pathlib.Path(path).absolute()
+    return path.with_name(f".{path.name}.part")
+
+
+def publish(
+    path: str | os.PathLike, config: ModelConfig, tokenizer: Tokenizer, manifest: Mapping | None = None
+) -> None:
+    """Makes the model directory `path` of `part_of(path)`, which holds the parameters already."""
+    path = pathlib.Path(path).absolute()
+    part, old = part_of(path), path.with_name(f".{path.name}.old")
+    _write_json(part / CONFIG, to_dict(config))
+    tokenizer.save(part / TOKENIZER)
+    _write_json(part / MANIFEST, _manifest() | dict(manifest or {}))
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        os.rename(path, old)
+    os.rename(part, path)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def check_place(path: str | os.PathLike) -> None:

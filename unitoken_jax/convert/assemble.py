@@ -1,7 +1,8 @@
 """Tensors by torch name -> parameters by our path: every tensor is used, left out by rule, or a problem."""
 
+import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import ml_dtypes
 import numpy as np
@@ -13,19 +14,32 @@ FLOATS = tuple(map(np.dtype, (np.float64, np.float32, np.float16, ml_dtypes.bflo
 Shapes = Mapping[str, tuple[int, ...]]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Piece:
+    """What one torch tensor gives of a parameter: the layer `place.layer`, or (None) all of it."""
+
+    place: rules.Place
+    tensor: Tensor
+
+    def read(self) -> np.ndarray:
+        """The array in our layout, in the file's dtype: mostly a transposed view of the mapped file."""
+        return self.place.layout.to_ours(_collapse(self.tensor.read(), self.place.shape))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Parameter:
-    """One of our parameters, made of torch tensors when asked for."""
+    """One of our parameters, not read yet."""
 
-    def __init__(self, path: str, shape: tuple[int, ...], parts: Sequence[tuple[rules.Place, Tensor]]):
-        self.path, self.shape, self._parts = path, shape, parts
-        self.dtype = parts[0][1].dtype
+    path: str
+    shape: tuple[int, ...]
+    dtype: np.dtype  # as stored
+    pieces: tuple[Piece, ...]
 
-    def read(self, dtype: np.dtype | None = None) -> np.ndarray:
-        """The array [shape], contiguous, in `dtype` (None: as stored)."""
-        out = np.empty(self.shape, self.dtype if dtype is None else dtype)
-        for place, tensor in self._parts:
-            value = place.layout.to_ours(_collapse(tensor.read(), place.shape))
-            out[... if place.layer is None else place.layer] = value
+    def read(self) -> np.ndarray:
+        """The array [shape], contiguous."""
+        out = np.empty(self.shape, self.dtype)
+        for piece in self.pieces:
+            out[... if piece.place.layer is None else piece.place.layer] = piece.read()
         return out
 
 
@@ -50,12 +64,12 @@ def assemble(
                 continue
             used.add(name)
             if _fits(tensor, place, report):
-                parts.append((place, tensor))
-        if len({tensor.dtype for _, tensor in parts}) > 1:
-            kinds = ", ".join(sorted({str(tensor.dtype) for _, tensor in parts}))
+                parts.append(Piece(place, tensor))
+        if len({piece.tensor.dtype for piece in parts}) > 1:
+            kinds = ", ".join(sorted({str(piece.tensor.dtype) for piece in parts}))
             report.add("dtype", f"the layers of {path} have several: {kinds}")
         elif parts and len(parts) == len(places):
-            made[path] = Parameter(path, tuple(shape), parts)
+            made[path] = Parameter(path, tuple(shape), parts[0].tensor.dtype, tuple(parts))
     for name in sorted(tensors.keys() - used):
         if reason := rules.ignored(name):
             report.ignore(reason, name)

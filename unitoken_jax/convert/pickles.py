@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from unitoken_jax.convert.report import ConversionError, Tensor
+from unitoken_jax.convert.report import ConversionError, Tensor, map_bytes
 
 _STORAGES = {
     "DoubleStorage": np.float64,
@@ -127,7 +127,6 @@ class _Archive:
                 infos = archive.infolist()
         except Exception as error:  # zipfile raises many kinds on damaged directories
             raise ConversionError(f"{path} is a damaged or truncated zip file: {error}") from None
-        self._bytes = np.memmap(path, np.uint8, "r")
         roots = [info.filename[: -len("data.pkl")] for info in infos if info.filename.endswith("data.pkl")]
         root = min(roots, key=len, default=None)
         if root is None:
@@ -153,14 +152,14 @@ class _Archive:
             or info.compress_size != info.file_size
         ):
             raise ConversionError(f"{where} is compressed or encrypted; torch stores members as they are")
-        header = self._bytes[info.header_offset : info.header_offset + 30].tobytes()
+        header = map_bytes(self.path, info.header_offset, 30).tobytes()
         if len(header) < 30 or header[:4] != b"PK\x03\x04":
             raise ConversionError(
                 f"{where}: no local header at byte {info.header_offset}: the file is damaged"
             )
         name_length, extra_length = struct.unpack("<HH", header[26:30])
         start = info.header_offset + 30 + name_length + extra_length
-        data = self._bytes[start : start + info.file_size]
+        data = map_bytes(self.path, start, info.file_size)
         if len(data) != info.file_size:
             raise ConversionError(f"{where} is cut short: {len(data)} of {info.file_size} bytes are there")
         if check and zlib.crc32(data) != info.CRC:

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from unitoken_jax.convert.pickles import read_pickle
-from unitoken_jax.convert.report import ConversionError, Report, Tensor
+from unitoken_jax.convert.report import ConversionError, Report, Tensor, map_bytes
 
 _DTYPES = {
     "F64": np.float64,
@@ -81,7 +81,6 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
             )
         header = _json(file.read(length), f"{path} (header)")
     header.pop("__metadata__", None)
-    mapped = np.memmap(path, np.uint8, "r") if size else np.zeros(0, np.uint8)
     found, ranges = {}, []
     for name, entry in header.items():
         dtype, shape, begin, end = _entry(path, name, entry)
@@ -89,7 +88,7 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
         first = 8 + length + begin
 
         def read(first=first, count=end - begin, dtype=dtype, shape=shape) -> np.ndarray:
-            return mapped[first : first + count].view(dtype).reshape(shape)
+            return map_bytes(path, first, count).view(dtype).reshape(shape)
 
         found[name] = Tensor(name, shape, dtype, str(path), read)
     place = 0

@@ -1,6 +1,7 @@
 """What is wrong with a conversion, collected until all of it is known, and the tensors files hold."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -22,6 +23,16 @@ class Tensor:
     dtype: np.dtype
     file: str
     read: Callable[[], np.ndarray]
+
+
+def map_bytes(path: str | os.PathLike, first: int, count: int) -> np.ndarray:
+    """uint8[count] of a file from byte `first` on, or fewer where it ends.
+
+    Mapped on its own: pages that were read stop counting as memory in use when the array is gone, which one
+    map of a whole checkpoint would keep.
+    """
+    count = max(0, min(count, os.path.getsize(path) - first))
+    return np.memmap(path, np.uint8, "r", first, (count,)) if count else np.zeros(0, np.uint8)
 
 
 class Report:

@@ -144,14 +144,11 @@ def parameters(sources: Sources, expected: Shapes, report: Report) -> dict[str, 
     return made
 
 
-def checksums(files: Mapping[str, pathlib.Path]) -> dict[str, dict]:
-    """For the manifest: name -> bytes and SHA-256 of each source file."""
-    found = {}
-    for name, path in files.items():
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        found[name] = {"bytes": path.stat().st_size, "sha256": digest}
-    return found
+def checksum(path: pathlib.Path) -> dict:
+    """For the manifest: bytes and SHA-256 of a source file."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
 
 
 def describe(report: Report, notes: Iterable[str]) -> list[str]:

@@ -1,0 +1,81 @@
+"""The store of parameters: what Orbax reads back, and what survives an interruption."""
+
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from unitoken_jax import param_store
+from unitoken_jax.param_store import ArraySpec, ParamStore, contiguous
+
+ARRAYS = {
+    "a/kernel": ArraySpec((3, 50, 8), np.dtype(ml_dtypes.bfloat16), stacked=True),
+    "a/bias": ArraySpec((3, 8), np.dtype(np.float32), stacked=True),
+    "b/kernel": ArraySpec((70, 9), np.dtype(np.float32)),
+    "b/scale": ArraySpec((5,), np.dtype(np.float32)),
+}
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(param_store, "CHUNK_BYTES", 256)
+    monkeypatch.setattr(param_store, "SMALL_BYTES", 128)
+
+
+def pieces():
+    rng = np.random.default_rng(0)
+    for path, spec in ARRAYS.items():
+        value = rng.normal(size=spec.shape).astype(np.float32)
+        yield from (
+            ((path, i, each) for i, each in enumerate(value)) if spec.stacked else [(path, None, value)]
+        )
+
+
+def test_orbax_reads_what_was_written_in_pieces(tmp_path, small_chunks):
+    store = ParamStore(tmp_path / "part", ARRAYS, {"why": 1})
+    for path, layer, value in pieces():
+        store.write(path, layer, value)
+    for path, layer, value in pieces():
+        read = np.concatenate([store.read(path, layer, rows) for rows in store.blocks(path)])
+        np.testing.assert_array_equal(read, value.astype(ARRAYS[path].dtype))
+    store.publish(tmp_path / "part" / "params")
+    assert [each.name for each in (tmp_path / "part").iterdir()] == ["params"]
+    with ocp.StandardCheckpointer() as checkpointer:
+        found = checkpointer.restore(tmp_path / "part" / "params")
+    for path, layer, value in pieces():
+        group, name = path.split("/")
+        here = np.asarray(found[group][name])
+        assert (here.shape, here.dtype) == (ARRAYS[path].shape, ARRAYS[path].dtype)
+        np.testing.assert_array_equal(here if layer is None else here[layer], value.astype(here.dtype))
+
+
+def test_chunks_are_rows_of_one_layer(small_chunks):
+    assert ARRAYS["a/kernel"].chunks == (1, 13, 8)  # 800 bytes a layer in 4
+    assert ARRAYS["b/kernel"].chunks == (7, 9)
+    assert ARRAYS["a/bias"].chunks == (3, 8)
+    assert ArraySpec((2, 9000), np.dtype(np.float32)).chunks == (1, 9000)  # a row is never split
+
+
+def test_goes_on_for_the_same_purpose_only(tmp_path):
+    store = ParamStore(tmp_path / "part", ARRAYS, {"why": (1, 2)})
+    (path, layer, value), *_ = pieces()
+    store.write(path, layer, value)
+    store.note("sum", {"bytes": 7})
+    with (tmp_path / "part" / "journal.jsonl").open("a") as file:
+        file.write('["b/sca')  # killed while writing
+    again = ParamStore(tmp_path / "part", ARRAYS, {"why": (1, 2)})
+    assert again.is_done(path, 0)
+    assert not again.is_done(path, 1)
+    assert not again.is_done("b/scale", None)
+    assert again.done["sum"] == {"bytes": 7}
+    other = ParamStore(tmp_path / "part", ARRAYS, {"why": 3})
+    assert not other.done
+    assert not list((tmp_path / "part" / "arrays").iterdir())
+
+
+def test_contiguous_copies_transposed_matrices():
+    value = np.arange(70 * 40, dtype=np.float32).reshape(40, 70).T
+    made = contiguous(value, np.dtype(np.float16))
+    assert made.flags.c_contiguous
+    np.testing.assert_array_equal(made, value.astype(np.float16))
+    assert contiguous(np.zeros((0, 3), np.float32).T, np.dtype(np.float32)).shape == (3, 0)
