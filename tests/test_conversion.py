@@ -4,7 +4,11 @@ import argparse
 import dataclasses
 import json
 import os
+import pathlib
 import shutil
+import signal
+import subprocess
+import sys
 
 import jax
 import ml_dtypes
@@ -18,7 +22,9 @@ from unitoken_jax.conversion import convert, export, inspect
 from unitoken_jax.convert.readers import read_safetensors
 from unitoken_jax.convert.report import ConversionError
 from unitoken_jax.convert.writers import write_safetensors
+from unitoken_jax.evaluate.compare import compare
 from unitoken_jax.model_dir import UniToken, load_model, save_model
+from unitoken_jax.param_store import ParamStore
 
 SIZE = 32
 PUBLISHED = dataclasses.replace(
@@ -279,3 +285,75 @@ def test_transformers_loads_the_decoder(model, tmp_path):
         "soft_index": np.full((1, n), -1, np.int32),
     }
     np.testing.assert_allclose(here.apply(here.params, row), expected.numpy(), atol=1e-4)
+
+
+@pytest.mark.parity
+def test_inspect_against_what_pytorch_computes(model, release, tmp_path, capsys):
+    pytest.importorskip("torch", reason="needs the parity extra")
+    pytest.importorskip("transformers", reason="needs the parity extra")
+    script = pathlib.Path(__file__).parents[1] / "launch" / "record_torch.py"
+    given = ["--checkpoint", release, "--siglip", release / "SigLIP", "--out", tmp_path / "record.npz"]
+    subprocess.run([sys.executable, script, *given], check=True)
+    assert main(["inspect", str(model), "--against", str(tmp_path / "record.npz")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + CONFIG.decoder.depth + 4 + CONFIG.siglip.depth + 1
+    assert max(float(number) for line in lines[1:] for number in line.split()[-2:]) < 1e-4
+
+    # A difference shows in its layer alone, and in all that follow in sequence.
+    with np.load(tmp_path / "record.npz") as file:
+        record = dict(file)
+    params = jax.tree.map(np.array, load_model(model).params)
+    params["decoder"]["layers"]["mlp_norm"]["scale"][0] *= 2
+    save_model(tmp_path / "changed", PUBLISHED, params, tiny_tokenizer())
+    lines = compare(tmp_path / "changed", tmp_path / "record.npz")
+    table = {line.split("  ")[0]: line.split()[-2:] for line in lines}
+    assert float(table["decoder: layer 0"][0]) > 1e-2 > 1e-4 > float(table["decoder: layer 1"][0])
+    assert float(table["decoder: layer 1"][1]) > 1e-2
+
+    np.savez(tmp_path / "other.npz", **record | {"decoder/states": record["decoder/states"][1:]})
+    with pytest.raises(ValueError, match="another model's record"):
+        compare(model, tmp_path / "other.npz")
+    np.savez(tmp_path / "empty.npz", x=np.zeros(1))
+    with pytest.raises(ValueError, match="holds no record"):
+        compare(model, tmp_path / "empty.npz")
+
+
+KILLED = """
+import os, signal, sys
+from unitoken_jax import conversion, param_store
+
+write, left = param_store.ParamStore.write, 20
+
+
+def write_twenty(self, *piece):
+    global left
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(self, *piece)
+
+
+param_store.ParamStore.write = write_twenty
+release, siglip, vqgan, out = sys.argv[1:5]
+conversion.convert(release, siglip, vqgan, out, picture_size=int(sys.argv[5]))
+"""
+
+
+@pytest.mark.slow
+def test_killed_and_called_again_it_goes_on(model, release, tmp_path, monkeypatch):
+    given = sources(release)
+    arguments = [release, given["siglip"], given["vqgan"], tmp_path / "m", given["picture_size"]]
+    done = subprocess.run([sys.executable, "-c", KILLED, *map(str, arguments)])
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "m").exists()
+    written = []
+    write = ParamStore.write
+    monkeypatch.setattr(
+        ParamStore, "write", lambda self, *piece: (written.append(piece[:2]), write(self, *piece))
+    )
+    convert(release, out=tmp_path / "m", verify=True, **given)
+    same(load_model(model).params, load_model(tmp_path / "m").params)
+    first = len(written)
+    convert(release, out=tmp_path / "n", **given)
+    assert 15 <= len(written) - 2 * first <= 20  # what the killed one had done
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["m", "n"]

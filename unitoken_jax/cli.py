@@ -116,6 +116,11 @@ def _convert_verbs(verb) -> None:
 
     inspect = verb("inspect", _inspect, "what a model directory holds")
     inspect.add_argument("model", nargs="?", metavar="MODEL")
+    inspect.add_argument(
+        "--against",
+        metavar="RECORD.npz",
+        help="compare layer by layer with PyTorch's outputs, recorded by launch/record_torch.py",
+    )
 
     score = verb("score", _score, "the loss of each conversation of a file")
     _model_argument(score)
@@ -187,8 +192,10 @@ def _export(arguments):
 
 def _inspect(arguments):
     from unitoken_jax.conversion import inspect
+    from unitoken_jax.evaluate.compare import compare
 
-    print("\n".join(inspect(_model(arguments))))
+    model = _model(arguments)
+    print("\n".join(compare(model, arguments.against) if arguments.against else inspect(model)))
 
 
 def _score(arguments):

@@ -1,0 +1,92 @@
+"""Converts a synthetic checkpoint of real shapes: peak memory, and speed against copying the same files.
+
+    python benchmarks/convert.py FOLDER [--config 34b] [--layers N]
+
+FOLDER takes three times the checkpoint's size (7B: 13.9 GB). Copy and conversion both end with a sync.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import resource
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+
+import ml_dtypes
+import numpy as np
+
+from unitoken_jax.config import published_sequence
+from unitoken_jax.config_file import load_config
+from unitoken_jax.conversion import expected_shapes
+from unitoken_jax.convert import configs, rules, writers
+from unitoken_jax.host.tokenizer import train_tokenizer
+
+SHARD_BYTES = 10**9
+
+
+def tensors(model) -> Iterator[tuple[str, np.ndarray]]:
+    """Random bfloat16 tensors by torch name."""
+    pattern = np.random.default_rng(0).normal(0, 0.02, 2**25).astype(ml_dtypes.bfloat16)
+    for path, shape in expected_shapes(model).items():
+        if not path.startswith("vqgan/"):
+            for place in rules.places(path, shape):
+                prefix = "vit." if path.startswith("siglip/") else ""
+                yield prefix + place.torch, np.resize(pattern, place.shape)
+
+
+def write_checkpoint(folder: pathlib.Path, model) -> None:
+    folder.mkdir(parents=True)
+    writers.write_sharded(folder, tensors(model), SHARD_BYTES)
+    tokenizer = train_tokenizer(["a photo of a cat"], model.vq.codes, model.decoder.vocab_size)
+    tokenizer.save(folder / "tokenizer.json")
+    names = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    (folder / "config.json").write_text(json.dumps(configs.published_config(model, names, "bfloat16")))
+
+
+def seconds(command: list[str]) -> float:
+    start = time.monotonic()
+    subprocess.run(command, check=True)
+    os.sync()
+    return time.monotonic() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("--config", default="7b", choices=["7b", "34b"])
+    parser.add_argument("--layers", type=int, help="decoder layers, where the disk is small")
+    arguments = parser.parse_args()
+    root = pathlib.Path(__file__).parents[1]
+    model = load_config(str(root / "configs" / f"unitoken_{arguments.config}.py")).model
+    depth = arguments.layers or model.decoder.depth
+    model = dataclasses.replace(
+        model, decoder=dataclasses.replace(model.decoder, depth=depth), sequence=published_sequence()
+    )
+    source = arguments.folder / "checkpoint"
+    if not source.exists():
+        write_checkpoint(source, model)
+        os.sync()
+    size = sum(path.stat().st_size for path in source.iterdir())
+    copies = []
+    for name in ("before", "after"):  # the conversion lies between two copies: disks drift
+        if name == "after":
+            start = time.monotonic()
+            command = ["unitoken", "convert", "--checkpoint", str(source)]
+            subprocess.run([*command, "--out", str(arguments.folder / "model")], check=True)
+            os.sync()
+            took = time.monotonic() - start
+            peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+            shutil.rmtree(arguments.folder / "model")
+        copies.append(seconds(["cp", "-r", str(source), str(arguments.folder / "copy")]))
+        shutil.rmtree(arguments.folder / "copy")
+    print(f"checkpoint {size / 1e9:.1f} GB, {depth} layers")
+    print(f"copies {copies[0]:.0f} s and {copies[1]:.0f} s ({size / 1e6 / np.mean(copies):.0f} MB/s)")
+    print(f"conversion {took:.0f} s, {np.mean(copies) / took:.0%} of the copies' speed, peak {peak:.2f} GiB")
+
+
+if __name__ == "__main__":
+    main()
