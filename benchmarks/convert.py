@@ -10,9 +10,9 @@ import dataclasses
 import json
 import os
 import pathlib
-import resource
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -26,6 +26,14 @@ from unitoken_jax.convert import configs, rules, writers
 from unitoken_jax.host.tokenizer import train_tokenizer
 
 SHARD_BYTES = 10**9
+# The command, and then the largest memory of its process, mapped files included ("VmHWM: 123 kB").
+CONVERT = """
+import sys
+from unitoken_jax.cli import main
+code = main(sys.argv[1:])
+print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")))
+sys.exit(code)
+"""
 
 
 def tensors(model) -> Iterator[tuple[str, np.ndarray]]:
@@ -75,11 +83,11 @@ def main() -> None:
     for name in ("before", "after"):  # the conversion lies between two copies: disks drift
         if name == "after":
             start = time.monotonic()
-            command = ["unitoken", "convert", "--checkpoint", str(source)]
-            subprocess.run([*command, "--out", str(arguments.folder / "model")], check=True)
+            command = [sys.executable, "-c", CONVERT, "convert", "--checkpoint", str(source)]
+            command += ["--out", str(arguments.folder / "model")]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             os.sync()
-            took = time.monotonic() - start
-            peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+            took, peak = time.monotonic() - start, int(done.stdout.split()[-2]) / 2**20
             shutil.rmtree(arguments.folder / "model")
         copies.append(seconds(["cp", "-r", str(source), str(arguments.folder / "copy")]))
         shutil.rmtree(arguments.folder / "copy")

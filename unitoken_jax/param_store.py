@@ -17,7 +17,7 @@ import numpy as np
 
 CHUNK_BYTES = 64 * 2**20
 SMALL_BYTES = 2**20  # arrays up to this have a single chunk, not one a layer
-_TILE = 32  # rows of a transposed copy: a cache line of the source, which is read once
+_TILE = 128  # side of the squares of a transposed copy, which fit a cache
 _JOURNAL, _ARRAYS = "journal.jsonl", "arrays"
 
 
@@ -63,7 +63,8 @@ class ParamStore:
         """Layer `layer` of a parameter, or (None) all of it; cast to the parameter's dtype, in blocks."""
         target = self._array(path) if layer is None else self._array(path)[layer]
         for rows in self.blocks(path):
-            target[rows].write(contiguous(value[rows], self.arrays[path].dtype)).result()
+            block = contiguous(value[rows], self.arrays[path].dtype)
+            target[rows].write(block, can_reference_source_data_indefinitely=True).result()
         self.note(_name(path, layer))
 
     def read(self, path: str, layer: int | None, rows: slice) -> np.ndarray:
@@ -169,9 +170,13 @@ def _name(path: str, layer: int | None) -> str:
 
 
 def contiguous(value: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """A C-contiguous copy in `dtype`; of a transposed matrix by tiles, 4 times as fast as numpy's own."""
+    """A C-contiguous copy in `dtype`; of a transposed matrix by squares, 2 to 4 times as fast as numpy."""
     made = np.empty(value.shape, dtype)
-    step = _TILE if value.ndim == 2 and value.strides[0] < value.strides[1] else len(value)
-    for first in range(0, len(value), max(step, 1)):
-        made[first : first + step] = value[first : first + step]
+    if value.ndim != 2 or value.strides[0] >= value.strides[1]:
+        made[...] = value
+        return made
+    for row in range(0, value.shape[0], _TILE):
+        for column in range(0, value.shape[1], _TILE):
+            square = (slice(row, row + _TILE), slice(column, column + _TILE))
+            made[square] = value[square]
     return made
