@@ -59,10 +59,11 @@ def state_shardings(abstract: State, parameter_shardings: dict, mesh: Mesh) -> S
     scalars and an optimizer's constants are on every device.
     """
     flat = flatten(parameter_shardings)
+    parameters = {**abstract.params, **abstract.frozen}
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def one(path, leaf):
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-        return flat.get(names[-1], everywhere) if names and leaf.ndim else everywhere
+        return flat[names[-1]] if leaf.ndim and names and names[-1] in parameters else everywhere
 
     return jax.tree_util.tree_map_with_path(one, abstract)
