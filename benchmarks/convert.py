@@ -2,7 +2,7 @@
 
     python benchmarks/convert.py FOLDER [--config 34b] [--layers N]
 
-FOLDER takes three times the checkpoint's size (7B: 13.9 GB). Copy and conversion both end with a sync.
+FOLDER takes three times the checkpoint's size (7B: 14.9 GB). Copy and conversion both end with a sync.
 """
 
 import argparse
@@ -55,11 +55,27 @@ def write_checkpoint(folder: pathlib.Path, model) -> None:
     (folder / "config.json").write_text(json.dumps(configs.published_config(model, names, "bfloat16")))
 
 
-def seconds(command: list[str]) -> float:
+def copy(source: pathlib.Path) -> float:
+    """Seconds."""
+    made = source.with_name("copy")
     start = time.monotonic()
-    subprocess.run(command, check=True)
+    subprocess.run(["cp", "-r", source, made], check=True)
     os.sync()
-    return time.monotonic() - start
+    took = time.monotonic() - start
+    shutil.rmtree(made)
+    return took
+
+
+def convert(source: pathlib.Path) -> tuple[float, float]:
+    """Seconds, and the peak in GiB."""
+    made = source.with_name("model")
+    start = time.monotonic()
+    command = [sys.executable, "-c", CONVERT, "convert", "--checkpoint", source, "--out", made]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    os.sync()
+    took = time.monotonic() - start
+    shutil.rmtree(made)
+    return took, int(done.stdout.split()[-2]) / 2**20
 
 
 def main() -> None:
@@ -79,18 +95,9 @@ def main() -> None:
         write_checkpoint(source, model)
         os.sync()
     size = sum(path.stat().st_size for path in source.iterdir())
-    copies = []
-    for name in ("before", "after"):  # the conversion lies between two copies: disks drift
-        if name == "after":
-            start = time.monotonic()
-            command = [sys.executable, "-c", CONVERT, "convert", "--checkpoint", str(source)]
-            command += ["--out", str(arguments.folder / "model")]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            os.sync()
-            took, peak = time.monotonic() - start, int(done.stdout.split()[-2]) / 2**20
-            shutil.rmtree(arguments.folder / "model")
-        copies.append(seconds(["cp", "-r", str(source), str(arguments.folder / "copy")]))
-        shutil.rmtree(arguments.folder / "copy")
+    copies = [copy(source)]  # the conversion lies between two copies: disks drift
+    took, peak = convert(source)
+    copies.append(copy(source))
     print(f"checkpoint {size / 1e9:.1f} GB, {depth} layers")
     print(f"copies {copies[0]:.0f} s and {copies[1]:.0f} s ({size / 1e6 / np.mean(copies):.0f} MB/s)")
     print(f"conversion {took:.0f} s, {np.mean(copies) / took:.0%} of the copies' speed, peak {peak:.2f} GiB")

@@ -191,11 +191,15 @@ def _export(arguments):
 
 
 def _inspect(arguments):
-    from unitoken_jax.conversion import inspect
-    from unitoken_jax.evaluate.compare import compare
-
     model = _model(arguments)
-    print("\n".join(compare(model, arguments.against) if arguments.against else inspect(model)))
+    if arguments.against:
+        from unitoken_jax.evaluate.compare import compare
+
+        print("\n".join(compare(model, arguments.against)))
+    else:
+        from unitoken_jax.conversion import inspect
+
+        print("\n".join(inspect(model)))
 
 
 def _score(arguments):

@@ -202,7 +202,7 @@ def _write(store: ParamStore, values: Sequence[_Value], files: Mapping[str, path
 
     def put(value: _Value) -> int:
         store.write(value.path, value.layer, value.read())
-        return store.piece_bytes(value.path)
+        return store.arrays[value.path].piece_bytes
 
     def sum_up(name: str) -> int:
         store.note(_digest(name), checksum(files[name]))
@@ -215,8 +215,10 @@ def _write(store: ParamStore, values: Sequence[_Value], files: Mapping[str, path
         for value in values:
             if value.file == str(path) and not store.is_done(value.path, value.layer):
                 jobs.append(functools.partial(put, value))
-    total = sum(store.piece_bytes(value.path) for value in values)
-    done = sum(store.piece_bytes(value.path) for value in values if store.is_done(value.path, value.layer))
+    total = sum(store.arrays[value.path].piece_bytes for value in values)
+    done = sum(
+        store.arrays[value.path].piece_bytes for value in values if store.is_done(value.path, value.layer)
+    )
     pool = concurrent.futures.ThreadPoolExecutor(min(_THREADS, max(2, os.cpu_count() or 1)))
     with tqdm(total=total, initial=done, unit="B", unit_scale=True, disable=None) as bar:
         try:

@@ -7,6 +7,7 @@ A journal names the pieces that are complete, so that a later call goes on where
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -72,20 +73,14 @@ class ParamStore:
         array = self._array(path) if layer is None else self._array(path)[layer]
         return array[rows].read().result()
 
-    def piece_bytes(self, path: str) -> int:
-        """Size of a piece of a parameter."""
-        spec = self.arrays[path]
-        return spec.nbytes // (spec.shape[0] if spec.stacked else 1)
-
     def is_done(self, path: str, layer: int | None) -> bool:
         return _name(path, layer) in self.done
 
     def blocks(self, path: str) -> Iterator[slice]:
         """The slices of a piece's first axis that make a chunk each."""
         spec = self.arrays[path]
-        shape = spec.shape[1:] if spec.stacked else spec.shape
-        rows = spec.chunks[1 if spec.stacked else 0]
-        return (slice(first, min(first + rows, shape[0])) for first in range(0, shape[0], rows))
+        total, rows = spec.piece_shape[0], spec.chunks[-len(spec.piece_shape)]
+        return (slice(first, min(first + rows, total)) for first in range(0, total, rows))
 
     def _array(self, path: str):
         import tensorstore
@@ -142,18 +137,21 @@ class ArraySpec:
     stacked: bool = False
 
     @property
-    def nbytes(self) -> int:
-        return int(np.prod(self.shape)) * self.dtype.itemsize
+    def piece_shape(self) -> tuple[int, ...]:
+        return self.shape[1:] if self.stacked else self.shape
+
+    @property
+    def piece_bytes(self) -> int:
+        return math.prod(self.piece_shape) * self.dtype.itemsize
 
     @property
     def chunks(self) -> tuple[int, ...]:
         """One chunk of at most CHUNK_BYTES: rows of one layer."""
-        if self.nbytes <= SMALL_BYTES:
+        if math.prod(self.shape) * self.dtype.itemsize <= SMALL_BYTES:
             return self.shape
-        lead = 1 if self.stacked else 0
-        rows = self.shape[lead]
-        parts = -(-self.nbytes // (self.shape[0] if self.stacked else 1) // CHUNK_BYTES)
-        return (1,) * lead + (-(-rows // max(1, min(rows, parts))),) + self.shape[lead + 1 :]
+        rows, *rest = self.piece_shape
+        parts = min(rows, -(-self.piece_bytes // CHUNK_BYTES))
+        return (1,) * self.stacked + (-(-rows // parts), *rest)
 
 
 @dataclasses.dataclass(frozen=True)
