@@ -182,6 +182,15 @@ def test_a_changed_weight_is_seen(good, tmp_path):
         found["w"].read()
 
 
+def test_a_directory_that_lies_about_its_place(good, tmp_path):
+    """Offsets are counted from where the directory says it starts: one byte more, and the first is negative."""
+    content = bytearray(good.read_bytes())
+    content[content.rindex(b"PK\x05\x06") + 16] += 1
+    (tmp_path / "bad.bin").write_bytes(content)
+    with pytest.raises(ConversionError, match="no local header at byte -1"):
+        read_pickle(tmp_path / "bad.bin")
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_damage_is_an_error_or_harmless(good, tmp_path, data):

@@ -26,13 +26,15 @@ class Tensor:
 
 
 def map_bytes(path: str | os.PathLike, first: int, count: int) -> np.ndarray:
-    """uint8[count] of a file from byte `first` on, or fewer where it ends.
+    """uint8[count] of a file from byte `first` on, or fewer where it ends; none where `first` is no place in it.
 
     Mapped on its own: pages that were read stop counting as memory in use when the array is gone, which one
     map of a whole checkpoint would keep.
     """
-    count = max(0, min(count, os.path.getsize(path) - first))
-    return np.memmap(path, np.uint8, "r", first, (count,)) if count else np.zeros(0, np.uint8)
+    count = min(count, os.path.getsize(path) - first)
+    if first < 0 or count <= 0:
+        return np.zeros(0, np.uint8)
+    return np.memmap(path, np.uint8, "r", first, (count,))
 
 
 class Report:
