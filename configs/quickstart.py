@@ -2,7 +2,7 @@
 
     unitoken train --config configs/quickstart.py:stage2 --workdir runs/again
 
-Run it in the folder that holds `quickstart/`. Stages: base, stage1, stage2, stage3.
+Run it in the folder that holds `quickstart/`. Stages: sight, base, stage1, stage2, stage3.
 """
 
 import pathlib

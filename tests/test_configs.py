@@ -14,7 +14,7 @@ from unitoken_jax.train.optimizer import peak_rates
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 RUNS = sorted(str(path) for path in CONFIGS.glob("*.py"))
 RUNS += [f"{CONFIGS}/stage2.py:unitoken_34b"]
-RUNS += [f"{CONFIGS}/quickstart.py:{stage}" for stage in ("base", "stage1", "stage3")]
+RUNS += [f"{CONFIGS}/quickstart.py:{stage}" for stage in ("sight", "stage1", "stage3")]
 
 
 def paths(config):

@@ -183,7 +183,7 @@ def test_a_changed_weight_is_seen(good, tmp_path):
 
 
 def test_a_directory_that_lies_about_its_place(good, tmp_path):
-    """Offsets are counted from where the directory says it starts: one byte more, and the first is negative."""
+    """Offsets count from where the directory says it starts; one byte more, and the first is negative."""
     content = bytearray(good.read_bytes())
     content[content.rindex(b"PK\x05\x06") + 16] += 1
     (tmp_path / "bad.bin").write_bytes(content)

@@ -19,6 +19,7 @@ from unitoken_jax.quickstart.scenes import Thing
 
 SMALL = DatasetSettings(
     seed=3,
+    train_captions=30,
     train_understanding=60,
     train_generation=60,
     train_instruct=40,
@@ -163,6 +164,7 @@ def test_scene_for_an_impossible_split():
 
 def test_files_are_the_public_format(small):
     for path, number in (
+        (small.train_captions, SMALL.train_captions),
         (small.train_understanding, SMALL.train_understanding),
         (small.train_generation, SMALL.train_generation),
         (small.train_instruct, SMALL.train_instruct),
@@ -174,11 +176,19 @@ def test_files_are_the_public_format(small):
             with Image.open(conversation.pictures[0].path) as picture:
                 assert picture.size == (24, 24)
                 assert picture.mode == "RGB"
-    assert len(small.train_pictures()) == 160
+    assert len(small.train_pictures()) == 190
+
+
+def test_captions_name_every_object(small):
+    for line in small.train_captions.open():
+        _, answer = json.loads(line)["conversations"]
+        assert re.fullmatch(r"an? \w+ \w+ [a-z ]+( and an? \w+ \w+ [a-z ]+){0,2}", answer["value"])
 
 
 def test_pictures_come_first_in_most_conversations(tmp_path):
-    settings = dataclasses.replace(SMALL, train_understanding=400, train_generation=1, train_instruct=1)
+    settings = dataclasses.replace(
+        SMALL, train_captions=1, train_understanding=400, train_generation=1, train_instruct=1
+    )
     rows = [json.loads(line) for line in write_dataset(tmp_path / "d", settings).train_understanding.open()]
     first = [row["conversations"][0]["value"].startswith(IMAGE) for row in rows]
     assert 0.78 < np.mean(first) < 0.92
@@ -226,7 +236,7 @@ def test_a_complete_data_set_is_left_alone(small):
 def test_progress(tmp_path):
     seen = []
     write_dataset(tmp_path / "data", SMALL, lambda done, total: seen.append((done, total)))
-    assert seen == [(number, 226) for number in range(1, 227)]
+    assert seen == [(number, 256) for number in range(1, 257)]
 
 
 def test_another_data_set_is_refused(small, tmp_path):

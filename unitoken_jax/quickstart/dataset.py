@@ -1,6 +1,7 @@
 """Writes the quickstart's data set: PNG files, conversations in the public format, held-out tests.
 
 dataset.json                      settings; present only when the data set is complete
+train_captions.jsonl              pictures and what is in them, object by object
 train_understanding.jsonl         conversations of several questions about one picture
 train_generation.jsonl            prompts with the picture to draw
 train_instruct.jsonl              both, with more of what is hard: counts, places, attribution (stage III)
@@ -26,7 +27,7 @@ from unitoken_jax.quickstart.prompts import CATEGORIES, SCENE, Requirement, rand
 
 IMAGE = "<|image|>"
 
-_FORMAT = 1
+_FORMAT = 2
 # What takes finding an object by what it looks like is learnt late, so it is asked more.
 _QUESTIONS = dict.fromkeys(questions.QUESTIONS, 1.0) | {
     "caption": 0.3,
@@ -53,7 +54,8 @@ class DatasetSettings:
     """What a data set is made of; equal settings, equal bytes; larger sizes only add to smaller ones."""
 
     seed: int = 0
-    train_understanding: int = 6000  # conversations, each with a picture of its own
+    train_captions: int = 6000  # conversations, each with a picture of its own, as in all parts
+    train_understanding: int = 6000
     train_generation: int = 12000
     train_instruct: int = 4000  # half understanding, half generation
     questions_per_kind: int = 40  # held out
@@ -66,6 +68,10 @@ class Dataset:
 
     root: Path
     settings: DatasetSettings
+
+    @property
+    def train_captions(self) -> Path:
+        return self.root / "train_captions.jsonl"
 
     @property
     def train_understanding(self) -> Path:
@@ -81,7 +87,7 @@ class Dataset:
 
     def train_pictures(self) -> list[Path]:
         """Paths of all training pictures, uint8 RGB scenes.SIZE px a side."""
-        return [path for part in ("understanding", "generation", "instruct") for path in self._part(part)]
+        return [path for part in _PARTS for path in self._part(part)]
 
     def held_out_pictures(self) -> list[Path]:
         return self._part("held_out")
@@ -95,8 +101,8 @@ class Dataset:
 
     def train_texts(self) -> Iterator[str]:
         """All texts of the training conversations without picture marks, e.g. to train a tokenizer on."""
-        for path in (self.train_understanding, self.train_generation, self.train_instruct):
-            for row in _read_jsonl(path):
+        for part in _PARTS:
+            for row in _read_jsonl(self.root / f"train_{part}.jsonl"):
                 for turn in row["conversations"]:
                     if text := turn["value"].replace(IMAGE, ""):
                         yield text
@@ -180,21 +186,12 @@ class _Writer:
         self.settings = settings
         self.progress = progress
         self.done = 0
-        self.total = settings.train_understanding + settings.train_generation + settings.train_instruct
+        self.total = sum(getattr(settings, f"train_{part}") for part in _PARTS)
         self.total += settings.questions_per_kind * len(questions.QUESTIONS)
 
     def write_all(self) -> None:
-        settings = self.settings
-        parts = {
-            "understanding": (
-                settings.train_understanding,
-                lambda rng, _: _understanding(rng, _QUESTIONS),
-            ),
-            "generation": (settings.train_generation, lambda rng, _: _generation(rng, _EVEN_PROMPTS)),
-            "instruct": (settings.train_instruct, _instruct),
-        }
-        for part, (number, make) in parts.items():
-            self._write_train(part, number, make)
+        for part, make in _PARTS.items():
+            self._write_train(part, getattr(self.settings, f"train_{part}"), make)
         self._write_questions()
         self._write_prompts()
 
@@ -247,18 +244,29 @@ class _Writer:
         return f"pictures/{part}/{name}"
 
 
+def _captions(rng: random.Random, _=None) -> tuple[list[str], scenes.Scene]:
+    """Turns (request, caption) and the scene. A caption names every property of every object."""
+    scene = scenes.random_scene(rng, "train", rng.choice(_OBJECTS))
+    asked = [question for kind in questions.CAPTIONS if (question := questions.ask(scene, kind, rng))]
+    return _turns(asked, rng), scene
+
+
 def _understanding(rng: random.Random, weights: dict[str, float]) -> tuple[list[str], scenes.Scene]:
     """Turns (question, answer, ...) about one picture: a caption alone, or 6 to 9 questions."""
-    scene = scenes.random_scene(rng, "train", rng.choice(_OBJECTS))
     if rng.random() < 0.15:
-        asked = [question for kind in questions.CAPTIONS if (question := questions.ask(scene, kind, rng))]
-    else:
-        asked = questions.ask_several(scene, rng.randint(6, 9), rng, weights)
-        # Last, as a caption gives the other answers away.
-        asked.sort(key=lambda question: question.kind in questions.CAPTIONS)
+        return _captions(rng)
+    scene = scenes.random_scene(rng, "train", rng.choice(_OBJECTS))
+    asked = questions.ask_several(scene, rng.randint(6, 9), rng, weights)
+    # Last, as a caption gives the other answers away.
+    asked.sort(key=lambda question: question.kind in questions.CAPTIONS)
+    return _turns(asked, rng), scene
+
+
+def _turns(asked: list[questions.Question], rng: random.Random) -> list[str]:
+    """Question, answer, question, ...; the picture stands before or after the first question."""
     turns = [text for question in asked for text in (question.text, question.answer)]
     turns[0] = IMAGE + turns[0] if rng.random() < 0.85 else turns[0] + IMAGE
-    return turns, scene
+    return turns
 
 
 def _generation(rng: random.Random, weights: dict[str, float]) -> tuple[list[str], scenes.Scene]:
@@ -272,6 +280,15 @@ def _instruct(rng: random.Random, index: int) -> tuple[list[str], scenes.Scene]:
     if index % 2:
         return _generation(rng, _HARD_PROMPTS)
     return _understanding(rng, _HARD_QUESTIONS)
+
+
+# The training parts and what makes an example's (turns, scene) from its own random numbers and its number.
+_PARTS: dict[str, Callable[[random.Random, int], tuple[list[str], scenes.Scene]]] = {
+    "captions": _captions,
+    "understanding": lambda rng, _: _understanding(rng, _QUESTIONS),
+    "generation": lambda rng, _: _generation(rng, _EVEN_PROMPTS),
+    "instruct": _instruct,
+}
 
 
 def _held_out_question(kind: str, rng: random.Random) -> tuple[questions.Question, scenes.Scene]:

@@ -1,13 +1,15 @@
 """The quickstart's settings: a small UniToken and the training runs that make it, for two CPU cores.
 
 Every run goes through the same `train` as the 7B model; only the numbers differ. The paper starts from a
-pretrained decoder (Chameleon) and SigLIP; nothing pretrained exists at this size, so a "base" run on
-everything from random weights comes before stages I to III. Hence also Muon and the larger learning rates: so
-few steps cannot converge with AdamW (benchmarks/RESULTS.md).
+pretrained decoder (Chameleon) and SigLIP; nothing pretrained exists at this size, so two runs from random
+weights come before stages I to III. In both, questions show pictures to SigLIP alone: beside codes, which are
+easier to read, it learns where things are and what colour they have, but never what they are. Hence also
+Muon and the larger learning rates: so few steps cannot converge with AdamW (benchmarks/RESULTS.md).
 """
 
 import dataclasses
 import pathlib
+from typing import Literal
 
 from unitoken_jax.config import (
     Config,
@@ -57,13 +59,17 @@ def model_config() -> ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One training run. `steps` in BUDGET minutes; `mixture` weights the data set's files by name."""
+    """One training run. `steps` in BUDGET minutes; `mixture` weights the data set's files by name.
+
+    `encoding` is how it reads the pictures of questions (`SequenceConfig.encoding`).
+    """
 
     name: str
     purpose: str
     steps: int
     mixture: dict[str, float]
     optimizer: OptimizerConfig
+    encoding: Literal["unified", "continuous"] = "unified"
 
 
 def _optimizer(parts: str, rate: float) -> OptimizerConfig:
@@ -73,32 +79,41 @@ def _optimizer(parts: str, rate: float) -> OptimizerConfig:
 
 STAGES = (
     Stage(
+        "sight",
+        "from random weights: SigLIP learns to see by describing pictures, the decoder to draw",
+        300,
+        {"train_generation": 3.0, "train_captions": 7.0},
+        _optimizer("siglip|adapter|decoder", 1.5e-3),
+        encoding="continuous",
+    ),
+    Stage(
         "base",
-        "what pretraining would have brought, from random weights",
-        1250,
+        "the rest of what pretraining would have brought: questions, and more drawing",
+        1000,
         {"train_generation": 3.0, "train_understanding": 7.0},
         _optimizer("siglip|adapter|decoder", 1.5e-3),
+        encoding="continuous",
     ),
     Stage(
         "stage1",
         "SigLIP and the adapter align with the frozen decoder",
         40,
-        {"train_understanding": 1.0},
+        {"train_captions": 1.0},
         _optimizer("siglip|adapter", 2.5e-4),
     ),
     Stage(
         "stage2",
         "all parameters, understanding and generation",
-        360,
+        400,
         {"train_generation": 1.0, "train_understanding": 2.0},
-        _optimizer("siglip|adapter|decoder", 5e-4),
+        _optimizer("siglip|adapter|decoder", 7e-4),
     ),
     Stage(
         "stage3",
         "instruction following, with more of what is hard",
-        130,
+        160,
         {"train_instruct": 1.0},
-        _optimizer("siglip|adapter|decoder", 2.5e-4),
+        _optimizer("siglip|adapter|decoder", 3e-4),
     ),
 )
 
@@ -107,6 +122,7 @@ def dataset_settings(minutes: float, seed: int) -> DatasetSettings:
     share = min(1.0, minutes / BUDGET)
     return DatasetSettings(
         seed=seed,
+        train_captions=max(200, round(8000 * minutes / BUDGET)),
         train_understanding=max(200, round(8000 * minutes / BUDGET)),
         train_generation=max(400, round(16000 * minutes / BUDGET)),
         train_instruct=max(200, round(6000 * minutes / BUDGET)),
@@ -131,10 +147,12 @@ def stage_config(stage: Stage, out: pathlib.Path, minutes: float, seed: int) -> 
         for name, weight in stage.mixture.items()
     )
     steps = max(4, round(stage.steps * minutes / BUDGET))
+    model = model_config()
+    model = dataclasses.replace(model, sequence=dataclasses.replace(model.sequence, encoding=stage.encoding))
     return Config(
-        model=model_config(),
+        model=model,
         data=DataConfig(
-            sources=sources, row_length=192, row_crops=4, row_pictures=8, rows=8, codes="offline"
+            sources=sources, row_length=256, row_crops=7, row_pictures=8, rows=6, codes="offline"
         ),
         optimizer=stage.optimizer,
         train=TrainConfig(

@@ -3,7 +3,7 @@
 Nothing here is special-cased: every step calls the function its own command calls. A run that was stopped
 goes on where it was; a finished step is recognised by what it left.
 
-    data/ vq/ start/ base/ stage1/ stage2/ stage3/ model/, the sheets and tables of `report`, summary.json
+    data/ vq/ start/ sight/ base/ stage1/ stage2/ stage3/ model/ summary.json and the sheets of `report`
 """
 
 import dataclasses
