@@ -35,13 +35,6 @@ class Parameter:
     dtype: np.dtype  # as stored
     pieces: tuple[Piece, ...]
 
-    def read(self) -> np.ndarray:
-        """The array [shape], contiguous."""
-        out = np.empty(self.shape, self.dtype)
-        for piece in self.pieces:
-            out[... if piece.place.layer is None else piece.place.layer] = piece.read()
-        return out
-
 
 def assemble(
     tensors: Mapping[str, Tensor], expected: Shapes, report: Report, prefix: Mapping[str, str] | None = None
