@@ -18,11 +18,12 @@ from tiny_model import CONFIG, tiny_params, tiny_tokenizer
 
 from unitoken_jax.cli import main
 from unitoken_jax.config import ModelConfig, SequenceConfig, published_sequence
-from unitoken_jax.conversion import convert, export, inspect
+from unitoken_jax.conversion import convert, inspect
 from unitoken_jax.convert.readers import read_safetensors
 from unitoken_jax.convert.report import ConversionError
 from unitoken_jax.convert.writers import write_safetensors
 from unitoken_jax.evaluate.compare import compare
+from unitoken_jax.export import export
 from unitoken_jax.model_dir import UniToken, load_model, save_model
 from unitoken_jax.param_store import ParamStore
 

@@ -184,7 +184,7 @@ def _convert(arguments):
 
 
 def _export(arguments):
-    from unitoken_jax.conversion import export
+    from unitoken_jax.export import export
 
     lines = export(_model(arguments), arguments.out, vqgan=arguments.vqgan, per_head=arguments.per_head)
     print("\n".join(lines))

@@ -27,6 +27,7 @@ from flax.core import meta
 from unitoken_jax import sharding
 from unitoken_jax.config import ModelConfig, from_dict, to_dict
 from unitoken_jax.host.tokenizer import Tokenizer
+from unitoken_jax.param_store import StoredParams
 
 FORMAT = 1
 CONFIG, TOKENIZER, PARAMS, MANIFEST = "config.json", "tokenizer.json", "params", "manifest.json"
@@ -47,10 +48,10 @@ _VERSIONS = (
 
 
 class LoadedModel(NamedTuple):
-    """A model directory's content; `params` as in the module's docstring."""
+    """A model directory's content; `params` as in the module's docstring, or (`open_model`) StoredParams."""
 
     config: ModelConfig
-    params: dict
+    params: Any
     tokenizer: Tokenizer
     manifest: dict
 
@@ -117,14 +118,8 @@ def check_place(path: str | os.PathLike) -> None:
         raise FileExistsError(f"{path} exists and is no model directory: choose another place, or remove it")
 
 
-def load_model(path: str | os.PathLike, *, mesh=None, dtype: Any = None) -> LoadedModel:
-    """Reads the model directory `path`, every parameter's path and shape checked against its config.
-
-    `mesh` (`sharding.make_mesh`) spreads the parameters over devices; `dtype` casts all but the VQ-GAN's
-    (None keeps what is stored). Raises FileNotFoundError, or ValueError listing every problem.
-    """
-    import orbax.checkpoint as ocp
-
+def open_model(path: str | os.PathLike) -> LoadedModel:
+    """The model directory `path`, checked as by `load_model`; `params` are StoredParams, not read yet."""
     path = pathlib.Path(path).absolute()
     _check_directory(path)
     try:
@@ -138,11 +133,24 @@ def load_model(path: str | os.PathLike, *, mesh=None, dtype: Any = None) -> Load
         raise ValueError(
             f"{path} has format {manifest['format']}; this version reads {FORMAT}: update unitoken_jax"
         )
+    stored = StoredParams(path / PARAMS)
+    _check_params(config, stored.tree, str(path / PARAMS))
+    return LoadedModel(config, stored, Tokenizer.load(path / TOKENIZER), manifest)
+
+
+def load_model(path: str | os.PathLike, *, mesh=None, dtype: Any = None) -> LoadedModel:
+    """Reads the model directory `path`, every parameter's path and shape checked against its config.
+
+    `mesh` (`sharding.make_mesh`) spreads the parameters over devices; `dtype` casts all but the VQ-GAN's
+    (None keeps what is stored). Raises FileNotFoundError, or ValueError listing every problem.
+    """
+    import orbax.checkpoint as ocp
+
+    opened = open_model(path)
+    targets = _targets(opened.config, opened.params.tree, mesh, dtype)
     with ocp.StandardCheckpointer() as checkpointer:
-        stored = checkpointer.metadata(path / PARAMS).item_metadata.tree
-        _check_params(config, stored, str(path / PARAMS))
-        params = checkpointer.restore(path / PARAMS, _targets(config, stored, mesh, dtype))
-    return LoadedModel(config, params, Tokenizer.load(path / TOKENIZER), manifest)
+        params = checkpointer.restore(pathlib.Path(path).absolute() / PARAMS, targets)
+    return opened._replace(params=params)
 
 
 def is_model_dir(path: str | os.PathLike) -> bool:
