@@ -99,10 +99,14 @@ def test_every_problem_is_listed_once_with_both_shapes():
     assert "missing: model.layers.1.self_attn.q_proj.weight (6, 4)" in message
     assert "shape: lm_head.weight in file.safetensors is (7, 5); expected (7, 4)" in message
     assert "dtype: model.embed_tokens.weight in file.safetensors is int32" in message
-    assert "dtype: the layers of siglip/layers/up/bias have several: float16, float32" in message
+    wrong = "vit.encoder.layers.0.mlp.fc1.bias in file.safetensors is float16; the rest of siglip is float32"
+    assert f"dtype: {wrong} (--dtype stores all in one)" in message
     assert "surplus: model.extra.weight (3,)" in message
     assert [*report.ignored.values()] == [["vit.head.probe"]]
     assert "decoder/lm_head/kernel" not in made
+    report = Report()
+    assemble(tensors_of(pairs), SHAPES, report, PREFIX, one_dtype=False)
+    assert len(report.problems) == 4
 
 
 def test_a_norm_with_a_row_a_head_becomes_a_row_a_shard():

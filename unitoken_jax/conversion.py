@@ -47,7 +47,7 @@ def convert(
     out: str | os.PathLike = "model",
     *,
     dtype: str | None = None,
-    picture_size: int = 512,
+    picture_size: int | tuple[int, int] = 512,
     resolution: str | None = None,
     stage_one_start: bool = False,
     verify: bool = False,
@@ -60,7 +60,7 @@ def convert(
       siglip: SigLIP folder. Its weights are used where the checkpoint has none, else its config alone.
       vqgan: Meta's `chameleon/tokenizer` folder; without it the VQ encoder may come from the checkpoint.
       dtype: of the stored weights ("float32", "bfloat16", "float16"), the VQ-GAN's apart; None: as they come.
-      picture_size: side of the discrete crop in pixels.
+      picture_size: side of the discrete crop in pixels, or (height, width).
       resolution: "anyres" or "base"; None: by the checkpoint's `architectures`.
       stage_one_start: zero the picture rows of `lm_head`.
       verify: read the directory again and compare every value with the sources.
@@ -77,7 +77,7 @@ def convert(
     sources = open_sources(
         checkpoint, siglip, vqgan, report, picture_size=picture_size, resolution=resolution
     )
-    lazy = parameters(sources, expected_shapes(sources.config), report)
+    lazy = parameters(sources, expected_shapes(sources.config), report, one_dtype=dtype is None)
     report.check(str(checkpoint))
     tokenizer = Tokenizer.load(sources.tokenizer)
     check(sources.config, tokenizer.vocabulary)
@@ -124,7 +124,10 @@ def _local(source: str | os.PathLike | None) -> pathlib.Path | None:
         raise ConversionError(
             f"{source} is no folder; for a hub id, install huggingface_hub (pip install 'unitoken_jax[hub]')"
         ) from None
-    return pathlib.Path(snapshot_download(str(source)))
+    try:
+        return pathlib.Path(snapshot_download(str(source)))
+    except Exception as error:  # of several libraries
+        raise ConversionError(f"{source} is no folder, and no hub gave it ({error})") from None
 
 
 class _Value(NamedTuple):

@@ -50,7 +50,13 @@ def decoder_config(values: Mapping, where: str) -> DecoderConfig:
             raise ConversionError(f"{where}: {key!r} is {value}; expected a positive number")
         return value
 
-    refused = (("rope_scaling", None), ("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False))
+    refused = (
+        ("rope_scaling", None),
+        ("hidden_act", "silu"),
+        ("attention_bias", False),
+        ("mlp_bias", False),
+        ("mask_image_logits", False),
+    )
     for key, known in refused:
         if values.get(key, known) != known:
             raise ConversionError(f"{where}: {key!r} is {values[key]!r}; only {known!r} is known here")
@@ -101,6 +107,26 @@ def siglip_config(folder: str | os.PathLike) -> SiglipConfig:
         mlp=found["intermediate_size"],
         norm_eps=found["layer_norm_eps"],
     )
+
+
+def check_preprocessor(folder: str | os.PathLike, config: SiglipConfig) -> None:
+    """ConversionError where a SigLIP folder's preprocessor_config.json, if it has one, prepares other pixels.
+
+    Here they are as published: the whole picture to a square, bicubic, 0..255 to -1..1.
+    """
+    path = pathlib.Path(folder) / "preprocessor_config.json"
+    if not path.is_file():
+        return
+    values, side = read_json(path), config.image_size
+    known = {
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "resample": 3,
+        "size": {"height": side, "width": side},
+    }
+    for key, expected in known.items():
+        if values.get(key, expected) != expected:
+            raise ConversionError(f"{path}: {key!r} is {values[key]!r}; only {expected!r} is known here")
 
 
 def siglip_of_shapes(tensors: Mapping[str, Tensor]) -> SiglipConfig:
@@ -293,9 +319,10 @@ def published_vq(config: VQConfig) -> dict:
     return {"model": {"params": params, "target": "vqgan.VQModel"}}
 
 
-def check_stride(config: VQConfig, picture_size: int) -> None:
-    """ConversionError where the discrete crop's side is no multiple of the VQ-GAN's stride."""
-    if picture_size < 1 or picture_size % config.stride:
-        raise ConversionError(
-            f"--picture-size {picture_size} is no multiple of the VQ-GAN's stride {config.stride}"
-        )
+def check_stride(config: VQConfig, size: tuple[int, int]) -> None:
+    """ConversionError where a side of the discrete crop is no multiple of the VQ-GAN's stride."""
+    for side in size:
+        if side < 1 or side % config.stride:
+            raise ConversionError(
+                f"--picture-size {side} is no multiple of the VQ-GAN's stride {config.stride}"
+            )
