@@ -27,7 +27,7 @@ from flax.core import meta
 from unitoken_jax import sharding
 from unitoken_jax.config import ModelConfig, from_dict, to_dict
 from unitoken_jax.host.tokenizer import Tokenizer
-from unitoken_jax.param_store import StoredParams
+from unitoken_jax.param_store import SMALL_BYTES, StoredParams
 
 FORMAT = 1
 CONFIG, TOKENIZER, PARAMS, MANIFEST = "config.json", "tokenizer.json", "params", "manifest.json"
@@ -83,10 +83,20 @@ def save_model(
         part.mkdir()
     _wait("save_model: directory made")
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(part / PARAMS, params)
+        checkpointer.save(part / PARAMS, params, save_args=_save_args(params))
     if main:
         publish(path, config, tokenizer, manifest)
     _wait("save_model: done")
+
+
+def _save_args(params: Mapping) -> dict:
+    """Large stacked arrays in chunks of one layer, so that a layer can be read alone (`open_model`)."""
+    import orbax.checkpoint as ocp
+
+    flat = _flat(params)
+    large = {path for path, leaf in flat.items() if "/layers/" in path and leaf.nbytes > SMALL_BYTES}
+    args = {path: ocp.SaveArgs(shard_axes=(0,) if path in large else ()) for path in flat}
+    return traverse_util.unflatten_dict(args, sep="/")
 
 
 def part_of(path: str | os.PathLike) -> pathlib.Path:

@@ -135,8 +135,8 @@ class ParamStore:
 class StoredParams:
     """The arrays of an Orbax checkpoint, written with OCDBT (training) or without (conversion), by path.
 
-    `shapes` says what there is; nothing is kept in memory but the array last read, where its chunks span
-    layers. Not for several threads.
+    `shapes` says what there is. Where chunks span layers, small arrays and the last large one are kept in
+    memory, nothing else. Not for several threads.
     """
 
     def __init__(self, checkpoint: pathlib.Path):
@@ -147,20 +147,27 @@ class StoredParams:
         with ocp.StandardCheckpointer() as checkpointer:
             self.tree = checkpointer.metadata(checkpoint).item_metadata.tree
         self.shapes = flatten_dict(self.tree, sep="/")  # leaves have shape and dtype
-        self._whole: tuple[str, np.ndarray] | None = None
+        self._kept: dict[str, np.ndarray] = {}
 
     def read(self, path: str, layer: int | None = None) -> np.ndarray:
         """A parameter as stored, or index `layer` of its first axis."""
-        if self._whole is not None and self._whole[0] == path:
-            return self._whole[1] if layer is None else self._whole[1][layer]
-        self._whole = None
-        array = self._open(path)
-        if layer is None:
-            return array.read().result()
-        if array.chunk_layout.read_chunk.shape[0] == 1:
-            return array[layer].read().result()
-        self._whole = (path, array.read().result())
-        return self._whole[1][layer]
+        if path not in self._kept:
+            array = self._open(path)
+            if layer is None:
+                return array.read().result()
+            if array.chunk_layout.read_chunk.shape[0] == 1:
+                return array[layer].read().result()
+            self._kept = {each: kept for each, kept in self._kept.items() if kept.nbytes <= SMALL_BYTES}
+            self._kept[path] = array.read().result()
+        return self._kept[path] if layer is None else self._kept[path][layer]
+
+    def read_below(self, prefix: str, layer: int | None = None) -> dict:
+        """Nested dicts of all parameters below `prefix` ("decoder/layers"), or of one of their layers."""
+        from flax.traverse_util import unflatten_dict
+
+        paths = [path for path in self.shapes if path.startswith(prefix + "/")]
+        flat = {path.removeprefix(prefix + "/"): self.read(path, layer) for path in paths}
+        return unflatten_dict(flat, sep="/")
 
     def _open(self, path: str):
         import tensorstore
