@@ -271,6 +271,9 @@ def test_hub_ids(tmp_path, monkeypatch):
         ({"num_key_value_heads": 3}, "do not divide evenly"),
         ({"architectures": "AnyRes"}, "expected a list of names"),
         ({"mask_image_logits": True}, "only False is known"),
+        ({"num_hidden_layers": 10**12}, "is 1000000000000; expected 1 to 1000"),
+        ({"rope_theta": float("nan")}, "expected a positive number"),
+        ({"dropout": 1.0}, "expected 0 to less than 1"),
     ],
 )
 def test_wrong_settings_are_named(copy, tmp_path, changes, message):

@@ -128,10 +128,12 @@ def _vq(vqgan, values, where, inside, report, files):
     config = configs.vq_config_of_json(values, where)
     if not inside:
         return config, [], ("vqgan",)
-    lacking = ["vqgan/decoder"]
-    if VQ_IN_CHECKPOINT + "post_quant_conv.weight" not in inside:
-        lacking.append("vqgan/post_quant_conv")
-    return config, [Group(inside, ("vqgan",), {"vqgan": VQ_IN_CHECKPOINT})], tuple(lacking)
+    lacking = tuple(
+        f"vqgan/{part}"
+        for part in ("decoder", "post_quant_conv")
+        if not any(name.startswith(f"{VQ_IN_CHECKPOINT}{part}.") for name in inside)
+    )
+    return config, [Group(inside, ("vqgan",), {"vqgan": VQ_IN_CHECKPOINT})], lacking
 
 
 def _tokenizer(checkpoint: pathlib.Path, vqgan, files: dict[str, pathlib.Path]) -> pathlib.Path:
