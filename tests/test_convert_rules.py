@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from unitoken_jax.convert import rules
+from unitoken_jax.config import SiglipConfig
+from unitoken_jax.convert import configs, rules
 from unitoken_jax.convert.assemble import assemble, disassemble
 from unitoken_jax.convert.report import ConversionError, Report, Tensor
 
@@ -123,3 +124,20 @@ def test_a_norm_with_a_row_a_head_becomes_a_row_a_shard():
     pairs["model.layers.1.self_attn.q_norm.weight"] = uneven
     assemble(tensors_of(pairs), SHAPES, report, PREFIX)
     assert "has a row a head, which differ within a shard" in report.problems[0]
+
+
+def test_a_tower_of_so400m_s_shapes_needs_no_config():
+    shapes = {
+        "embeddings.patch_embedding.weight": (1152, 3, 14, 14),
+        "embeddings.position_embedding.weight": (729, 1152),
+        "encoder.layers.0.mlp.fc1.weight": (4304, 1152),
+        "encoder.layers.26.mlp.fc1.weight": (4304, 1152),
+    }
+    found = {
+        "vit." + name: Tensor(name, shape, np.dtype(np.float16), "file", None)
+        for name, shape in shapes.items()
+    }
+    assert configs.siglip_of_shapes(found) == SiglipConfig()
+    del found["vit.encoder.layers.26.mlp.fc1.weight"]
+    with pytest.raises(ConversionError, match="give --siglip"):
+        configs.siglip_of_shapes(found)
