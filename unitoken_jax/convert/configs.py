@@ -97,6 +97,11 @@ def decoder_config(values: Mapping, where: str) -> DecoderConfig:
     return config
 
 
+def is_tied(values: Mapping, where: str) -> bool:
+    """Whether a checkpoint's output layer is its embeddings."""
+    return _get(values, "tie_word_embeddings", bool, where, False)
+
+
 def siglip_config(folder: str | os.PathLike) -> SiglipConfig:
     """The vision tower that a SigLIP folder's config.json describes (a full model's, or a tower's alone)."""
     path = pathlib.Path(folder) / "config.json"

@@ -57,7 +57,8 @@ def open_sources(
     where = str(checkpoint / "config.json")
     tensors, weights, names = read_folder(checkpoint, report)
     unified = any(name.startswith(("vit.", "adapter.")) for name in names)
-    tensors = _tied(tensors, values, report)
+    if configs.is_tied(values, where):
+        tensors = _tied(tensors, report)
     files = {f"checkpoint/{path.name}": path for path in [checkpoint / "config.json", *weights]}
     notes = []
     if unified:
@@ -103,9 +104,9 @@ def _siglip_group(folder: pathlib.Path, report: Report, files: dict[str, pathlib
     return Group(tensors, ("siglip",), {"siglip": prefix})
 
 
-def _tied(tensors: Mapping[str, Tensor], values: Mapping, report: Report) -> Mapping[str, Tensor]:
-    """With `tie_word_embeddings`, the output layer is the embeddings', whatever else the file holds."""
-    if not values.get("tie_word_embeddings") or _EMBEDDINGS not in tensors:
+def _tied(tensors: Mapping[str, Tensor], report: Report) -> Mapping[str, Tensor]:
+    """The output layer is the embeddings', whatever else the files hold."""
+    if _EMBEDDINGS not in tensors:
         return tensors
     if _HEAD in tensors:
         report.ignore("tied to the embeddings (tie_word_embeddings)", _HEAD)
