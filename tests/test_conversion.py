@@ -270,6 +270,7 @@ def test_hub_ids(tmp_path, monkeypatch):
         ({"rope_scaling": {"factor": 2}}, "only None is known"),
         ({"num_key_value_heads": 3}, "do not divide evenly"),
         ({"architectures": "AnyRes"}, "expected a list of names"),
+        ({"architectures": []}, "give --resolution"),
         ({"mask_image_logits": True}, "only False is known"),
         ({"num_hidden_layers": 10**12}, "is 1000000000000; expected 1 to 1000"),
         ({"rope_theta": float("nan")}, "expected a positive number"),

@@ -264,6 +264,10 @@ def resolution_of(values: Mapping, where: str) -> str:
     names = values.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ConversionError(f"{where}: 'architectures' is {names!r}; expected a list of names")
+    if not names:
+        raise ConversionError(
+            f"{where} names no 'architectures', which say any-res or base: give --resolution"
+        )
     return "anyres" if any("anyres" in name.lower() for name in names) else "base"
 
 
