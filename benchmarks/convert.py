@@ -1,12 +1,13 @@
-"""Converts a synthetic checkpoint of real shapes: peak memory, and speed against copying the same files.
+"""Converts a synthetic checkpoint of real shapes, and exports it: peak memory, and speed against copying.
 
     python benchmarks/convert.py FOLDER [--config 34b] [--layers N]
 
-FOLDER takes three times the checkpoint's size (7B: 14.9 GB). Copy and conversion both end with a sync.
+FOLDER takes three times the checkpoint's size (7B: 14.9 GB). Copies, conversion and export end with a sync.
 """
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -23,11 +24,12 @@ from unitoken_jax.config import published_sequence
 from unitoken_jax.config_file import load_config
 from unitoken_jax.conversion import expected_shapes
 from unitoken_jax.convert import configs, rules, writers
+from unitoken_jax.convert.report import Tensor
 from unitoken_jax.host.tokenizer import train_tokenizer
 
 SHARD_BYTES = 10**9
 # The command, and then the largest memory of its process, mapped files included ("VmHWM: 123 kB").
-CONVERT = """
+COMMAND = """
 import sys
 from unitoken_jax.cli import main
 code = main(sys.argv[1:])
@@ -36,14 +38,15 @@ sys.exit(code)
 """
 
 
-def tensors(model) -> Iterator[tuple[str, np.ndarray]]:
-    """Random bfloat16 tensors by torch name."""
+def tensors(model) -> Iterator[tuple[str, Tensor]]:
+    """Random bfloat16 tensors by torch name, made when read."""
     pattern = np.random.default_rng(0).normal(0, 0.02, 2**25).astype(ml_dtypes.bfloat16)
     for path, shape in expected_shapes(model).items():
         if not path.startswith("vqgan/"):
             for place in rules.places(path, shape):
                 prefix = "vit." if path.startswith("siglip/") else ""
-                yield prefix + place.torch, np.resize(pattern, place.shape)
+                read = functools.partial(np.resize, pattern, place.shape)
+                yield prefix + place.torch, Tensor(place.torch, place.shape, pattern.dtype, "", read)
 
 
 def write_checkpoint(folder: pathlib.Path, model) -> None:
@@ -66,16 +69,14 @@ def copy(source: pathlib.Path) -> float:
     return took
 
 
-def convert(source: pathlib.Path) -> tuple[float, float]:
-    """Seconds, and the peak in GiB."""
-    made = source.with_name("model")
+def unitoken(*arguments) -> tuple[float, float]:
+    """Seconds of `unitoken ARGUMENTS`, and its peak in GiB."""
     start = time.monotonic()
-    command = [sys.executable, "-c", CONVERT, "convert", "--checkpoint", source, "--out", made]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, *arguments], check=True, stdout=subprocess.PIPE, text=True
+    )
     os.sync()
-    took = time.monotonic() - start
-    shutil.rmtree(made)
-    return took, int(done.stdout.split()[-2]) / 2**20
+    return time.monotonic() - start, int(done.stdout.split()[-2]) / 2**20
 
 
 def main() -> None:
@@ -96,11 +97,16 @@ def main() -> None:
         os.sync()
     size = sum(path.stat().st_size for path in source.iterdir())
     copies = [copy(source)]  # the conversion lies between two copies: disks drift
-    took, peak = convert(source)
+    made, back = source.with_name("model"), source.with_name("back")
+    took, peak = unitoken("convert", "--checkpoint", source, "--out", made)
     copies.append(copy(source))
     print(f"checkpoint {size / 1e9:.1f} GB, {depth} layers")
     print(f"copies {copies[0]:.0f} s and {copies[1]:.0f} s ({size / 1e6 / np.mean(copies):.0f} MB/s)")
     print(f"conversion {took:.0f} s, {np.mean(copies) / took:.0%} of the copies' speed, peak {peak:.2f} GiB")
+    took, peak = unitoken("export", "--model", made, "--out", back)
+    print(f"export {took:.0f} s, {np.mean(copies) / took:.0%} of the copies' speed, peak {peak:.2f} GiB")
+    shutil.rmtree(made)
+    shutil.rmtree(back)
 
 
 if __name__ == "__main__":

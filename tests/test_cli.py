@@ -146,3 +146,21 @@ def test_generate_and_answer_write_what_was_asked(tmp_path, monkeypatch, capsys)
     assert json.loads((tmp_path / "t.json").read_text())["tokens"] == reply.tokens.tolist()
     assert cli.main(["answer", "--image", "c.png", "--question", "what ?", "--model", "M"]) == 2
     assert "picture c.png does not exist" in capsys.readouterr().err
+
+
+def test_where_pictures_stand_in_a_question():
+    def parts(text, images):
+        (turn,) = cli._question(text, images).turns
+        return [part if isinstance(part, str) else part.name for part in turn.parts]
+
+    assert parts("what ?", ["a.png", "b.png"]) == ["a.png", "b.png", "what ?"]
+    assert parts("is <|image|> as <image> ?", ["a.png", "b.png"]) == ["is ", "a.png", " as ", "b.png", " ?"]
+    with pytest.raises(ValueError, match=r"--question: 1 <\|image\|> in the turns but 2 pictures"):
+        parts("<|image|> ?", ["a.png", "b.png"])
+
+
+def test_picture_sizes():
+    parse = cli._parser().parse_args
+    convert = ["convert", "--checkpoint", "C", "--out", "O", "--picture-size"]
+    assert parse([*convert, "64"]).picture_size == 64
+    assert parse([*convert, "96x64"]).picture_size == (64, 96)

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import jax
 import ml_dtypes
@@ -18,11 +19,12 @@ from tiny_model import CONFIG, tiny_params, tiny_tokenizer
 
 from unitoken_jax.cli import main
 from unitoken_jax.config import ModelConfig, SequenceConfig, published_sequence
-from unitoken_jax.conversion import convert, export, inspect
+from unitoken_jax.conversion import convert, inspect
 from unitoken_jax.convert.readers import read_safetensors
 from unitoken_jax.convert.report import ConversionError
 from unitoken_jax.convert.writers import write_safetensors
 from unitoken_jax.evaluate.compare import compare
+from unitoken_jax.export import export
 from unitoken_jax.model_dir import UniToken, load_model, save_model
 from unitoken_jax.param_store import ParamStore
 
@@ -221,6 +223,45 @@ def test_a_tower_of_unknown_settings_is_asked_for(release, tmp_path):
         convert(release, out=tmp_path / "m", picture_size=SIZE)
 
 
+def test_a_missing_shard_is_named_before_what_follows_from_it(copy, tmp_path):
+    """Without the files that hold the vision tower, this is no decoder alone, nor is SigLIP asked for."""
+    table = json.loads((copy / "model.safetensors.index.json").read_text())["weight_map"]
+    lost = {file for name, file in table.items() if name.startswith(("vit.", "adapter."))}
+    for file in lost:
+        (copy / file).unlink()
+    for given in ({}, sources(copy)):
+        with pytest.raises(ConversionError, match=r"which is not there") as caught:
+            convert(copy, out=tmp_path / "m", **given)
+        assert all(file in str(caught.value) for file in lost)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"resample": 2}, {"image_mean": [0.4, 0.5, 0.5]}, {"size": {"height": 9, "width": 9}}]
+)
+def test_pixels_prepared_otherwise_are_refused(copy, tmp_path, changes):
+    (copy / "SigLIP" / "preprocessor_config.json").write_text(json.dumps(changes))
+    with pytest.raises(ConversionError, match=rf"preprocessor_config\.json: '{next(iter(changes))}' is"):
+        convert(copy, out=tmp_path / "m", **sources(copy))
+
+
+def test_hub_ids(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ConversionError, match=r"someone/model is no folder; for a hub id, install"):
+        convert("someone/model", out="m")
+
+    def offline(_):
+        raise RuntimeError("no network")
+
+    hub = types.SimpleNamespace(snapshot_download=offline)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    with pytest.raises(ConversionError, match=r"someone/model .* no hub gave it \(no network\)"):
+        convert("someone/model", out="m")
+    hub.snapshot_download = lambda _: tmp_path
+    with pytest.raises(ConversionError, match=r"config\.json does not exist"):
+        convert("someone/model", out="m")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -229,6 +270,11 @@ def test_a_tower_of_unknown_settings_is_asked_for(release, tmp_path):
         ({"rope_scaling": {"factor": 2}}, "only None is known"),
         ({"num_key_value_heads": 3}, "do not divide evenly"),
         ({"architectures": "AnyRes"}, "expected a list of names"),
+        ({"architectures": []}, "give --resolution"),
+        ({"mask_image_logits": True}, "only False is known"),
+        ({"num_hidden_layers": 10**12}, "is 1000000000000; expected 1 to 1000"),
+        ({"rope_theta": float("nan")}, "expected a positive number"),
+        ({"dropout": 1.0}, "expected 0 to less than 1"),
     ],
 )
 def test_wrong_settings_are_named(copy, tmp_path, changes, message):

@@ -121,6 +121,21 @@ def test_a_pickle_cannot_change_what_the_next_file_reads(tmp_path):
     assert not hasattr(OrderedDict, "mark")
 
 
+@pytest.mark.parametrize("how", ["at once", "one by one", "old protocol", "pairs", "dict of pairs"])
+def test_a_key_twice_is_an_error(tmp_path, how):
+    entry = text("w") + b"K\x01"
+    pairs = b"](" + (b"(" + entry + b"t") * 2 + b"e"
+    index = {
+        "at once": b"}(" + entry * 2 + b"u",
+        "one by one": b"}" + (entry + b"s") * 2,
+        "old protocol": b"(" + entry * 2 + b"d",
+        "pairs": b"ccollections\nOrderedDict\n(" + pairs + b"tR",
+        "dict of pairs": b"c__builtin__\ndict\n(" + pairs + b"tR",
+    }[how]
+    with pytest.raises(ConversionError, match=r"a\.bin: data\.pkl has the key 'w' twice"):
+        read_pickle(archive(tmp_path / "a.bin", table(state_dict=index)))
+
+
 def test_legacy_files_are_refused_by_name(tmp_path):
     path = tmp_path / "old.bin"
     path.write_bytes(pickle.dumps({"a": 1}, 2))
@@ -183,7 +198,7 @@ def test_a_changed_weight_is_seen(good, tmp_path):
 
 
 def test_a_directory_that_lies_about_its_place(good, tmp_path):
-    """Offsets count from where the directory says it starts; one byte more, and the first is negative."""
+    """Offsets count from where the directory says it starts: one byte more, and the first is negative."""
     content = bytearray(good.read_bytes())
     content[content.rindex(b"PK\x05\x06") + 16] += 1
     (tmp_path / "bad.bin").write_bytes(content)

@@ -139,7 +139,7 @@ def index(folder, **changes):
 
 def test_shards(folder):
     report = Report()
-    found, files = read_folder(folder, report)
+    found, files, _ = read_folder(folder, report)
     assert not report.problems
     assert [file.name for file in files] == [f"model-0000{k}-of-00002.safetensors" for k in (1, 2)]
     for name, value in TENSORS.items():
@@ -182,7 +182,7 @@ def test_empty_folders(tmp_path):
 @needs_reference
 def test_the_recorded_release_reads_whole():
     report = Report()
-    found, files = read_folder(REFERENCE, report)
+    found, files, _ = read_folder(REFERENCE, report)
     assert not report.problems
     assert (len(found), len(files)) == (97, 2)
     assert {tensor.dtype.name for tensor in found.values()} == {"bfloat16"}

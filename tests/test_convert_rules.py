@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from unitoken_jax.convert import rules
+from unitoken_jax.config import SiglipConfig
+from unitoken_jax.convert import configs, rules
 from unitoken_jax.convert.assemble import assemble, disassemble
 from unitoken_jax.convert.report import ConversionError, Report, Tensor
 
@@ -42,6 +43,13 @@ def tensors_of(pairs) -> dict:
     return {name: as_tensor(name, value) for name, value in pairs.items()}
 
 
+def value_of(parameter) -> np.ndarray:
+    pieces = {piece.place.layer: piece.read() for piece in parameter.pieces}
+    value = pieces[None] if None in pieces else np.stack([pieces[i] for i in range(len(pieces))])
+    assert (value.shape, value.dtype) == (parameter.shape, parameter.dtype)
+    return value
+
+
 def test_there_and_back():
     flat, report = values(), Report()
     pairs = torch_names(flat)
@@ -49,7 +57,7 @@ def test_there_and_back():
     assert not report.problems
     assert made.keys() == flat.keys()
     for path, value in flat.items():
-        np.testing.assert_array_equal(made[path].read(), value)
+        np.testing.assert_array_equal(value_of(made[path]), value)
 
 
 def test_names_and_layouts():
@@ -92,10 +100,14 @@ def test_every_problem_is_listed_once_with_both_shapes():
     assert "missing: model.layers.1.self_attn.q_proj.weight (6, 4)" in message
     assert "shape: lm_head.weight in file.safetensors is (7, 5); expected (7, 4)" in message
     assert "dtype: model.embed_tokens.weight in file.safetensors is int32" in message
-    assert "dtype: the layers of siglip/layers/up/bias have several: float16, float32" in message
+    wrong = "vit.encoder.layers.0.mlp.fc1.bias in file.safetensors is float16; the rest of siglip is float32"
+    assert f"dtype: {wrong} (--dtype stores all in one)" in message
     assert "surplus: model.extra.weight (3,)" in message
     assert [*report.ignored.values()] == [["vit.head.probe"]]
     assert "decoder/lm_head/kernel" not in made
+    report = Report()
+    assemble(tensors_of(pairs), SHAPES, report, PREFIX, one_dtype=False)
+    assert len(report.problems) == 4
 
 
 def test_a_norm_with_a_row_a_head_becomes_a_row_a_shard():
@@ -106,9 +118,26 @@ def test_a_norm_with_a_row_a_head_becomes_a_row_a_shard():
     report = Report()
     made = assemble(tensors_of(pairs), SHAPES, report, PREFIX)
     assert not report.problems
-    np.testing.assert_array_equal(made["decoder/layers/attention/q_norm/scale"].read(), expected)
+    np.testing.assert_array_equal(value_of(made["decoder/layers/attention/q_norm/scale"]), expected)
     uneven = pairs["model.layers.1.self_attn.q_norm.weight"].copy()
     uneven[2] += 1
     pairs["model.layers.1.self_attn.q_norm.weight"] = uneven
     assemble(tensors_of(pairs), SHAPES, report, PREFIX)
     assert "has a row a head, which differ within a shard" in report.problems[0]
+
+
+def test_a_tower_of_so400m_s_shapes_needs_no_config():
+    shapes = {
+        "embeddings.patch_embedding.weight": (1152, 3, 14, 14),
+        "embeddings.position_embedding.weight": (729, 1152),
+        "encoder.layers.0.mlp.fc1.weight": (4304, 1152),
+        "encoder.layers.26.mlp.fc1.weight": (4304, 1152),
+    }
+    found = {
+        "vit." + name: Tensor(name, shape, np.dtype(np.float16), "file", None)
+        for name, shape in shapes.items()
+    }
+    assert configs.siglip_of_shapes(found) == SiglipConfig()
+    del found["vit.encoder.layers.26.mlp.fc1.weight"]
+    with pytest.raises(ConversionError, match="give --siglip"):
+        configs.siglip_of_shapes(found)

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorstore
 from tiny_model import CONFIG, noise, tiny_model, tiny_params, tiny_tokenizer
 
-from unitoken_jax import UniToken
-from unitoken_jax.model_dir import is_model_dir, load_model, save_model
+from unitoken_jax import UniToken, model_dir
+from unitoken_jax.model_dir import is_model_dir, load_model, open_model, save_model
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,22 @@ def test_round_trip(saved):
         "tokenizer.json",
     ]
     assert [path.name for path in saved.parent.iterdir()] == ["tiny"]
+
+
+def test_a_layer_can_be_read_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(model_dir, "SMALL_BYTES", 4096)
+    save_model(tmp_path / "m", CONFIG, tiny_params(), tiny_tokenizer())
+    store = {
+        "driver": "ocdbt",
+        "base": f"file://{tmp_path}/m/params/",
+        "path": "decoder.layers.mlp.up.kernel/",
+    }
+    stored = tensorstore.open({"driver": "zarr", "kvstore": store}, open=True).result()
+    assert stored.chunk_layout.read_chunk.shape == (1, 32, 48)
+    up = tiny_params()["decoder"]["layers"]["mlp"]["up"]["kernel"]
+    params = open_model(tmp_path / "m").params
+    np.testing.assert_array_equal(params.read("decoder/layers/mlp/up/kernel", 1), up[1])
+    np.testing.assert_array_equal(params.read_below("decoder/layers", 1)["mlp"]["up"]["kernel"], up[1])
 
 
 def test_loaded_model_does_what_the_saved_one_does(saved):

@@ -4,9 +4,10 @@ import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from flax.traverse_util import unflatten_dict
 
 from unitoken_jax import param_store
-from unitoken_jax.param_store import ArraySpec, ParamStore, contiguous
+from unitoken_jax.param_store import ArraySpec, ParamStore, StoredParams, contiguous
 
 ARRAYS = {
     "a/kernel": ArraySpec((3, 50, 8), np.dtype(ml_dtypes.bfloat16), stacked=True),
@@ -31,7 +32,7 @@ def pieces():
         )
 
 
-def test_orbax_reads_what_was_written_in_pieces(tmp_path, small_chunks):
+def test_orbax_reads_what_was_written_in_pieces(tmp_path, small_chunks, caplog):
     store = ParamStore(tmp_path / "part", ARRAYS, {"why": 1})
     for path, layer, value in pieces():
         store.write(path, layer, value)
@@ -39,6 +40,7 @@ def test_orbax_reads_what_was_written_in_pieces(tmp_path, small_chunks):
         read = np.concatenate([store.read(path, layer, rows) for rows in store.blocks(path)])
         np.testing.assert_array_equal(read, value.astype(ARRAYS[path].dtype))
     store.publish(tmp_path / "part" / "params")
+    assert not caplog.records  # nothing of Orbax's that a user would have to wonder about
     assert [each.name for each in (tmp_path / "part").iterdir()] == ["params"]
     with ocp.StandardCheckpointer() as checkpointer:
         found = checkpointer.restore(tmp_path / "part" / "params")
@@ -47,6 +49,27 @@ def test_orbax_reads_what_was_written_in_pieces(tmp_path, small_chunks):
         here = np.asarray(found[group][name])
         assert (here.shape, here.dtype) == (ARRAYS[path].shape, ARRAYS[path].dtype)
         np.testing.assert_array_equal(here if layer is None else here[layer], value.astype(here.dtype))
+
+
+@pytest.mark.parametrize("ocdbt", [False, True], ids=["as conversion writes", "as training does"])
+def test_pieces_are_read_one_by_one(tmp_path, small_chunks, ocdbt):
+    whole = {path: np.zeros(spec.shape, spec.dtype) for path, spec in ARRAYS.items()}
+    store = ParamStore(tmp_path / "part", ARRAYS, None)
+    for path, layer, value in pieces():
+        whole[path][... if layer is None else layer] = value
+        store.write(path, layer, value)
+    if ocdbt:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(tmp_path / "params", unflatten_dict(whole, sep="/"))
+    else:
+        store.publish(tmp_path / "params")
+    stored = StoredParams(tmp_path / "params")
+    assert {path: tuple(leaf.shape) for path, leaf in stored.shapes.items()} == {
+        path: spec.shape for path, spec in ARRAYS.items()
+    }
+    for path, layer, _ in pieces():
+        expected = whole[path] if layer is None else whole[path][layer]
+        np.testing.assert_array_equal(stored.read(path, layer), expected)
 
 
 def test_chunks_are_rows_of_one_layer(small_chunks):

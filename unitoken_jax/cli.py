@@ -83,7 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     answer.add_argument(
         "--image", action="append", default=[], metavar="PNG", help="may be given several times"
     )
-    answer.add_argument("--question", required=True, metavar="TEXT")
+    answer.add_argument(
+        "--question", required=True, metavar="TEXT", help="<|image|> in it says where a picture stands"
+    )
     answer.add_argument("--max-tokens", type=int, help="longest answer (default: the model's)")
     _tokens_argument(answer)
 
@@ -101,7 +103,9 @@ def _convert_verbs(verb) -> None:
     convert.add_argument("--vqgan", metavar="DIR", help="Meta's chameleon/tokenizer; needed to draw")
     convert.add_argument("--out", required=True, metavar="MODEL")
     convert.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as stored")
-    convert.add_argument("--picture-size", type=int, default=512, help="side of the discrete crop in pixels")
+    convert.add_argument(
+        "--picture-size", type=_side, default=512, metavar="SIDE", help="of the discrete crop, pixels; or WxH"
+    )
     convert.add_argument("--resolution", choices=("anyres", "base"), help="default: as the checkpoint says")
     convert.add_argument(
         "--stage-one-start", action="store_true", help="zero the picture rows of the output layer"
@@ -144,6 +148,10 @@ def _size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def _side(text: str) -> int | tuple[int, int]:
+    return int(text) if text.isdigit() else _size(text)
+
+
 def _model(arguments) -> str:
     if arguments.model is None and not pathlib.Path(DEFAULT_MODEL).is_dir():
         raise FileNotFoundError(
@@ -184,7 +192,7 @@ def _convert(arguments):
 
 
 def _export(arguments):
-    from unitoken_jax.conversion import export
+    from unitoken_jax.export import export
 
     lines = export(_model(arguments), arguments.out, vqgan=arguments.vqgan, per_head=arguments.per_head)
     print("\n".join(lines))
@@ -256,12 +264,22 @@ def _picture_files(out: str, number: int) -> list[pathlib.Path]:
 def _answer(arguments):
     from unitoken_jax.model_dir import UniToken
 
-    parts = [*map(pathlib.Path, arguments.image), arguments.question]
-    (answer,) = UniToken.load(_model(arguments)).reply([parts], max_tokens=arguments.max_tokens)
+    asked = _question(arguments.question, arguments.image)
+    (answer,) = UniToken.load(_model(arguments)).reply([asked], max_tokens=arguments.max_tokens)
     print(answer.text)
     if arguments.save_tokens:
         saved = {"question": arguments.question, "images": arguments.image, "tokens": answer.tokens.tolist()}
         _save_tokens(arguments.save_tokens, saved)
+
+
+def _question(text: str, images: list[str]):
+    """A conversation of one question: pictures where it says <|image|>, else before it."""
+    from unitoken_jax.host.conversation import parse
+
+    marked = "<|image|>" in text or "<image>" in text
+    value = text if marked else "<|image|>" * len(images) + text
+    record = {"conversations": [{"from": "human", "value": value}], "image": images}
+    return parse(record, "--question", pathlib.Path(), need_answers=False)
 
 
 def _save_tokens(path: str, values: dict) -> None:

@@ -1,18 +1,17 @@
-"""Published PyTorch weights -> a model directory, and back. Both directions read `convert/rules.py`.
+"""Published PyTorch weights -> a model directory (`export` goes back). Both read `convert/rules.py`.
 
 `convert/` reads and names weights with numpy alone; here they meet the networks' shapes and Orbax.
 """
 
+import collections
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
-import json
 import math
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import ml_dtypes
@@ -21,13 +20,12 @@ from flax import traverse_util
 from flax.core import meta
 
 from unitoken_jax.config import ModelConfig, to_dict
-from unitoken_jax.convert import configs, writers
-from unitoken_jax.convert.assemble import Parameter, disassemble
+from unitoken_jax.convert.assemble import Parameter
 from unitoken_jax.convert.report import ConversionError, Report
 from unitoken_jax.convert.sources import Sources, checksum, describe, open_sources, parameters
 from unitoken_jax.host.sequence import check
 from unitoken_jax.host.tokenizer import Tokenizer
-from unitoken_jax.model_dir import PARAMS, check_place, load_model, part_of, publish
+from unitoken_jax.model_dir import PARAMS, check_place, open_model, part_of, publish
 from unitoken_jax.param_store import ArraySpec, ParamStore, contiguous
 
 DTYPES = {
@@ -49,7 +47,7 @@ def convert(
     out: str | os.PathLike = "model",
     *,
     dtype: str | None = None,
-    picture_size: int = 512,
+    picture_size: int | tuple[int, int] = 512,
     resolution: str | None = None,
     stage_one_start: bool = False,
     verify: bool = False,
@@ -62,7 +60,7 @@ def convert(
       siglip: SigLIP folder. Its weights are used where the checkpoint has none, else its config alone.
       vqgan: Meta's `chameleon/tokenizer` folder; without it the VQ encoder may come from the checkpoint.
       dtype: of the stored weights ("float32", "bfloat16", "float16"), the VQ-GAN's apart; None: as they come.
-      picture_size: side of the discrete crop in pixels.
+      picture_size: side of the discrete crop in pixels, or (height, width).
       resolution: "anyres" or "base"; None: by the checkpoint's `architectures`.
       stage_one_start: zero the picture rows of `lm_head`.
       verify: read the directory again and compare every value with the sources.
@@ -79,7 +77,7 @@ def convert(
     sources = open_sources(
         checkpoint, siglip, vqgan, report, picture_size=picture_size, resolution=resolution
     )
-    lazy = parameters(sources, expected_shapes(sources.config), report)
+    lazy = parameters(sources, expected_shapes(sources.config), report, one_dtype=dtype is None)
     report.check(str(checkpoint))
     tokenizer = Tokenizer.load(sources.tokenizer)
     check(sources.config, tokenizer.vocabulary)
@@ -126,7 +124,10 @@ def _local(source: str | os.PathLike | None) -> pathlib.Path | None:
         raise ConversionError(
             f"{source} is no folder; for a hub id, install huggingface_hub (pip install 'unitoken_jax[hub]')"
         ) from None
-    return pathlib.Path(snapshot_download(str(source)))
+    try:
+        return pathlib.Path(snapshot_download(str(source)))
+    except Exception as error:  # of several libraries
+        raise ConversionError(f"{source} is no folder, and no hub gave it ({error})") from None
 
 
 class _Value(NamedTuple):
@@ -242,100 +243,17 @@ def _verify(store: ParamStore, values: Sequence[_Value]) -> None:
         raise ConversionError(f"the disk does not hold what was written: {', '.join(wrong)}. Convert again")
 
 
-def export(
-    model: str | os.PathLike,
-    out: str | os.PathLike,
-    *,
-    vqgan: bool = False,
-    per_head: bool = False,
-    shard_bytes: int = writers.SHARD_BYTES,
-) -> list[str]:
-    """Writes a model directory in the published layout to the new folder `out`; lines that say what.
-
-    `vqgan`: also Chameleon's tokenizer folder, its weights as safetensors. `per_head`: QK-norms with a row a
-    head, which `transformers` wants, instead of a row a shard as published. SigLIP's settings go to
-    SigLIP/config.json, as a published config.json has no place for them.
-    Raises FileExistsError where `out` is there and not empty.
-    """
-    out = pathlib.Path(out).absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} exists and is not empty: choose another place, or remove it")
-    config, params, tokenizer, _ = load_model(model)
-    flat = traverse_util.flatten_dict(params, sep="/")
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        files = writers.write_sharded(part, _published(config, flat, per_head), shard_bytes)
-        dtype = str(flat["decoder/lm_head/kernel"].dtype)
-        _write_settings(part, config, tokenizer, dtype)
-        if vqgan:
-            _write_vqgan(part / "chameleon" / "tokenizer", config, flat, tokenizer)
-        with contextlib.suppress(FileNotFoundError):
-            out.rmdir()
-        os.rename(part, out)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    return [f"{out}: {len(files)} shards, {dtype}"]
-
-
-def _published(config: ModelConfig, flat: Mapping, per_head: bool) -> Iterator[tuple[str, np.ndarray]]:
-    for path in sorted(path for path in flat if not path.startswith("vqgan/")):
-        value = np.asarray(flat[path])
-        if per_head and "/q_norm/" in path:
-            value = value.repeat(config.decoder.heads // value.shape[1], axis=1)
-        if per_head and "/k_norm/" in path:
-            value = value.repeat(config.decoder.kv_heads // value.shape[1], axis=1)
-        yield from disassemble(path, value, {"siglip": "vit."})
-
-
-def _json(path: pathlib.Path, values: Mapping) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _write_settings(folder: pathlib.Path, config: ModelConfig, tokenizer: Tokenizer, dtype: str) -> None:
-    tokenizer.save(folder / "tokenizer.json")
-    names = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    ids = {token["content"]: token["id"] for token in names.get("added_tokens", [])}
-    ids |= names["model"]["vocab"]
-    _json(folder / "config.json", configs.published_config(config, dict(sorted(ids.items())), dtype))
-    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    _json(folder / "special_tokens_map.json", special)
-    limits = {"model_max_length": 4096, "clean_up_tokenization_spaces": False}
-    _json(
-        folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special, **limits}
-    )
-    _json(folder / "SigLIP" / "config.json", configs.published_siglip(config.siglip))
-
-
-def _write_vqgan(folder: pathlib.Path, config: ModelConfig, flat: Mapping, tokenizer: Tokenizer) -> None:
-    import yaml
-
-    paths = sorted(path for path in flat if path.startswith("vqgan/"))
-    if not paths:
-        raise ConversionError("this model directory has no VQ-GAN to export: convert it with --vqgan")
-    folder.mkdir(parents=True)
-    tensors = dict(pair for path in paths for pair in disassemble(path, np.asarray(flat[path])))
-    writers.write_safetensors(folder / "vqgan.safetensors", tensors)
-    (folder / "vqgan.yaml").write_text(yaml.safe_dump(configs.published_vq(config.vq)), encoding="utf-8")
-    tokenizer.save(folder / "text_tokenizer.json")
-
-
 def inspect(model: str | os.PathLike) -> list[str]:
     """Lines on a model directory: its sources, settings, and every parameter with shape and dtype."""
-    config, params, _, manifest = load_model(model)
+    config, params, _, manifest = open_model(model)
     lines = [f"{model}: made {manifest.get('created', 'at an unknown time')}"]
     for name, source in manifest.get("sources", {}).items():
         lines.append(f"source {name}: {source.get('bytes', 0):,} bytes, sha256 {source.get('sha256', '?')}")
     lines += [f"note: {note}" for note in manifest.get("notes", [])]
     for field in dataclasses.fields(config):
         lines.append(f"{field.name}: {getattr(config, field.name)}")
-    flat = traverse_util.flatten_dict(params, sep="/")
-    for path, value in sorted(flat.items()):
-        lines.append(f"{path:<60} {tuple(value.shape)!s:<24} {value.dtype}")
-    for network in sorted({path.split("/")[0] for path in flat}):
-        size = sum(value.size for path, value in flat.items() if path.split("/")[0] == network)
-        lines.append(f"{network}: {size:,} parameters")
-    return lines
+    sizes = collections.Counter()
+    for path, leaf in sorted(params.shapes.items()):
+        lines.append(f"{path:<60} {tuple(leaf.shape)!s:<24} {leaf.dtype}")
+        sizes[path.split("/")[0]] += math.prod(leaf.shape)
+    return lines + [f"{network}: {size:,} parameters" for network, size in sorted(sizes.items())]

@@ -27,6 +27,7 @@ from flax.core import meta
 from unitoken_jax import sharding
 from unitoken_jax.config import ModelConfig, from_dict, to_dict
 from unitoken_jax.host.tokenizer import Tokenizer
+from unitoken_jax.param_store import SMALL_BYTES, StoredParams
 
 FORMAT = 1
 CONFIG, TOKENIZER, PARAMS, MANIFEST = "config.json", "tokenizer.json", "params", "manifest.json"
@@ -47,10 +48,10 @@ _VERSIONS = (
 
 
 class LoadedModel(NamedTuple):
-    """A model directory's content; `params` as in the module's docstring."""
+    """A model directory's content; `params` as in the module's docstring, or (`open_model`) StoredParams."""
 
     config: ModelConfig
-    params: dict
+    params: Any
     tokenizer: Tokenizer
     manifest: dict
 
@@ -82,10 +83,20 @@ def save_model(
         part.mkdir()
     _wait("save_model: directory made")
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(part / PARAMS, params)
+        checkpointer.save(part / PARAMS, params, save_args=_save_args(params))
     if main:
         publish(path, config, tokenizer, manifest)
     _wait("save_model: done")
+
+
+def _save_args(params: Mapping) -> dict:
+    """Large stacked arrays in chunks of one layer, so that a layer can be read alone (`open_model`)."""
+    import orbax.checkpoint as ocp
+
+    flat = _flat(params)
+    large = {path for path, leaf in flat.items() if "/layers/" in path and leaf.nbytes > SMALL_BYTES}
+    args = {path: ocp.SaveArgs(shard_axes=(0,) if path in large else ()) for path in flat}
+    return traverse_util.unflatten_dict(args, sep="/")
 
 
 def part_of(path: str | os.PathLike) -> pathlib.Path:
@@ -117,14 +128,8 @@ def check_place(path: str | os.PathLike) -> None:
         raise FileExistsError(f"{path} exists and is no model directory: choose another place, or remove it")
 
 
-def load_model(path: str | os.PathLike, *, mesh=None, dtype: Any = None) -> LoadedModel:
-    """Reads the model directory `path`, every parameter's path and shape checked against its config.
-
-    `mesh` (`sharding.make_mesh`) spreads the parameters over devices; `dtype` casts all but the VQ-GAN's
-    (None keeps what is stored). Raises FileNotFoundError, or ValueError listing every problem.
-    """
-    import orbax.checkpoint as ocp
-
+def open_model(path: str | os.PathLike) -> LoadedModel:
+    """The model directory `path`, checked as by `load_model`; `params` are StoredParams, not read yet."""
     path = pathlib.Path(path).absolute()
     _check_directory(path)
     try:
@@ -138,11 +143,24 @@ def load_model(path: str | os.PathLike, *, mesh=None, dtype: Any = None) -> Load
         raise ValueError(
             f"{path} has format {manifest['format']}; this version reads {FORMAT}: update unitoken_jax"
         )
+    stored = StoredParams(path / PARAMS)
+    _check_params(config, stored.tree, str(path / PARAMS))
+    return LoadedModel(config, stored, Tokenizer.load(path / TOKENIZER), manifest)
+
+
+def load_model(path: str | os.PathLike, *, mesh=None, dtype: Any = None) -> LoadedModel:
+    """Reads the model directory `path`, every parameter's path and shape checked against its config.
+
+    `mesh` (`sharding.make_mesh`) spreads the parameters over devices; `dtype` casts all but the VQ-GAN's
+    (None keeps what is stored). Raises FileNotFoundError, or ValueError listing every problem.
+    """
+    import orbax.checkpoint as ocp
+
+    opened = open_model(path)
+    targets = _targets(opened.config, opened.params.tree, mesh, dtype)
     with ocp.StandardCheckpointer() as checkpointer:
-        stored = checkpointer.metadata(path / PARAMS).item_metadata.tree
-        _check_params(config, stored, str(path / PARAMS))
-        params = checkpointer.restore(path / PARAMS, _targets(config, stored, mesh, dtype))
-    return LoadedModel(config, params, Tokenizer.load(path / TOKENIZER), manifest)
+        params = checkpointer.restore(pathlib.Path(path).absolute() / PARAMS, targets)
+    return opened._replace(params=params)
 
 
 def is_model_dir(path: str | os.PathLike) -> bool:

@@ -1,5 +1,6 @@
 """Tensors by torch name -> parameters by our path: every tensor is used, left out by rule, or a problem."""
 
+import collections
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -32,24 +33,22 @@ class Parameter:
 
     path: str
     shape: tuple[int, ...]
-    dtype: np.dtype  # as stored
+    dtype: np.dtype  # as stored; where its pieces have several, the first one's
     pieces: tuple[Piece, ...]
-
-    def read(self) -> np.ndarray:
-        """The array [shape], contiguous."""
-        out = np.empty(self.shape, self.dtype)
-        for piece in self.pieces:
-            out[... if piece.place.layer is None else piece.place.layer] = piece.read()
-        return out
 
 
 def assemble(
-    tensors: Mapping[str, Tensor], expected: Shapes, report: Report, prefix: Mapping[str, str] | None = None
+    tensors: Mapping[str, Tensor],
+    expected: Shapes,
+    report: Report,
+    prefix: Mapping[str, str] | None = None,
+    one_dtype: bool = True,
 ) -> dict[str, Parameter]:
     """Parameters of `expected` (our path -> shape) out of `tensors` (by torch name).
 
     `prefix` is what stands before a network's torch names here: {"siglip": "vit."}. What is missing, surplus,
-    misshapen or no float tensor goes to `report`; the parameters it concerns are left out.
+    misshapen or no float tensor goes to `report`; the parameters it concerns are left out. So does, where
+    `one_dtype`, a tensor of another dtype than most of its network.
     """
     made, used = {}, set()
     for path, shape in expected.items():
@@ -65,10 +64,7 @@ def assemble(
             used.add(name)
             if _fits(tensor, place, report):
                 parts.append(Piece(place, tensor))
-        if len({piece.tensor.dtype for piece in parts}) > 1:
-            kinds = ", ".join(sorted({str(piece.tensor.dtype) for piece in parts}))
-            report.add("dtype", f"the layers of {path} have several: {kinds}")
-        elif parts and len(parts) == len(places):
+        if parts and len(parts) == len(places):
             made[path] = Parameter(path, tuple(shape), parts[0].tensor.dtype, tuple(parts))
     for name in sorted(tensors.keys() - used):
         if reason := rules.ignored(name):
@@ -77,7 +73,25 @@ def assemble(
             tensor = tensors[name]
             file = pathlib.Path(tensor.file).name
             report.add("surplus", f"{name} {tensor.shape} in {file}: no rule uses or ignores it")
+    if one_dtype:
+        _check_dtypes(made, report)
     return made
+
+
+def _check_dtypes(made: Mapping[str, Parameter], report: Report) -> None:
+    """Another dtype than most of the network's is no one's intention; the VQ-GAN's is stored as it comes."""
+    networks = collections.defaultdict(list)
+    for path, parameter in made.items():
+        networks[path.split("/")[0]] += parameter.pieces
+    networks.pop("vqgan", None)
+    for network, pieces in networks.items():
+        ((usual, _),) = collections.Counter(piece.tensor.dtype for piece in pieces).most_common(1)
+        for tensor in (piece.tensor for piece in pieces if piece.tensor.dtype != usual):
+            report.add(
+                "dtype",
+                f"{tensor.name} in {pathlib.Path(tensor.file).name} is {tensor.dtype}; the rest of {network} "
+                f"is {usual} (--dtype stores all in one)",
+            )
 
 
 def _fits(tensor: Tensor, place: rules.Place, report: Report) -> bool:

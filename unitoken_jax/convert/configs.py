@@ -1,5 +1,6 @@
 """Published settings <-> ModelConfig: config.json of checkpoints and of SigLIP, Chameleon's vqgan.yaml."""
 
+import functools
 import os
 import pathlib
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ _SIGLIP_DEFAULTS = {
 }
 ANYRES, BASE = "ChameleonXLLMXForConditionalGenerationAnyRes", "ChameleonXLLMXForConditionalGeneration"
 REQUIRED = object()
+_MOST_LAYERS, _MOST_BLOCKS, _MOST_LEVELS = 1000, 100, 12
 
 
 def _get(
@@ -37,6 +39,21 @@ def _get(
     return value
 
 
+def _count(values: Mapping, key: str, where: str, default: Any = REQUIRED, most: int = 2**20) -> int:
+    """values[key], 1 to `most`: a damaged size must not become a shape that takes all memory to describe."""
+    value = _get(values, key, int, where, default)
+    if value is None or not 1 <= value <= most:
+        raise ConversionError(f"{where}: {key!r} is {value}; expected 1 to {most}")
+    return value
+
+
+def _positive(values: Mapping, key: str, where: str, default: float) -> float:
+    value = _get(values, key, (int, float), where, default)
+    if not 0 < value < 1e30:
+        raise ConversionError(f"{where}: {key!r} is {value}; expected a positive number")
+    return float(value)
+
+
 def _name(kind) -> str:
     return " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
 
@@ -44,13 +61,14 @@ def _name(kind) -> str:
 def decoder_config(values: Mapping, where: str) -> DecoderConfig:
     """The decoder that a checkpoint's config.json describes."""
 
-    def whole(key: str, default=REQUIRED) -> int:
-        value = _get(values, key, int, where, default)
-        if value is None or value < 1:
-            raise ConversionError(f"{where}: {key!r} is {value}; expected a positive number")
-        return value
-
-    refused = (("rope_scaling", None), ("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False))
+    whole = functools.partial(_count, values, where=where)
+    refused = (
+        ("rope_scaling", None),
+        ("hidden_act", "silu"),
+        ("attention_bias", False),
+        ("mlp_bias", False),
+        ("mask_image_logits", False),
+    )
     for key, known in refused:
         if values.get(key, known) != known:
             raise ConversionError(f"{where}: {key!r} is {values[key]!r}; only {known!r} is known here")
@@ -58,16 +76,18 @@ def decoder_config(values: Mapping, where: str) -> DecoderConfig:
     config = DecoderConfig(
         vocab_size=whole("vocab_size"),
         width=whole("hidden_size"),
-        depth=whole("num_hidden_layers"),
+        depth=whole("num_hidden_layers", most=_MOST_LAYERS),
         heads=heads,
-        kv_heads=whole("num_key_value_heads", heads),
+        kv_heads=whole("num_key_value_heads", default=heads),
         mlp=whole("intermediate_size"),
-        norm_eps=float(_get(values, "rms_norm_eps", (int, float), where, 1e-5)),
-        rope_theta=float(_get(values, "rope_theta", (int, float), where, 10000.0)),
-        qk_norm_shards=whole("model_parallel_size", 1),
+        norm_eps=_positive(values, "rms_norm_eps", where, 1e-5),
+        rope_theta=_positive(values, "rope_theta", where, 10000.0),
+        qk_norm_shards=whole("model_parallel_size", default=1),
         norm="output" if _get(values, "swin_norm", bool, where, False) else "pre",
         dropout=float(_get(values, "dropout", (int, float), where, 0.05)),
     )
+    if not 0 <= config.dropout < 1:
+        raise ConversionError(f"{where}: 'dropout' is {config.dropout}; expected 0 to less than 1")
     for what, number in (("num_attention_heads", heads), ("num_key_value_heads", config.kv_heads)):
         if config.width % heads or number % config.qk_norm_shards or heads % config.kv_heads:
             raise ConversionError(
@@ -75,6 +95,11 @@ def decoder_config(values: Mapping, where: str) -> DecoderConfig:
                 f"{config.qk_norm_shards} do not divide evenly"
             )
     return config
+
+
+def is_tied(values: Mapping, where: str) -> bool:
+    """Whether a checkpoint's output layer is its embeddings."""
+    return _get(values, "tie_word_embeddings", bool, where, False)
 
 
 def siglip_config(folder: str | os.PathLike) -> SiglipConfig:
@@ -86,8 +111,17 @@ def siglip_config(folder: str | os.PathLike) -> SiglipConfig:
     )
     if not isinstance(vision, dict):
         raise ConversionError(f"{path} has no 'vision_config': it is not SigLIP's")
-    kinds = {key: type(value) for key, value in _SIGLIP_DEFAULTS.items()}
-    found = {k: _get(vision, k, kinds[k], str(path), default) for k, default in _SIGLIP_DEFAULTS.items()}
+    found = {}
+    for key, default in _SIGLIP_DEFAULTS.items():
+        read = _positive if isinstance(default, float) else _count
+        found[key] = read(vision, key, str(path), default)
+    if found["num_hidden_layers"] > _MOST_LAYERS or found["hidden_size"] % found["num_attention_heads"]:
+        raise ConversionError(
+            f"{path}: {found['num_hidden_layers']} layers of width {found['hidden_size']} with "
+            f"{found['num_attention_heads']} heads are no vision tower"
+        )
+    if found["patch_size"] > found["image_size"]:
+        raise ConversionError(f"{path}: 'patch_size' is larger than 'image_size' {found['image_size']}")
     if vision.get("hidden_act", "gelu_pytorch_tanh") != "gelu_pytorch_tanh":
         raise ConversionError(
             f"{path}: 'hidden_act' is {vision['hidden_act']!r}; expected 'gelu_pytorch_tanh'"
@@ -101,6 +135,26 @@ def siglip_config(folder: str | os.PathLike) -> SiglipConfig:
         mlp=found["intermediate_size"],
         norm_eps=found["layer_norm_eps"],
     )
+
+
+def check_preprocessor(folder: str | os.PathLike, config: SiglipConfig) -> None:
+    """ConversionError where a SigLIP folder's preprocessor_config.json, if it has one, prepares other pixels.
+
+    Here they are as published: the whole picture to a square, bicubic, 0..255 to -1..1.
+    """
+    path = pathlib.Path(folder) / "preprocessor_config.json"
+    if not path.is_file():
+        return
+    values, side = read_json(path), config.image_size
+    known = {
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "resample": 3,
+        "size": {"height": side, "width": side},
+    }
+    for key, expected in known.items():
+        if values.get(key, expected) != expected:
+            raise ConversionError(f"{path}: {key!r} is {values[key]!r}; only {expected!r} is known here")
 
 
 def siglip_of_shapes(tensors: Mapping[str, Tensor]) -> SiglipConfig:
@@ -150,16 +204,16 @@ def vq_config_of_yaml(path: str | os.PathLike) -> VQConfig:
         if table.get(key, known) != known:
             raise ConversionError(f"{where}: {key!r} is {table[key]!r}; only {known!r} is known here")
     return VQConfig(
-        codes=_get(params, "n_embed", int, str(path)),
-        embed_dim=_get(params, "embed_dim", int, str(path)),
-        latent_channels=_get(table, "z_channels", int, where),
-        base_channels=_get(table, "ch", int, where),
-        channel_multipliers=_numbers(table, "ch_mult", where),
-        res_blocks=_get(table, "num_res_blocks", int, where),
-        resolution=_get(table, "resolution", int, where),
+        codes=_count(params, "n_embed", str(path)),
+        embed_dim=_count(params, "embed_dim", str(path)),
+        latent_channels=_count(table, "z_channels", where),
+        base_channels=_count(table, "ch", where),
+        channel_multipliers=_levels(table, "ch_mult", where),
+        res_blocks=_count(table, "num_res_blocks", where, most=_MOST_BLOCKS),
+        resolution=_count(table, "resolution", where),
         attention_resolutions=_numbers(table, "attn_resolutions", where),
         mid_attention=_get(table, "attn_type", str, where, "vanilla") == "vanilla",
-        norm_groups=_get(table, "norm_groups", int, where, VQConfig.norm_groups),  # ours
+        norm_groups=_groups(table, where),
     )
 
 
@@ -170,25 +224,38 @@ def _numbers(values: Mapping, key: str, where: str) -> tuple[int, ...]:
     return tuple(found)
 
 
+def _levels(values: Mapping, key: str, where: str) -> tuple[int, ...]:
+    found = _numbers(values, key, where)
+    if not 1 <= len(found) <= _MOST_LEVELS or not all(1 <= number <= 1024 for number in found):
+        raise ConversionError(f"{where}: {key!r} is {list(found)}; expected 1 to {_MOST_LEVELS} multipliers")
+    return found
+
+
+def _groups(values: Mapping, where: str) -> int:
+    """Not a published setting: without it there are 32."""
+    groups = _get(values, "norm_groups", int, where, VQConfig.norm_groups)
+    return groups if groups == 0 else _count(values, "norm_groups", where, VQConfig.norm_groups)
+
+
 def vq_config_of_json(values: Mapping, where: str) -> VQConfig:
     """The VQ-GAN that config.json's `vq_config` describes; `transformers`' defaults where it is silent."""
     table = values.get("vq_config") or {}
     if not isinstance(table, dict):
         raise ConversionError(f"{where}: 'vq_config' is {table!r}; expected a table")
     where = f"{where} (vq_config)"
-    multipliers = _numbers(table, "channel_multiplier", where) if "channel_multiplier" in table else None
+    multipliers = _levels(table, "channel_multiplier", where) if "channel_multiplier" in table else None
     attend = _numbers(table, "attn_resolutions", where) if table.get("attn_resolutions") else ()
     return VQConfig(
-        codes=_get(table, "num_embeddings", int, where, 8192),
-        embed_dim=_get(table, "embed_dim", int, where, 256),
-        latent_channels=_get(table, "latent_channels", int, where, 256),
-        base_channels=_get(table, "base_channels", int, where, 128),
+        codes=_count(table, "num_embeddings", where, 8192),
+        embed_dim=_count(table, "embed_dim", where, 256),
+        latent_channels=_count(table, "latent_channels", where, 256),
+        base_channels=_count(table, "base_channels", where, 128),
         channel_multipliers=multipliers or (1, 1, 2, 2, 4),
-        res_blocks=_get(table, "num_res_blocks", int, where, 2),
-        resolution=_get(table, "resolution", int, where, 512),
+        res_blocks=_count(table, "num_res_blocks", where, 2, _MOST_BLOCKS),
+        resolution=_count(table, "resolution", where, 512),
         attention_resolutions=attend,
         mid_attention=_get(table, "attn_type", str, where, "vanilla") == "vanilla",
-        norm_groups=_get(table, "norm_groups", int, where, VQConfig.norm_groups),
+        norm_groups=_groups(table, where),
     )
 
 
@@ -197,6 +264,10 @@ def resolution_of(values: Mapping, where: str) -> str:
     names = values.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ConversionError(f"{where}: 'architectures' is {names!r}; expected a list of names")
+    if not names:
+        raise ConversionError(
+            f"{where} names no 'architectures', which say any-res or base: give --resolution"
+        )
     return "anyres" if any("anyres" in name.lower() for name in names) else "base"
 
 
@@ -293,9 +364,10 @@ def published_vq(config: VQConfig) -> dict:
     return {"model": {"params": params, "target": "vqgan.VQModel"}}
 
 
-def check_stride(config: VQConfig, picture_size: int) -> None:
-    """ConversionError where the discrete crop's side is no multiple of the VQ-GAN's stride."""
-    if picture_size < 1 or picture_size % config.stride:
-        raise ConversionError(
-            f"--picture-size {picture_size} is no multiple of the VQ-GAN's stride {config.stride}"
-        )
+def check_stride(config: VQConfig, size: tuple[int, int]) -> None:
+    """ConversionError where a side of the discrete crop is no multiple of the VQ-GAN's stride."""
+    for side in size:
+        if side < 1 or side % config.stride:
+            raise ConversionError(
+                f"--picture-size {side} is no multiple of the VQ-GAN's stride {config.stride}"
+            )

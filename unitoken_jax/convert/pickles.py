@@ -45,7 +45,8 @@ _INERT_NAMES = {
     ("typing", "Any"),
     ("collections", "defaultdict"),
 }
-_BUILTINS = {"dict": dict, "list": list, "set": set, "int": int, "float": float, "tuple": tuple}
+_BUILTINS = {"list": list, "set": set, "int": int, "float": float, "tuple": tuple}
+_DICTS = {("collections", "OrderedDict"), ("builtins", "dict"), ("__builtin__", "dict")}
 _MOST_INDEX_BYTES = 2**28  # a 34B model's data.pkl has a few hundred kilobytes
 
 
@@ -57,6 +58,17 @@ class _Storage(NamedTuple):
     key: str
     dtype: np.dtype
     numel: int
+
+
+class _Table(collections.OrderedDict):
+    """What a pickle's dicts become: a key twice is an error, where a dict would keep the last value alone."""
+
+    where = ""
+
+    def __setitem__(self, key, value):
+        if key in self:
+            raise ConversionError(f"{type(self).where} has the key {key!r} twice: the file is damaged")
+        super().__setitem__(key, value)
 
 
 class _Inert:
@@ -183,6 +195,8 @@ class _Reader(pickle._Unpickler):
         super().__init__(io.BytesIO(index.tobytes()), encoding="utf-8")
         self._archive = archive
         self._checked: set[str] = set()
+        # A class of its own for each file: a pickle can set attributes on what it is given.
+        self._table = type("Table", (_Table,), {"where": f"{archive.path}: data.pkl"})
 
     def load_content(self) -> Any:
         try:
@@ -195,6 +209,18 @@ class _Reader(pickle._Unpickler):
                 "the file is damaged"
             ) from None
 
+    def load_empty_dictionary(self):
+        self.append(self._table())
+
+    def load_dict(self):
+        items = self.pop_mark()
+        self.append(self._table(zip(items[::2], items[1::2], strict=True)))
+
+    dispatch = pickle._Unpickler.dispatch | {
+        pickle.EMPTY_DICT[0]: load_empty_dictionary,
+        pickle.DICT[0]: load_dict,
+    }
+
     def find_class(self, module: str, name: str):
         if module == "torch" and name in _STORAGES:
             return _StorageType(np.dtype(_STORAGES[name]))
@@ -202,9 +228,8 @@ class _Reader(pickle._Unpickler):
             return self._tensor
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
             return self._parameter
-        if (module, name) == ("collections", "OrderedDict"):
-            # A class of its own for each file: a pickle can set attributes on what it is given.
-            return type("OrderedDict", (collections.OrderedDict,), {})
+        if (module, name) in _DICTS:
+            return self._table
         if (module, name) == ("torch", "Size"):
             return tuple
         if module in ("builtins", "__builtin__") and name in _BUILTINS:

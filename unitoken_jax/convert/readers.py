@@ -11,6 +11,7 @@ import math
 import os
 import pathlib
 import struct
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -168,8 +169,16 @@ def weight_files(folder: str | os.PathLike, report: Report) -> tuple[list[pathli
     )
 
 
-def read_folder(folder: str | os.PathLike, report: Report) -> tuple[dict[str, Tensor], list[pathlib.Path]]:
-    """All tensors of a checkpoint folder, and the files they are in.
+class Folder(NamedTuple):
+    """A checkpoint folder's tensors, the files they are in, and all names, also those its index alone has."""
+
+    tensors: dict[str, Tensor]
+    files: list[pathlib.Path]
+    names: frozenset[str]
+
+
+def read_folder(folder: str | os.PathLike, report: Report) -> Folder:
+    """All tensors of a checkpoint folder.
 
     Problems go to `report`: unreadable shards, a name in two shards, an index that disagrees with the shards.
     """
@@ -196,4 +205,4 @@ def read_folder(folder: str | os.PathLike, report: Report) -> tuple[dict[str, Te
         here = found.get(name)
         if file in read and (here is None or pathlib.Path(here.file).name != file):
             report.add("missing", f"{name}: the index says {file}, which does not hold it")
-    return found, files
+    return Folder(found, files, frozenset(found) | frozenset(table))

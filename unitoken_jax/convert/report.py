@@ -26,7 +26,7 @@ class Tensor:
 
 
 def map_bytes(path: str | os.PathLike, first: int, count: int) -> np.ndarray:
-    """uint8[count] of a file from byte `first` on, or fewer where it ends, or none where `first` is negative.
+    """uint8[count] of a file from byte `first` on: fewer where it ends, none where `first` is outside it.
 
     Mapped on its own: pages that were read stop counting as memory in use when the array is gone, which one
     map of a whole checkpoint would keep.

@@ -14,6 +14,7 @@ from unitoken_jax.convert.report import ConversionError, Report, Tensor
 
 VQ_IN_CHECKPOINT = "model.vqmodel."
 _VISION = "vision_model."
+_EMBEDDINGS, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ def open_sources(
     vqgan: str | os.PathLike | None,
     report: Report,
     *,
-    picture_size: int = 512,
+    picture_size: int | tuple[int, int] = 512,
     resolution: str | None = None,
 ) -> Sources:
     """Reads configurations and the files' indexes, no weights. Problems with shards go to `report`.
@@ -54,11 +55,15 @@ def open_sources(
     checkpoint = pathlib.Path(checkpoint)
     values = read_json(checkpoint / "config.json")
     where = str(checkpoint / "config.json")
-    tensors, weights = read_folder(checkpoint, report)
-    unified = any(name.startswith(("vit.", "adapter.")) for name in tensors)
+    tensors, weights, names = read_folder(checkpoint, report)
+    unified = any(name.startswith(("vit.", "adapter.")) for name in names)
+    if configs.is_tied(values, where):
+        tensors = _tied(tensors, report)
     files = {f"checkpoint/{path.name}": path for path in [checkpoint / "config.json", *weights]}
     notes = []
     if unified:
+        if siglip is None and any(name.startswith("vit.") for name in names - tensors.keys()):
+            report.check(str(checkpoint))  # what is missing, before what its shapes would say
         vision = configs.siglip_of_shapes(tensors) if siglip is None else configs.siglip_config(siglip)
         groups = [(["decoder", "adapter", "siglip"], {"siglip": "vit."})]
         sequence = published_sequence(resolution=resolution or configs.resolution_of(values, where))
@@ -73,6 +78,7 @@ def open_sources(
         sequence = SequenceConfig(resolution=resolution or "anyres")
         notes.append("a stage-I starting point: decoder and SigLIP as published, the adapter random")
     if siglip is not None:
+        configs.check_preprocessor(siglip, vision)
         files["siglip/config.json"] = pathlib.Path(siglip) / "config.json"
     inside = {name: tensor for name, tensor in tensors.items() if name.startswith(VQ_IN_CHECKPOINT)}
     vq, vq_groups, lacking = _vq(vqgan, values, where, inside, report, files)
@@ -80,8 +86,9 @@ def open_sources(
     made = [Group(own, tuple(networks), prefix) for networks, prefix in groups]
     if not unified:
         made.append(_siglip_group(pathlib.Path(siglip), report, files))
-    configs.check_stride(vq, picture_size)
-    sequence = dataclasses.replace(sequence, picture_size=(picture_size, picture_size))
+    size = (picture_size, picture_size) if isinstance(picture_size, int) else tuple(picture_size)
+    configs.check_stride(vq, size)
+    sequence = dataclasses.replace(sequence, picture_size=size)
     config = ModelConfig(vision, vq, configs.decoder_config(values, where), sequence)
     if "vqgan/decoder" in lacking or "vqgan" in lacking:
         notes.append("no VQ decoder: the model answers, but cannot draw (give --vqgan)")
@@ -91,10 +98,19 @@ def open_sources(
 
 
 def _siglip_group(folder: pathlib.Path, report: Report, files: dict[str, pathlib.Path]) -> Group:
-    tensors, weights = read_folder(folder, report)
+    tensors, weights, names = read_folder(folder, report)
     files.update({f"siglip/{path.name}": path for path in weights})
-    prefix = _VISION if any(name.startswith(_VISION) for name in tensors) else ""
+    prefix = _VISION if any(name.startswith(_VISION) for name in names) else ""
     return Group(tensors, ("siglip",), {"siglip": prefix})
+
+
+def _tied(tensors: Mapping[str, Tensor], report: Report) -> Mapping[str, Tensor]:
+    """The output layer is the embeddings', whatever else the files hold."""
+    if _EMBEDDINGS not in tensors:
+        return tensors
+    if _HEAD in tensors:
+        report.ignore("tied to the embeddings (tie_word_embeddings)", _HEAD)
+    return tensors | {_HEAD: dataclasses.replace(tensors[_EMBEDDINGS], name=_HEAD)}
 
 
 def _vq(vqgan, values, where, inside, report, files):
@@ -113,10 +129,12 @@ def _vq(vqgan, values, where, inside, report, files):
     config = configs.vq_config_of_json(values, where)
     if not inside:
         return config, [], ("vqgan",)
-    lacking = ["vqgan/decoder"]
-    if VQ_IN_CHECKPOINT + "post_quant_conv.weight" not in inside:
-        lacking.append("vqgan/post_quant_conv")
-    return config, [Group(inside, ("vqgan",), {"vqgan": VQ_IN_CHECKPOINT})], tuple(lacking)
+    lacking = tuple(
+        f"vqgan/{part}"
+        for part in ("decoder", "post_quant_conv")
+        if not any(name.startswith(f"{VQ_IN_CHECKPOINT}{part}.") for name in inside)
+    )
+    return config, [Group(inside, ("vqgan",), {"vqgan": VQ_IN_CHECKPOINT})], lacking
 
 
 def _tokenizer(checkpoint: pathlib.Path, vqgan, files: dict[str, pathlib.Path]) -> pathlib.Path:
@@ -130,8 +148,13 @@ def _tokenizer(checkpoint: pathlib.Path, vqgan, files: dict[str, pathlib.Path]) 
     raise ConversionError(f"no text tokenizer: looked for {' and '.join(map(str, places))}")
 
 
-def parameters(sources: Sources, expected: Shapes, report: Report) -> dict[str, Parameter]:
-    """All parameters the files give, not read yet. `expected`: our path -> shape, of the configuration."""
+def parameters(
+    sources: Sources, expected: Shapes, report: Report, one_dtype: bool = True
+) -> dict[str, Parameter]:
+    """All parameters the files give, not read yet. `expected`: our path -> shape, of the configuration.
+
+    `one_dtype`: a network's tensors in several dtypes are a problem.
+    """
     made = {}
     for group in sources.groups:
         wanted = {
@@ -140,7 +163,7 @@ def parameters(sources: Sources, expected: Shapes, report: Report) -> dict[str, 
             if path.split("/")[0] in group.networks
             and not any(path.startswith(lack + "/") for lack in sources.lacking)
         }
-        made |= assemble(group.tensors, wanted, report, group.prefix)
+        made |= assemble(group.tensors, wanted, report, group.prefix, one_dtype)
     return made
 
 

@@ -6,7 +6,7 @@ difference comes from; and in sequence, on our own outputs, which shows where it
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,8 @@ import numpy as np
 from unitoken_jax.model.decoder import DecoderBlock
 from unitoken_jax.model.layers import LayerNorm, RMSNorm, rope_table
 from unitoken_jax.model.siglip import Siglip, SiglipBlock
-from unitoken_jax.model_dir import load_model
+from unitoken_jax.model_dir import open_model
+from unitoken_jax.param_store import StoredParams
 
 KEYS = {
     "decoder": ("tokens", "states", "hidden", "logits"),
@@ -26,10 +27,10 @@ KEYS = {
 def compare(model: str | os.PathLike, record: str | os.PathLike) -> list[str]:
     """Lines of a table: for each layer the largest difference, in units of the record's root mean square.
 
-    Computed in float32, one layer's weights at a time. ValueError where the record is none, or of another
-    model's shapes.
+    Computed in float32, one layer's weights in memory at a time. ValueError where the record is none, or of
+    another model's shapes.
     """
-    config, params, _, _ = load_model(model)
+    config, params, _, _ = open_model(model)
     with np.load(record, allow_pickle=False) as file:
         found = {name: file[name] for name in file.files}
     parts = [part for part, keys in KEYS.items() if all(f"{part}/{key}" in found for key in keys)]
@@ -39,7 +40,7 @@ def compare(model: str | os.PathLike, record: str | os.PathLike) -> list[str]:
         )
     lines = [f"{'largest difference / root mean square of':<44}{'alone':>10}{'in sequence':>13}"]
     for part in parts:
-        if part not in params:
+        if part not in params.tree:
             raise ValueError(f"{model} has no {part}, which {record} has")
         own = {key: found[f"{part}/{key}"] for key in KEYS[part]}
         depth = getattr(config, part).depth
@@ -49,7 +50,7 @@ def compare(model: str | os.PathLike, record: str | os.PathLike) -> list[str]:
                 f"{getattr(config, part).width}: it is another model's record"
             )
         with jax.default_matmul_precision("highest"):
-            for name, alone, running in _PARTS[part](getattr(config, part), params[part], own):
+            for name, alone, running in _PARTS[part](getattr(config, part), params, own):
                 lines.append(f"{part + ': ' + name:<44}{alone:>10.1e}{running:>13.1e}")
     return lines
 
@@ -59,11 +60,17 @@ def _apart(value: jax.Array, expected: np.ndarray) -> float:
     return float(np.max(np.abs(np.asarray(value, np.float32) - expected)) / max(scale, 1e-12))
 
 
-def _layers(layers: Mapping, states: np.ndarray, block: Callable) -> Iterator[tuple[str, float, float]]:
-    """Rows of the table for stacked `layers`, and at the end our own last state."""
+def _below(params: StoredParams, prefix: str, layer: int | None = None) -> dict:
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params.read_below(prefix, layer))
+
+
+def _layers(
+    params: StoredParams, prefix: str, states: np.ndarray, block: Callable
+) -> Iterator[tuple[str, float, float]]:
+    """Rows of the table for the stacked layers below `prefix`, and at the end our own last state."""
     running = jnp.asarray(states[0])
     for i in range(len(states) - 1):
-        weights = jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf[i], jnp.float32), layers)
+        weights = _below(params, prefix, i)
         running = block(weights, running)
         alone = block(weights, jnp.asarray(states[i]))
         yield f"layer {i}", _apart(alone, states[i + 1]), _apart(running, states[i + 1])
@@ -82,13 +89,13 @@ def _decoder(config, params, record) -> Iterator[tuple[str, float, float]]:
         (x, _), _ = DecoderBlock(config).apply({"params": weights}, carry, 0, rope, segments, positions, True)
         return x[0]
 
-    embedded = np.asarray(params["embed"]["embedding"][tokens], np.float32)
+    embedded = params.read("decoder/embed/embedding")[tokens].astype(np.float32)
     yield "embeddings", _apart(embedded, states[0]), _apart(embedded, states[0])
-    running = yield from _layers(params["layers"], states, block)
-    scale = {"params": {"scale": jnp.asarray(params["norm"]["scale"], jnp.float32)}}
+    running = yield from _layers(params, "decoder/layers", states, block)
+    scale = {"params": _below(params, "decoder/norm")}
     alone, running = (RMSNorm(config.norm_eps).apply(scale, x) for x in (jnp.asarray(states[-1]), running))
     yield "final norm", _apart(alone, record["hidden"]), _apart(running, record["hidden"])
-    head, last = jnp.asarray(params["lm_head"]["kernel"], jnp.float32), len(record["logits"])
+    head, last = _below(params, "decoder/lm_head")["kernel"], len(record["logits"])
     alone, running = (x[-last:] @ head for x in (jnp.asarray(record["hidden"]), running))
     yield "logits", _apart(alone, record["logits"]), _apart(running, record["logits"])
     differ = [np.mean(x.argmax(-1) != record["logits"].argmax(-1)) for x in (alone, running)]
@@ -102,8 +109,8 @@ def _siglip(config, params, record) -> Iterator[tuple[str, float, float]]:
     def block(weights, x):
         return SiglipBlock(config).apply({"params": weights}, x[None])[0][0]
 
-    yield from _layers(params["layers"], states, block)
-    weights = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    yield from _layers(params, "siglip/layers", states, block)
+    weights = _below(params, "siglip")
     alone = LayerNorm(config.norm_eps).apply({"params": weights["norm"]}, jnp.asarray(states[-1]))
     whole = jax.jit(Siglip(config).apply)({"params": weights}, record["picture"][None])[0]
     yield "features (from pixels)", _apart(alone, record["features"]), _apart(whole, record["features"])

@@ -67,4 +67,5 @@ def picture_grammar(config: ModelConfig, vocabulary: Vocabulary, height: int, wi
     """The grammar of a `height` x `width` px picture. ValueError for an unsupported size."""
     begin, *forced = picture_template(config, vocabulary, (height, width)).tolist()
     rows, columns = height // config.vq.stride, width // config.vq.stride
-    return PictureGrammar(rows, columns, begin, np.array(forced, np.int32), vocabulary.code_ids)
+    codes = vocabulary.code_ids[: config.vq.codes]  # a tokenizer may name more than the codebook has
+    return PictureGrammar(rows, columns, begin, np.array(forced, np.int32), codes)

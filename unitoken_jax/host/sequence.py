@@ -192,8 +192,12 @@ def prompt(
 
 
 def picture_prompt(text: str, tokenizer: Tokenizer, config: ModelConfig) -> Example:
-    """The text-to-image prompt of a description: PICTURE_PROMPT + text, ending in begin-of-image."""
-    return prompt(dialogue([[PICTURE_PROMPT + text]]), tokenizer, config, picture=True)
+    """The text-to-image prompt of a description: PICTURE_PROMPT + text, ending in begin-of-image.
+
+    A `text` that begins with PICTURE_PROMPT, as the released data's questions do, gets no second one.
+    """
+    question = PICTURE_PROMPT + text.removeprefix(PICTURE_PROMPT)
+    return prompt(dialogue([[question]]), tokenizer, config, picture=True)
 
 
 def unconditional_prompt(vocabulary: Vocabulary) -> np.ndarray:
