@@ -13,9 +13,8 @@ PANELS = (
     ("learning rate", ("lr",), False),
     ("tokens a second", ("tokens_per_second",), False),
 )
-
-
 COLUMNS = 3
+STYLES = ("-", "--")  # of a panel's numbers; a run has its colour
 
 
 def draw_curves(workdirs, out, labels=None) -> pathlib.Path:
@@ -44,23 +43,27 @@ def draw_curves(workdirs, out, labels=None) -> pathlib.Path:
     for axes, (title, names, logarithmic) in zip(places, panels):
         axes.set(title=title, xlabel="step", yscale="log" if logarithmic else "linear")
         lines = [
-            (rows, name, f"{label} {name}" if len(runs) * len(names) > 1 else None, f"C{number}", style)
-            for number, (label, rows) in enumerate(runs.items())
-            for name, style in zip(names, ("-", "--"))
+            (rows, name, f"C{number}", style)
+            for number, rows in enumerate(runs.values())
+            for name, style in zip(names, STYLES)
         ]
         for line in lines:
             _draw_line(axes, *line)
         limits = axes.get_ylim()  # outliers, such as the step after a checkpoint, do not set the scale
-        for rows, name, _, colour, _ in lines:
+        for rows, name, colour, _ in lines:
             points = _points(rows, name)
             if points:
                 axes.plot(*zip(*points), color=colour, alpha=0.15, linewidth=0.6)
         axes.set_ylim(limits)
         axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[1]:
-            axes.legend(fontsize=6)
+        drawn = [(name, "0.3", style) for name, style in zip(names, STYLES) if name in found]
+        if len(drawn) > 1:
+            _add_legend(axes, drawn)
     for axes in places[len(panels) :]:
-        axes.remove()
+        axes.axis("off")
+    if len(runs) > 1:  # colours mean the same everywhere: one legend, in a free place if there is one
+        free = places[len(panels)] if len(places) > len(panels) else places[0]
+        _add_legend(free, [(label, f"C{number}", "-") for number, label in enumerate(runs)])
     out = pathlib.Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)
@@ -71,7 +74,18 @@ def _points(rows: list[dict], name: str) -> list[tuple[int, float]]:
     return [(row["step"], row[name]) for row in rows if row.get(name) is not None]
 
 
-def _draw_line(axes, rows: list[dict], name: str, label: str | None, colour: str, style: str) -> None:
+def _add_legend(axes, entries: list[tuple[str, str, str]]) -> None:
+    """`entries`: (label, colour, style)."""
+    import matplotlib.lines
+
+    handles = [
+        matplotlib.lines.Line2D([], [], color=colour, linestyle=style, label=label)
+        for label, colour, style in entries
+    ]
+    axes.legend(handles=handles, fontsize=8)
+
+
+def _draw_line(axes, rows: list[dict], name: str, colour: str, style: str) -> None:
     """The running median of `name` over a fiftieth of the run."""
     points = _points(rows, name)
     if not points:
@@ -80,4 +94,4 @@ def _draw_line(axes, rows: list[dict], name: str, label: str | None, colour: str
     window = len(points) // 50 if len(points) >= 100 else 0
     smooth = [statistics.median(values[max(0, i - window) : i + 1]) for i in range(len(values))]
     marker = "." if len(points) < 20 else None
-    axes.plot(steps, smooth, style, color=colour, label=label, marker=marker, linewidth=1.2)
+    axes.plot(steps, smooth, style, color=colour, marker=marker, linewidth=1.2)
