@@ -4,6 +4,7 @@ Users' text never becomes a control id: control names are encoded as plain text 
 clear error where sequences are built (`control_name_in`). Control ids are put in by `host/sequence.py` alone.
 """
 
+import hashlib
 import os
 import pathlib
 import re
@@ -54,6 +55,10 @@ class Tokenizer:
         part = path.with_name(path.name + ".part")
         part.write_text(self._backend.to_str(pretty=False), encoding="utf-8")
         os.replace(part, path)
+
+    def fingerprint(self) -> str:
+        """Changes when any text might be tokenized differently."""
+        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`; never a control id, whatever the text says. No BOS is added."""
