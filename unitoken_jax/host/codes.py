@@ -82,12 +82,15 @@ def pictures_to_encode(conversations: Iterable[Conversation], config: ModelConfi
     """The distinct pictures that have discrete tokens, in order of first appearance."""
     found: dict[str, PictureFile] = {}
     for conversation in conversations:
-        for turn in conversation.turns:
-            if has_codes(turn, config):
-                found.update(
-                    (p.name, p) for p in turn.parts if isinstance(p, PictureFile) and p.name not in found
-                )
+        for picture in codes_needed(conversation, config):
+            found.setdefault(picture.name, picture)
     return list(found.values())
+
+
+def codes_needed(conversation: Conversation, config: ModelConfig) -> list[PictureFile]:
+    """The picture files of a conversation that have discrete tokens, in reading order."""
+    turns = [turn for turn in conversation.turns if has_codes(turn, config)]
+    return [part for turn in turns for part in turn.parts if isinstance(part, PictureFile)]
 
 
 def crops_to_encode(

@@ -31,7 +31,7 @@ from unitoken_jax.host.tokenizer import Tokenizer
 CHUNK = 4096  # rows measured between two looks at the clock, and lost at most when stopped
 ALONE = 32768  # fewer rows are measured faster than workers start
 LENGTHS, RECORDS, PICTURES, BAD = "lengths.npy", "records.npy", "pictures.npy", "bad.jsonl"
-PICTURE_REASONS = ("missing_picture", "corrupt_picture")
+PICTURE_REASONS = ("missing_picture", "corrupt_picture", "missing_codes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,8 +207,7 @@ def measure_again(job: Job, place: pathlib.Path) -> bool:
     lengths = np.load(place / LENGTHS)
     lengths[rows] = table
     save_array(place / LENGTHS, lengths)
-    text = "".join(_line(each) for each in bad).encode()
-    write_whole(place / BAD, lambda out: out.write(text))
+    write_bad(place / BAD, bad)
     return True
 
 
@@ -216,6 +215,12 @@ def read_bad(path: pathlib.Path) -> list[Bad]:
     """The rows a bad.jsonl lists."""
     with open(path, encoding="utf-8") as file:
         return [Bad(**json.loads(line)) for line in file]
+
+
+def write_bad(path: pathlib.Path, bad: list[Bad]) -> None:
+    """Lists bad rows in file `path`, one JSON object a line."""
+    text = "".join(_line(each) for each in bad).encode()
+    write_whole(path, lambda out: out.write(text))
 
 
 def save_array(path: pathlib.Path, array: np.ndarray) -> None:
