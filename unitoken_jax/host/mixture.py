@@ -15,7 +15,7 @@ from unitoken_jax.config import DataConfig
 from unitoken_jax.host import pack, sequence
 from unitoken_jax.host.source import Source
 
-BLOCK = 65536  # examples packed at a time
+BLOCK, LEAST = 65536, 1024  # examples packed at a time, at most and at least
 _PLANS = 3  # blocks whose plans are kept
 
 
@@ -40,7 +40,8 @@ class Pool:
         """`weights` are shares of examples, used where there are several sources."""
         self.sources, self._budget = list(sources), pack.budget(data)
         self._seed = None if seed is None else [seed, self.sources[0].number, len(self.sources)]
-        self._counts = shares(weights, BLOCK)
+        # A few small sets would go through many epochs in a large block, one shuffle each.
+        self._counts = shares(weights, min(BLOCK, max(LEAST, sum(map(len, sources)))))
         self._ends = [0]  # rows before block b
         self._blocks: collections.OrderedDict[int, Block] = collections.OrderedDict()
 
