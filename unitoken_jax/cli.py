@@ -61,8 +61,13 @@ def _parser() -> argparse.ArgumentParser:
         "tokenize", _tokenize, "write the VQ codes of a data set's pictures once, before training"
     )
     _model_argument(tokenize)
-    tokenize.add_argument("--data", required=True, metavar="FILE", help="conversations, JSON or JSONL")
-    tokenize.add_argument("--out", metavar="DIR", help="default: beside the data file, where training looks")
+    tokenize.add_argument("--data", required=True, metavar="DATA", help="JSON, JSONL, ArrayRecord or TFDS")
+    tokenize.add_argument("--out", metavar="DIR", help="default: beside the data, where training looks")
+    tokenize.add_argument("--pictures", metavar="DIR", help="their folder, or tar shards 'x/*.tar'")
+    tokenize.add_argument(
+        "--share", type=_share, metavar="I/N", help="do the I-th of N parts (from 0); the last one joins them"
+    )
+    tokenize.add_argument("--skip", action="store_true", help="report what is bad, and leave it out")
 
     generate = verb("generate", _generate, "draw pictures of a prompt")
     _model_argument(generate)
@@ -144,6 +149,14 @@ def _size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def _share(text: str) -> tuple[int, int]:
+    """ "I/N" -> (I, N)."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r}; expected I/N with I from 0 to N - 1, for example 0/4")
+    return int(index), int(count)
+
+
 def _model(arguments) -> str:
     if arguments.model is None and not pathlib.Path(DEFAULT_MODEL).is_dir():
         raise FileNotFoundError(
@@ -211,8 +224,11 @@ def _score(arguments):
 def _tokenize(arguments):
     from unitoken_jax.generate.tokenize import tokenize
 
-    path = tokenize(_model(arguments), arguments.data, arguments.out)
-    print(path)
+    given = {"pictures": arguments.pictures, "share": arguments.share}
+    settings = {name: value for name, value in given.items() if value is not None}
+    if arguments.skip:
+        settings["on_error"] = lambda error: print(f"left out: {error}", file=sys.stderr)
+    print(tokenize(_model(arguments), arguments.data, arguments.out, **settings))
 
 
 def _generate(arguments):

@@ -162,6 +162,7 @@ class SourceConfig:
     path: str = ""
     weight: float = 1.0  # share of the mixture, in what `DataConfig.mix` says
     pictures: str = ""  # folder, or tar shards "x/*.tar", of relative picture paths; empty: the file's folder
+    codes: str = ""  # folder of VQ codes made beforehand; empty: beside the data
     ratio: float = 1.0  # share of the set's examples that is used at all, always the same ones
     kind: Literal["auto", "json", "array_record", "tfds"] = "auto"
     split: str = "train"  # of a TFDS data set; slices too ("train[:50%]")

@@ -71,6 +71,11 @@ class Index:
         """Every row that cannot be used, in order."""
         return index_build.read_bad(self.folder / BAD)
 
+    def data_digest(self) -> list[str]:
+        """What the function `data_digest` says of the data."""
+        about = json.loads((self.folder / ABOUT).read_text(encoding="utf-8"))
+        return [about["data"], about["shards"]]
+
     @property
     def report(self) -> pathlib.Path:
         """The file that lists the bad rows."""
@@ -148,8 +153,7 @@ def index_folder(config: SourceConfig, folder: str = "") -> pathlib.Path:
 
 def describe(config: SourceConfig, model: ModelConfig, tokenizer: Tokenizer, base: pathlib.Path) -> dict:
     """What an index depends on, for its key and for people."""
-    tars = store_files(config.pictures)
-    data = _stamped(config.path, base) if kind_of(config) == "json" else records_digest(config)
+    data, shards = data_digest(config, base)
     sequence = dataclasses.asdict(model.sequence)
     geometry = ("encoding", "resolution", "grids", "picture_size", "size_unit", "soft_in_answers")
     return {
@@ -157,12 +161,19 @@ def describe(config: SourceConfig, model: ModelConfig, tokenizer: Tokenizer, bas
         "data": data,
         "kind": kind_of(config),
         "pictures": config.pictures,
-        "shards": ends_digest(tars) if tars else "",
+        "shards": shards,
         "tokenizer": tokenizer.fingerprint(),
         "siglip": [model.siglip.image_size, model.siglip.patch_size],
         "vq_stride": model.vq.stride,
         "sequence": {name: sequence[name] for name in geometry},
     }
+
+
+def data_digest(config: SourceConfig, base: pathlib.Path) -> list[str]:
+    """Fingerprints of the records and of tar shards ("" without them); `base` remembers the first."""
+    tars = store_files(config.pictures)
+    data = _stamped(config.path, base) if kind_of(config) == "json" else records_digest(config)
+    return [data, ends_digest(tars) if tars else ""]
 
 
 def _stamped(path: str, base: pathlib.Path) -> str:

@@ -64,7 +64,9 @@ class Source:
         self.path, self.skipped = config.path, 0
         on_error = self._skip if data.on_error == "skip" else None
         self.index = open_index(config, model, tokenizer, folder=data.index, on_error=on_error, share=share)
-        self.codes = read_codes(codes_path(config.path), model) if data.codes == "offline" else None
+        self.codes = None
+        if data.codes == "offline":
+            self.codes = read_codes(config.codes or codes_path(config.path), model)
         usable = self._usable(config.ratio, on_error)
         if not usable.any():
             raise ConversationError(f"{config.path}: holds no usable conversation")
@@ -170,13 +172,15 @@ class Source:
 
     def _without_codes(self, usable: np.ndarray) -> list[Bad]:
         """Rows with a picture whose VQ codes are missing."""
-        bad = []
+        about, bad = self.codes.about, []
+        if about.get("data") == self.index.data_digest() and not about["left_out"]:
+            return bad  # made from this very data, and complete
         for row in np.flatnonzero(usable).tolist():
             conversation = self.index.conversation(row)
             for part in codes_needed(conversation, self.model):
                 if part.name not in self.codes:
                     where = conversation.source
-                    message = f"no VQ codes for {part.name} in {codes_path(self.path)}"
+                    message = f"no VQ codes for {part.name} in {self.codes.path}"
                     bad.append(
                         Bad(row, where, "missing_codes", f"{where}: {message}: run `unitoken tokenize` again")
                     )
