@@ -64,9 +64,8 @@ def test_a_bad_picture_stops_it_before_anything_is_written_or_is_left_out(data):
     codes = read_codes(tokenize(tiny_model(), data, on_error=errors.append), CONFIG)
     assert len(codes) == 2
     assert "1.png" in str(errors[0])
-    assert [json.loads(line)["name"] for line in open(codes_path(data) / "left_out.jsonl")] == [
-        "pictures/1.png"
-    ]
+    (left_out,) = (codes_path(data) / "left_out.jsonl").read_text().splitlines()
+    assert json.loads(left_out)["name"] == "pictures/1.png"
 
 
 def content(path):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import pathlib
 import sys
 
@@ -119,8 +120,15 @@ def _convert_verbs(verb) -> None:
     export.add_argument("--vqgan", action="store_true", help="also the VQ-GAN, as safetensors")
     export.add_argument("--per-head", action="store_true", help="QK-norms as `transformers` wants them")
 
-    inspect = verb("inspect", _inspect, "what a model directory holds")
-    inspect.add_argument("model", nargs="?", metavar="MODEL")
+    inspect = verb("inspect", _inspect, "what a model directory holds, or how training sees a data set")
+    inspect.add_argument("what", nargs="?", metavar="MODEL|DATA", help=f"default: {DEFAULT_MODEL}")
+    inspect.add_argument("--model", metavar="MODEL", help="of a data set: whose tokenizer and settings count")
+    inspect.add_argument(
+        "--row", type=int, action="append", help="example, from 0; may be given several times"
+    )
+    inspect.add_argument("--sheet", metavar="PNG", help="write the example's pictures and crops")
+    inspect.add_argument("--pictures", default="", metavar="DIR", help="their folder, or 'x/*.tar'")
+    inspect.add_argument("--color", choices=("auto", "always", "never"), default="auto")
     inspect.add_argument(
         "--against",
         metavar="RECORD.npz",
@@ -204,6 +212,9 @@ def _export(arguments):
 
 
 def _inspect(arguments):
+    if arguments.what and (arguments.model or _looks_like_data(arguments.what)):
+        return _inspect_data(arguments)
+    arguments.model = arguments.what
     model = _model(arguments)
     if arguments.against:
         from unitoken_jax.evaluate.compare import compare
@@ -213,6 +224,36 @@ def _inspect(arguments):
         from unitoken_jax.conversion import inspect
 
         print("\n".join(inspect(model)))
+
+
+def _looks_like_data(what: str) -> bool:
+    """Whether `what` is a file, a pattern or URL, or a folder of a TFDS data set or ArrayRecord files."""
+    path = pathlib.Path(what)
+    if path.is_file() or "*" in what or "://" in what:
+        return True
+    return (path / "dataset_info.json").exists() or any(path.glob("*array_record*"))
+
+
+def _inspect_data(arguments):
+    from unitoken_jax.config import SourceConfig
+    from unitoken_jax.host.show import inspect_data
+    from unitoken_jax.model_dir import load_settings
+
+    config, tokenizer, _ = load_settings(_model(arguments))
+    lines = inspect_data(
+        SourceConfig(arguments.what, pictures=arguments.pictures),
+        config,
+        tokenizer,
+        arguments.row or [0],
+        sheet=arguments.sheet,
+        colour=_colour(arguments.color),
+    )
+    print("\n".join(lines))
+
+
+def _colour(wanted: str) -> bool:
+    """Whether to write colours; "auto": on a terminal whose user has nothing against them."""
+    return wanted == "always" or (wanted == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ)
 
 
 def _score(arguments):

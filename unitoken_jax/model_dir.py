@@ -126,6 +126,18 @@ def load_model(path: str | os.PathLike, *, mesh=None, dtype: Any = None) -> Load
     import orbax.checkpoint as ocp
 
     path = pathlib.Path(path).absolute()
+    config, tokenizer, manifest = load_settings(path)
+    with ocp.StandardCheckpointer() as checkpointer:
+        stored = checkpointer.metadata(path / PARAMS).item_metadata.tree
+        _check_params(config, stored, str(path / PARAMS))
+        params = checkpointer.restore(path / PARAMS, _targets(config, stored, mesh, dtype))
+    return LoadedModel(config, params, tokenizer, manifest)
+
+
+def load_settings(path: str | os.PathLike) -> tuple[ModelConfig, Tokenizer, dict]:
+    """(config, tokenizer, manifest) of the model directory `path`, without its parameters. Raises as
+    `load_model`."""
+    path = pathlib.Path(path).absolute()
     _check_directory(path)
     try:
         config = from_dict(ModelConfig, json.loads((path / CONFIG).read_text(encoding="utf-8")))
@@ -138,11 +150,7 @@ def load_model(path: str | os.PathLike, *, mesh=None, dtype: Any = None) -> Load
         raise ValueError(
             f"{path} has format {manifest['format']}; this version reads {FORMAT}: update unitoken_jax"
         )
-    with ocp.StandardCheckpointer() as checkpointer:
-        stored = checkpointer.metadata(path / PARAMS).item_metadata.tree
-        _check_params(config, stored, str(path / PARAMS))
-        params = checkpointer.restore(path / PARAMS, _targets(config, stored, mesh, dtype))
-    return LoadedModel(config, params, Tokenizer.load(path / TOKENIZER), manifest)
+    return config, Tokenizer.load(path / TOKENIZER), manifest
 
 
 def is_model_dir(path: str | os.PathLike) -> bool:

@@ -242,6 +242,11 @@ def picture_sizes(conversation: Conversation) -> list[tuple[int, int]]:
     return [_sized(picture, conversation.source) for picture in conversation.pictures]
 
 
+def crop_count(height: int, width: int, config: ModelConfig) -> int:
+    """SigLIP crops of a height x width px picture that has continuous tokens."""
+    return anyres.crop_count(height, width, config.siglip, config.sequence)
+
+
 def text_ids(text: str, tokenizer: Tokenizer, source: str) -> list[int]:
     """Ids of users' text. Raises ConversationError where it spells a control token's name."""
     if name := tokenizer.control_name_in(text):

@@ -77,6 +77,14 @@ class Tokenizer:
         kept = [int(i) for i in ids if 0 <= i < size and int(i) not in self._control_ids]
         return self._backend.decode(kept, skip_special_tokens=False)
 
+    def is_control(self, token: int) -> bool:
+        """Whether `token` is a control id."""
+        return token in self._control_ids
+
+    def name(self, token: int) -> str:
+        """How the vocabulary writes id `token`; "?" where it has none."""
+        return self._backend.id_to_token(token) or "?"
+
     def control_name_in(self, text: str) -> str | None:
         """The first control token's name that `text` spells out, or None."""
         for match in _CONTROL_SHAPE.finditer(text):
