@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import pickle
 import signal
 import subprocess
@@ -161,6 +162,14 @@ def lines_of_text(path, count):
     path.write_text("".join('{"conversations": ' + turns % i + "}\n" for i in range(count)))
 
 
+def runs(process: str) -> bool:
+    """Whether a process is there, and not only waiting for someone to ask how it ended."""
+    try:
+        return pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 BUILD = """
 import sys
 from test_index import *
@@ -185,12 +194,14 @@ def test_killed_it_goes_on_with_what_was_done(tmp_path):
     while len(done()) < 3:
         assert process.poll() is None
         time.sleep(0.01)
+    workers = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(workers) == 2
     process.send_signal(signal.SIGKILL)
     process.wait()
-    time.sleep(0.5)
+    while any(map(runs, workers)):
+        time.sleep(0.01)  # until each has ended the chunk it was at
     kept = {chunk: chunk.stat().st_mtime_ns for chunk in done()}
-    time.sleep(0.5)
-    assert len(done()) == len(kept) < 15  # nobody measures on
+    assert len(kept) < 15
     measured = []
     original = index_build.Measurer.rows
     with pytest.MonkeyPatch.context() as patch:

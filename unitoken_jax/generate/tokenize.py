@@ -19,6 +19,7 @@ from unitoken_jax.host.index import data_digest, index_folder
 from unitoken_jax.host.picture import PictureError
 from unitoken_jax.host.picture_store import name_hash
 from unitoken_jax.host.records import kind_of
+from unitoken_jax.host.storage import save_array
 from unitoken_jax.model_dir import UniToken
 
 WORK = "work.npy"
@@ -106,7 +107,7 @@ class _Work:
         self._measurer = index_build.Measurer(job, folder)
         self._config: ModelConfig = model.config
         if not (folder / WORK).exists():
-            index_build.save_array(folder / WORK, self._find(on_error))
+            save_array(folder / WORK, self._find(on_error))
         self._table = np.load(folder / WORK)
 
     def __len__(self) -> int:

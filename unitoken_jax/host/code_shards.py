@@ -16,7 +16,7 @@ import numpy as np
 
 from unitoken_jax.host.picture_store import name_hashes
 from unitoken_jax.host.records import array_record_module
-from unitoken_jax.host.storage import explained, write_whole
+from unitoken_jax.host.storage import explained, save_array, write_whole
 from unitoken_jax.host.tf_example import encode_example
 
 SHARD = 8192  # pictures a shard; with 1,024 codes each about 16 MB
@@ -111,7 +111,8 @@ def write_shard(
     except OSError as error:
         raise explained(error, path) from error
     except RuntimeError as error:  # what the library raises for a failed write
-        raise explained(OSError(errno.ENOSPC, str(error)), path) from error
+        full = any(words in str(error) for words in ("No space left", "File too large", "quota"))
+        raise explained(OSError(errno.ENOSPC if full else errno.EIO, str(error), str(path)), path) from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -138,7 +139,7 @@ def finish(folder: pathlib.Path, path: pathlib.Path, count: int) -> bool:
     joined = np.concatenate(hashes)
     order = np.argsort(joined, kind="stable")
     table = np.stack([joined[order].view(np.int64), order], 1)
-    write_whole(folder / NAMES, lambda out: np.save(out, table))
+    save_array(folder / NAMES, table)
     text = "".join(json.dumps(each) + "\n" for each in left_out).encode()
     write_whole(folder / LEFT_OUT, lambda out: out.write(text))
     about = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))

@@ -25,7 +25,7 @@ from unitoken_jax.host.conversation import ConversationError, parse
 from unitoken_jax.host.picture import PictureError
 from unitoken_jax.host.picture_store import is_tar, open_pictures, scan_tars
 from unitoken_jax.host.records import kind_of, open_records, scan_json
-from unitoken_jax.host.storage import write_whole
+from unitoken_jax.host.storage import save_array, write_whole
 from unitoken_jax.host.tokenizer import Tokenizer
 
 CHUNK = 4096  # rows measured between two looks at the clock, and lost at most when stopped
@@ -185,13 +185,22 @@ def main() -> None:
 def join(job: Job, folder: pathlib.Path) -> None:
     """Writes the index's arrays into `folder` from all chunks and tables of `job`."""
     rows = len(open_records(job.config, _table(job.folder / RECORDS)))
-    lengths = np.lib.format.open_memmap(folder / LENGTHS, "w+", np.int32, (rows, 4))
-    with open(folder / BAD, "wb") as bad:
-        for number in range(-(-rows // CHUNK)):
+    chunks = range(-(-rows // CHUNK))
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int32)), "fortran_order": False}
+
+    def lengths(out) -> None:  # not through a memory map: a full disk would end the process
+        np.lib.format.write_array_header_1_0(out, header | {"shape": (rows, 4)})
+        for number in chunks:
             with np.load(job.chunk(number)) as chunk:
-                lengths[number * CHUNK :][:CHUNK] = chunk["lengths"]
-                bad.write(chunk["bad"].tobytes())
-    lengths.flush()
+                out.write(chunk["lengths"].tobytes())
+
+    def bad(out) -> None:
+        for number in chunks:
+            with np.load(job.chunk(number)) as chunk:
+                out.write(chunk["bad"].tobytes())
+
+    write_whole(folder / LENGTHS, lengths)
+    write_whole(folder / BAD, bad)
     for name in (RECORDS, PICTURES):
         if (job.folder / name).exists():
             shutil.copyfile(job.folder / name, folder / name)  # another process may still read it
@@ -221,11 +230,6 @@ def write_bad(path: pathlib.Path, bad: list[Bad]) -> None:
     """Lists bad rows in file `path`, one JSON object a line."""
     text = "".join(_line(each) for each in bad).encode()
     write_whole(path, lambda out: out.write(text))
-
-
-def save_array(path: pathlib.Path, array: np.ndarray) -> None:
-    """Writes an .npy file, whole or not at all."""
-    write_whole(path, lambda out: np.save(out, array))
 
 
 def _line(bad: Bad) -> str:

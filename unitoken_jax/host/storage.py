@@ -15,6 +15,8 @@ import threading
 import uuid
 from collections.abc import Callable
 
+import numpy as np
+
 ENDS = 1 << 16  # bytes at both ends of a large file that its fingerprint covers
 
 
@@ -187,9 +189,21 @@ def write_whole(path: pathlib.Path, write: Callable[[io.BufferedWriter], object]
         part.unlink(missing_ok=True)
 
 
+def save_array(path: pathlib.Path, array: np.ndarray) -> None:
+    """Writes an .npy file, whole or not at all."""
+    write_whole(path, lambda out: np.save(Checked(out), array))
+
+
+class Checked:
+    """A file for numpy to write to: given a real one it writes past Python, and a full disk goes unseen."""
+
+    def __init__(self, file: io.BufferedWriter):
+        self.write = file.write
+
+
 def explained(error: OSError, path: os.PathLike) -> OSError:
     """`error`, or one that says more where the disk is full."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return error
     return OSError(
         error.errno,
