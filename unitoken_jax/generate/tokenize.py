@@ -13,13 +13,13 @@ from tqdm import tqdm
 from unitoken_jax.config import ModelConfig, SourceConfig
 from unitoken_jax.generate.image import BATCH, encode_pictures
 from unitoken_jax.host import code_shards, index_build
-from unitoken_jax.host.codes import codes_needed, codes_path, crop_to_encode, describe_codes
+from unitoken_jax.host.codes import codes_name, codes_needed, codes_path, crop_to_encode, describe_codes
 from unitoken_jax.host.conversation import ConversationError, PictureFile, parse
 from unitoken_jax.host.index import data_digest, index_folder
 from unitoken_jax.host.picture import PictureError
 from unitoken_jax.host.picture_store import name_hash
 from unitoken_jax.host.records import kind_of
-from unitoken_jax.host.storage import save_array
+from unitoken_jax.host.storage import is_remote, save_array
 from unitoken_jax.model_dir import UniToken
 
 WORK = "work.npy"
@@ -52,9 +52,7 @@ def tokenize(
     source = data if isinstance(data, SourceConfig) else SourceConfig(str(data), pictures=str(pictures))
     model = model if isinstance(model, UniToken) else UniToken.load(model)
     model.require("vqgan/encoder", "tokenizing")
-    path = codes_path(source.path)
-    if out is not None:
-        path = pathlib.Path(out) / path.name
+    path = codes_path(source.path) if out is None else pathlib.Path(out) / codes_name(source.path)
     about = _about(model, source)
     if not code_shards.is_complete(path, about):
         with code_shards.building(path, about) as folder:
@@ -62,7 +60,7 @@ def tokenize(
             count = code_shards.shard_count(len(work))
             _write_shards(model, work, folder, range(share[0], count, share[1]), count, batch, on_error)
             code_shards.finish(folder, path, count)
-    if out is not None and kind_of(source) == "json":
+    if out is not None and kind_of(source) == "json" and not is_remote(source.path):
         _copy_beside(pathlib.Path(source.path), path.parent)
     return path
 

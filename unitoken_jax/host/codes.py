@@ -24,13 +24,22 @@ from unitoken_jax.host.picture import discrete_crop, open_picture
 from unitoken_jax.host.picture_store import name_hash
 from unitoken_jax.host.records import array_record_module
 from unitoken_jax.host.sequence import has_codes
+from unitoken_jax.host.storage import is_remote
 from unitoken_jax.host.tf_example import decode_example
 
 
 def codes_path(data: str | os.PathLike) -> pathlib.Path:
-    """Where the codes of data set `data` live: train.jsonl -> train.jsonl.codes."""
-    data = pathlib.Path(data)
-    return data.with_name(data.name.replace("*", "_").replace("?", "_") + ".codes")
+    """Where the codes of a local data set live: train.jsonl -> train.jsonl.codes."""
+    if is_remote(data):
+        raise CodesError(
+            f"{data} is remote, and codes are kept on a local disk: tokenize with `out`, and set its `codes`"
+        )
+    return pathlib.Path(data).with_name(codes_name(data))
+
+
+def codes_name(data: str | os.PathLike) -> str:
+    """The name of the folder of codes of `data`."""
+    return pathlib.PurePosixPath(data).name.replace("*", "_").replace("?", "_") + ".codes"
 
 
 def describe_codes(config: ModelConfig, **more) -> dict:
