@@ -231,6 +231,19 @@ def test_processes_share_the_work(tmp_path, monkeypatch):
     assert stamps == [job.chunk(i).stat().st_mtime_ns for i in range(10)]
 
 
+def test_another_process_may_be_faster(data, monkeypatch):
+    """It finishes, and removes the chunks, while this one is still measuring."""
+    measure_all = index_build.measure_all
+
+    def overtaken(job, *rest):
+        monkeypatch.setattr(index_build, "measure_all", measure_all)
+        make(data)
+        index_build.save_array(job.chunk(0), np.zeros(1))
+
+    monkeypatch.setattr(index_build, "measure_all", overtaken)
+    assert len(make(data)) == len(KINDS)
+
+
 def test_a_failing_worker_says_why(tmp_path, monkeypatch):
     path = tmp_path / "a.jsonl"
     lines_of_text(path, 9000)

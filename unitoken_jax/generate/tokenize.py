@@ -1,5 +1,6 @@
 """A data set's pictures -> VQ codes, once, so that training need not make them (`data.codes = "offline"`)."""
 
+import array
 import concurrent.futures
 import hashlib
 import os
@@ -122,7 +123,7 @@ class _Work:
 
     def _find(self, on_error) -> np.ndarray:
         """int64[N, 2]: conversation, and which of its pictures."""
-        seen, rows = set(), []
+        marks, rows, parts = array.array("Q"), array.array("q"), array.array("q")
         for row in tqdm(range(len(self._measurer.records)), unit="row", disable=None, leave=False):
             try:
                 needed = self._needed(row)
@@ -131,12 +132,11 @@ class _Work:
                     raise
                 on_error(error)
                 continue
-            for part, picture in enumerate(needed):
-                mark = name_hash(picture.name)
-                if mark not in seen:
-                    seen.add(mark)
-                    rows.append((row, part))
-        return np.array(rows, np.int64).reshape(-1, 2)
+            marks.extend(name_hash(picture.name) for picture in needed)
+            rows.extend([row] * len(needed))
+            parts.extend(range(len(needed)))
+        _, first = np.unique(np.array(marks), return_index=True)
+        return np.stack([np.array(rows), np.array(parts)], 1)[np.sort(first)].astype(np.int64)
 
 
 def _encoded(

@@ -149,6 +149,8 @@ def finish(folder: pathlib.Path, path: pathlib.Path, count: int) -> bool:
     write_whole(folder / ABOUT, lambda out: out.write(text))
     for shard in shards:
         _side(shard).unlink()
+    for part in folder.glob(".*.part"):  # of writers that were killed
+        part.unlink()
     (folder / SETTINGS).unlink()
     shutil.rmtree(folder / WORK, ignore_errors=True)
     shutil.rmtree(path, ignore_errors=True)

@@ -113,8 +113,12 @@ def open_index(
     place = base / key[:16]
     job = index_build.Job(config, model, tokenizer, base / f"{key[:16]}.building", key)
     if not (place / ABOUT).exists():
-        index_build.measure_all(job, workers, share, on_error)
-        _finish(job, place, about)
+        try:
+            index_build.measure_all(job, workers, share, on_error)
+            _finish(job, place, about)
+        except (OSError, RuntimeError):
+            if not (place / ABOUT).exists():  # else another process was faster, and has cleaned up behind us
+                raise
     index = Index(config, place, key)
     if on_error is None and index.bad() and index_build.measure_again(job, place):
         index = Index(config, place, key)
@@ -206,12 +210,6 @@ def _finish(job: "index_build.Job", place: pathlib.Path, about: dict) -> None:
         text = json.dumps(about, indent=1).encode()
         write_whole(part / ABOUT, lambda out: out.write(text))
         os.rename(part, place)
-    except FileNotFoundError:
-        if not (place / ABOUT).exists():  # else another process joined them first, and cleaned up
-            raise
-    except OSError:
-        if not (place / ABOUT).exists():
-            raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
     shutil.rmtree(job.folder, ignore_errors=True)

@@ -106,7 +106,7 @@ def measure_all(job: Job, workers: int | None, share: tuple[int, int], on_error)
         raise ConversationError(f"{job.config.path}: holds no usable conversation")
     chunks = -(-rows // CHUNK)
     if workers is None:
-        workers = len(os.sched_getaffinity(0)) if rows > ALONE else 1
+        workers = cores() if rows > ALONE else 1
     workers = min(workers, chunks)
     name = pathlib.PurePath(job.config.path).name
     with tqdm(total=rows, unit="row", desc=f"measuring {name}", disable=None, leave=False) as bar:
@@ -115,6 +115,11 @@ def measure_all(job: Job, workers: int | None, share: tuple[int, int], on_error)
                 bar.update(min(CHUNK, rows - bar.n))
         else:
             _in_processes(job, workers, share, chunks, bar)
+
+
+def cores() -> int:
+    """Cores this process may use, as far as the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def prepare(job: Job, on_error) -> None:

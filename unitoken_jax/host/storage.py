@@ -75,7 +75,7 @@ class RandomFile:
         if self._file is None:
             with self._lock:
                 self._file = self._file or self.path.open("rb")
-        if isinstance(self.path, pathlib.Path):
+        if isinstance(self.path, pathlib.Path) and hasattr(os, "pread"):
             return os.pread(self._file.fileno(), size, start)
         with self._lock:
             self._file.seek(start)
