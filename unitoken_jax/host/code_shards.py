@@ -127,8 +127,19 @@ def finish(folder: pathlib.Path, path: pathlib.Path, count: int) -> bool:
     An older `path` is replaced.
     """
     shards = [folder / shard_name(shard, count) for shard in range(count)]
-    if not all(shard.exists() for shard in shards):
-        return path.exists()
+    if all(shard.exists() for shard in shards):
+        try:
+            _join(folder, shards)
+            shutil.rmtree(path, ignore_errors=True)
+            os.rename(folder, path)
+        except OSError:
+            if folder.exists():  # else another process has joined the shards meanwhile
+                raise
+    return path.exists()
+
+
+def _join(folder: pathlib.Path, shards: list[pathlib.Path]) -> None:
+    """Writes what makes the shards a whole, and removes what only their making needed."""
     hashes, largest, left_out = [], -1, []
     for shard in shards:
         with np.load(_side(shard)) as side:
@@ -138,8 +149,7 @@ def finish(folder: pathlib.Path, path: pathlib.Path, count: int) -> bool:
     sizes = [[len(part), shard.stat().st_size] for part, shard in zip(hashes, shards)]
     joined = np.concatenate(hashes)
     order = np.argsort(joined, kind="stable")
-    table = np.stack([joined[order].view(np.int64), order], 1)
-    save_array(folder / NAMES, table)
+    save_array(folder / NAMES, np.stack([joined[order].view(np.int64), order], 1))
     text = "".join(json.dumps(each) + "\n" for each in left_out).encode()
     write_whole(folder / LEFT_OUT, lambda out: out.write(text))
     about = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
@@ -147,15 +157,9 @@ def finish(folder: pathlib.Path, path: pathlib.Path, count: int) -> bool:
     write_metadata(folder, about)
     text = json.dumps(about, indent=1).encode()
     write_whole(folder / ABOUT, lambda out: out.write(text))
-    for shard in shards:
-        _side(shard).unlink()
-    for part in folder.glob(".*.part"):  # of writers that were killed
-        part.unlink()
-    (folder / SETTINGS).unlink()
+    for needless in [*map(_side, shards), *folder.glob(".*.part"), folder / SETTINGS]:
+        needless.unlink()
     shutil.rmtree(folder / WORK, ignore_errors=True)
-    shutil.rmtree(path, ignore_errors=True)
-    os.rename(folder, path)
-    return True
 
 
 def write_metadata(folder: pathlib.Path, about: dict) -> None:

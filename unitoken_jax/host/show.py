@@ -38,26 +38,23 @@ class Run:
 
 
 def kinds(example: Example, tokenizer: Tokenizer) -> np.ndarray:
-    """str[n]: the kind of each token."""
+    """str[n]: the kind of each token. New-lines between rows of codes or features belong to them."""
     found = np.full(len(example.tokens), TEXT, object)
     found[[tokenizer.is_control(token) for token in example.tokens.tolist()]] = CONTROL
     codes = tokenizer.vocabulary.codes_of_ids
     found[codes[np.clip(example.tokens, 0, len(codes) - 1)] >= 0] = DISCRETE
     found[example.code_index != NO_INDEX] = DISCRETE
     found[example.soft_index != NO_INDEX] = CONTINUOUS
+    lines = np.flatnonzero(example.tokens == tokenizer.vocabulary.new_line)
+    for place in lines[lines > 0].tolist():
+        if found[place - 1] in (DISCRETE, CONTINUOUS):
+            found[place] = found[place - 1]
     return found
 
 
 def runs(example: Example, tokenizer: Tokenizer) -> list[Run]:
-    """The example as runs of one kind that are all learnt or all not.
-
-    New-lines between rows of codes or features belong to them.
-    """
+    """The example as runs of one kind that are all learnt or all not."""
     kind, learnt = kinds(example, tokenizer), example.labels >= 0
-    lines = np.flatnonzero(example.tokens == tokenizer.vocabulary.new_line)
-    for place in lines[lines > 0].tolist():
-        if kind[place - 1] in (DISCRETE, CONTINUOUS):
-            kind[place] = kind[place - 1]
     changes = np.flatnonzero((kind[1:] != kind[:-1]) | (learnt[1:] != learnt[:-1])) + 1
     found = []
     for start, end in zip([0, *changes], [*changes, len(kind)]):
