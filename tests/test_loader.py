@@ -1,6 +1,9 @@
 """The stream of batches: exact resume, any number of processes, mixtures, bad input."""
 
 import dataclasses
+import gc
+import os
+import pathlib
 import time
 
 import numpy as np
@@ -114,7 +117,11 @@ def test_worker_processes_make_the_same_stream(data):
     for expected in alone[:2]:
         assert batches_equal(next(loader), expected)
     state = loader.state()
+    maps = pathlib.Path("/proc/self/maps").read_text().splitlines()
+    shared = {line.split()[5] for line in maps if "/dev/shm/psm_" in line}
     loader.close()
+    gc.collect()
+    assert not any(map(os.path.exists, shared))  # what batches came in is freed
     again = load(config)
     again.restore(state)
     assert batches_equal(take(again, 1)[0], alone[2])

@@ -93,7 +93,10 @@ class Loader:
     def __next__(self) -> Batch:
         if self._iterator is None:
             self._iterator = self._open()
-        return next(self._iterator)
+        batch = next(self._iterator)
+        if self._config.workers:  # in memory shared with a worker, which a batch should not keep
+            batch = {name: np.array(value) for name, value in batch.items()}
+        return batch
 
     def state(self) -> int:
         """The next global row: what `restore` needs to go on with the batch after the last one yielded."""
