@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-import signal
+import pathlib
 import subprocess
 import sys
 import time
@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 from host_data import DRAWING, QUESTION, TEXT, data_config, write_data
+from test_index import runs
 from tiny_model import CONFIG, tiny_tokenizer
 
 from unitoken_jax.config import SourceConfig
@@ -60,6 +61,12 @@ def lines(folder, count):
     return found
 
 
+def children(process: int) -> list[str]:
+    """Processes that `process` has started."""
+    tasks = pathlib.Path(f"/proc/{process}/task").glob("*/children")
+    return [child for task in tasks for child in task.read_text().split()]
+
+
 def run(folder, count, workers, state, steps):
     """Starts `count` processes at `state` and kills them all once each has made `steps` batches."""
     (folder / "process.py").write_text(PROCESS)
@@ -72,7 +79,6 @@ def run(folder, count, workers, state, steps):
             [sys.executable, str(folder / "process.py"), str(folder)]
             + [str(value) for value in (index, count, workers, state, 0.02)],
             env=environment,
-            start_new_session=True,
         )
         for index in range(count)
     ]
@@ -81,9 +87,12 @@ def run(folder, count, workers, state, steps):
             assert all(process.poll() is None for process in running)
             time.sleep(0.02)
     finally:
+        started = [child for process in running for child in children(process.pid)]
         for process in running:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
             process.wait()
+    while any(map(runs, started)):
+        time.sleep(0.01)  # workers end with the process that started them
     return lines(folder, count)
 
 

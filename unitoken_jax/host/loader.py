@@ -7,7 +7,10 @@ integer, the next global row, and means the same on any number of processes and 
 import dataclasses
 import hashlib
 import json
+import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -166,6 +169,10 @@ class _Rows:
     start: int
     process_count: int
 
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        _end_with_parent()
+
     def __len__(self) -> int:
         return sys.maxsize // 2
 
@@ -178,6 +185,16 @@ class _Rows:
         examples = self.mixture.row(self.start + batch * self.config.rows + place)
         made = pack.batch_of([examples], self.config, self.model)
         return {name: array[0] for name, array in made.items()}
+
+
+def _end_with_parent() -> None:
+    """In a worker process: ends it when the one that started it is gone, which grain leaves to chance.
+
+    A worker of a process that was killed would otherwise wait for ever, and keep its shared memory.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 class Validation:
