@@ -8,7 +8,17 @@ import time
 
 import numpy as np
 import pytest
-from host_data import DRAWING, QUESTION, TEXT, batches_equal, data_config, with_sequence, write_data
+from host_data import (
+    DRAWING,
+    QUESTION,
+    TEXT,
+    batches_equal,
+    data_config,
+    with_sequence,
+    write_array_record,
+    write_data,
+    write_tfds,
+)
 from tiny_model import CONFIG, tiny_tokenizer
 
 from unitoken_jax.config import SourceConfig
@@ -178,6 +188,28 @@ def test_mixed_sources(tmp_path):
     text_only = np.concatenate([(batch["soft_index"] < 0).all(1) for batch in batches])
     assert text_only.sum() == 4
     assert loader.describe()["examples"] == 23
+
+
+@pytest.mark.slow
+def test_every_kind_of_source_in_one_mixture(tmp_path):
+    """From two kinds of processes alike; the second start finds the indexes beside the data."""
+    jsonl = write_data(tmp_path / "jsonl", KINDS)
+    records = write_data(tmp_path / "records", KINDS)
+    write_array_record(tmp_path / "records" / "x.array_record", records.read_bytes().splitlines())
+    sources = (
+        SourceConfig(str(jsonl)),
+        SourceConfig(str(tmp_path / "records" / "*array_record*")),
+        SourceConfig(str(write_tfds(tmp_path, 9)), mapping="host_data:tfds_conversation"),
+    )
+    config = data_config(sources=sources, mix="examples")
+    alone = take(load(config), 5)
+    other = take(load(dataclasses.replace(config, workers=1)), 5)
+    assert all(batches_equal(a, b) for a, b in zip(alone, other))
+    loader = load(config)
+    held = [name for k in range(60) for name in loader.names(k)]
+    counts = [sum(name[0] == source for name in held) for source in range(3)]
+    assert max(counts) - min(counts) < 40
+    assert loader.describe()["examples"] == 2 * len(KINDS) + 9
 
 
 def test_offline_codes(data):

@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+from host_data import write_array_record, write_tfds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -90,13 +91,6 @@ def test_a_huge_record_is_refused_unread(tmp_path, monkeypatch):
         found.read(1)
 
 
-def write_array_record(path, items):
-    writer = records.array_record_module().ArrayRecordWriter(str(path), "group_size:1")
-    for item in items:
-        writer.write(item)
-    writer.close()
-
-
 def test_array_records(tmp_path):
     for number, values in enumerate((VALUES[:3], VALUES[3:])):
         path = tmp_path / f"x.array_record-{number:05}-of-00002"
@@ -114,39 +108,9 @@ def test_array_records(tmp_path):
         count_records(str(tmp_path / "none"))
 
 
-def as_conversation(example):
-    """A mapping for `test_tfds`."""
-    turns = [{"from": "human", "value": "<image>" + example["question"].decode()}]
-    turns.append({"from": "gpt", "value": example["answer"].decode()})
-    return {"conversations": turns, "image": example["picture"]}
-
-
 def test_tfds(tmp_path):
-    import tensorflow_datasets as tfds
-    from tiny_model import noise
-
-    features = tfds.features.FeaturesDict(
-        {"question": tfds.features.Text(), "answer": tfds.features.Text(), "picture": tfds.features.Image()}
-    )
-    noise(3, 24, 16).save(tmp_path / "p.png")
-    serialize = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
-    items = [
-        serialize.serialize_example(
-            features.encode_example({"question": f"q{i}", "answer": f"a{i}", "picture": tmp_path / "p.png"})
-        )
-        for i in range(5)
-    ]
-    folder = tmp_path / "vqa" / "1.0.0"
-    folder.mkdir(parents=True)
-    write_array_record(folder / "vqa-train.array_record-00000-of-00001", items)
-    template = tfds.core.ShardedFileTemplate(
-        data_dir=folder, dataset_name="vqa", split="train", filetype_suffix="array_record"
-    )
-    split = tfds.core.SplitInfo(name="train", shard_lengths=[5], num_bytes=0, filename_template=template)
-    tfds.folder_dataset.write_metadata(
-        data_dir=folder, features=features, split_infos=[split], check_data=False
-    )
-    config = SourceConfig(str(folder), split="train[1:]", mapping="test_records:as_conversation")
+    folder = write_tfds(tmp_path, 5)
+    config = SourceConfig(str(folder), split="train[1:]", mapping="host_data:tfds_conversation")
     found = pickle.loads(pickle.dumps(open_records(config)))
     assert len(found) == 4
     conversation = parse(found.read(2), found.where(2), None)
@@ -157,7 +121,7 @@ def test_tfds(tmp_path):
     with pytest.raises(ConversationError, match=r"example 0: the mapping of fields .* failed \(KeyError"):
         open_records(SourceConfig(str(folder))).read(0)
     with pytest.raises(ValueError, match="has no function 'nothing'"):
-        open_records(SourceConfig(str(folder), mapping="test_records:nothing"))
+        open_records(SourceConfig(str(folder), mapping="host_data:nothing"))
     digest = records.records_digest(config)
     assert digest == records.records_digest(config)
     assert digest != records.records_digest(SourceConfig(str(folder), mapping=config.mapping))

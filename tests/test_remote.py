@@ -77,5 +77,6 @@ def test_tar_shards(tmp_path):
 
 
 def test_codes_are_kept_on_a_local_disk():
-    with pytest.raises(CodesError, match=r"gs://b/a\.jsonl is remote.*set its `codes`"):
-        codes_path("gs://b/a.jsonl")
+    for path in ("gs://b/a.jsonl", "docvqa:1.0.0"):
+        with pytest.raises(CodesError, match=f"{path} is no local file.*set the source's `codes`"):
+            codes_path(path)

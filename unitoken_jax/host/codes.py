@@ -30,9 +30,11 @@ from unitoken_jax.host.tf_example import decode_example
 
 def codes_path(data: str | os.PathLike) -> pathlib.Path:
     """Where the codes of a local data set live: train.jsonl -> train.jsonl.codes."""
-    if is_remote(data):
+    by_name = ":" in os.path.basename(data) and not os.path.exists(data)  # a TFDS data set
+    if by_name or is_remote(data):
         raise CodesError(
-            f"{data} is remote, and codes are kept on a local disk: tokenize with `out`, and set its `codes`"
+            f"{data} is no local file, and codes are kept on a local disk: tokenize with `out`, and set the "
+            "source's `codes`"
         )
     return pathlib.Path(data).with_name(codes_name(data))
 

@@ -145,12 +145,14 @@ def report_bad(bad: list[index_build.Bad], report: pathlib.Path, on_error) -> No
 def index_folder(config: SourceConfig, folder: str = "") -> pathlib.Path:
     """Where the indexes of a source are kept."""
     path = config.path
+    by_name = kind_of(config) == "tfds" and not os.path.isdir(path)
     name = pathlib.PurePosixPath(path.rstrip("/")).name.replace("*", "_").replace("?", "_") + ".index"
-    beside = None if is_remote(path) else pathlib.Path(path).absolute().parent
+    beside = None if by_name or is_remote(path) else pathlib.Path(path).absolute().parent
     if not folder and beside is not None and os.access(beside, os.W_OK):
         return beside / name
     # Elsewhere two data sets may have the same name.
-    mark = hashlib.sha256((path if is_remote(path) else os.path.abspath(path)).encode()).hexdigest()[:8]
+    whole = path if by_name or is_remote(path) else os.path.abspath(path)
+    mark = hashlib.sha256(whole.encode()).hexdigest()[:8]
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return pathlib.Path(folder or os.path.join(cache, "unitoken", "index")) / f"{mark}-{name}"
 

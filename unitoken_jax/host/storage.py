@@ -44,6 +44,8 @@ def expand(pattern: str | os.PathLike, suffix: str = "") -> list:
             found = [as_path(each) for each in as_path(folder).glob(name)]
         else:
             found = [pathlib.Path(each) for each in glob.glob(text)]
+        # An index beside the data may have a name that the pattern fits too.
+        found = [each for each in found if each.is_file()]
     elif path.is_dir():
         found = [each for each in path.iterdir() if suffix in each.name and each.is_file()]
     else:
