@@ -42,10 +42,8 @@ def test_lines_and_arrays(tmp_path, monkeypatch, bom, block):
     assert read_all(tmp_path / "wrong.json")[0] == VALUES
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.recursive(st.text() | st.integers(), lambda inner: st.lists(inner)), max_size=6), st.data()
-)
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.recursive(st.text() | st.integers(), st.lists, max_leaves=5), max_size=6), st.data())
 def test_any_array_in_any_block_size(tmp_path_factory, values, data):
     path = tmp_path_factory.getbasetemp() / "any.json"
     text = "[" + ",".join(json.dumps({"v": v}, ensure_ascii=data.draw(st.booleans())) for v in values) + "]"
@@ -120,6 +118,9 @@ def test_tfds(tmp_path):
     assert picture.name == f"{folder}[train[1:]]:example 2, picture 1"
     with pytest.raises(ConversationError, match=r"example 0: the mapping of fields .* failed \(KeyError"):
         open_records(SourceConfig(str(folder))).read(0)
+    for path, split in ((folder, "test"), ("no_such_set:1.0.0", "train")):
+        with pytest.raises(ConversationError, match=f"{path}: TFDS cannot open split '{split}' of it"):
+            open_records(SourceConfig(str(path), kind="tfds", split=split))
     with pytest.raises(ValueError, match="has no function 'nothing'"):
         open_records(SourceConfig(str(folder), mapping="host_data:nothing"))
     digest = records.records_digest(config)
