@@ -128,11 +128,9 @@ class TfdsRecords:
             raw = {name: tfds.decode.SkipDecoding() for name in _image_features(tfds, builder.info.features)}
             self._examples = builder.as_data_source(self.split, decoders=raw or None)
         except Exception as error:  # tfds raises many kinds for a missing set or split, or unprepared data
-            (reason, *_) = str(error).splitlines() or [
-                type(error).__name__
-            ]  # the rest lists all sets there are
+            first = (str(error).splitlines() or [type(error).__name__])[0]  # more would list every set
             raise ConversationError(
-                f"{self.path}: TFDS cannot open split {self.split!r} of it ({reason}); expected the folder of "
+                f"{self.path}: TFDS cannot open split {self.split!r} of it ({first}); expected the folder of "
                 "a prepared data set, or the name of one in TFDS_DATA_DIR"
             ) from None
         self._map = mapping_function(self.mapping) if self.mapping else _as_conversation
