@@ -166,6 +166,7 @@ def test_mixture_keeps_proportions_and_order(weights):
     counts = np.zeros(len(weights), int)
     for k, (which, place) in enumerate(rows):
         assert place == counts[which]
+        assert mixture.reached(k) == counts.tolist()
         counts[which] += 1
         if k % 97 == 0:
             assert np.abs(counts - shares * (k + 1)).max() < len(weights) + 3 * (1 + k // 1024)

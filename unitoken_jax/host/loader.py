@@ -79,7 +79,7 @@ class Loader:
         names = ("row_length", "row_crops", "row_pictures", "codes", "prompt_dropout", "mix", "mixture_start")
         settings = {name: getattr(self._config, name) for name in names} | {"seed": self._seed}
         sources = [
-            (source.index.fingerprint(), config.weight, config.ratio)
+            (source.fingerprint(), config.weight, config.ratio)
             for source, config in zip(self.sources, self._config.sources)
         ]
         text = json.dumps([settings, sources, self._model.sequence.crop], sort_keys=True)
@@ -138,8 +138,8 @@ class Loader:
                 flags.FLAGS.mark_as_parsed()
             workers = grain.MultiprocessingOptions(num_workers=self._config.workers)
         start = self._start - self._config.mixture_start
-        pool, row = self._mixture.locate(start)
-        self.pools[pool].locate(row)  # counts the rows before it once, not in every worker
+        for pool, row in zip(self.pools, self._mixture.reached(start)):
+            pool.locate(row)  # counts the rows before it once, not in every worker
         rows = _Rows(self._mixture, self._config, self._model, start, count)
         stream = experimental.ElasticIterator(
             grain.MapDataset.source(rows),

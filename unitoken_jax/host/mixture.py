@@ -157,6 +157,12 @@ class Mixture:
         stream = int(self._pattern[place])
         return stream, int(block * self._counts[stream] + self._within[place])
 
+    def reached(self, k: int) -> list[int]:
+        """How many rows of each stream stand before row k."""
+        block, place = divmod(k, len(self._pattern))
+        before = np.bincount(self._pattern[:place], minlength=len(self._counts))
+        return (block * self._counts + before).tolist()
+
     def row(self, k: int) -> list[sequence.Example]:
         """The examples of row k."""
         stream, place = self.locate(k)

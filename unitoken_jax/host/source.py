@@ -6,6 +6,7 @@ process.
 
 import collections
 import dataclasses
+import hashlib
 import logging
 
 import numpy as np
@@ -79,6 +80,11 @@ class Source:
     def __len__(self) -> int:
         """Examples in an epoch."""
         return len(self.index) if self._rows is None else len(self._rows)
+
+    def fingerprint(self) -> str:
+        """Changes when the examples or their order would."""
+        rows = b"" if self._rows is None else self._rows.tobytes()
+        return hashlib.sha256(self.index.fingerprint().encode() + rows).hexdigest()
 
     def _skip(self, error: Exception) -> None:
         self.skipped += 1
