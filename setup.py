@@ -21,6 +21,7 @@ REQUIRES = [
     "pyyaml>=6",  # vqgan.yaml (comes with flax)
     "array_record>=0.8,<0.9",  # record files that random access and TFDS share
     "packaging>=23",  # `doctor` compares installed versions with these ranges
+    "etils[epath]>=1.9",  # one path type for local files and gs:// (comes with tensorflow-datasets)
     "absl-py>=2.1",  # grain reads absl flags; ours to mark as parsed
     "tqdm>=4.66",  # progress bars
     "tensorboardX>=2.6.2,<3",  # TensorBoard events without TensorFlow
@@ -31,6 +32,7 @@ EXTRAS = {
     "test": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.9"],
     # Peers for the parity tests only; never imported at run time.
     "parity": ["torch>=2.6,<2.14", "transformers>=4.46,<5"],
+    "gcs": ["etils[epath-gcs]>=1.9"],  # data on gs://
     "hub": ["huggingface_hub>=0.30"],
     "tpu": ["jax[tpu]"],
     "gpu": ["jax[cuda12]"],

@@ -3,7 +3,7 @@
     unitoken train --config configs/stage1.py --workdir runs/stage1 --config.train.init_from=MODEL
     unitoken train --config configs/stage1.py:unitoken_34b ...
 
-The shares are the paper's; each path is a conversation file of yours.
+The shares are the paper's, counted in samples; each path is a conversation file of yours.
 """
 
 import importlib
@@ -15,14 +15,16 @@ SOURCES = {"sharegpt4v": 49.5, "llava": 22.2, "allava": 28.2}
 
 
 def get_config(model="unitoken_7b"):
-    rows = 64  # of 5,120 tokens: about 128 of the paper's samples, two captions a row
     return importlib.import_module(model).get_config() | {
         "data": {
             "sources": [
                 {"path": f"data/{name}/conversations.jsonl", "weight": share}
                 for name, share in SOURCES.items()
             ],
-            "rows": rows,
+            "mix": "examples",
+            "row_length": 8192,  # the longest samples take 6,300; see benchmarks/RESULTS.md for other lengths
+            "row_pictures": 8,
+            "rows": 80,  # about 128 of the paper's samples
         },
         "optimizer": {"groups": stage_groups(1)},
         "train": {"steps": SAMPLES // 128},

@@ -2,7 +2,8 @@
 
     unitoken train --config configs/stage2.py --workdir runs/stage2 --config.train.init_from=runs/stage1/model
 
-Weights are the sample counts of Table 1; each path is a conversation file of yours. MidJourney is not public.
+Weights are the sample counts of Table 1, shares of examples; each path is a conversation file of yours.
+MidJourney is not public.
 """
 
 import importlib
@@ -34,7 +35,10 @@ def get_config(model="unitoken_7b"):
                 {"path": f"data/{name}/conversations.jsonl", "weight": float(count)}
                 for name, count in THOUSANDS_OF_SAMPLES.items()
             ],
-            "rows": 64,
+            "mix": "examples",
+            "row_length": 8192,
+            "row_pictures": 8,
+            "rows": 40,  # about 128 samples
         },
         "optimizer": {"groups": stage_groups(2)},
         "train": {"steps": sum(THOUSANDS_OF_SAMPLES.values()) * 1000 // 128},

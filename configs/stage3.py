@@ -17,7 +17,10 @@ def get_config(model="unitoken_7b"):
                 {"path": "data/instruct/conversations.jsonl", "weight": 423.0},
                 {"path": "data/text_to_image/conversations.jsonl", "weight": 100.0},
             ],
-            "rows": 64,
+            "mix": "examples",
+            "row_length": 8192,
+            "row_pictures": 8,
+            "rows": 40,  # about 128 samples
         },
         "optimizer": {"groups": stage_groups(3)},
         "train": {"steps": 523_000 // 128},

@@ -37,6 +37,52 @@ def write_data(folder: pathlib.Path, kinds: list[str], name: str = "data.jsonl")
     return folder / name
 
 
+def write_array_record(path: pathlib.Path, items: list[bytes]) -> None:
+    """An ArrayRecord file of these records."""
+    from unitoken_jax.host.records import array_record_module
+
+    writer = array_record_module().ArrayRecordWriter(str(path), "group_size:1")
+    for item in items:
+        writer.write(item)
+    writer.close()
+
+
+def write_tfds(folder: pathlib.Path, count: int) -> pathlib.Path:
+    """A prepared TFDS data set of `count` questions about one picture; its folder."""
+    import tensorflow_datasets as tfds
+
+    features = tfds.features.FeaturesDict(
+        {"question": tfds.features.Text(), "answer": tfds.features.Text(), "picture": tfds.features.Image()}
+    )
+    picture = folder / "p.png"
+    noise(3, 24, 16).save(picture)
+    serialize = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
+    items = [
+        serialize.serialize_example(
+            features.encode_example({"question": f"q{i}", "answer": f"a{i}", "picture": picture})
+        )
+        for i in range(count)
+    ]
+    folder = folder / "vqa" / "1.0.0"
+    folder.mkdir(parents=True)
+    write_array_record(folder / "vqa-train.array_record-00000-of-00001", items)
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=folder, dataset_name="vqa", split="train", filetype_suffix="array_record"
+    )
+    split = tfds.core.SplitInfo(name="train", shard_lengths=[count], num_bytes=0, filename_template=template)
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder, features=features, split_infos=[split], check_data=False
+    )
+    return folder
+
+
+def tfds_conversation(example: dict) -> dict:
+    """The mapping of `write_tfds`'s examples."""
+    turns = [{"from": "human", "value": "<image>" + example["question"].decode()}]
+    turns.append({"from": "gpt", "value": example["answer"].decode()})
+    return {"conversations": turns, "image": example["picture"]}
+
+
 def data_config(*paths: pathlib.Path, **changes) -> DataConfig:
     """Small rows over these files."""
     sources = tuple(SourceConfig(str(path)) for path in paths)

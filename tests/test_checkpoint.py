@@ -8,8 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unitoken_jax.config import Config, MeshConfig, OptimizerConfig, ParameterGroup, TrainConfig
-from unitoken_jax.train.checkpoint import Checkpoints, check_workdir, claim_workdir, differences
+from unitoken_jax.config import (
+    Config,
+    MeshConfig,
+    OptimizerConfig,
+    ParameterGroup,
+    SourceConfig,
+    TrainConfig,
+)
+from unitoken_jax.train.checkpoint import Checkpoints, check_workdir, claim_data, claim_workdir, differences
 from unitoken_jax.train.optimizer import transformation
 from unitoken_jax.train.state import create
 
@@ -76,6 +83,44 @@ def test_settings_that_do_not_change_the_result_may_differ(tmp_path):
     free = dataclasses.replace(CONFIG, mesh=MeshConfig(data=2), train=TrainConfig(save_every=5))
     claim_workdir(tmp_path, free)
     assert json.loads((tmp_path / "config.json").read_text())["train"]["save_every"] == 5
+
+
+def with_data(**changes):
+    return dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, **changes))
+
+
+def test_data_changes_only_on_purpose_and_where_the_run_is(tmp_path):
+    other = (SourceConfig("other.jsonl"),)
+    claim_workdir(tmp_path, CONFIG)
+    claim_data(tmp_path, "one", 0)
+    with pytest.raises(ValueError, match=r"(?s)data\.sources: .*no checkpoint is there yet"):
+        check_workdir(tmp_path, with_data(sources=other))
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(make_state(step=3), 24, CONFIG)
+    with pytest.raises(ValueError, match=r"(?s)data\.sources: .*--config\.data\.mixture_start=24\)"):
+        check_workdir(tmp_path, with_data(sources=other))
+    with pytest.raises(ValueError, match=r"(?s)not what the run in .* began with.*mixture_start=24\)"):
+        claim_data(tmp_path, "two", 0)
+    with pytest.raises(ValueError, match=r"mixture_start is 16, but the newest checkpoint .* is at row 24"):
+        check_workdir(tmp_path, with_data(sources=other, mixture_start=16))
+    changed = with_data(sources=other, mixture_start=24)
+    for _ in range(2):  # the second time it is this run's data
+        claim_workdir(tmp_path, changed)
+        claim_data(tmp_path, "two", 24)
+    with pytest.raises(ValueError, match=r"data\.mixture_start: 24 there, 0 here"):
+        check_workdir(tmp_path, CONFIG)
+    learning = dataclasses.replace(changed, train=TrainConfig(steps=7))
+    with pytest.raises(ValueError, match=r"train\.steps: 1000 there, 7 here"):
+        check_workdir(tmp_path, learning)
+
+
+def test_a_run_from_before_a_setting_existed_goes_on(tmp_path):
+    claim_workdir(tmp_path, CONFIG)
+    path = tmp_path / "config.json"
+    stored = json.loads(path.read_text())
+    del stored["data"]["mix"]
+    path.write_text(json.dumps(stored))
+    check_workdir(tmp_path, CONFIG)
 
 
 def test_damaged_config_is_named(tmp_path):

@@ -51,6 +51,11 @@ def test_tokenize(calls, capsys):
     assert cli.main(["tokenize", "--model", "M", "--data", "D", "--out", "O"]) == 0
     assert calls["tokenize"] == (("M", "D", "O"), {})
     assert capsys.readouterr().out == "codes.npz\n"
+    cli.main(["tokenize", "--model", "M", "--data", "D", "--share", "1/4", "--pictures", "x/*.tar"])
+    assert calls["tokenize"] == (("M", "D", None), {"share": (1, 4), "pictures": "x/*.tar"})
+    for wrong in ("4/4", "1", "-1/2", "a/b"):
+        with pytest.raises(SystemExit):
+            cli.main(["tokenize", "--data", "D", "--share", wrong])
 
 
 def test_doctor_gives_its_exit_code(calls):

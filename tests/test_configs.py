@@ -38,6 +38,25 @@ def test_decoder_sizes(model, billions):
     assert count / 1e9 == pytest.approx(billions, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("stage", "shares"),
+    [
+        (1, {"sharegpt4v": 0.495, "llava": 0.222, "allava": 0.282}),
+        (2, {"midjourney": 0.5, "pdfa": 0.15, "textocr": 0.00125, "sharegpt4v": 0.01}),
+        (3, {"instruct": 423 / 523}),
+    ],
+)
+def test_stages_mix_what_the_paper_says(stage, shares):
+    """Section 3.2 and Table 1, as shares of samples; a sum of 10M + 9.999M is 20M to the paper's digits."""
+    data = load_config(f"{CONFIGS}/stage{stage}.py").data
+    assert data.mix == "examples"
+    total = sum(source.weight for source in data.sources)
+    found = {pathlib.Path(source.path).parent.name: source.weight / total for source in data.sources}
+    assert len(found) == {1: 3, 2: 14, 3: 2}[stage]
+    for name, share in shares.items():
+        assert found[name] == pytest.approx(share, rel=0.01)
+
+
 def test_stages_train_what_table_2_says():
     seen = {}
     for stage in (1, 2, 3):

@@ -1,22 +1,31 @@
 """The stream of batches: exact resume, any number of processes, mixtures, bad input."""
 
 import dataclasses
-import pickle
+import gc
+import os
+import pathlib
 import time
 
 import numpy as np
 import pytest
-from host_data import DRAWING, QUESTION, TEXT, batches_equal, data_config, with_sequence, write_data
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from host_data import (
+    DRAWING,
+    QUESTION,
+    TEXT,
+    batches_equal,
+    data_config,
+    with_sequence,
+    write_array_record,
+    write_data,
+    write_tfds,
+)
 from tiny_model import CONFIG, tiny_tokenizer
 
 from unitoken_jax.config import SourceConfig
-from unitoken_jax.host import codes, pack, source
+from unitoken_jax.host import codes, pack
 from unitoken_jax.host.conversation import ConversationError, read_conversations
 from unitoken_jax.host.loader import Loader, Validation
 from unitoken_jax.host.picture import PictureError
-from unitoken_jax.host.source import Mixture, Source
 
 TOKENIZER = tiny_tokenizer()
 KINDS = [QUESTION, DRAWING, TEXT] * 5
@@ -94,7 +103,7 @@ def test_state_crosses_process_counts_and_batch_sizes(data):
 def test_description(data):
     config = data_config(data, prompt_dropout=0.9)
     loader = load(config)
-    rows = [loader.sources[0].row(k) for k in range(loader.describe()["rows"])]
+    rows = [loader.pools[0].row(k) for k in range(loader.describe()["rows"])]
     assert loader.describe() == {
         "examples": len(KINDS),
         "skipped": 0,
@@ -118,7 +127,11 @@ def test_worker_processes_make_the_same_stream(data):
     for expected in alone[:2]:
         assert batches_equal(next(loader), expected)
     state = loader.state()
+    maps = pathlib.Path("/proc/self/maps").read_text().splitlines()
+    shared = {line.split()[5] for line in maps if "/dev/shm/psm_" in line}
     loader.close()
+    gc.collect()
+    assert not any(map(os.path.exists, shared))  # what batches came in is freed
     again = load(config)
     again.restore(state)
     assert batches_equal(take(again, 1)[0], alone[2])
@@ -130,42 +143,6 @@ def test_a_bad_state_is_refused(data, state):
         load(data_config(data)).restore(state)
 
 
-def make_source(path, seed=0, model=CONFIG, **changes):
-    return Source(SourceConfig(str(path)), 0, data_config(path, **changes), model, TOKENIZER, seed)
-
-
-def test_an_epoch_holds_every_example_once(data):
-    made = make_source(data)
-    for epoch in range(3):
-        assert sorted(made.plan(epoch)[0].order.tolist()) == list(range(len(KINDS)))
-    ends = np.cumsum([0] + [len(made.plan(epoch)[0]) for epoch in range(3)])
-    for epoch in range(3):
-        numbers = [len(made.row(k)) for k in range(ends[epoch], ends[epoch + 1])]
-        assert sum(numbers) == len(KINDS)
-
-
-def test_rows_can_be_entered_anywhere(data):
-    straight = [[e.tokens.tolist() for e in make_source(data).row(k)] for k in range(20)]
-    other = pickle.loads(pickle.dumps(make_source(data)))
-    for k in (17, 3, 11):
-        assert [e.tokens.tolist() for e in other.row(k)] == straight[k]
-
-
-def test_prompt_dropout(data):
-    made = make_source(data, prompt_dropout=0.5)
-    drawings = np.array([kind == DRAWING for kind in KINDS])
-    drops = np.stack([made.plan(epoch)[1] for epoch in range(60)])
-    assert not drops[:, ~drawings].any()
-    assert 0.35 < drops[:, drawings].mean() < 0.65
-    assert len(np.unique(drops, axis=0)) > 20
-    whole, dropped = made.example(0, 1, False), made.example(0, 1, True)
-    assert dropped.tokens[0] == TOKENIZER.vocabulary.begin_of_image
-    assert len(dropped.tokens) < len(whole.tokens)
-    np.testing.assert_array_equal(make_source(data, prompt_dropout=0.5).plan(7)[1], drops[7])
-    assert not make_source(data, prompt_dropout=0.0).plan(0)[1].any()
-    assert not make_source(data, seed=None, prompt_dropout=0.5).plan(0)[1].any()
-
-
 def test_dropped_prompts_reach_the_batch(data):
     batch = take(load(data_config(data, prompt_dropout=1.0)), 1)[0]
     begin = TOKENIZER.vocabulary.begin_of_image
@@ -173,49 +150,29 @@ def test_dropped_prompts_reach_the_batch(data):
     assert (batch["tokens"][starts] == begin).any()
 
 
-def test_random_crops_change_with_the_epoch_only(tmp_path):
-    path = write_data(tmp_path, [QUESTION] * 3)
-    model = with_sequence(crop="random")
-    made = make_source(path, model=model)
-    crops = [[made.example(epoch, i, False).pictures for i in range(3)] for epoch in range(6)]
-    again = make_source(path, model=model).example(4, 2, False).pictures
-    np.testing.assert_array_equal(again, crops[4][2])
-    assert any((crops[0][i] != crops[epoch][i]).any() for i in range(3) for epoch in range(1, 6))
+def test_the_fingerprint_is_that_of_the_rows(data, tmp_path):
+    config = data_config(data)
+    first = load(config).fingerprint()
+    assert load(data_config(data, rows=8, workers=1, index=str(tmp_path / "i"))).fingerprint() == first
+    part = (dataclasses.replace(config.sources[0], ratio=0.5),)
+    for changes in ({"row_crops": 7}, {"mixture_start": 4}, {"sources": part}, {"sources": 2 * part}):
+        assert load(dataclasses.replace(config, **changes)).fingerprint() != first
+    assert load(config, seed=1).fingerprint() != first
 
 
-def test_decoded_examples_are_kept_within_bounds(data, monkeypatch):
-    made = make_source(data)
-    first = made.example(0, 0, False)
-    assert made.example(3, 0, False) is first
-    size = source._bytes(first)
-    monkeypatch.setattr(source, "CACHE_BYTES", 3 * size)
-    for i in range(len(KINDS)):
-        made.example(0, i, False)
-    assert 0 < made._cached_bytes <= 3 * size
-    assert made._cached_bytes == sum(map(source._bytes, made._cache.values()))
-    assert made.example(0, 0, False) is not first
-    monkeypatch.setattr(source, "CACHED_EXAMPLE_BYTES", 10)
-    assert make_source(data).example(0, 0, False) is not None
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.lists(st.floats(0.1, 10), min_size=1, max_size=5))
-def test_mixture_keeps_proportions_and_order(weights):
-    shares = np.array(weights) / sum(weights)
-    mixture = Mixture(weights, [lambda j, s=s: (s, j) for s in range(len(weights))])
-    rows = [mixture.row(k) for k in range(1500)]
-    counts = np.zeros(len(weights), int)
-    for k, (which, place) in enumerate(rows):
-        assert place == counts[which]
-        counts[which] += 1
-        if k % 97 == 0:
-            assert np.abs(counts - shares * (k + 1)).max() < len(weights) + 3 * (1 + k // 1024)
-
-
-@pytest.mark.parametrize("weights", [[1, 0], [1, -1], [1, float("nan")], [1, 1e-6]])
-def test_weights_that_cannot_be_kept(weights):
-    with pytest.raises(ValueError, match=r"data\.sources weights"):
-        Mixture(weights, [None, None])
+def test_another_mixture_counts_from_where_it_begins(data, tmp_path):
+    loader = load(data_config(data))
+    next(loader)
+    state = loader.state()
+    loader.close()
+    other = write_data(tmp_path / "other", [TEXT] * 9)
+    changed = load(data_config(other, mixture_start=state))
+    assert changed.state() == state
+    changed.restore(state)
+    assert batches_equal(take(changed, 1)[0], take(load(data_config(other)), 1)[0])
+    assert changed.state() == state + 4
+    with pytest.raises(ValueError, match=r"run is at row 3, but data\.mixture_start .* row 4: set it to 3"):
+        changed.restore(3)
 
 
 def test_mixed_sources(tmp_path):
@@ -227,6 +184,28 @@ def test_mixed_sources(tmp_path):
     text_only = np.concatenate([(batch["soft_index"] < 0).all(1) for batch in batches])
     assert text_only.sum() == 4
     assert loader.describe()["examples"] == 23
+
+
+@pytest.mark.slow
+def test_every_kind_of_source_in_one_mixture(tmp_path):
+    """From two kinds of processes alike; the second start finds the indexes beside the data."""
+    jsonl = write_data(tmp_path / "jsonl", KINDS)
+    records = write_data(tmp_path / "records", KINDS)
+    write_array_record(tmp_path / "records" / "x.array_record", records.read_bytes().splitlines())
+    sources = (
+        SourceConfig(str(jsonl)),
+        SourceConfig(str(tmp_path / "records" / "*array_record*")),
+        SourceConfig(str(write_tfds(tmp_path, 9)), mapping="host_data:tfds_conversation"),
+    )
+    config = data_config(sources=sources, mix="examples")
+    alone = take(load(config), 5)
+    other = take(load(dataclasses.replace(config, workers=1)), 5)
+    assert all(batches_equal(a, b) for a, b in zip(alone, other))
+    loader = load(config)
+    held = [name for k in range(60) for name in loader.names(k)]
+    counts = [sum(name[0] == source for name in held) for source in range(3)]
+    assert max(counts) - min(counts) < 40
+    assert loader.describe()["examples"] == 2 * len(KINDS) + 9
 
 
 def test_offline_codes(data):
@@ -301,7 +280,7 @@ def test_settings_that_cannot_work(data):
         load(data_config(data.with_name("none.jsonl")))
 
 
-def test_validation_is_one_pass_in_file_order(data):
+def test_validation_is_one_pass_in_a_fixed_order(data):
     config = data_config(validation=(SourceConfig(str(data)), SourceConfig(str(data))), prompt_dropout=1.0)
     validation = Validation(config, CONFIG, TOKENIZER)
     first, again = list(validation), list(validation)

@@ -8,6 +8,7 @@ import pytest
 from host_data import data_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paper_mixture import paper_lengths
 from tiny_model import CONFIG, noise, tiny_tokenizer
 
 from unitoken_jax.batch import FIELDS, ROW_FIELDS, shapes
@@ -49,6 +50,19 @@ def test_full_rows_and_speed():
     plan = pack.make_plan(lengths, Lengths(512, 16, 16), [0, 0])
     assert time.process_time() - start < 1
     assert lengths[:, 0].sum() / (len(plan) * 512) > 0.97
+
+
+@pytest.mark.parametrize(
+    ("row", "least"), [((8192, 10, 8), {0: 0.97}), ((16384, 20, 16), {0: 0.97}), ((16384, 10, 16), {1: 0.95})]
+)
+def test_the_papers_mixture_fills_rows(row, least):
+    """Of the budget that binds: tokens, or crops."""
+    lengths = paper_lengths(30_000)[:, :3]
+    assert lengths.max(0).tolist()[1:] == [5, 1]
+    plan = pack.make_plan(lengths, Lengths(*row), [0, 0])
+    assert sorted(plan.order.tolist()) == list(range(len(lengths)))
+    for budget, fill in least.items():
+        assert lengths[:, budget].sum() / (len(plan) * row[budget]) >= fill
 
 
 def test_two_budgets_share_rows_well():

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import pathlib
 import sys
 
@@ -61,8 +62,13 @@ def _parser() -> argparse.ArgumentParser:
         "tokenize", _tokenize, "write the VQ codes of a data set's pictures once, before training"
     )
     _model_argument(tokenize)
-    tokenize.add_argument("--data", required=True, metavar="FILE", help="conversations, JSON or JSONL")
-    tokenize.add_argument("--out", metavar="DIR", help="default: beside the data file, where training looks")
+    tokenize.add_argument("--data", required=True, metavar="DATA", help="JSON, JSONL, ArrayRecord or TFDS")
+    tokenize.add_argument("--out", metavar="DIR", help="default: beside the data, where training looks")
+    tokenize.add_argument("--pictures", metavar="DIR", help="their folder, or tar shards 'x/*.tar'")
+    tokenize.add_argument(
+        "--share", type=_share, metavar="I/N", help="do the I-th of N parts (from 0); the last one joins them"
+    )
+    tokenize.add_argument("--skip", action="store_true", help="report what is bad, and leave it out")
 
     generate = verb("generate", _generate, "draw pictures of a prompt")
     _model_argument(generate)
@@ -118,8 +124,15 @@ def _convert_verbs(verb) -> None:
     export.add_argument("--vqgan", action="store_true", help="also the VQ-GAN, as safetensors")
     export.add_argument("--per-head", action="store_true", help="QK-norms as `transformers` wants them")
 
-    inspect = verb("inspect", _inspect, "what a model directory holds")
-    inspect.add_argument("model", nargs="?", metavar="MODEL")
+    inspect = verb("inspect", _inspect, "what a model directory holds, or how training sees a data set")
+    inspect.add_argument("what", nargs="?", metavar="MODEL|DATA", help=f"default: {DEFAULT_MODEL}")
+    inspect.add_argument("--model", metavar="MODEL", help="of a data set: whose tokenizer and settings count")
+    inspect.add_argument(
+        "--row", type=int, action="append", help="example, from 0; may be given several times"
+    )
+    inspect.add_argument("--sheet", metavar="PNG", help="write the example's pictures and crops")
+    inspect.add_argument("--pictures", default="", metavar="DIR", help="their folder, or 'x/*.tar'")
+    inspect.add_argument("--color", choices=("auto", "always", "never"), default="auto")
     inspect.add_argument(
         "--against",
         metavar="RECORD.npz",
@@ -150,6 +163,14 @@ def _size(text: str) -> tuple[int, int]:
 
 def _side(text: str) -> int | tuple[int, int]:
     return int(text) if text.isdigit() else _size(text)
+
+
+def _share(text: str) -> tuple[int, int]:
+    """ "I/N" -> (I, N)."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r}; expected I/N with I from 0 to N - 1, for example 0/4")
+    return int(index), int(count)
 
 
 def _model(arguments) -> str:
@@ -199,6 +220,9 @@ def _export(arguments):
 
 
 def _inspect(arguments):
+    if arguments.what and (arguments.model or _looks_like_data(arguments.what)):
+        return _inspect_data(arguments)
+    arguments.model = arguments.what
     model = _model(arguments)
     if arguments.against:
         from unitoken_jax.evaluate.compare import compare
@@ -210,6 +234,36 @@ def _inspect(arguments):
         print("\n".join(inspect(model)))
 
 
+def _looks_like_data(what: str) -> bool:
+    """Whether `what` is a file, a pattern or URL, or a folder of a TFDS data set or ArrayRecord files."""
+    path = pathlib.Path(what)
+    if path.is_file() or "*" in what or "://" in what:
+        return True
+    return (path / "dataset_info.json").exists() or any(path.glob("*array_record*"))
+
+
+def _inspect_data(arguments):
+    from unitoken_jax.config import SourceConfig
+    from unitoken_jax.host.show import inspect_data
+    from unitoken_jax.model_dir import load_settings
+
+    config, tokenizer, _ = load_settings(_model(arguments))
+    lines = inspect_data(
+        SourceConfig(arguments.what, pictures=arguments.pictures),
+        config,
+        tokenizer,
+        arguments.row or [0],
+        sheet=arguments.sheet,
+        colour=_colour(arguments.color),
+    )
+    print("\n".join(lines))
+
+
+def _colour(wanted: str) -> bool:
+    """Whether to write colours; "auto": on a terminal whose user has nothing against them."""
+    return wanted == "always" or (wanted == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+
+
 def _score(arguments):
     from unitoken_jax.evaluate.score import write_scores
 
@@ -219,8 +273,11 @@ def _score(arguments):
 def _tokenize(arguments):
     from unitoken_jax.generate.tokenize import tokenize
 
-    path = tokenize(_model(arguments), arguments.data, arguments.out)
-    print(path)
+    given = {"pictures": arguments.pictures, "share": arguments.share}
+    settings = {name: value for name, value in given.items() if value is not None}
+    if arguments.skip:
+        settings["on_error"] = lambda error: print(f"left out: {error}", file=sys.stderr)
+    print(tokenize(_model(arguments), arguments.data, arguments.out, **settings))
 
 
 def _generate(arguments):

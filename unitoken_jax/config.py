@@ -152,16 +152,31 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
-    """One conversation file (JSON or JSONL). Picture paths are relative to it, or to `pictures`."""
+    """One data set of conversations; all paths may be local or URLs that etils opens (gs://...).
+
+    kind "json": a JSON or JSONL file; "array_record": files (a folder, a pattern) whose records are JSON
+    conversations; "tfds": a prepared data set's folder or a name such as "chartqa:1.0.0". "auto" sees it
+    from the path.
+    """
 
     path: str = ""
-    weight: float = 1.0
-    pictures: str = ""
+    weight: float = 1.0  # share of the mixture, in what `DataConfig.mix` says
+    pictures: str = ""  # folder, or tar shards "x/*.tar", of relative picture paths; empty: the file's folder
+    codes: str = ""  # folder of VQ codes made beforehand; empty: beside the data
+    ratio: float = 1.0  # share of the set's examples that is used at all, always the same ones
+    kind: Literal["auto", "json", "array_record", "tfds"] = "auto"
+    split: str = "train"  # of a TFDS data set; slices too ("train[:50%]")
+    mapping: str = ""  # TFDS example -> conversation: "package.module:function" or "file.py:function"
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """The input pipeline."""
+    """The input pipeline.
+
+    `mix` says what weights are shares of: "rows" (each source's examples share rows among themselves) or
+    "examples" (those of all sources are packed together, which fills rows better and keeps proportions
+    counted in samples, as the paper's Table 1 does).
+    """
 
     sources: tuple[SourceConfig, ...] = ()
     validation: tuple[SourceConfig, ...] = ()
@@ -173,6 +188,10 @@ class DataConfig:
     prompt_dropout: float = 0.1  # chance that a text-to-image prompt is dropped, for guidance
     on_error: Literal["raise", "skip"] = "raise"  # a bad example stops the run, or is reported and left out
     workers: int = 0
+    mix: Literal["rows", "examples"] = "rows"
+    index: str = ""  # folder for length indexes; empty: beside each data set
+    # Global row (`Loader.state()`) from which this mixture counts: how a run's data is changed on purpose.
+    mixture_start: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

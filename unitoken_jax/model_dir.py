@@ -128,8 +128,9 @@ def check_place(path: str | os.PathLike) -> None:
         raise FileExistsError(f"{path} exists and is no model directory: choose another place, or remove it")
 
 
-def open_model(path: str | os.PathLike) -> LoadedModel:
-    """The model directory `path`, checked as by `load_model`; `params` are StoredParams, not read yet."""
+def load_settings(path: str | os.PathLike) -> tuple[ModelConfig, Tokenizer, dict]:
+    """(config, tokenizer, manifest) of the model directory `path`, without its parameters. Raises as
+    `load_model`."""
     path = pathlib.Path(path).absolute()
     _check_directory(path)
     try:
@@ -143,9 +144,16 @@ def open_model(path: str | os.PathLike) -> LoadedModel:
         raise ValueError(
             f"{path} has format {manifest['format']}; this version reads {FORMAT}: update unitoken_jax"
         )
+    return config, Tokenizer.load(path / TOKENIZER), manifest
+
+
+def open_model(path: str | os.PathLike) -> LoadedModel:
+    """The model directory `path`, checked as by `load_model`; `params` are StoredParams, not read yet."""
+    path = pathlib.Path(path).absolute()
+    config, tokenizer, manifest = load_settings(path)
     stored = StoredParams(path / PARAMS)
     _check_params(config, stored.tree, str(path / PARAMS))
-    return LoadedModel(config, stored, Tokenizer.load(path / TOKENIZER), manifest)
+    return LoadedModel(config, stored, tokenizer, manifest)
 
 
 def load_model(path: str | os.PathLike, *, mesh=None, dtype: Any = None) -> LoadedModel:

@@ -1,56 +1,170 @@
 """A data set's pictures -> VQ codes, once, so that training need not make them (`data.codes = "offline"`)."""
 
+import array
+import concurrent.futures
 import hashlib
-import itertools
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from tqdm import tqdm
 
+from unitoken_jax.config import ModelConfig, SourceConfig
 from unitoken_jax.generate.image import BATCH, encode_pictures
-from unitoken_jax.host.codes import codes_path, crops_to_encode, pictures_to_encode, write_codes
-from unitoken_jax.host.conversation import read_conversations
+from unitoken_jax.host import code_shards, index_build
+from unitoken_jax.host.codes import codes_name, codes_needed, codes_path, crop_to_encode, describe_codes
+from unitoken_jax.host.conversation import ConversationError, PictureFile, parse
+from unitoken_jax.host.index import data_digest, index_folder
+from unitoken_jax.host.picture import PictureError
+from unitoken_jax.host.picture_store import name_hash
+from unitoken_jax.host.records import kind_of
+from unitoken_jax.host.storage import is_remote, save_array
 from unitoken_jax.model_dir import UniToken
+
+WORK = "work.npy"
+THREADS = 8  # pictures decoded at one time, while the device encodes those before
 
 
 def tokenize(
     model: UniToken | str | os.PathLike,
-    data: str | os.PathLike,
+    data: SourceConfig | str | os.PathLike,
     out: str | os.PathLike | None = None,
     *,
     pictures: str | os.PathLike = "",
     batch: int = BATCH,
     on_error: Callable[[Exception], None] | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> pathlib.Path:
-    """Writes the codes of every picture in conversation file `data`; the path of the codes file.
+    """Writes the codes of every picture in `data`; the path of the codes' folder (codes.py).
 
-    `out` is a folder, None the data file's own. In another folder the data file is copied beside its codes;
-    training then reads that copy, with `pictures` pointing to the old folder. `pictures`: folder of relative
-    picture paths (default: the data file's). Written at the end, atomically. Raises ConversationError
-    or PictureError at the first bad example, unless `on_error` takes it: that example is then left out.
+    Stopped, it goes on with the shard it was at when called again. The folder appears when all is done.
+
+    Args:
+      data: a JSON or JSONL file, with `pictures` (default: its folder); or any source.
+      out: a folder, None the data's own. In another folder a data file is copied beside its codes; training
+        then reads that copy, with `pictures` pointing to the old folder, or the old one with
+        `SourceConfig.codes`.
+      on_error: takes the error of each bad conversation or picture, which is left out; None: the first raises
+        ConversationError or PictureError.
+      share: (index, count) of this process among those that write together; the last one to end joins.
     """
-    data = pathlib.Path(data)
-    conversations = read_conversations(data, pictures, on_error, need_answers=False)
+    source = data if isinstance(data, SourceConfig) else SourceConfig(str(data), pictures=str(pictures))
     model = model if isinstance(model, UniToken) else UniToken.load(model)
     model.require("vqgan/encoder", "tokenizing")
-    todo = pictures_to_encode(conversations, model.config)
-    crops = crops_to_encode(todo, model.config, on_error=on_error)
-    codes = {}
-    with tqdm(total=len(todo), unit="picture", disable=None) as bar:  # None: only on a terminal
-        while group := list(itertools.islice(crops, batch)):
-            names, stack = zip(*group)
-            codes.update(zip(names, encode_pictures(model, np.stack(stack), batch)))
-            bar.update(len(group))
+    path = codes_path(source.path) if out is None else pathlib.Path(out) / codes_name(source.path)
+    about = _about(model, source)
+    if not code_shards.is_complete(path, about):
+        with code_shards.building(path, about) as folder:
+            work = _Work(source, model, folder / code_shards.WORK, on_error)
+            count = code_shards.shard_count(len(work))
+            _write_shards(model, work, folder, range(share[0], count, share[1]), count, batch, on_error)
+            code_shards.finish(folder, path, count)
+    if out is not None and kind_of(source) == "json" and not is_remote(source.path):
+        _copy_beside(pathlib.Path(source.path), path.parent)
+    return path
 
-    folder = data.parent if out is None else pathlib.Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    copy = folder / data.name
-    path = codes_path(copy)
+
+def _write_shards(model, work: "_Work", folder, shards: range, count: int, batch: int, on_error) -> None:
+    """Writes those of `shards` that are not there."""
+    with tqdm(total=len(work), unit="picture", disable=None) as bar:  # None: only on a terminal
+        for shard in shards:
+            chosen = range(shard * code_shards.SHARD, min((shard + 1) * code_shards.SHARD, len(work)))
+            if code_shards.has_shard(folder, shard, count):
+                bar.update(len(chosen))
+                continue
+            left_out: list[dict] = []
+            codes = _encoded(model, work, chosen, batch, on_error, left_out, bar)
+            code_shards.write_shard(folder, shard, count, codes, left_out)
+
+
+def _about(model: UniToken, source: SourceConfig) -> dict:
     codebook = np.ascontiguousarray(model.params["vqgan"]["codebook"])
-    write_codes(path, codes, model.config, codebook_sha256=hashlib.sha256(codebook).hexdigest())
+    return describe_codes(
+        model.config,
+        encoding=model.config.sequence.encoding,
+        shard=code_shards.SHARD,
+        codebook_sha256=hashlib.sha256(codebook).hexdigest(),
+        data=data_digest(source, index_folder(source)),
+    )
+
+
+def _copy_beside(data: pathlib.Path, folder: pathlib.Path) -> None:
+    copy = folder / data.name
     if not (copy.exists() and copy.samefile(data)):
         shutil.copyfile(data, copy)
-    return path
+
+
+class _Work:
+    """The distinct pictures of a source that have codes, in order of first appearance; found once."""
+
+    def __init__(self, source: SourceConfig, model: UniToken, folder: pathlib.Path, on_error):
+        folder.mkdir(exist_ok=True)
+        job = index_build.Job(source, model.config, model.tokenizer, folder, "")
+        index_build.prepare(job, on_error)
+        self._measurer = index_build.Measurer(job, folder)
+        self._config: ModelConfig = model.config
+        if not (folder / WORK).exists():
+            save_array(folder / WORK, self._find(on_error))
+        self._table = np.load(folder / WORK)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, i: int) -> PictureFile:
+        row, part = self._table[i].tolist()
+        return self._needed(row)[part]
+
+    def _needed(self, row: int) -> list[PictureFile]:
+        records, pictures = self._measurer.records, self._measurer.pictures
+        conversation = parse(records.read(row), records.where(row), pictures, need_answers=False)
+        return codes_needed(conversation, self._config)
+
+    def _find(self, on_error) -> np.ndarray:
+        """int64[N, 2]: conversation, and which of its pictures."""
+        marks, rows, parts = array.array("Q"), array.array("q"), array.array("q")
+        for row in tqdm(range(len(self._measurer.records)), unit="row", disable=None, leave=False):
+            try:
+                needed = self._needed(row)
+            except ConversationError as error:
+                if on_error is None:
+                    raise
+                on_error(error)
+                continue
+            marks.extend(name_hash(picture.name) for picture in needed)
+            rows.extend([row] * len(needed))
+            parts.extend(range(len(needed)))
+        _, first = np.unique(np.array(marks), return_index=True)
+        return np.stack([np.array(rows), np.array(parts)], 1)[np.sort(first)].astype(np.int64)
+
+
+def _encoded(
+    model: UniToken, work: _Work, chosen: range, batch: int, on_error, left_out: list[dict], bar
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, int32[h, w]) of the `chosen` pictures, in order. The next batch is decoded meanwhile."""
+
+    def crop(picture: PictureFile):
+        try:
+            return picture.name, crop_to_encode(picture, model.config)
+        except PictureError as error:
+            return picture.name, error
+
+    groups = [chosen[start : start + batch] for start in range(0, len(chosen), batch)]
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        begun = (pool.map(crop, [work[i] for i in group]) for group in groups)
+        coming = next(begun, ())
+        for group in groups:
+            made = list(coming)
+            coming = next(begun, ())
+            for name, error in made:
+                if isinstance(error, PictureError):
+                    if on_error is None:
+                        raise error
+                    on_error(error)
+                    left_out.append({"name": name, "reason": error.reason, "message": str(error)})
+            good = [(name, crop) for name, crop in made if not isinstance(crop, PictureError)]
+            if good:
+                names, stack = zip(*good)
+                yield from zip(names, encode_pictures(model, np.stack(stack), batch))
+            bar.update(len(group))

@@ -17,21 +17,33 @@ from typing import Literal
 
 from PIL import Image
 
+from unitoken_jax.host import storage
+
 _PLACE = re.compile(r"<\|image\|>|<image>")
 _ROLES = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer"}
 _DECODER = json.JSONDecoder()
 
 
 class ConversationError(ValueError):
-    """A conversation that cannot be used; the message begins with file:line."""
+    """A conversation that cannot be used; the message begins with file:line, `reason` is its kind."""
+
+    def __init__(self, message: str, reason: str = "format"):
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self):
+        return type(self), (str(self), self.reason)
 
 
 @dataclasses.dataclass(frozen=True)
 class PictureFile:
-    """A picture on disk: `name` as the data file writes it (the key of offline codes), `path` to open."""
+    """A picture on disk: `name` as the data file writes it (the key of offline codes).
+
+    `path` is what `picture.open_picture` opens: a path, local or remote, or part of a shard (storage.py).
+    """
 
     name: str
-    path: pathlib.Path
+    path: pathlib.Path | storage.Slice | storage.Inline
 
 
 Picture = PictureFile | Image.Image
@@ -180,20 +192,26 @@ def _skip(text: str, place: int, chars: str) -> int:
     return place
 
 
-def parse(record, source: str, root: pathlib.Path, need_answers: bool = True) -> Conversation:
-    """One record of a data file. Raises ConversationError beginning with `source`."""
+def parse(record, source: str, root, need_answers: bool = True) -> Conversation:
+    """One record of a data file. Raises ConversationError beginning with `source`.
+
+    `root / name` is a picture's path: a folder, or a store of picture_store.py. A picture may also be bytes,
+    the encoded file itself.
+    """
     if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
         raise ConversationError(f'{source}: expected an object with a list "conversations"')
     names = record.get("image")
-    names = [] if names is None else [names] if isinstance(names, str) else names
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise ConversationError(f'{source}: "image" must be a path or a list of paths, found {names!r}')
-    files = [PictureFile(name, root / name) for name in names]
+    names = [] if names is None else [names] if isinstance(names, str | bytes) else names
+    if not isinstance(names, list) or not all(isinstance(name, str | bytes) and name for name in names):
+        raise ConversationError(f'{source}: "image" must be a path or a list of paths, found {names!r:.200}')
+    files = [_picture(name, f"{source}, picture {i}", root) for i, name in enumerate(names, 1)]
     values = [_value(turn, number, source) for number, turn in enumerate(record["conversations"])]
     places = sum(len(_PLACE.findall(value)) for value in values)
     if places != len(files):
         raise ConversationError(
-            f'{source}: {places} <|image|> in the turns but {len(files)} pictures in "image"; they must agree'
+            f'{source}: {places} <|image|> in the turns but {len(files)} pictures in "image"; '
+            "they must agree",
+            "placeholders",
         )
     turns, rest = [], iter(files)
     for number, value in enumerate(values):
@@ -206,8 +224,16 @@ def parse(record, source: str, root: pathlib.Path, need_answers: bool = True) ->
     if not turns:
         raise ConversationError(f'{source}: "conversations" is empty')
     if need_answers and turns[-1].role != "answer":
-        raise ConversationError(f"{source}: ends with a question, so nothing is to be learnt; add an answer")
+        raise ConversationError(
+            f"{source}: ends with a question, so nothing is to be learnt; add an answer", "unsupervised"
+        )
     return Conversation(tuple(turns), source)
+
+
+def _picture(name: str | bytes, place: str, root) -> PictureFile:
+    if isinstance(name, bytes):
+        return PictureFile(place, storage.Inline(place, name))
+    return PictureFile(name, root / name)
 
 
 def _value(turn, number: int, source: str) -> str:
@@ -226,4 +252,5 @@ def _value(turn, number: int, source: str) -> str:
 
 def _check_turn(turn: Turn, source: str) -> None:
     if not any(not isinstance(part, str) or part.strip() for part in turn.parts):
-        raise ConversationError(f"{source}: empty {turn.role}; write one, or drop the conversation")
+        reason = "unsupervised" if turn.role == "answer" else "format"
+        raise ConversationError(f"{source}: empty {turn.role}; write one, or drop the conversation", reason)

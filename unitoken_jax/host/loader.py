@@ -5,7 +5,12 @@ integer, the next global row, and means the same on any number of processes and 
 """
 
 import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,8 +18,9 @@ import numpy as np
 from unitoken_jax.batch import Batch
 from unitoken_jax.config import DataConfig, ModelConfig
 from unitoken_jax.host import pack
+from unitoken_jax.host.mixture import Mixture, Pool, make_pools
 from unitoken_jax.host.sequence import check
-from unitoken_jax.host.source import Mixture, Source
+from unitoken_jax.host.source import Source
 from unitoken_jax.host.tokenizer import Tokenizer
 
 PREFETCH = 3  # batches made ahead of the step
@@ -48,25 +54,41 @@ class Loader:
         self._config, self._model = config, model
         self._process = (process_index, process_count)
         self.sources = [
-            Source(source, number, config, model, tokenizer, seed)
+            Source(source, number, config, model, tokenizer, seed, self._process)
             for number, source in enumerate(config.sources)
         ]
-        self._mixture = Mixture(
-            [source.weight for source in config.sources], [source.row for source in self.sources]
-        )
-        self._start, self._iterator = 0, None
+        self._seed = seed
+        self.pools, weights = make_pools(self.sources, config, seed)
+        self._mixture = Mixture(weights, [pool.row for pool in self.pools])
+        self._start, self._iterator = config.mixture_start, None
 
     def describe(self) -> dict[str, float]:
-        """Numbers of the first epoch: examples, skipped, rows, tokens, and how full rows are (0..1)."""
-        rows = sum(len(source.plan(0)[0]) for source in self.sources)
-        tokens = sum(int(source.lengths_in(0)[:, 0].sum()) for source in self.sources)
+        """examples, skipped; and of the first blocks packed: rows, tokens, how full rows are (0..1)."""
+        blocks = [pool.block(0) for pool in self.pools]
+        rows, tokens = sum(len(block.plan) for block in blocks), sum(block.tokens for block in blocks)
         return {
-            "examples": sum(len(source.conversations) for source in self.sources),
+            "examples": sum(map(len, self.sources)),
             "skipped": sum(source.skipped for source in self.sources),
             "rows": rows,
             "tokens": tokens,
             "filled": tokens / (rows * self._config.row_length),
         }
+
+    def fingerprint(self) -> str:
+        """Changes when the sequence of rows would: data, its bad rows, weights, budgets, seed."""
+        names = ("row_length", "row_crops", "row_pictures", "codes", "prompt_dropout", "mix", "mixture_start")
+        settings = {name: getattr(self._config, name) for name in names} | {"seed": self._seed}
+        sources = [
+            (source.fingerprint(), config.weight, config.ratio)
+            for source, config in zip(self.sources, self._config.sources)
+        ]
+        text = json.dumps([settings, sources, self._model.sequence.crop], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def names(self, k: int) -> list[tuple[int, int, int, bool]]:
+        """(source, epoch, number in its file, prompt dropped) of each example of global row `k`."""
+        pool, row = self._mixture.locate(k - self._config.mixture_start)
+        return [(pool + source, *rest) for source, *rest in self.pools[pool].names(row)]
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -74,7 +96,10 @@ class Loader:
     def __next__(self) -> Batch:
         if self._iterator is None:
             self._iterator = self._open()
-        return next(self._iterator)
+        batch = next(self._iterator)
+        if self._config.workers:  # in memory shared with a worker, which a batch should not keep
+            batch = {name: np.array(value) for name, value in batch.items()}
+        return batch
 
     def state(self) -> int:
         """The next global row: what `restore` needs to go on with the batch after the last one yielded."""
@@ -85,6 +110,11 @@ class Loader:
         """Goes on from global row `state`, whatever number of processes or rows a batch wrote it."""
         if isinstance(state, bool) or not isinstance(state, int | np.integer) or state < 0:
             raise ValueError(f"loader state is {state!r}; expected a row number, 0 or more")
+        if state < self._config.mixture_start:
+            raise ValueError(
+                f"the run is at row {state}, but data.mixture_start says that this mixture begins at row "
+                f"{self._config.mixture_start}: set it to {state} to change the data here"
+            )
         self.close()
         self._start = int(state)
 
@@ -107,7 +137,10 @@ class Loader:
             if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, parsed or not
                 flags.FLAGS.mark_as_parsed()
             workers = grain.MultiprocessingOptions(num_workers=self._config.workers)
-        rows = _Rows(self._mixture, self._config, self._model, self._start, count)
+        start = self._start - self._config.mixture_start
+        for pool, row in zip(self.pools, self._mixture.reached(start)):
+            pool.locate(row)  # counts the rows before it once, not in every worker
+        rows = _Rows(self._mixture, self._config, self._model, start, count)
         stream = experimental.ElasticIterator(
             grain.MapDataset.source(rows),
             self._config.rows,
@@ -136,6 +169,10 @@ class _Rows:
     start: int
     process_count: int
 
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        _end_with_parent()
+
     def __len__(self) -> int:
         return sys.maxsize // 2
 
@@ -150,8 +187,18 @@ class _Rows:
         return {name: array[0] for name, array in made.items()}
 
 
+def _end_with_parent() -> None:
+    """In a worker process: ends it when the one that started it is gone, which grain leaves to chance.
+
+    A worker of a process that was killed would otherwise wait for ever, and keep its shared memory.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
 class Validation:
-    """One pass over `config.validation`, each time it is iterated: every example once, in file order.
+    """One pass over `config.validation`, each time it is iterated: every example once, in a fixed order.
 
     Yields this process's share of each global batch, as `Loader` does; padding rows fill the last one.
     """
@@ -173,10 +220,11 @@ class Validation:
         self._share = config.rows // process_count
         self._first = process_index * self._share
         self.sources = [
-            Source(source, number, config, model, tokenizer, seed=None)
+            Source(source, number, config, model, tokenizer, seed=None, share=(process_index, process_count))
             for number, source in enumerate(config.validation)
         ]
-        self._rows = [(source, row) for source in self.sources for row in range(len(source.plan(0)[0]))]
+        pools = [Pool([source], [1.0], config, None) for source in self.sources]
+        self._rows = [(pool, row) for pool in pools for row in range(pool.rows_in_epoch())]
 
     def __len__(self) -> int:
         """Batches in a pass."""
@@ -185,6 +233,6 @@ class Validation:
     def __iter__(self) -> Iterator[Batch]:
         for batch in range(len(self)):
             first = batch * self._config.rows + self._first
-            rows = [source.row(row) for source, row in self._rows[first : first + self._share]]
+            rows = [pool.row(row) for pool, row in self._rows[first : first + self._share]]
             rows += [[] for _ in range(self._share - len(rows))]
             yield pack.batch_of(rows, self._config, self._model)

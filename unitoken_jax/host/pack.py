@@ -4,6 +4,7 @@ A plan depends on the lengths, the seed and the epoch alone, holds every example
 entered at any row.
 """
 
+import bisect
 import dataclasses
 from collections.abc import Sequence
 
@@ -13,7 +14,8 @@ from unitoken_jax.batch import NO_INDEX, NO_LABEL, Batch
 from unitoken_jax.config import DataConfig, ModelConfig
 from unitoken_jax.host.sequence import Example, Lengths
 
-WINDOW = 64  # rows open at a time
+SMALL = 1 / 8  # of a row; smaller examples fill it well in any order
+GROUP = 4096  # examples packed together: more fill rows little better, and mix less of the epoch
 
 
 def budget(config: DataConfig) -> Lengths:
@@ -48,39 +50,60 @@ class Plan:
 
 
 def make_plan(lengths: np.ndarray, row: Lengths, seed: Sequence[int] | None) -> Plan:
-    """First-fit of shuffled examples into WINDOW open rows; full ones make way, oldest first.
+    """Best fit of shuffled examples, GROUP at a time, the large ones first; the rows are shuffled again.
 
     Args:
       lengths: int[N, 3], what each example takes (columns as in `Lengths`); each must fit an empty row.
       row: what a row holds.
-      seed: integers (seed, epoch, ...) that decide the order; None keeps the examples' own.
+      seed: integers (seed, epoch, ...) that decide the order; None: nothing is shuffled.
     """
     lengths = np.asarray(lengths, np.int64).reshape(-1, 3)
     if np.any(lengths > np.array(row)):
         raise ValueError(f"example {int(np.argmax((lengths > np.array(row)).any(1)))} does not fit a row")
     rng = None if seed is None else np.random.default_rng(seed)
     order = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
+    # What counts is the budget an example takes most of.
+    size = (lengths / np.maximum(np.array(row), 1)).max(1)
     rows: list[list[int]] = []
-    open_rows = np.full(WINDOW, -1)  # number of the row in each slot
-    free = np.full((3, WINDOW), -1, np.int64)
-    oldest = 0
-    for example, need in zip(order.tolist(), lengths[order].tolist()):
-        tokens, crops, pictures = need
-        fits = (free[0] >= tokens) & (free[1] >= crops) & (free[2] >= pictures)
-        slot = int(fits.argmax())
-        if not fits[slot]:
-            slot, oldest = oldest, (oldest + 1) % WINDOW
-            open_rows[slot] = len(rows)
-            rows.append([])
-            free[:, slot] = row
-        rows[open_rows[slot]].append(example)
-        free[0, slot] -= tokens
-        free[1, slot] -= crops
-        free[2, slot] -= pictures
-    if rng is not None:  # the last rows opened are the emptiest: spread them
+    for start in range(0, len(order), GROUP):
+        group = order[start : start + GROUP]
+        # Small ones stay in random order: sorted, they would fill rows with their like, and the smallest
+        # would run into the other budget.
+        group = group[np.argsort(np.where(size[group] > SMALL, -size[group], 0), kind="stable")]
+        rows += _best_fit(group.tolist(), lengths[group].tolist(), row)
+    if rng is not None:  # a group's last rows are the emptiest: spread them
         rows = [rows[i] for i in rng.permutation(len(rows))]
     starts = np.concatenate([[0], np.cumsum([len(examples) for examples in rows], dtype=np.int64)])
     return Plan(np.array([e for examples in rows for e in examples], np.int64), starts.astype(np.int64))
+
+
+def _best_fit(examples: list[int], needs: list[list[int]], row: Lengths) -> list[list[int]]:
+    """Each example into the row with fewest tokens free among those with room for it, or a new one.
+
+    Open rows lie in one list for each number of free crops, sorted by free tokens: plain Python that looks
+    at few rows, which is several times faster than numpy over all of them.
+    """
+    rows: list[list[int]] = []
+    free: list[list[tuple[int, int, int]]] = [[] for _ in range(row.crops + 1)]  # (tokens, row, pictures)
+    for example, (tokens, crops, pictures) in zip(examples, needs):
+        best, where, place = None, 0, 0
+        for left in range(crops, row.crops + 1):
+            candidates = free[left]
+            at = bisect.bisect_left(candidates, (tokens,))
+            while at < len(candidates) and candidates[at][2] < pictures:
+                at += 1
+            if at < len(candidates) and (best is None or candidates[at][0] < best[0]):
+                best, where, place = candidates[at], left, at
+        if best is None:
+            best, where = (row.tokens, len(rows), row.pictures), row.crops
+            rows.append([])
+        else:
+            del free[where][place]
+        rows[best[1]].append(example)
+        rest = (best[0] - tokens, best[1], best[2] - pictures)
+        if rest[0]:
+            bisect.insort(free[where - crops], rest)
+    return rows
 
 
 def empty_batch(rows: int, config: DataConfig, model: ModelConfig) -> Batch:

@@ -47,11 +47,20 @@ _DAMAGE = (
 
 
 class PictureError(ValueError):
-    """A picture that cannot be used; the message names the file and what to do."""
+    """A picture that cannot be used; the message names the file and what to do, `reason` its kind."""
+
+    def __init__(self, message: str, reason: str = "corrupt_picture"):
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self):
+        return type(self), (str(self), self.reason)
 
 
 def open_picture(source: str | os.PathLike | Image.Image) -> Image.Image:
     """`source` as an upright 8-bit RGB or RGBA image; the first frame of an animation.
+
+    Besides a path, anything with `open("rb")` and `is_file()` will do (see storage.py).
 
     16-bit grey is scaled to 8, CMYK and palettes are converted.
     Raises PictureError naming the file where it is missing, damaged, too large or too narrow.
@@ -94,10 +103,11 @@ def _open(source, name: str) -> Image.Image:
     if isinstance(source, Image.Image):
         image = source
     else:
-        if not pathlib.Path(source).is_file():
-            raise PictureError(f"picture {name} does not exist")
+        file = source if hasattr(source, "is_file") else pathlib.Path(source)
+        if not file.is_file():
+            raise PictureError(f"picture {name} does not exist", "missing_picture")
         try:
-            image = Image.open(source)
+            image = Image.open(file if isinstance(file, pathlib.Path) else file.open("rb"))
         except _DAMAGE as error:
             raise PictureError(f"{name} is not a picture Pillow can open ({error})") from None
     width, height = image.size

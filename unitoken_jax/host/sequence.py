@@ -221,7 +221,7 @@ def length(
     """
     source = conversation.source
     if sizes is None:
-        sizes = [_sized(picture, source) for picture in conversation.pictures]
+        sizes = picture_sizes(conversation)
     discrete = len(picture_template(config, tokenizer.vocabulary))
     tokens, crops, pictures = int(not drop_prompt), 0, 0
     rest = iter(sizes)
@@ -241,12 +241,23 @@ def length(
     return Lengths(tokens, crops, pictures)
 
 
+def picture_sizes(conversation: Conversation) -> list[tuple[int, int]]:
+    """(height, width) in px of each picture, in reading order, from headers alone. Raises PictureError."""
+    return [_sized(picture, conversation.source) for picture in conversation.pictures]
+
+
+def crop_count(height: int, width: int, config: ModelConfig) -> int:
+    """SigLIP crops of a height x width px picture that has continuous tokens."""
+    return anyres.crop_count(height, width, config.siglip, config.sequence)
+
+
 def text_ids(text: str, tokenizer: Tokenizer, source: str) -> list[int]:
     """Ids of users' text. Raises ConversationError where it spells a control token's name."""
     if name := tokenizer.control_name_in(text):
         raise ConversationError(
             f"{source}: the text contains {name}, the name of a control token; remove it, or write it "
-            "another way (a space inside is enough)"
+            "another way (a space inside is enough)",
+            "control_name",
         )
     return tokenizer.encode(text)
 
@@ -255,7 +266,7 @@ def _sized(picture: Picture, source: str) -> tuple[int, int]:
     try:
         return picture_size(picture.path if isinstance(picture, PictureFile) else picture)
     except PictureError as error:
-        raise PictureError(f"{source}: {error}") from None
+        raise PictureError(f"{source}: {error}", error.reason) from None
 
 
 class _Writer:
@@ -288,7 +299,7 @@ class _Writer:
                 try:
                     self.picture(part, turn)
                 except PictureError as error:
-                    raise PictureError(f"{self.source}: {error}") from None
+                    raise PictureError(f"{self.source}: {error}", error.reason) from None
         end = np.array([self.vocabulary.end_of_turn], np.int32)
         self.ids(end, end if learn else None)
 

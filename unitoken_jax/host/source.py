@@ -1,18 +1,22 @@
-"""Conversation files as endless, random-access rows: row k of a source, and of a weighted mixture of sources.
+"""A data set as an endless stream of examples: which one stands at place n, and how it looks there.
 
-Everything is decided by (seed, epoch, example number), so any row can be made alone, on any process.
+Everything is decided by (seed, source, epoch, example number), so any example can be made alone, on any
+process.
 """
 
 import collections
+import dataclasses
+import hashlib
 import logging
-from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from unitoken_jax.config import DataConfig, ModelConfig, SourceConfig
-from unitoken_jax.host import pack, sequence
-from unitoken_jax.host.codes import codes_path, read_codes
-from unitoken_jax.host.conversation import Conversation, ConversationError, PictureFile, read_conversations
+from unitoken_jax.host import pack, sequence, shuffle
+from unitoken_jax.host.codes import codes_needed, codes_path, read_codes
+from unitoken_jax.host.conversation import Conversation, ConversationError
+from unitoken_jax.host.index import open_index, report_bad
+from unitoken_jax.host.index_build import Bad, write_bad
 from unitoken_jax.host.picture import PictureError
 from unitoken_jax.host.tokenizer import Tokenizer
 
@@ -20,11 +24,24 @@ log = logging.getLogger(__name__)
 
 CACHE_BYTES = 256 << 20  # decoded examples kept, all of a source together
 CACHED_EXAMPLE_BYTES = 64 << 10  # larger ones are not worth it: real pictures would only push each other out
-_DROP = 0x0D  # salt of the prompt-dropout stream, so that it is not the shuffle's
+REPORT = "left_out.jsonl"  # in the index's folder: good rows that these settings cannot use
+# Salts that keep the random streams of one seed apart.
+_ORDER, _DROP, _RATIO = 0x0A, 0x0D, 0x0F
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stretch:
+    """Examples one after another. epochs, indices int64[n]; drops bool[n]: which go without their prompt;
+    lengths int64[n, 3]: what each takes of a row."""
+
+    epochs: np.ndarray
+    indices: np.ndarray
+    drops: np.ndarray
+    lengths: np.ndarray
 
 
 class Source:
-    """One conversation file, measured once; `row(k)` is the k-th row of its endless epochs."""
+    """One data set, measured; epoch after epoch of its examples, each in another order."""
 
     def __init__(
         self,
@@ -34,100 +51,98 @@ class Source:
         model: ModelConfig,
         tokenizer: Tokenizer,
         seed: int | None,
+        share: tuple[int, int] = (0, 1),
     ):
-        """Reads and measures the file; pictures are not decoded.
+        """Opens the index, or measures the data; pictures are not decoded.
 
         Args:
           number: the source's place among its siblings, part of every random decision.
           seed: None for validation: file order, no dropout, centre crops.
+          share: (index, count) of this process among those that measure together.
         Raises ConversationError, PictureError or CodesError, or skips and reports, as `data.on_error` says.
         """
         self.number, self.data, self.model, self.tokenizer, self.seed = number, data, model, tokenizer, seed
         self.path, self.skipped = config.path, 0
         on_error = self._skip if data.on_error == "skip" else None
-        found = read_conversations(config.path, config.pictures, on_error)
-        self.codes = read_codes(codes_path(config.path), model) if data.codes == "offline" else None
-        self.conversations: list[Conversation] = []
-        full, dropped = [], []
-        for conversation in found:
-            try:
-                lengths = self._measure(conversation)
-            except (ConversationError, PictureError) as error:
-                if on_error is None:
-                    raise
-                on_error(error)
-                continue
-            self.conversations.append(conversation)
-            full.append(lengths[0])
-            dropped.append(lengths[1])
-        if not self.conversations:
+        self.index = open_index(config, model, tokenizer, folder=data.index, on_error=on_error, share=share)
+        self.codes = None
+        if data.codes == "offline":
+            self.codes = read_codes(config.codes or codes_path(config.path), model)
+        usable = self._usable(config.ratio, on_error)
+        if not usable.any():
             raise ConversationError(f"{config.path}: holds no usable conversation")
-        self.lengths = np.array(full, np.int64)
-        self._dropped_lengths = np.array(dropped, np.int64)
-        self._droppable = self._dropped_lengths[:, 0] > 0
-        self._plans: collections.OrderedDict[int, tuple[pack.Plan, np.ndarray]] = collections.OrderedDict()
-        self._ends = [0]  # rows before epoch e
+        # Most data sets have no bad rows; twenty million numbers that count from 0 need not be stored.
+        self._rows = None if usable.all() else np.flatnonzero(usable)
+        self.skipped = int(np.count_nonzero(~usable & self._kept(config.ratio)))
         self._cache: collections.OrderedDict[tuple[int, bool], sequence.Example] = collections.OrderedDict()
         self._cached_bytes = 0
+
+    def __len__(self) -> int:
+        """Examples in an epoch."""
+        return len(self.index) if self._rows is None else len(self._rows)
+
+    def fingerprint(self) -> str:
+        """Changes when the examples or their order would."""
+        rows = b"" if self._rows is None else self._rows.tobytes()
+        return hashlib.sha256(self.index.fingerprint().encode() + rows).hexdigest()
 
     def _skip(self, error: Exception) -> None:
         self.skipped += 1
         log.warning("left out: %s", error)
 
-    def _measure(self, conversation: Conversation) -> tuple[sequence.Lengths, sequence.Lengths]:
-        """Lengths of the whole and of the prompt-dropped example (zeros where there is none)."""
-        source = conversation.source
-        if self.codes is not None:
-            for turn in conversation.turns:
-                if sequence.has_codes(turn, self.model):
-                    for part in turn.parts:
-                        if isinstance(part, PictureFile) and part.name not in self.codes:
-                            raise PictureError(
-                                f"{source}: no VQ codes for {part.name} in {codes_path(self.path)}: "
-                                "run `unitoken tokenize` again"
-                            )
-        online = self.codes is None
-        whole = sequence.length(conversation, self.tokenizer, self.model, online=online)
-        if reason := pack.misfit(whole, self.data):
-            raise ConversationError(f"{source}: {reason}")
-        dropped = sequence.Lengths(0, 0, 0)
-        if self.seed is not None and self.data.prompt_dropout and sequence.is_text_to_image(conversation):
-            dropped = sequence.length(
-                conversation, self.tokenizer, self.model, online=online, drop_prompt=True
+    def _kept(self, ratio: float) -> np.ndarray:
+        """bool[N]: the share `ratio` of all rows, whatever the seed."""
+        if not 0 < ratio <= 1:
+            raise ValueError(
+                f"data.sources ratio of {self.path} is {ratio}; expected more than 0, at most 1 (to see a "
+                "set more often than others, raise its weight)"
             )
-        return whole, dropped
+        rows = np.arange(len(self.index))
+        return np.ones(len(rows), bool) if ratio == 1 else shuffle.coins(rows, _RATIO) < ratio
 
-    def drops(self, epoch: int) -> np.ndarray:
-        """bool[N]: which examples go without their prompt in `epoch`."""
-        if self.seed is None:
-            return np.zeros(len(self.lengths), bool)
-        draws = np.random.default_rng([self.seed, self.number, epoch, _DROP]).random(len(self.lengths))
-        return self._droppable & (draws < self.data.prompt_dropout)
+    def _usable(self, ratio: float, on_error) -> np.ndarray:
+        """bool[N]: rows that are measured, fit a row, have their codes, and belong to the share."""
+        lengths = self.index.lengths
+        usable = np.array(lengths[:, 0] > 0) & self._kept(ratio)
+        columns = 3 if self.data.codes == "online" else 2  # pictures take no room when their codes are there
+        over = usable & (lengths[:, :columns] > np.array(pack.budget(self.data))[:columns]).any(1)
+        bad: list[Bad] = [self._over_long(row) for row in np.flatnonzero(over).tolist()]
+        usable &= ~over
+        if self.codes is not None:
+            bad += self._without_codes(usable)
+        usable[[each.row for each in bad]] = False
+        bad.sort(key=lambda each: each.row)
+        if bad:
+            write_bad(self.index.folder / REPORT, bad)
+        report_bad(bad, self.index.folder / REPORT, on_error)
+        return usable
 
-    def lengths_in(self, epoch: int) -> np.ndarray:
-        """int64[N, 3]: what each example takes of a row in `epoch` (columns as in `Lengths`)."""
-        return np.where(self.drops(epoch)[:, None], self._dropped_lengths, self.lengths)
+    def _over_long(self, row: int) -> Bad:
+        where = self.index.records.where(row)
+        reason = pack.misfit(sequence.Lengths(*self.index.lengths[row, :3].tolist()), self.data)
+        return Bad(row, where, "over_long", f"{where}: {reason}")
 
-    def plan(self, epoch: int) -> tuple[pack.Plan, np.ndarray]:
-        """The epoch's rows, and bool[N]: which examples go without their prompt."""
-        if epoch in self._plans:
-            return self._plans[epoch]
-        seed = None if self.seed is None else [self.seed, self.number, epoch]
-        made = pack.make_plan(self.lengths_in(epoch), pack.budget(self.data), seed), self.drops(epoch)
-        self._plans[epoch] = made
-        while len(self._plans) > 2:
-            self._plans.popitem(last=False)
-        return made
-
-    def row(self, k: int) -> list[sequence.Example]:
-        """The examples of the k-th row, counted from the start of epoch 0."""
-        while self._ends[-1] <= k:
-            self._ends.append(self._ends[-1] + len(self.plan(len(self._ends) - 1)[0]))
-        epoch = int(np.searchsorted(self._ends, k, side="right")) - 1
-        plan, drop = self.plan(epoch)
-        examples = plan[k - self._ends[epoch]].tolist()
-        made = [self.example(epoch, index, bool(drop[index])) for index in examples]
-        return [example for example in made if example is not None]
+    def stretch(self, start: int, count: int) -> Stretch:
+        """The `count` examples from place `start` of the endless stream."""
+        places = np.arange(start, start + count)
+        epochs, within = np.divmod(places, len(self))
+        if self.seed is not None:
+            for epoch in np.unique(epochs):
+                here = epochs == epoch
+                key = shuffle.key_of((self.seed, self.number, int(epoch), _ORDER))
+                within[here] = shuffle.shuffled(within[here], len(self), key)
+        indices = within if self._rows is None else self._rows[within]
+        measured = self.index.lengths[indices].astype(np.int64)
+        drops = np.zeros(count, bool)
+        if self.seed is not None and self.data.prompt_dropout:
+            key = shuffle.key_of((self.seed, self.number, _DROP))
+            draws = shuffle.coins(shuffle.mix(indices, key) + epochs.astype(np.uint64), key)
+            drops = (measured[:, 3] > 0) & (draws < self.data.prompt_dropout)
+        lengths = measured[:, :3].copy()
+        lengths[drops, 0] = measured[drops, 3]
+        if self.codes is not None:
+            lengths[:, 2] = 0  # no pictures to encode
+        return Stretch(epochs, indices, drops, lengths)
 
     def example(self, epoch: int, index: int, drop: bool) -> sequence.Example | None:
         """Example `index` as epoch `epoch` sees it; None where its picture is bad and errors are skipped."""
@@ -137,10 +152,8 @@ class Source:
             return self._cache[index, drop]
         rng = np.random.default_rng([self.seed, self.number, epoch, index]) if random else None
         try:
-            example = sequence.build(
-                self.conversations[index], self.tokenizer, self.model, self.codes, drop_prompt=drop, rng=rng
-            )
-        except PictureError as error:
+            example = self._build(self.index.conversation(index), index, drop, rng)
+        except (ConversationError, PictureError) as error:
             if self.data.on_error == "raise":
                 raise
             self._skip(error)
@@ -148,6 +161,37 @@ class Source:
         if not random:
             self._keep((index, drop), example)
         return example
+
+    def _build(self, conversation: Conversation, index: int, drop: bool, rng) -> sequence.Example:
+        example = sequence.build(
+            conversation, self.tokenizer, self.model, self.codes, drop_prompt=drop, rng=rng
+        )
+        tokens, crops, pictures, dropped = self.index.lengths[index].tolist()
+        expected = (dropped if drop else tokens, crops, pictures if self.codes is None else 0)
+        if example.lengths != expected:
+            raise PictureError(
+                f"{conversation.source}: takes {tuple(example.lengths)} tokens, crops and pictures, but "
+                f"{expected} when it was measured: its pictures have changed since; delete "
+                f"{self.index.folder} to measure again"
+            )
+        return example
+
+    def _without_codes(self, usable: np.ndarray) -> list[Bad]:
+        """Rows with a picture whose VQ codes are missing."""
+        about, bad = self.codes.about, []
+        if about.get("data") == self.index.data_digest() and not about["left_out"]:
+            return bad  # made from this very data, and complete
+        for row in np.flatnonzero(usable).tolist():
+            conversation = self.index.conversation(row)
+            for part in codes_needed(conversation, self.model):
+                if part.name not in self.codes:
+                    where = conversation.source
+                    message = f"no VQ codes for {part.name} in {self.codes.path}"
+                    bad.append(
+                        Bad(row, where, "missing_codes", f"{where}: {message}: run `unitoken tokenize` again")
+                    )
+                    break
+        return bad
 
     def _keep(self, key: tuple[int, bool], example: sequence.Example) -> None:
         if (size := _bytes(example)) > CACHED_EXAMPLE_BYTES:
@@ -160,40 +204,3 @@ class Source:
 
 def _bytes(example: sequence.Example) -> int:
     return example.tokens.nbytes * 4 + example.crops.nbytes + example.pictures.nbytes
-
-
-class Mixture:
-    """Rows of several sources in fixed proportions: weights are shares of rows."""
-
-    BLOCK = 1024  # rows after which the pattern of sources repeats
-
-    def __init__(self, weights: Sequence[float], row: Sequence[Callable[[int], list[sequence.Example]]]):
-        """`row[s](j)` gives the j-th row of source s. Raises ValueError for a weight that cannot be kept."""
-        self._row = row
-        shares = np.array(weights, np.float64)
-        if np.any(~np.isfinite(shares)) or np.any(shares <= 0):
-            raise ValueError(f"data.sources weights must be above 0, found {list(weights)}")
-        block = self.BLOCK if len(shares) > 1 else 1
-        exact = shares / shares.sum() * block
-        counts = np.floor(exact).astype(np.int64)
-        counts[np.argsort(counts - exact, kind="stable")[: block - counts.sum()]] += 1
-        if np.any(counts == 0):
-            raise ValueError(f"data.sources weights {list(weights)}: each must be at least 1/{block} of all")
-        # Source s's j-th row of a block stands at (j + 1/2) / counts[s] of it: as even as can be.
-        sources = np.repeat(np.arange(len(counts)), counts)
-        places = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
-        order = np.argsort(places, kind="stable")
-        self._pattern = sources[order]
-        self._within = np.concatenate([np.arange(count) for count in counts])[order]
-        self._counts = counts
-
-    def locate(self, k: int) -> tuple[int, int]:
-        """(source, row of that source) of row k."""
-        block, place = divmod(k, len(self._pattern))
-        source = int(self._pattern[place])
-        return source, int(block * self._counts[source] + self._within[place])
-
-    def row(self, k: int) -> list[sequence.Example]:
-        """The examples of row k."""
-        source, place = self.locate(k)
-        return self._row[source](place)

@@ -4,6 +4,7 @@ Users' text never becomes a control id: control names are encoded as plain text 
 clear error where sequences are built (`control_name_in`). Control ids are put in by `host/sequence.py` alone.
 """
 
+import hashlib
 import os
 import pathlib
 import re
@@ -55,6 +56,10 @@ class Tokenizer:
         part.write_text(self._backend.to_str(pretty=False), encoding="utf-8")
         os.replace(part, path)
 
+    def fingerprint(self) -> str:
+        """Changes when any text might be tokenized differently."""
+        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
+
     def encode(self, text: str) -> list[int]:
         """Ids of `text`; never a control id, whatever the text says. No BOS is added."""
         ids = self._backend.encode(text, add_special_tokens=False).ids
@@ -71,6 +76,14 @@ class Tokenizer:
         size = self.vocabulary.size
         kept = [int(i) for i in ids if 0 <= i < size and int(i) not in self._control_ids]
         return self._backend.decode(kept, skip_special_tokens=False)
+
+    def is_control(self, token: int) -> bool:
+        """Whether `token` is a control id."""
+        return token in self._control_ids
+
+    def name(self, token: int) -> str:
+        """How the vocabulary writes id `token`; "?" where it has none."""
+        return self._backend.id_to_token(token) or "?"
 
     def control_name_in(self, text: str) -> str | None:
         """The first control token's name that `text` spells out, or None."""

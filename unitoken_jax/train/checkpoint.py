@@ -4,20 +4,22 @@ A step's checkpoint holds every parameter (frozen ones too), the optimizer's mom
 (one integer) and the run's config. Orbax is used here only, as its layout changes between versions.
 """
 
+import contextlib
 import json
 import os
 import pathlib
 
 import jax
 
-from unitoken_jax.config import Config, to_dict
+from unitoken_jax.config import Config, from_dict, to_dict
 from unitoken_jax.train.state import State
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE, DATA_FILE = "config.json", "data.json"
 # Settings that may change when a run resumes: they do not change what is computed.
 FREE_KEYS = (
     "mesh.",
     "data.workers",
+    "data.index",
     "train.log_every",
     "train.validate_every",
     "train.save_every",
@@ -102,6 +104,14 @@ class Checkpoints:
                 + "\n  ".join(problems)
             )
 
+    def position(self) -> int | None:
+        """The loader state in the newest checkpoint; None where there is none."""
+        if (step := self.latest()) is None:
+            return None
+        arguments = self._ocp.args
+        found = self._manager.restore(step, args=arguments.Composite(data=arguments.JsonRestore()))
+        return found["data"]["next"]
+
     def wait(self) -> None:
         """Returns when everything is on disk; raises what went wrong in the background."""
         self._manager.wait_until_finished()
@@ -140,7 +150,8 @@ def _nested(named: dict) -> dict:
 def check_workdir(workdir, config: Config) -> None:
     """Raises ValueError if `workdir` holds another run, naming each setting that differs.
 
-    Those in FREE_KEYS may. A folder without config.json holds no run.
+    Those in FREE_KEYS may, and the data, where a larger `data.mixture_start` says that it changes on purpose
+    at the row the run has reached. A folder without config.json holds no run.
     """
     path = pathlib.Path(workdir) / CONFIG_FILE
     if path.exists():
@@ -148,13 +159,61 @@ def check_workdir(workdir, config: Config) -> None:
             theirs = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is not valid JSON ({error}): choose another --workdir") from error
+        with contextlib.suppress(ValueError):  # settings it does not know had their defaults
+            theirs = to_dict(from_dict(Config, theirs))
         differing = [line for line in differences(theirs, to_dict(config)) if not line.startswith(FREE_KEYS)]
+        if config.data.mixture_start > theirs.get("data", {}).get("mixture_start", 0):
+            _check_place(workdir, config.data.mixture_start)
+            differing = [line for line in differing if not line.startswith("data.")]
         if differing:
+            if any(line.startswith("data.") for line in differing):
+                differing.append(change_data(workdir))
             raise ValueError(
                 f"{workdir} holds another run; its {CONFIG_FILE} differs in\n  "
                 + "\n  ".join(differing)
                 + "\nChoose another --workdir, set these back to resume that run, or delete the folder."
             )
+
+
+def _check_place(workdir, start: int) -> None:
+    """Raises ValueError unless the run in `workdir` has reached global row `start`."""
+    with Checkpoints(workdir, 1) as checkpoints:
+        reached = checkpoints.position()
+    if reached != start:
+        raise ValueError(
+            f"data.mixture_start is {start}, but the newest checkpoint in {workdir} is at row {reached}: set "
+            "it to that row to change the data there, or leave it as it was"
+        )
+
+
+def change_data(workdir) -> str:
+    """How the data of the run in `workdir` is changed on purpose."""
+    with Checkpoints(workdir, 1) as checkpoints:
+        reached = checkpoints.position()
+    if reached is None:
+        return "(no checkpoint is there yet, so other data is another run)"
+    return f"(to change the data on purpose from here on: --config.data.mixture_start={reached})"
+
+
+def claim_data(workdir, fingerprint: str, start: int) -> None:
+    """Notes in `workdir`/data.json what the rows from global row `start` on are made of.
+
+    Raises ValueError where the run noted other rows for the same start: files, bad rows or weights have
+    changed, and going on would repeat and leave out examples.
+    """
+    path = pathlib.Path(workdir) / DATA_FILE
+    ours = {"fingerprint": fingerprint, "mixture_start": start}
+    if path.exists():
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        if theirs["mixture_start"] == start and theirs != ours:
+            raise ValueError(
+                f"the data is not what the run in {workdir} began with: a file, its bad rows or the "
+                f"tokenizer has changed. Put it back, or begin another run.\n{change_data(workdir)}"
+            )
+    if jax.process_index() == 0:
+        part = path.with_name(f".{DATA_FILE}.part")
+        part.write_text(json.dumps(ours) + "\n", encoding="utf-8")
+        os.replace(part, path)
 
 
 def claim_workdir(workdir, config: Config) -> None:

@@ -1,6 +1,7 @@
 """The training loop: the same for the quickstart on a laptop and 7B on a pod.
 
-A run directory holds config.json, checkpoints/, metrics.jsonl, tensorboard/ and, at the end, model/.
+A run directory holds config.json, data.json, checkpoints/, metrics.jsonl, tensorboard/ and, at the end,
+model/.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from unitoken_jax.host.loader import Loader, Validation
 from unitoken_jax.host.tokenizer import Tokenizer
 from unitoken_jax.model.init import abstract_params, init_params
 from unitoken_jax.train import state as states
-from unitoken_jax.train.checkpoint import Checkpoints, check_workdir, claim_workdir, differences
+from unitoken_jax.train.checkpoint import Checkpoints, check_workdir, claim_data, claim_workdir, differences
 from unitoken_jax.train.loss import LossSums
 from unitoken_jax.train.metrics import MetricsLog, Progress
 from unitoken_jax.train.optimizer import peak_rates, transformation
@@ -68,6 +69,7 @@ def train(
         state, shardings = _place(config, params, rates, mesh)
         del params
         claim_workdir(workdir, config)
+        claim_data(workdir, loader.fingerprint(), config.data.mixture_start)
         checkpoints = stack.enter_context(Checkpoints(workdir, config.train.keep))
         if checkpoints.latest() is not None:
             state, position = checkpoints.restore(_abstract(state, shardings))
