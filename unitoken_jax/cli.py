@@ -131,6 +131,19 @@ def _convert_verbs(verb) -> None:
     score.add_argument("--data", required=True, metavar="FILE", help="conversations, JSON or JSONL")
     score.add_argument("--out", required=True, metavar="JSONL")
 
+    evaluate = verb("evaluate", _evaluate, "the paper's benchmarks: predictions, scores, a report")
+    _model_argument(evaluate)
+    evaluate.add_argument(
+        "--benchmark", metavar="NAME", help="MMMU, MMBench_EN, ... (a wrong name lists them)"
+    )
+    evaluate.add_argument("--data", metavar="FILE", help="the benchmark's file, as VLMEvalKit has it (TSV)")
+    evaluate.add_argument("--out", required=True, metavar="DIR", help="a killed run goes on from here")
+    evaluate.add_argument("--predictions", metavar="FILE", help="score this file, without a model")
+    evaluate.add_argument("--recipe", metavar="FILE", help="repeat the run that this recipe is of")
+    evaluate.add_argument("--template", help="how questions are put: vlmevalkit (default) or direct")
+    evaluate.add_argument("--max-tokens", type=int, help="longest answer (default: the model's)")
+    evaluate.add_argument("--batch", type=int, help="how many at one time (default 16)")
+
 
 def _model_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="MODEL", help=f"model directory (default: {DEFAULT_MODEL})")
@@ -214,6 +227,31 @@ def _score(arguments):
     from unitoken_jax.evaluate.score import write_scores
 
     print(write_scores(_model(arguments), arguments.data, arguments.out))
+
+
+def _evaluate(arguments):
+    print("\n".join(_evaluation(arguments)))
+
+
+def _evaluation(arguments) -> list[str]:
+    from unitoken_jax.evaluate.understand import run_benchmark, score_predictions
+
+    if arguments.predictions:
+        if not arguments.benchmark:
+            raise ValueError("--predictions needs --benchmark NAME, whose rules it is scored by")
+        return score_predictions(arguments.benchmark, arguments.predictions, arguments.out, arguments.data)
+    if not arguments.data:
+        raise ValueError("--data FILE is needed: the benchmark's file (or --predictions FILE to score)")
+    return run_benchmark(
+        arguments.benchmark,
+        _model(arguments),
+        arguments.data,
+        arguments.out,
+        template=arguments.template,
+        max_tokens=arguments.max_tokens,
+        batch=arguments.batch,
+        recipe=arguments.recipe,
+    )
 
 
 def _tokenize(arguments):
