@@ -143,6 +143,12 @@ def _convert_verbs(verb) -> None:
     evaluate.add_argument("--template", help="how questions are put: vlmevalkit (default) or direct")
     evaluate.add_argument("--max-tokens", type=int, help="longest answer (default: the model's)")
     evaluate.add_argument("--batch", type=int, help="how many at one time (default 16)")
+    evaluate.add_argument("--rewritten", metavar="FILE", help="draw these prompts, line by line, instead")
+    evaluate.add_argument("--number", type=int, help="pictures a prompt (default: the benchmark's)")
+    evaluate.add_argument("--seed", type=int, help="of the pictures (default 0)")
+    evaluate.add_argument("--guidance", type=float, help="default: 5.5 for GenEval, 5.0 for T2I-CompBench++")
+    evaluate.add_argument("--top-k", type=int, help="of the pictures (default: the model's)")
+    evaluate.add_argument("--temperature", type=float, help="of the pictures (default: the model's)")
 
 
 def _model_argument(parser: argparse.ArgumentParser) -> None:
@@ -230,28 +236,12 @@ def _score(arguments):
 
 
 def _evaluate(arguments):
-    print("\n".join(_evaluation(arguments)))
+    from unitoken_jax.evaluate.verb import evaluate
 
-
-def _evaluation(arguments) -> list[str]:
-    from unitoken_jax.evaluate.understand import run_benchmark, score_predictions
-
-    if arguments.predictions:
-        if not arguments.benchmark:
-            raise ValueError("--predictions needs --benchmark NAME, whose rules it is scored by")
-        return score_predictions(arguments.benchmark, arguments.predictions, arguments.out, arguments.data)
-    if not arguments.data:
-        raise ValueError("--data FILE is needed: the benchmark's file (or --predictions FILE to score)")
-    return run_benchmark(
-        arguments.benchmark,
-        _model(arguments),
-        arguments.data,
-        arguments.out,
-        template=arguments.template,
-        max_tokens=arguments.max_tokens,
-        batch=arguments.batch,
-        recipe=arguments.recipe,
-    )
+    names = ("benchmark", "data", "out", "predictions", "recipe", "template", "max_tokens", "batch")
+    names += ("rewritten", "number", "seed", "guidance", "top_k", "temperature")
+    given = {name: getattr(arguments, name) for name in names}
+    print("\n".join(evaluate(lambda: _model(arguments), **given)))
 
 
 def _tokenize(arguments):

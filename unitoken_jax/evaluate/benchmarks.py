@@ -97,4 +97,7 @@ def find(name: str) -> tuple[Benchmark, str]:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     names = ", ".join(benchmark.name for benchmark in BENCHMARKS)
-    raise ValueError(f"unknown benchmark {name!r}.{hint} Known: {names}; or VLMEvalKit's data set names")
+    raise ValueError(
+        f"unknown benchmark {name!r}.{hint} Known: {names}, or VLMEvalKit's data set names; for pictures: "
+        "GenEval, T2I-CompBench++, quickstart"
+    )

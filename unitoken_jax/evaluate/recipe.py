@@ -42,6 +42,7 @@ def make(
 ) -> dict:
     """The recipe of a run on this machine. `files`: what each is for -> its path."""
     import jax
+    import PIL
 
     from unitoken_jax.model_dir import versions
 
@@ -53,7 +54,7 @@ def make(
         "template": dict(template),
         "settings": dict(settings),
         "model": {"name": pathlib.Path(model).resolve().name, "weights": weights_id(model)},
-        "versions": versions(),
+        "versions": versions() | {"pillow": PIL.__version__},
         "device": {"backend": jax.default_backend(), "kind": jax.devices()[0].device_kind},
     }
 
