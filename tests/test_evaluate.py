@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import jax
 import pytest
 from test_table import picture, write
 from tiny_model import CONFIG, noise, tiny_params, tiny_tokenizer
@@ -235,15 +236,25 @@ def test_a_judges_scores_enter_the_report(tmp_path):
             read_judged(tmp_path)
 
 
-def test_weights_of_a_converted_model_are_its_sources(model, tmp_path):
-    for name in ("config.json", "manifest.json"):
-        (tmp_path / name).write_text((model / name).read_text())
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    manifest["sources"] = {"model.safetensors": {"bytes": 3, "sha256": "abc"}}
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    assert recipes.weights_id(tmp_path)["sources"] == {"model.safetensors": "abc"}
+def test_weights_are_known_by_their_values(model, tmp_path):
+    from unitoken_jax.model_dir import save_model
+
+    same, other = tmp_path / "same", tmp_path / "other"
+    manifest = {"sources": {"model.safetensors": {"bytes": 3, "sha256": "abc"}}}
+    save_model(same, CONFIG, tiny_params(), tiny_tokenizer(), manifest)
+    kernel = tiny_params()["decoder"]["layers"]["mlp"]["up"]["kernel"].copy()
+    kernel[1, 0, 0] += 1
+    changed = jax.tree.map(lambda leaf: leaf, tiny_params())
+    changed["decoder"]["layers"]["mlp"]["up"]["kernel"] = kernel
+    save_model(other, CONFIG, changed, tiny_tokenizer())
+    first, second, third = (recipes.weights_id(path) for path in (model, same, other))
+    assert second == first | {"sources": {"model.safetensors": "abc"}}
+    assert third == first | {"params": third["params"]} != first
+    recipes.check_same({"model": {"weights": first}}, {"model": {"weights": second}}, "the recipe")
+    with pytest.raises(ValueError, match=r"the recipe is another run's:\n  model\.weights\.params"):
+        recipes.check_same({"model": {"weights": first}}, {"model": {"weights": third}}, "the recipe")
     with pytest.raises(ValueError, match="is no recipe: it lacks format"):
-        recipes.load(tmp_path / "config.json")
+        recipes.load(model / "config.json")
 
 
 def test_template_fields_reach_the_recipe():

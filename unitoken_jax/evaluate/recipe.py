@@ -11,6 +11,8 @@ import os
 import pathlib
 from collections.abc import Mapping
 
+import numpy as np
+
 from unitoken_jax.convert.sources import checksum
 
 FORMAT = 1
@@ -18,18 +20,24 @@ MAY_DIFFER = ("versions", "device")  # from a recipe that is repeated: said, not
 
 
 def weights_id(model: str | os.PathLike) -> dict:
-    """SHA-256 of the sources as manifest.json names them, else of the parameters; and of the config."""
+    """SHA-256 of what model directory `model` computes with: "params", "config.json", "tokenizer.json".
+
+    `params` is of the values, however they lie on disk; one array, of a stack one layer, is in memory at one
+    time. "sources" are the published files that manifest.json names. They do not decide alone: conversion can
+    change the dtype, or draw an adapter.
+    """
+    from unitoken_jax.model_dir import CONFIG, TOKENIZER, open_model
+
     path = pathlib.Path(model)
-    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    sources = {name: source["sha256"] for name, source in manifest.get("sources", {}).items()}
-    if sources:
-        # Settings of the conversion (--dtype, --picture-size) are in the config, not in the sources.
-        return {"sources": sources, "config": checksum(path / "config.json")["sha256"]}
+    opened = open_model(path)
     total = hashlib.sha256()
-    for file in sorted((path / "params").rglob("*")):
-        if file.is_file():
-            total.update(f"{file.relative_to(path).as_posix()} {checksum(file)['sha256']}\n".encode())
-    return {"params": total.hexdigest(), "config": checksum(path / "config.json")["sha256"]}
+    for name, leaf in sorted(opened.params.shapes.items()):
+        total.update(f"{name} {leaf.dtype} {tuple(leaf.shape)}\n".encode())
+        for layer in range(leaf.shape[0]) if "/layers/" in name else (None,):
+            total.update(np.ascontiguousarray(opened.params.read(name, layer)).reshape(-1).view(np.uint8))
+    files = {name: checksum(path / name)["sha256"] for name in (CONFIG, TOKENIZER)}
+    sources = {name: source["sha256"] for name, source in opened.manifest.get("sources", {}).items()}
+    return {"params": total.hexdigest(), **files, "sources": sources}
 
 
 def make(
@@ -98,8 +106,10 @@ def check_same(expected: Mapping, found: Mapping, where: str, may_differ: tuple[
     """Raises ValueError where `found` is not the recipe `expected` of `where`; lines on what may differ."""
     lines, notes = [], []
     for key, (old, new) in differences(expected, found).items():
-        # A file may be called otherwise as long as it holds the same, and so may a model.
-        if key == "model.name" or (key.startswith("data.") and key.endswith(".file")):
+        # A file may be called otherwise as long as it holds the same; a model may, and come from other files.
+        if key.startswith(("model.name", "model.weights.sources")) or (
+            key.startswith("data.") and key.endswith(".file")
+        ):
             continue
         kept = notes if key.split(".")[0] in may_differ else lines
         kept.append(f"{key}: {old!r} there, {new!r} here")
