@@ -1,7 +1,11 @@
 """`unitoken evaluate` on text-to-image benchmarks with a tiny random model: folders, kills and repeats."""
 
 import json
+import os
+import subprocess
+import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,6 +14,7 @@ from tiny_model import CONFIG, tiny_model, tiny_params, tiny_tokenizer
 
 from unitoken_jax import UniToken, cli
 from unitoken_jax.evaluate import recipe as recipes
+from unitoken_jax.evaluate.devices import load_model
 from unitoken_jax.evaluate.drawing import draw_benchmark
 from unitoken_jax.evaluate.picture_prompts import PromptError
 from unitoken_jax.model_dir import save_model
@@ -88,6 +93,29 @@ def test_a_recipe_repeats_a_run_byte_for_byte(drawn, model, tmp_path):
         draw_benchmark(None, model, other, tmp_path / "b", recipe=recipe)
     with pytest.raises(ValueError, match=r"guidance 3\.0 was asked for, but .* says 5\.0"):
         draw_benchmark(None, model, other, tmp_path / "b", recipe=recipe, guidance=3.0)
+
+
+@pytest.mark.slow
+def test_a_run_is_spread_over_devices(drawn, model, tmp_path):
+    code = (
+        "import sys, jax\njax.config.update('jax_num_cpu_devices', 2)\n"
+        "from unitoken_jax.evaluate.drawing import draw_benchmark\n"
+        "draw_benchmark('T2I-CompBench++', *sys.argv[1:], number=2, batch=2)"
+    )
+    argv = [str(model), str(drawn.parent / "color_val.txt"), str(tmp_path)]
+    command, env = [sys.executable, "-c", code, *argv], os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    one, two = (recipes.load(folder / "color" / "recipe.json") for folder in (drawn, tmp_path))
+    assert recipes.differences(one, two) == {"device.count": (1, 2)}
+    for path in (drawn / "color" / "samples").iterdir():
+        np.testing.assert_array_equal(pixels(path), pixels(tmp_path / "color" / "samples" / path.name))
+
+
+def test_several_processes_are_refused(model, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="evaluation runs in one process, this run has 2"):
+        load_model(model)
 
 
 def test_geneval_keeps_metadata_where_another_prompt_is_drawn(model, tmp_path, capsys):

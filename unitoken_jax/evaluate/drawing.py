@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from tqdm import tqdm
 
 from unitoken_jax.evaluate import recipe as recipes
+from unitoken_jax.evaluate.devices import load_model
 from unitoken_jax.evaluate.picture_prompts import (
     PictureBenchmark,
     PicturePrompt,
@@ -59,9 +60,7 @@ def draw_benchmark(
     prompts = read_prompts(found, data, settings["number"], rewritten)
     _check(model, prompts)
 
-    from unitoken_jax.model_dir import UniToken
-
-    loaded = UniToken.load(model, dtype=settings.get("dtype"))
+    loaded = load_model(model, dtype=settings.get("dtype"))
     if repeated is None:
         settings = _settings(found, loaded, settings)
     files = {"prompts": pathlib.Path(data)}

@@ -63,7 +63,11 @@ def make(
         "settings": dict(settings),
         "model": {"name": pathlib.Path(model).resolve().name, "weights": weights_id(model)},
         "versions": versions() | {"pillow": PIL.__version__},
-        "device": {"backend": jax.default_backend(), "kind": jax.devices()[0].device_kind},
+        "device": {
+            "backend": jax.default_backend(),
+            "kind": jax.devices()[0].device_kind,
+            "count": jax.device_count(),
+        },
     }
 
 

@@ -19,6 +19,7 @@ import pathlib
 from unitoken_jax.evaluate import recipe as recipes
 from unitoken_jax.evaluate.answering import answer_rows
 from unitoken_jax.evaluate.benchmarks import Benchmark, find, has_answers
+from unitoken_jax.evaluate.devices import load_model
 from unitoken_jax.evaluate.prompts import Template, find_template, question_parts
 from unitoken_jax.evaluate.report import write_report, write_results
 from unitoken_jax.evaluate.scoring import score
@@ -88,15 +89,13 @@ def run_benchmark(
     question = functools.partial(_conversation, found, table, row_pictures(table), shape)
     _check(model, found, table, question)
 
-    from unitoken_jax.model_dir import UniToken
-
     given = {"max_tokens": max_tokens, "batch": batch}
     if repeated is None:
-        loaded = UniToken.load(model)
+        loaded = load_model(model)
         settings = _settings(loaded, given)
     else:
         settings = recipes.settings_of(repeated, given, str(recipe))
-        loaded = UniToken.load(model, dtype=settings["dtype"])
+        loaded = load_model(model, dtype=settings["dtype"])
     made = recipes.make(
         found.name, dataset, {"data": table.path}, dataclasses.asdict(shape), settings, str(model)
     )
