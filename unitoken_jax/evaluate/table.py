@@ -132,7 +132,8 @@ def write_table(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[
     path = pathlib.Path(path)
     part = path.with_name(f".{path.name}.part")
     with open(part, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        # With fewer quotation marks the csv module leaves a carriage return bare, which ends a row.
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow(columns)
         # pandas reads no NUL, and a byte-level vocabulary can spell one.
         writer.writerows([cell.replace("\0", "\N{REPLACEMENT CHARACTER}") for cell in row] for row in rows)
