@@ -185,6 +185,7 @@ def test_the_quickstarts_pictures_are_judged(tmp_path, model, monkeypatch):
         "--predictions",
         str(tmp_path / "run"),
         "--out",
-        "unused",
+        str(tmp_path / "again"),
     ]
     assert cli.main([*argv, "--debug"]) == 0
+    assert content(tmp_path / "again") == {"results.json": (tmp_path / "run" / "results.json").read_bytes()}

@@ -13,10 +13,11 @@ from unitoken_jax.quickstart.checker import check, score_pictures
 from unitoken_jax.quickstart.prompts import Requirement
 
 
-def score_scenes(folder: str | os.PathLike) -> list[str]:
-    """Judges GenEval-like `folder` of the quickstart's scenes; writes results.json there; lines for the user.
+def score_scenes(folder: str | os.PathLike, out: str | os.PathLike | None = None) -> list[str]:
+    """Judges GenEval-like `folder` of the quickstart's scenes; lines for the user.
 
-    Raises PromptError naming the file where metadata or pictures are missing or of another size.
+    Writes results.json there, or in folder `out`. Raises PromptError naming the file where metadata
+    or pictures are missing or of another size.
     """
     folder = pathlib.Path(folder)
     requirements, verdicts, rows = [], [], []
@@ -41,6 +42,8 @@ def score_scenes(folder: str | os.PathLike) -> list[str]:
     if not rows:
         raise PromptError(f"{folder}: holds no 00000/metadata.jsonl, ...: no pictures of this benchmark")
     scores = score_pictures(requirements, verdicts)
-    write_json(folder / "results.json", scores | {"pictures": rows})
+    out = folder if out is None else pathlib.Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "results.json", scores | {"pictures": rows})
     parts = [f"  {name}: {value:.3f}" for name, value in scores["categories"].items()]
     return [f"quickstart ({len(rows)} pictures): {scores['overall']:.3f}", *parts]

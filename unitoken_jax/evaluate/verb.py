@@ -58,7 +58,7 @@ def _score(benchmark: str, predictions: str, out: str, data: str | None) -> list
         )
     from unitoken_jax.evaluate.scenes import score_scenes
 
-    return score_scenes(predictions)
+    return score_scenes(predictions, out)
 
 
 def _refuse(options: dict, where: str) -> None:
