@@ -144,6 +144,25 @@ def _convert_verbs(verb) -> None:
     score.add_argument("--data", required=True, metavar="FILE", help="conversations, JSON or JSONL")
     score.add_argument("--out", required=True, metavar="JSONL")
 
+    evaluate = verb("evaluate", _evaluate, "the paper's benchmarks: predictions, scores, a report")
+    _model_argument(evaluate)
+    evaluate.add_argument(
+        "--benchmark", metavar="NAME", help="MMMU, MMBench_EN, ... (a wrong name lists them)"
+    )
+    evaluate.add_argument("--data", metavar="FILE", help="the benchmark's file, as VLMEvalKit has it (TSV)")
+    evaluate.add_argument("--out", required=True, metavar="DIR", help="a killed run goes on from here")
+    evaluate.add_argument("--predictions", metavar="FILE", help="score this file, without a model")
+    evaluate.add_argument("--recipe", metavar="FILE", help="repeat the run that this recipe is of")
+    evaluate.add_argument("--template", help="how questions are put: vlmevalkit (default) or direct")
+    evaluate.add_argument("--max-tokens", type=int, help="longest answer (default: the model's)")
+    evaluate.add_argument("--batch", type=int, help="how many at one time (default 16)")
+    evaluate.add_argument("--rewritten", metavar="FILE", help="draw these prompts, line by line, instead")
+    evaluate.add_argument("--number", type=int, help="pictures a prompt (default: the benchmark's)")
+    evaluate.add_argument("--seed", type=int, help="of the pictures (default 0)")
+    evaluate.add_argument("--guidance", type=float, help="default: 5.5 for GenEval, 5.0 for T2I-CompBench++")
+    evaluate.add_argument("--top-k", type=int, help="of the pictures (default: the model's)")
+    evaluate.add_argument("--temperature", type=float, help="of the pictures (default: the model's)")
+
 
 def _model_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="MODEL", help=f"model directory (default: {DEFAULT_MODEL})")
@@ -268,6 +287,15 @@ def _score(arguments):
     from unitoken_jax.evaluate.score import write_scores
 
     print(write_scores(_model(arguments), arguments.data, arguments.out))
+
+
+def _evaluate(arguments):
+    from unitoken_jax.evaluate.verb import evaluate
+
+    names = ("benchmark", "data", "out", "predictions", "recipe", "template", "max_tokens", "batch")
+    names += ("rewritten", "number", "seed", "guidance", "top_k", "temperature")
+    given = {name: getattr(arguments, name) for name in names}
+    print("\n".join(evaluate(lambda: _model(arguments), **given)))
 
 
 def _tokenize(arguments):

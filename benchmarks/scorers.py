@@ -1,0 +1,145 @@
+"""Our matching and scoring against VLMEvalKit's own functions, on random answers and files.
+
+    pip download --no-deps ms-vlmeval && python -m zipfile -e ms_vlmeval-*.whl FOLDER
+    pip install pandas && python benchmarks/scorers.py FOLDER/vlmeval
+
+FOLDER/vlmeval may also be a checkout's. Its modules import far more than their rules need, so the functions
+are run one by one from their source.
+"""
+
+import ast
+import collections
+import copy
+import os
+import pathlib
+import random
+import re
+import string
+import sys
+
+import numpy as np
+import pandas as pd
+
+from unitoken_jax.evaluate.benchmarks import find
+from unitoken_jax.evaluate.matching import match_option, match_yes_no
+from unitoken_jax.evaluate.scoring import PERCEPTION, REASONING, score
+from unitoken_jax.evaluate.table import Table
+
+ANSWERS, FILES = 200_000, 200
+OPTIONS = {"A": "a red cat", "B": "blue", "C": "none of it", "D": "a red cat and dog"}
+OPTION_WORDS = (
+    "A B C D E Z a red cat blue Blue dog and none of it (A) B. **C** D: A,B answer is the - \n 选项"
+)
+YES_NO_WORDS = 'yes no Yes No yes. no, not 1,000 - yes- / yes/no . 5 yes.5 .no ! (yes) "no" ? it \n _'
+REPLIES = ("Yes", "No.", "yes, it is", "hm")
+
+
+def functions(path: pathlib.Path, *names: str, **known) -> dict:
+    """The functions `names` of source file `path`, with `known` as what else they see."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    wanted = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in names]
+    space = {"pd": pd, "np": np, "re": re, "string": string, "os": os, "cp": copy, **known}
+    space |= {
+        "defaultdict": collections.defaultdict,
+        "load": lambda data: data,
+        "d2df": lambda values: values,
+    }
+    exec(compile(ast.Module(wanted, []), str(path), "exec"), space)
+    return space
+
+
+def differing(ours, theirs, words: str) -> str:
+    rng, differ, matched = random.Random(0), [], 0
+    for _ in range(ANSWERS):
+        text = rng.choice((" ", " ", "", ". ")).join(rng.choices(words.split(" "), k=rng.randint(0, 8)))
+        own, other = ours(text), theirs(text)
+        matched += own is not None
+        if own != other:
+            differ.append((text, own, other))
+    shown = f", for example {differ[0]!r}" if differ else ""
+    return f"{len(differ)} of {ANSWERS} differ ({matched} matched){shown}"
+
+
+def table_of(rows: list[dict]) -> Table:
+    return Table(pathlib.Path("rows"), tuple(rows[0]), rows, list(range(2, 2 + len(rows))))
+
+
+def mme_rows(rng: random.Random) -> list[dict]:
+    pairs = [(c, i) for c in PERCEPTION + REASONING for i in range(rng.randint(1, 4)) for _ in range(2)]
+    return [
+        {"index": str(n), "category": c, "image_path": str(i), **yes_no(rng)}
+        for n, (c, i) in enumerate(pairs)
+    ]
+
+
+def hallusion_rows(rng: random.Random) -> list[dict]:
+    numbers = [(c, s, f, q) for c in ("a", "b") for s in range(3) for f in range(2) for q in range(2)]
+    return [
+        {"index": f"h_v_{c}_{s}_{f}_{q}", "l2-category": c, **yes_no(rng)}
+        for c, s, f, q in numbers
+        if rng.random() < 0.8
+    ]
+
+
+def yes_no(rng: random.Random) -> dict:
+    return {"question": "?", "answer": rng.choice(("Yes", "No")), "prediction": rng.choice(REPLIES)}
+
+
+def circular_rows(rng: random.Random) -> list[dict]:
+    rows = []
+    for question in range(1, 6):
+        for rotation in range(rng.randint(1, 4)):
+            gold = rng.choice("AB")
+            said = rng.choice((gold, gold, gold, gold, "a cat", "A", "who", "Z"))
+            rows.append({"index": str(question + rotation * 1_000_000), "A": "cat", "B": "dog"})
+            rows[-1] |= {"question": "?", "answer": gold, "prediction": said}
+    return rows
+
+
+def main(folder: pathlib.Path) -> None:
+    utils = folder / "dataset" / "utils"
+    names = ("can_infer", "can_infer_option", "can_infer_text")
+    infer = functions(folder / "utils" / "matching_util.py", *names)["can_infer"]
+    punctuation = functions(folder / "smp" / "misc.py", "process_punctuation")
+    if "process_punctuation" not in punctuation:
+        punctuation = functions(utils / "vqa_eval.py", "process_punctuation")
+    names = ("YOrN_Extraction", "MME_rating", "Hallusion_rating")
+    rated = functions(utils / "yorn.py", *names, process_punctuation=punctuation["process_punctuation"])
+    names = ("build_choices", "prefetch_answer", "prefetch_circular_group")
+    group = functions(utils / "multiple_choice.py", *names, can_infer=infer)["prefetch_circular_group"]
+
+    def own_option(text):
+        return match_option(text, OPTIONS)
+
+    def extracted(text):
+        return {"Unknown": None}.get(found := rated["YOrN_Extraction"](text), found)
+
+    print("options:", differing(own_option, lambda text: infer(text, dict(OPTIONS)) or None, OPTION_WORDS))
+    print("yes or no:", differing(match_yes_no, extracted, YES_NO_WORDS))
+    apart = collections.defaultdict(float)
+    for seed in range(FILES):
+        for name, rows in (
+            ("MME", mme_rows),
+            ("HallusionBench", hallusion_rows),
+            ("MMBench_EN", circular_rows),
+        ):
+            made = rows(random.Random(seed))
+            own, frame = score(find(name)[0], table_of(made)), pd.DataFrame(made)
+            frame["score"] = [extracted(row["prediction"]) == row["answer"] for row in made]
+            if name == "MME":
+                theirs = rated["MME_rating"](frame)
+                pairs = [(own.parts[part], value) for part, value in theirs.items()]
+            elif name == "HallusionBench":
+                theirs = rated["Hallusion_rating"](frame).iloc[0]
+                pairs = [(own.parts[part], theirs[part]) for part in ("aAcc", "fAcc", "qAcc")]
+            else:
+                frame["GT"], main_index = frame["answer"], frame["index"].astype(int) % 1_000_000
+                hits = [(group(frame[main_index == one]) or {"hit": 0})["hit"] for one in main_index.unique()]
+                pairs = [(own.score, 100 * np.mean(hits))]
+            apart[name] = max(apart[name], *(abs(one - other) for one, other in pairs))
+    for name, largest in apart.items():
+        print(f"{name}: largest difference in {FILES} files {largest:.1e}")
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]))

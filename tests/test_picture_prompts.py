@@ -1,0 +1,103 @@
+"""Prompt files of the text-to-image benchmarks: their scorers' names and folders, and bad lines."""
+
+import json
+import random
+
+import pytest
+from PIL import Image
+
+from unitoken_jax.evaluate.picture_prompts import PromptError, find_pictures, read_prompts
+from unitoken_jax.evaluate.scenes import score_scenes
+from unitoken_jax.quickstart.prompts import random_pair
+from unitoken_jax.quickstart.scenes import draw
+
+GENEVAL, T2I = find_pictures("geneval"), find_pictures("T2I-CompBench")
+
+
+def geneval_line(prompt):
+    return f'{{"tag": "single_object",  "include": [{{"class": "bench", "count": 1}}], "prompt": "{prompt}"}}'
+
+
+def written(path, *lines):
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_geneval(tmp_path):
+    path = written(tmp_path / "m.jsonl", geneval_line("a bench"), geneval_line("a dog"))
+    first, second = read_prompts(GENEVAL, path, 4)
+    assert first.files == tuple(f"00000/samples/0000{n}.png" for n in range(4))
+    assert (second.text, second.source) == ("a dog", f"{path}:2")
+    assert second.metadata == ("00001/metadata.jsonl", geneval_line("a dog") + "\n")
+    assert (GENEVAL.number, GENEVAL.guidance, T2I.number, T2I.guidance) == (4, 5.5, 10, 5.0)
+
+
+def test_t2i_compbench_counts_through_the_list(tmp_path):
+    path = written(tmp_path / "color_val.txt", "a red book\textra", "", "two cups, one blue.")
+    first, second = read_prompts(T2I, path, 2)
+    assert first.files == ("color/samples/a red book_000000.png", "color/samples/a red book_000001.png")
+    assert second.files[1] == "color/samples/two cups, one blue._000003.png"
+    assert second.metadata is None
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_rewritten_prompts_are_drawn_under_the_original_names(tmp_path, as_json):
+    path = written(tmp_path / "color_val.txt", "a red book", "a cup")
+    lines = ["one large red book", "a cup of tea"]
+    if as_json:
+        lines = [json.dumps(lines[0]), json.dumps({"prompt": lines[1]})]
+    first, second = read_prompts(T2I, path, 1, written(tmp_path / "r", *lines))
+    assert (first.text, first.files) == ("one large red book", ("color/samples/a red book_000000.png",))
+    assert (second.text, second.source) == ("a cup of tea", f"{tmp_path / 'r'}:2")
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "line", "message"),
+    [
+        (GENEVAL, "a bench", r"f:2: no line of this benchmark's metadata \(JSONDecodeError"),
+        (GENEVAL, '{"tag": "x", "include": []}', "f:2: no line .*'prompt'"),
+        (GENEVAL, '{"prompt": "a"}', "f:2: no line .*'tag'"),
+        (GENEVAL, '{"tag": "x", "include": [], "prompt": " "}', "f:2: \"prompt\" is ' '"),
+        (find_pictures("quickstart"), geneval_line("a bench"), "f:2: no line .*'category'"),
+        (T2I, "black/white", "f:2: '/' in 'black/white': the benchmark's file names cannot hold it"),
+        (T2I, "a_b", "f:2: '_' in"),
+        (T2I, "x" * 250, "f:2: too long for a file name"),
+    ],
+)
+def test_bad_lines(tmp_path, benchmark, line, message):
+    with pytest.raises(PromptError, match=message):
+        read_prompts(benchmark, written(tmp_path / "f", "", line), 4)
+
+
+def test_bad_files(tmp_path):
+    path = written(tmp_path / "f", "a", "b")
+    for lines, message in ((["a"], r"has 1 prompts, .* has 2"), (["a", "{}"], r":2: expected a prompt, or")):
+        with pytest.raises(PromptError, match=message):
+            read_prompts(T2I, path, 1, written(tmp_path / "r", *lines))
+    with pytest.raises(PromptError, match="holds no prompts"):
+        read_prompts(T2I, written(tmp_path / "f", ""), 1)
+    with pytest.raises(FileNotFoundError, match="no prompt file"):
+        read_prompts(T2I, tmp_path / "none", 1)
+    assert find_pictures("MMMU") is None
+
+
+def test_the_checker_judges_scenes_in_their_folders(tmp_path):
+    rng = random.Random(0)
+    for number, wrong in enumerate((False, True, False)):
+        requirement, scene = random_pair("colours", rng, "train")
+        samples = tmp_path / f"0000{number}" / "samples"
+        samples.mkdir(parents=True)
+        written(samples.parent / "metadata.jsonl", json.dumps(requirement.to_json()))
+        Image.fromarray(draw(() if wrong else scene, rng, "train")).save(samples / "00000.png")
+    assert score_scenes(tmp_path)[0] == "quickstart (3 pictures): 0.667"
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [row["ok"] for row in results["pictures"]] == [True, False, True]
+    assert results["pictures"][1]["file"] == "00001/samples/00000.png"
+
+    Image.new("RGB", (9, 9)).save(samples / "00000.png")
+    with pytest.raises(
+        PromptError, match=r"00002.samples.00000\.png: a picture to check is uint8\[24, 24, 3\]"
+    ):
+        score_scenes(tmp_path)
+    with pytest.raises(PromptError, match="holds no 00000/metadata"):
+        score_scenes(samples)

@@ -1,0 +1,204 @@
+"""Every benchmark's score on hand-made rows whose score is known, and rows that cannot be judged."""
+
+import pathlib
+
+import pytest
+
+from unitoken_jax.evaluate.benchmarks import BENCHMARKS, find, has_answers
+from unitoken_jax.evaluate.scoring import JUDGE, PERCEPTION, REASONING, score
+from unitoken_jax.evaluate.table import Table, TableError
+
+
+def table_of(*rows, **common):
+    rows = [{"index": str(number), "question": "?"} | common | row for number, row in enumerate(rows)]
+    return Table(pathlib.Path("d.tsv"), tuple(rows[0]), rows, list(range(2, 2 + len(rows))))
+
+
+def scored(name, *rows, **common):
+    return score(find(name)[0], table_of(*rows, **common))
+
+
+AB = {"A": "cat", "B": "dog"}
+
+
+def said(answer, prediction, **more):
+    return {"answer": answer, "prediction": prediction, **more}
+
+
+@pytest.mark.parametrize("name", ["MMStar", "SEED", "AI2D"])
+def test_choices(name):
+    rows = [
+        said("A", "A", category="x"),
+        said("A", "a dog", category="x"),
+        said("B", "(B)", category="y"),
+        said("B", "no idea", category=""),
+    ]
+    found = scored(name, *rows, **AB)
+    assert found.score == 50
+    assert found.matches == ["A", "B", "B", None]
+    assert found.parts == {"category: x": 50, "category: y": 100}
+
+
+def test_mmbench_counts_a_question_when_every_rotation_is_right():
+    rows = [
+        said("A", "A", index="3", split="dev"),
+        said("B", "dog", index="1000003", A="cat", split="dev"),
+        said("A", "A", index="4", split="dev"),
+        said("B", "A", index="1000004", split="dev"),
+        said("A", "A", index="2000004", split="dev"),
+        said("A", "B", index="5", split="dev"),
+        said("A", "A", index="1000005", split="dev"),
+        said("B", "B", index="6", split="dev"),
+    ]
+    found = scored("MMBench_EN", *rows, **AB)
+    assert found.score == 50
+    assert found.parts == {"split: dev": 50, "not circular": 75}
+    assert not found.notes
+
+
+def test_mmbench_without_rotations_says_so():
+    (note,) = scored("MMBench_CN", said("A", "A", index="1"), **AB).notes
+    assert "not MMBench's circular score" in note
+
+
+def test_mmmu_counts_validation_and_turns_open_questions_into_choices():
+    open_ = {"A": "", "B": ""}
+    rows = [
+        said("A", "A", split="validation", **AB),
+        said("B", "A", split="validation", **AB),
+        said("3.5", "it is 3.5", split="validation", **open_),
+        said("3.5", "none of the other answers", split="validation", **open_),
+        said("C", "C", split="validation", **open_),  # wanted is option C, which is not there
+        said("A", "A", split="dev", **AB),
+    ]
+    found = scored("MMMU", *rows)
+    assert found.hits == [True, False, True, False, False, True]
+    assert found.score == 40
+    assert found.parts == {"split: dev": 100, "split: validation": 40}
+    assert found.notes == ["1 open questions whose answer is a capital letter cannot be hit by this rule"]
+    with pytest.raises(TableError, match="no row has 'validation'"):
+        scored("MMMU", said("A", "A", split="dev"), **AB)
+
+
+def mme(category, image, *predictions):
+    return [said("Yes", text, category=category, image_path=image) for text in predictions]
+
+
+def test_mme_adds_accuracy_and_pairs():
+    rows = []
+    for category in PERCEPTION + REASONING:
+        rows += mme(category, "1.png", "Yes", "yes, it is")
+    found = scored("MME", *rows)
+    assert (found.score, found.parts["perception"], found.parts["reasoning"]) == (2800, 2000, 800)
+    assert find("MME")[0].per_point == 28
+    rows += [*mme("color", "2.png", "Yes", "No"), *mme("color", "3.png", "No", "who knows")]
+    found = scored("MME", *rows)
+    assert found.parts["color"] == pytest.approx(100 * 3 / 6 + 100 / 3)
+    assert found.matches[-1] is None
+
+
+def test_part_of_mme_has_no_total():
+    found = scored("MME", *mme("color", "1.png", "Yes", "Yes"))
+    assert (found.score, found.parts) == (None, {"color": 200})
+    assert "lacks the categories OCR" in found.notes[0]
+
+
+def test_hallusionbench_has_three_accuracies():
+    def row(group, figure, question, right):
+        return said("Yes", "Yes" if right else "No", index=f"H_VD_x_{group}_{figure}_{question}")
+
+    rows = [
+        row(0, 0, 0, True),
+        row(0, 0, 1, True),
+        row(0, 1, 0, False),
+        row(0, 1, 1, False),
+        row(1, 0, 0, True),
+    ]
+    found = scored("HallusionBench", *rows, **{"l2-category": "chart"})
+    assert found.parts["aAcc"] == found.score == 60
+    assert found.parts["fAcc"] == pytest.approx(200 / 3)  # 0/0, 1/0 of three figures
+    assert found.parts["qAcc"] == pytest.approx(100 / 3)  # 1/0 of three questions
+    other = [
+        *rows,
+        {**row(0, 0, 0, False), "l2-category": "table"},
+    ]  # another group, though its numbers agree
+    assert scored("HallusionBench", *other, **{"l2-category": "chart"}).parts["fAcc"] == 50
+
+
+def test_ocrbench_counts_of_a_thousand():
+    rows = [said("['a', 'b']", "B", category="x"), said("['c']", "d", category="x")]
+    found = scored("OCRBench", *rows)
+    assert (found.score, found.parts, find("OCRBench")[0].per_point) == (500, {"category: x": 50}, 10)
+    assert scored("OCRBench", *rows * 500).notes == []
+
+
+def test_mathvista_tells_what_it_can_without_a_judge():
+    def row(kind, answer, prediction, **more):
+        return said(answer, prediction, question_type="free_form", answer_type=kind, **more)
+
+    choice = {"question_type": "multi_choice", "answer_type": "text", "answer_option": "B"}
+    choice["choices"] = "['3', '4', '5']"
+    rows = [
+        said("4", "B", **choice),
+        said("4", "A", **choice),
+        said("4", "hard to say", **choice),
+        row("integer", "0", "0"),
+        row("integer", "7", "it is 7"),
+        row("float", "1.50", "1.5"),
+        row("text", "cat", "cat"),
+    ]
+    found = scored("MathVista", *rows)
+    assert found.score is None
+    assert found.matches == ["B", "A", JUDGE, "0", JUDGE, "1.5", JUDGE]
+    assert found.parts == {"no-judge, a lower bound": pytest.approx(300 / 7)}
+    assert found.notes == ["3 of 7 rows need an LLM judge"]
+
+
+def test_mmvet_is_the_judges():
+    found = scored("MMVet", said("a", "a"))
+    assert (found.score, found.matches) == (None, [JUDGE])
+
+
+def test_files_without_answers_are_for_the_server():
+    assert not has_answers("MMBench_TEST_EN")
+    found = scored("MMBench_TEST_EN", {"prediction": "A"}, **AB)
+    assert found.score is None
+    assert "benchmark's server" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [
+        (
+            "MMStar",
+            said("C", "A", **AB),
+            r"d\.tsv:2 \(index 0\), column 'answer': 'C' is none of the options A, B",
+        ),
+        ("MMStar", said("", "A", **AB), "'' is none of the options"),
+        ("MMStar", said("\uff21", "A", **AB), "is none of the options A, B"),  # a full-width A
+        ("MMBench_EN", said("A", "A", index="x1", **AB), "column 'index': not a whole number"),
+        ("MMBench_EN", said("A", "A", index="1000007", **AB), "a rotation of question 7, which is no row"),
+        ("MMMU", said("", "A", A="", B="", split="validation"), "column 'answer': empty"),
+        ("MME", said("yes", "Yes", category="color", image_path="1"), "'yes'; expected Yes or No"),
+        ("MME", said("Yes", "Yes", category="colour", image_path="1"), "'colour' is none of MME's 14"),
+        ("MME", said("Yes", "Yes", category="color", image_path="1"), "1 questions about '1'; MME asks two"),
+        ("HallusionBench", said("Yes", "Yes", index="VD_1_2", **{"l2-category": "x"}), "at least six parts"),
+        ("OCRBench", said("a word", "x", category="x"), "is no Python list"),
+        (
+            "MathVista",
+            said("x", "1", question_type="free_form", answer_type="integer", answer_option="", choices=""),
+            "'x' is no integer",
+        ),
+    ],
+)
+def test_rows_that_cannot_be_judged(name, row, message):
+    with pytest.raises(TableError, match=message):
+        scored(name, row)
+
+
+def test_names():
+    assert find("mmmu")[1] == find("MMMU_DEV_VAL")[1] == "MMMU_DEV_VAL"
+    assert find("mmbench_test_cn")[0].name == "MMBench_CN"
+    assert sum(benchmark.group == "General" for benchmark in BENCHMARKS) == 8
+    with pytest.raises(ValueError, match=r"unknown benchmark 'MMStarr'\. Did you mean MMStar\?"):
+        find("MMStarr")

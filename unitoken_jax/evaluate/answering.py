@@ -1,0 +1,89 @@
+"""Asks a model every question of a file, greedily, in chunks that are kept as they come.
+
+The journal's first line is the run's recipe, each further line one chunk's answers. A run that was killed
+goes on at the first chunk that is not whole; chunks hold the same rows either way, so the answers are the
+same byte for byte.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+
+from tqdm import tqdm
+
+from unitoken_jax.evaluate import recipe as recipes
+
+CHUNK = 64  # rows answered between two writes to the journal
+
+
+def answer_rows(
+    model,
+    conversation: Callable[[int], object],
+    rows: int,
+    journal: pathlib.Path,
+    recipe: Mapping,
+) -> list[tuple[str, bool]]:
+    """(answer, whether the model ended it) of rows 0 .. `rows` - 1; `conversation(row)` says what is asked.
+
+    `model`: a UniToken; how it answers is the recipe's `settings`. Raises ValueError where `journal` belongs
+    to a run with another recipe.
+    """
+    settings = {name: value for name, value in recipe["settings"].items() if name != "dtype"}
+    answers = _resume(journal, recipe, rows)
+    with open(journal, "a", encoding="utf-8") as file:
+        if file.tell() == 0:
+            _append(file, {"recipe": recipe})
+        with tqdm(total=rows, initial=len(answers), unit="question", disable=None) as bar:
+            while len(answers) < rows:
+                start = len(answers)
+                asked = [conversation(row) for row in range(start, min(start + CHUNK, rows))]
+                replies = model.reply(asked, **settings)
+                chunk = [(reply.text, reply.complete) for reply in replies]
+                _append(file, {"start": start, "answers": chunk})
+                answers += chunk
+                bar.update(len(chunk))
+    return answers
+
+
+def _append(file, entry: Mapping) -> None:
+    file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _resume(journal: pathlib.Path, recipe: Mapping, rows: int) -> list[tuple[str, bool]]:
+    """The answers that `journal` holds already; what a kill left half-written is cut off."""
+    if not journal.exists():
+        return []
+    answers: list[tuple[str, bool]] = []
+    whole = 0
+    with open(journal, "rb") as file:
+        for line in file:
+            entry = _entry(line)
+            if entry is None:
+                break
+            if whole == 0:
+                recipes.check_same(entry["recipe"], json.loads(json.dumps(recipe)), _where(journal))
+            elif entry["start"] != len(answers) or len(answers) + len(entry["answers"]) > rows:
+                break
+            else:
+                answers += [(text, complete) for text, complete in entry["answers"]]
+            whole += len(line)
+    os.truncate(journal, whole)
+    return answers
+
+
+def _where(journal: pathlib.Path) -> str:
+    return f"{journal} (remove it to start anew, or choose another --out)"
+
+
+def _entry(line: bytes) -> dict | None:
+    """A line's content; None where it is not whole."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and ("recipe" in entry or "answers" in entry) else None

@@ -1,0 +1,25 @@
+"""A model directory on every device of this process."""
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from unitoken_jax.model_dir import UniToken
+
+
+def load_model(model: str | os.PathLike, dtype: str | None = None) -> "UniToken":
+    """UniToken of directory `model`; where there are several devices, weights and rows are spread over them.
+
+    Raises ValueError in a run of several processes: each would write the same files.
+    """
+    import jax
+
+    from unitoken_jax.model_dir import UniToken
+    from unitoken_jax.sharding import make_mesh
+
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"evaluation runs in one process, this run has {jax.process_count()}: start one a benchmark or "
+            "prompt list, each with the devices it shall use"
+        )
+    return UniToken.load(model, mesh=make_mesh() if jax.device_count() > 1 else None, dtype=dtype)

@@ -1,0 +1,143 @@
+"""A run's recipe: everything that decides its predictions, written beside them and accepted to repeat them.
+
+    benchmark, dataset, data (SHA-256), template, settings, model (weights' SHA-256), versions, device
+
+With the same recipe on the same kind of device, predictions are the same byte for byte.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from unitoken_jax.convert.sources import checksum
+
+FORMAT = 1
+MAY_DIFFER = ("versions", "device")  # from a recipe that is repeated: said, not refused
+
+
+def weights_id(model: str | os.PathLike) -> dict:
+    """SHA-256 of what model directory `model` computes with: "params", "config.json", "tokenizer.json".
+
+    `params` is of the values, however they lie on disk; one array, of a stack one layer, is in memory at one
+    time. "sources" are the published files that manifest.json names. They do not decide alone: conversion can
+    change the dtype, or draw an adapter.
+    """
+    from unitoken_jax.model_dir import CONFIG, TOKENIZER, open_model
+
+    path = pathlib.Path(model)
+    opened = open_model(path)
+    total = hashlib.sha256()
+    for name, leaf in sorted(opened.params.shapes.items()):
+        total.update(f"{name} {leaf.dtype} {tuple(leaf.shape)}\n".encode())
+        for layer in range(leaf.shape[0]) if "/layers/" in name else (None,):
+            total.update(np.ascontiguousarray(opened.params.read(name, layer)).reshape(-1).view(np.uint8))
+    files = {name: checksum(path / name)["sha256"] for name in (CONFIG, TOKENIZER)}
+    sources = {name: source["sha256"] for name, source in opened.manifest.get("sources", {}).items()}
+    return {"params": total.hexdigest(), **files, "sources": sources}
+
+
+def make(
+    benchmark: str,
+    dataset: str,
+    files: Mapping[str, pathlib.Path],
+    template: Mapping,
+    settings: Mapping,
+    model: str,
+) -> dict:
+    """The recipe of a run on this machine. `files`: what each is for -> its path."""
+    import jax
+    import PIL
+
+    from unitoken_jax.model_dir import versions
+
+    return {
+        "format": FORMAT,
+        "benchmark": benchmark,
+        "dataset": dataset,
+        "data": {use: checksum(path) | {"file": path.name} for use, path in files.items()},
+        "template": dict(template),
+        "settings": dict(settings),
+        "model": {"name": pathlib.Path(model).resolve().name, "weights": weights_id(model)},
+        "versions": versions() | {"pillow": PIL.__version__},
+        "device": {
+            "backend": jax.default_backend(),
+            "kind": jax.devices()[0].device_kind,
+            "count": jax.device_count(),
+        },
+    }
+
+
+def write_json(path: pathlib.Path, values: Mapping) -> None:
+    """Writes `values` as JSON, whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def load(path: str | os.PathLike) -> dict:
+    """Reads a recipe. Raises FileNotFoundError, or ValueError naming the file where it is none."""
+    path = pathlib.Path(path)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no recipe at {path}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is no recipe: not valid JSON ({error})") from None
+    keys = ("format", "benchmark", "dataset", "data", "template", "settings", "model")
+    missing = [key for key in keys if not isinstance(found, dict) or key not in found]
+    if missing:
+        raise ValueError(f"{path} is no recipe: it lacks {', '.join(missing)}")
+    if found["format"] != FORMAT:
+        raise ValueError(f"{path} has format {found['format']}; this version reads {FORMAT}")
+    return found
+
+
+def differences(first: Mapping, second: Mapping) -> dict[str, tuple]:
+    """{dotted key: (value in first, value in second)} of what is not the same."""
+    one, other = _flat(first), _flat(second)
+    return {
+        key: (one.get(key), other.get(key))
+        for key in sorted(one.keys() | other.keys())
+        if one.get(key) != other.get(key)
+    }
+
+
+def check_same(expected: Mapping, found: Mapping, where: str, may_differ: tuple[str, ...] = ()) -> list[str]:
+    """Raises ValueError where `found` is not the recipe `expected` of `where`; lines on what may differ."""
+    lines, notes = [], []
+    for key, (old, new) in differences(expected, found).items():
+        # A file may be called otherwise as long as it holds the same; a model may, and come from other files.
+        if key.startswith(("model.name", "model.weights.sources")) or (
+            key.startswith("data.") and key.endswith(".file")
+        ):
+            continue
+        kept = notes if key.split(".")[0] in may_differ else lines
+        kept.append(f"{key}: {old!r} there, {new!r} here")
+    if lines:
+        raise ValueError(f"{where} is another run's:\n  " + "\n  ".join(lines))
+    return notes
+
+
+def settings_of(recipe: Mapping, given: Mapping, where: str) -> dict:
+    """The recipe's settings. ValueError where one of `given` (None: not given) says something else."""
+    for key, value in given.items():
+        if value is not None and recipe["settings"].get(key) != value:
+            raise ValueError(
+                f"{key} {value!r} was asked for, but {where} says {recipe['settings'].get(key)!r}: "
+                "leave one of them out"
+            )
+    return dict(recipe["settings"])
+
+
+def _flat(tree: Mapping, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
