@@ -3,7 +3,7 @@
 Prompts are right-padded to a bucket's length and each row goes on at its own length: the cache slot of a
 token is its position, so what a padded row holds beyond its length is overwritten before it is ever seen.
 Whatever a user varies between calls (text, seed, top-k, temperature, guidance, the answer's limit) is
-traced, not compiled in. Letters: B rows, T prompt tokens, C crops, M drawn tokens, D width.
+traced, not compiled in. Letters: B rows, T prompt tokens, C crops, D width.
 """
 
 import functools
@@ -141,33 +141,42 @@ def write(module, params, prompts: Prompts, sampling: Sampling, end, limit, *, r
     return jax.lax.while_loop(unfinished, one, start)[3]
 
 
-@functools.partial(jax.jit, static_argnames=("module", "guided"))
-def draw(module, params, prompts: Prompts, sampling: Sampling, guidance, body, code_ids, *, guided: bool):
-    """Draws pictures' tokens int32[B, M] along `body` int32[M]: a forced id, or -1 for a code.
+@functools.partial(jax.jit, static_argnames=("module", "size", "guided"))
+def draw(module, params, prompts: Prompts, sampling: Sampling, guidance, row_end, code_ids, *, size, guided):
+    """Draws pictures' codes: token ids int32[B, R * C], for `size` = (R, C) rows and columns of codes.
 
-    Where `guided`, `prompts` holds 2B rows: the conditional ones, then the unconditional ones; both read
-    what the guided conditional row chose. The prompts end with whatever is forced before the first code.
+    `row_end` int32[E] are the ids forced after each row of codes; the pass that reads a row's last code
+    reads them too, so that there are as many passes as codes. Where `guided`, `prompts` holds 2B rows: the
+    conditional ones, then the unconditional ones; both read what the guided conditional row chose. The
+    prompts end with whatever is forced before the first code.
     """
-    hidden, cache = prefill(module, params, prompts, len(body))
+    rows, columns = size
+    length = columns + len(row_end)  # of a row
+    hidden, cache = prefill(module, params, prompts, rows * length)
     head = params["decoder"]["lm_head"]["kernel"][:, code_ids]  # nothing but codes can be drawn
 
-    def code(hidden, step):
+    def one(state, step, forced):
+        """Draws the `step`-th token after the prompt, a code, and reads it and what is `forced` after it."""
+        hidden, cache = state
         logits = code_logits(hidden[:, 0], head, module.dtype)
         logits = guide(logits, guidance) if guided else logits
-        return code_ids[sample(logits, step_keys(sampling.keys, step), sampling.top_k, sampling.temperature)]
-
-    def one(state, forced_and_step):
-        hidden, cache = state
-        forced, step = forced_and_step
-        token = jnp.where(forced < 0, code(hidden, step), forced)
+        keys = step_keys(sampling.keys, step)
+        token = code_ids[sample(logits, keys, sampling.top_k, sampling.temperature)]
         both = jnp.concatenate([token, token]) if guided else token
-        return _extend(module, params, both, prompts.lengths + step, cache), token
+        read = jnp.concatenate([both[:, None], jnp.tile(forced, (len(both), 1))], axis=1)
+        positions = prompts.lengths[:, None] + step + jnp.arange(read.shape[1])
+        hidden, cache = module.apply({"params": params}, read, positions, cache, method="extend")
+        return (hidden[:, -1:], cache), token
 
-    # The last token is chosen outside the loop: nobody reads it.
-    steps = jnp.arange(len(body), dtype=jnp.int32)
-    (hidden, _), tokens = jax.lax.scan(one, (hidden, cache), (body[:-1], steps[:-1]))
-    last = code(hidden, steps[-1])
-    return jnp.concatenate([tokens.T, last[:, None]], axis=1)
+    def row(state, first):
+        steps = first + jnp.arange(columns, dtype=jnp.int32)
+        state, codes = jax.lax.scan(lambda state, step: one(state, step, row_end[:0]), state, steps[:-1])
+        state, last = one(state, steps[-1], row_end)
+        return state, jnp.concatenate([codes, last[None]])
+
+    firsts = jnp.arange(rows, dtype=jnp.int32) * length
+    codes = jax.lax.scan(row, (hidden, cache), firsts)[1]
+    return codes.reshape(rows * columns, -1).T
 
 
 def code_logits(hidden, head, dtype):

@@ -122,14 +122,12 @@ def _draw_group(model, grammar, group, read, seed, guidance, top_k, temperature)
         model.place(prompts),
         sampling,
         np.float32(guidance),
-        grammar.body,
+        grammar.row_end,
         grammar.code_ids,
+        size=(grammar.rows, grammar.columns),
         guided=guided,
     )
-    forced = np.repeat(grammar.forced[None], len(group), axis=0)
-    first = len(grammar.head)
-    forced[:, first : first + len(grammar.body)] = np.asarray(drawn)[: len(group)]
-    return forced
+    return grammar.tokens(np.asarray(drawn)[: len(group)])
 
 
 def decode_codes(model: "UniToken", codes: np.ndarray, batch: int = BATCH) -> list[Image.Image]:
