@@ -47,6 +47,7 @@ def test_pictures_matter():
 def test_answers_are_text_in_order_and_limited():
     model = tiny_model()
     replies = model.reply(ASKED, max_tokens=5)
+    assert replies[0].timing.steps == 5
     assert all(len(reply.tokens) <= 5 for reply in replies)
     assert [reply.text for reply in replies] == model.answer(ASKED, max_tokens=5)
     longer = model.reply(ASKED)
@@ -58,11 +59,13 @@ def test_answers_are_text_in_order_and_limited():
 
 
 def test_what_is_written_becomes_an_answer():
-    model = tiny_model()
+    model, none = tiny_model(), decode.Timing(0.0, 0.0, 0.0, 0)
     vocabulary, hello = model.tokenizer.vocabulary, model.tokenizer.encode("a red circle")
-    ended = text._answer(model, np.array([*hello, vocabulary.end_of_turn, decode.NOTHING, decode.NOTHING]))
+    ended = text._answer(
+        model, np.array([*hello, vocabulary.end_of_turn, decode.NOTHING, decode.NOTHING]), none
+    )
     assert (ended.text, ended.tokens.tolist(), ended.complete) == ("a red circle", hello, True)
-    cut = text._answer(model, np.array([*hello, vocabulary.sep, decode.NOTHING]))
+    cut = text._answer(model, np.array([*hello, vocabulary.sep, decode.NOTHING]), none)
     assert (cut.text, cut.tokens.tolist(), cut.complete) == ("a red circle", [*hello, vocabulary.sep], False)
 
 

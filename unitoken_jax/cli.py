@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--number", type=int, default=1, help="how many pictures")
     generate.add_argument("--size", type=_size, metavar="WxH", help="pixels (default: as in training)")
     _tokens_argument(generate)
+    _timing_argument(generate)
 
     answer = verb("answer", _answer, "answer a question, about a picture or without one")
     _model_argument(answer)
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     answer.add_argument("--max-tokens", type=int, help="longest answer (default: the model's)")
     _tokens_argument(answer)
+    _timing_argument(answer)
 
     _convert_verbs(verb)
     verb("doctor", _doctor, "is this machine ready, and if not, what to do")
@@ -138,6 +140,10 @@ def _model_argument(parser: argparse.ArgumentParser) -> None:
 
 def _tokens_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save-tokens", metavar="FILE.json", help="also write the token ids")
+
+
+def _timing_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--timing", action="store_true", help="say how long the tokens took")
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -236,6 +242,10 @@ def _generate(arguments):
         temperature=arguments.temperature,
         size=arguments.size,
     )
+    if arguments.timing:
+        # A batch's drawings share one record.
+        for timing in dict.fromkeys(drawing.timing for drawing in drawings):
+            print(timing, file=sys.stderr)
     for file, drawing in zip(files, drawings):
         drawing.picture.save(file)
         print(file)
@@ -267,6 +277,8 @@ def _answer(arguments):
     asked = _question(arguments.question, arguments.image)
     (answer,) = UniToken.load(_model(arguments)).reply([asked], max_tokens=arguments.max_tokens)
     print(answer.text)
+    if arguments.timing:
+        print(answer.timing, file=sys.stderr)
     if arguments.save_tokens:
         saved = {"question": arguments.question, "images": arguments.image, "tokens": answer.tokens.tolist()}
         _save_tokens(arguments.save_tokens, saved)
