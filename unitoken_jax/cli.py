@@ -5,6 +5,7 @@ import json
 import pathlib
 import sys
 
+from unitoken_jax import compile_cache
 from unitoken_jax.config_file import is_override
 
 QUICKSTART = "quickstart"
@@ -13,6 +14,8 @@ DEFAULT_MODEL = f"{QUICKSTART}/model"  # what `unitoken quickstart` leaves behin
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; the exit code. 2: what was asked cannot be done, one message says why."""
+    if argv is None:  # called from Python, jax's settings are the caller's
+        compile_cache.enable()
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = _parser()
     arguments = parser.parse_args([argument for argument in argv if not is_override(argument)])
