@@ -11,12 +11,13 @@ from flax.traverse_util import flatten_dict
 from networks import DECODER, abstract, random_params
 
 from unitoken_jax.config import DecoderConfig
-from unitoken_jax.model.decoder import Decoder, init_cache
+from unitoken_jax.model.decoder import Decoder, init_cache, unstacked
 from unitoken_jax.model.layers import (
     HeadNorm,
     Normal,
     RMSNorm,
     attention,
+    cached_attention,
     matmul,
     rope_table,
     rotate,
@@ -96,8 +97,10 @@ def test_attention(visible):
         "segments": (segments[:, :, None] == segments[:, None]) & (slots <= slots[:, None]),
         "positions": slots <= positions[..., None],
     }[visible]
-    keywords = {"segments": {"segments": segments}, "positions": {"positions": positions}}.get(visible, {})
-    found = jax.jit(attention)(q, k, v, **keywords)
+    if visible == "positions":
+        found = jax.jit(cached_attention)(q, k.swapaxes(1, 2), v.swapaxes(1, 2), positions)
+    else:
+        found = jax.jit(attention)(q, k, v, segments if visible == "segments" else None)
     np.testing.assert_allclose(found, naive_attention(q, k, v, seen), atol=1e-5)
 
 
@@ -203,7 +206,7 @@ def test_padding_is_finite_and_computation_follows_dtype(tiny):
 def test_cache_drops_what_does_not_fit(tiny):
     module, params, x, _, _ = tiny
     cache = init_cache(DECODER, 2, 4)
-    assert cache.k.shape == cache.v.shape == (2, 2, 4, 2, 8)
+    assert {part.shape for part in (*cache.k, *cache.v)} == {(2, 2, 4, 8)}
     positions = np.array([[0, 1, 2, 3, 4, 5], [-1, 0, 1, 2, 3, 4]])
 
     @jax.jit
@@ -212,6 +215,17 @@ def test_cache_drops_what_does_not_fit(tiny):
 
     full = extend(init_cache(DECODER, 2, 8))
     short = extend(cache)
-    np.testing.assert_allclose(short.k, full.k[:, :, :4], atol=1e-5)
-    assert (np.asarray(full.k[:, 0, 6:]) == 0).all()
-    assert (np.asarray(full.k[:, 1, 5:]) == 0).all()  # position -1 went nowhere, not to the last slot
+    for few, all in zip(short.k, full.k):
+        np.testing.assert_allclose(few, all[:, :, :4], atol=1e-5)
+        assert (np.asarray(all[0, :, 6:]) == 0).all()
+        assert (np.asarray(all[1, :, 5:]) == 0).all()  # position -1 went nowhere, not to the last slot
+
+
+def test_extend_reads_stacked_and_unstacked_layers_alike(tiny):
+    module, params, x, _, _ = tiny
+    positions = np.tile(np.arange(6), (2, 1))
+    extend = jax.jit(
+        lambda p: module.apply({"params": p}, x, positions, init_cache(DECODER, 2, 6), method="extend")
+    )
+    for found, expected in zip(*(jax.tree.leaves(extend(p)) for p in (params, unstacked(params)))):
+        np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unitoken_jax.generate.sampling import guide, sample, step_keys
-from unitoken_jax.model.decoder import init_cache
+from unitoken_jax.model.decoder import init_cache, unstacked
 
 NOTHING = -1  # what a row holds after its end
 
@@ -160,9 +160,23 @@ def write(module, params, prompts: Prompts, sampling: Sampling, end, limit, *, r
     return written, clock.timing(steps)
 
 
+def _ready(params):
+    """Parameters as a loop best reads them.
+
+    On a CPU, layer by layer: there XLA copies each layer's weights out of their stack in every pass, which
+    takes several times as long as the pass, so they are copied once, before the loop. Elsewhere products
+    read them in place.
+    """
+    if jax.default_backend() != "cpu":
+        return params
+    return {**params, "decoder": unstacked(params["decoder"])}
+
+
 # Loops return the cache that they were given: only so can they work in its memory, without a copy.
 @functools.partial(jax.jit, static_argnames=("module", "room", "greedy"), donate_argnames="cache")
 def _write(module, params, hidden, cache, lengths, sampling: Sampling, end, limit, *, room, greedy):
+    params = _ready(params)
+
     def unfinished(state):
         step, _, _, _, ended = state
         return (step < limit) & ~jnp.all(ended)
@@ -205,6 +219,7 @@ def draw(module, params, prompts: Prompts, sampling: Sampling, guidance, row_end
 @functools.partial(jax.jit, static_argnames=("module", "size", "guided"), donate_argnames="cache")
 def _draw(module, params, hidden, cache, lengths, sampling, guidance, row_end, code_ids, *, size, guided):
     rows, columns = size
+    params = _ready(params)
     head = params["decoder"]["lm_head"]["kernel"][:, code_ids]  # nothing but codes can be drawn
 
     def one(state, step, forced):
