@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 from networks import DECODER, abstract, random_params
 
 from unitoken_jax.config import DecoderConfig
+from unitoken_jax.model import layers
 from unitoken_jax.model.decoder import Decoder, init_cache, unstacked
 from unitoken_jax.model.layers import (
     HeadNorm,
@@ -84,8 +85,11 @@ def naive_attention(q, k, v, seen) -> np.ndarray:
     return out
 
 
+@pytest.mark.parametrize("scores", [None, 12], ids=["at once", "in chunks"])
 @pytest.mark.parametrize("visible", ["all", "segments", "positions"])
-def test_attention(visible):
+def test_attention(visible, scores, monkeypatch):
+    if scores:
+        monkeypatch.setattr(layers, "SCORES", scores)  # 12 of 25: 2 queries at a time, and one of padding
     rng = np.random.default_rng(0)
     q = rng.normal(size=(2, 5, 4, 8)).astype(np.float32)
     k, v = rng.normal(size=(2, 2, 5, 2, 8)).astype(np.float32)
@@ -229,3 +233,20 @@ def test_extend_reads_stacked_and_unstacked_layers_alike(tiny):
     )
     for found, expected in zip(*(jax.tree.leaves(extend(p)) for p in (params, unstacked(params)))):
         np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_chunked_attention_has_the_gradient_and_needs_the_memory_of_a_chunk(monkeypatch):
+    q, k, v = np.random.default_rng(0).normal(size=(3, 1, 256, 2, 8)).astype(np.float32)
+    segments = np.repeat([[1, 2]], 128, axis=1)
+
+    def compiled():
+        slope = jax.grad(lambda q, k, v: jnp.sum(attention(q, k, v, segments) ** 2), argnums=(0, 1, 2))
+        return jax.jit(slope).lower(q, k, v).compile()
+
+    whole = compiled()
+    monkeypatch.setattr(layers, "SCORES", 256 * 8)
+    chunked = compiled()
+    for found, expected in zip(chunked(q, k, v), whole(q, k, v)):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    least = 256 * 256 * 2 * 4  # float32 scores of two heads
+    assert chunked.memory_analysis().temp_size_in_bytes < least <= whole.memory_analysis().temp_size_in_bytes

@@ -200,15 +200,25 @@ def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Ar
 
     Heads come before slots so that a matrix product reads the cache as it lies, without a copy.
     """
-    return _weighted(q, k, v, jnp.arange(k.shape[2]) <= positions[:, :, None], "bksh")
+    seen = jnp.arange(k.shape[2])
+
+    def some(q, positions):
+        return _weighted(q, k, v, seen <= positions[:, :, None], "bksh")
+
+    return _in_chunks(some, k.shape[2], q, positions)
 
 
 def _xla_attention(q, k, v, segments):
     T, S = q.shape[1], k.shape[1]
-    visible = None
-    if segments is not None:
-        visible = (segments[:, :, None] == segments[:, None, :]) & jnp.tri(T, S, dtype=bool)
-    return _weighted(q, k, v, visible, "bskh")
+    if segments is None:
+        return _in_chunks(lambda q: _weighted(q, k, v, None, "bskh"), S, q)
+    places = jnp.arange(S)
+
+    def some(q, own, place):
+        visible = (own[:, :, None] == segments[:, None]) & (places <= place[:, :, None])
+        return _weighted(q, k, v, visible, "bskh")
+
+    return _in_chunks(some, S, q, segments, jnp.broadcast_to(jnp.arange(T), segments.shape))
 
 
 def _weighted(q, k, v, visible, axes: str) -> jax.Array:
@@ -222,6 +232,25 @@ def _weighted(q, k, v, visible, axes: str) -> jax.Array:
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum(f"bkgts,{axes}->btkgh", weights, v).reshape(B, T, N, H)
 
+
+def _in_chunks(attend, S: int, *queries: jax.Array) -> jax.Array:
+    """`attend(*queries)`, arrays [B, T, ...], some queries at a time where T x S scores would fill memory."""
+    B, T = queries[0].shape[:2]
+    if T * S <= SCORES:
+        return attend(*queries)
+    number = -(-T * S // SCORES)
+    each = -(-T // number)
+
+    def chunks(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, ((0, 0), (0, number * each - T)) + ((0, 0),) * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(B, number, each, *x.shape[2:]), 1, 0)
+
+    # Without remat the backward pass would keep every chunk's scores, which is what this avoids.
+    y = jax.lax.map(lambda one: jax.checkpoint(attend)(*one), tuple(map(chunks, queries)))
+    return jnp.moveaxis(y, 0, 1).reshape(B, number * each, *y.shape[3:])[:, :T]
+
+
+SCORES = 2**22  # of one head and row at one time: 16 MiB of float32
 
 # Kernels of one backend (splash, cuDNN) join here; all take (q, k, v, segments).
 BACKENDS = {"xla": _xla_attention}
