@@ -157,6 +157,7 @@ def test_encoding_does_not_depend_on_the_batch():
         ({"size": (16, 20)}, r"width 20 px is not supported\. Allowed sides .*: 8, 16, 24"),
         ({"guidance": 0.0}, "guidance is 0.0"),
         ({"top_k": 0}, "top_k is 0"),
+        ({"top_k": 17}, "top_k is 17; there are only 16"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"number": 0}, "number is 0"),
         ({"prompts": "a red circle"}, "expected a list"),

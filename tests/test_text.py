@@ -115,6 +115,8 @@ def test_bad_conversations_are_named(asked, message):
         ({"max_tokens": 0}, "max_tokens is 0"),
         ({"temperature": -1.0}, "temperature"),
         ({"top_k": -2}, "top_k"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"top_k": 401}, "top_k is 401; there are only 400"),
     ],
 )
 def test_bad_settings(settings, message):

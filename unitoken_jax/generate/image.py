@@ -70,9 +70,10 @@ def draw(
         raise ValueError(f"number is {number}; expected at least 1 picture a prompt")
     settings, config = model.config.generation, model.config
     top_k, temperature, guidance = check_sampling(
-        settings.top_k if top_k is None else top_k,
+        min(settings.top_k, config.vq.codes) if top_k is None else top_k,
         settings.temperature if temperature is None else temperature,
         settings.guidance if guidance is None else guidance,
+        config.vq.codes,
     )
     model.require("vqgan/decoder", "drawing pictures")
     grammar = picture_grammar(config, model.tokenizer.vocabulary, *(size or config.sequence.picture_size))

@@ -58,7 +58,8 @@ def answer(
     if limit < 1:
         raise ValueError(f"max_tokens is {limit}; expected at least 1")
     greedy = temperature == 0
-    top_k, temperature, _ = check_sampling(top_k or model.config.decoder.vocab_size, temperature)
+    most = model.config.decoder.vocab_size
+    top_k, temperature, _ = check_sampling(most if top_k is None else top_k, temperature, most=most)
 
     prompts = _prompts(model, conversations, batch)
     streams = _streams(prompts)
