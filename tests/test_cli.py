@@ -1,6 +1,7 @@
 """The command line: one library call a verb, one clear message an error."""
 
 import json
+import re
 import subprocess
 import sys
 import types
@@ -136,8 +137,12 @@ def test_generate_and_answer_write_what_was_asked(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(UniToken, "load", lambda path: tiny_model())
     common = ["--model", "M", "--save-tokens", "t.json"]
     argv = ["generate", "--prompt", "a red circle", "--out", "a.png", "--number", "2", "--seed", "3"]
-    assert cli.main([*argv, "--size", "24x8", *common]) == 0
-    assert capsys.readouterr().out == "a-0.png\na-1.png\n"
+    assert cli.main([*argv, "--size", "24x8", "--timing", *common]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "a-0.png\na-1.png\n"
+    assert re.fullmatch(
+        r"first token after .* s, then .* ms a token \(12 steps, .* s\); compiling took .* s\n", printed.err
+    )
     expected = tiny_model().draw(["a red circle"], number=2, seed=3, size=(8, 24))
     saved = json.loads((tmp_path / "t.json").read_text())
     assert saved["tokens"] == [drawing.tokens.tolist() for drawing in expected]

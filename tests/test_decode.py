@@ -23,7 +23,7 @@ def _write(prompts, rows=None, end=-7, limit=10, room=16, greedy=True, seed=0, n
     sampling = decode.Sampling(keys, np.int32(top_k), np.float32(0.8))
     stacked = decode.stack(prompts, rows)
     arguments = model.module, model.network_params, stacked, sampling, np.int32(end), np.int32(limit)
-    return np.asarray(decode.write(*arguments, room=room, greedy=greedy))
+    return np.asarray(decode.write(*arguments, room=room, greedy=greedy)[0])
 
 
 @jax.jit

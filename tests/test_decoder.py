@@ -11,12 +11,14 @@ from flax.traverse_util import flatten_dict
 from networks import DECODER, abstract, random_params
 
 from unitoken_jax.config import DecoderConfig
-from unitoken_jax.model.decoder import Decoder, init_cache
+from unitoken_jax.model import layers
+from unitoken_jax.model.decoder import Decoder, init_cache, unstacked
 from unitoken_jax.model.layers import (
     HeadNorm,
     Normal,
     RMSNorm,
     attention,
+    cached_attention,
     matmul,
     rope_table,
     rotate,
@@ -83,8 +85,11 @@ def naive_attention(q, k, v, seen) -> np.ndarray:
     return out
 
 
+@pytest.mark.parametrize("scores", [None, 12], ids=["at once", "in chunks"])
 @pytest.mark.parametrize("visible", ["all", "segments", "positions"])
-def test_attention(visible):
+def test_attention(visible, scores, monkeypatch):
+    if scores:
+        monkeypatch.setattr(layers, "SCORES", scores)  # 12 of 25: 2 queries at a time, and one of padding
     rng = np.random.default_rng(0)
     q = rng.normal(size=(2, 5, 4, 8)).astype(np.float32)
     k, v = rng.normal(size=(2, 2, 5, 2, 8)).astype(np.float32)
@@ -96,8 +101,10 @@ def test_attention(visible):
         "segments": (segments[:, :, None] == segments[:, None]) & (slots <= slots[:, None]),
         "positions": slots <= positions[..., None],
     }[visible]
-    keywords = {"segments": {"segments": segments}, "positions": {"positions": positions}}.get(visible, {})
-    found = jax.jit(attention)(q, k, v, **keywords)
+    if visible == "positions":
+        found = jax.jit(cached_attention)(q, k.swapaxes(1, 2), v.swapaxes(1, 2), positions)
+    else:
+        found = jax.jit(attention)(q, k, v, segments if visible == "segments" else None)
     np.testing.assert_allclose(found, naive_attention(q, k, v, seen), atol=1e-5)
 
 
@@ -203,7 +210,7 @@ def test_padding_is_finite_and_computation_follows_dtype(tiny):
 def test_cache_drops_what_does_not_fit(tiny):
     module, params, x, _, _ = tiny
     cache = init_cache(DECODER, 2, 4)
-    assert cache.k.shape == cache.v.shape == (2, 2, 4, 2, 8)
+    assert {part.shape for part in (*cache.k, *cache.v)} == {(2, 2, 4, 8)}
     positions = np.array([[0, 1, 2, 3, 4, 5], [-1, 0, 1, 2, 3, 4]])
 
     @jax.jit
@@ -212,6 +219,34 @@ def test_cache_drops_what_does_not_fit(tiny):
 
     full = extend(init_cache(DECODER, 2, 8))
     short = extend(cache)
-    np.testing.assert_allclose(short.k, full.k[:, :, :4], atol=1e-5)
-    assert (np.asarray(full.k[:, 0, 6:]) == 0).all()
-    assert (np.asarray(full.k[:, 1, 5:]) == 0).all()  # position -1 went nowhere, not to the last slot
+    for few, all in zip(short.k, full.k):
+        np.testing.assert_allclose(few, all[:, :, :4], atol=1e-5)
+        assert (np.asarray(all[0, :, 6:]) == 0).all()
+        assert (np.asarray(all[1, :, 5:]) == 0).all()  # position -1 went nowhere, not to the last slot
+
+
+def test_extend_reads_stacked_and_unstacked_layers_alike(tiny):
+    module, params, x, _, _ = tiny
+    positions = np.tile(np.arange(6), (2, 1))
+    extend = jax.jit(
+        lambda p: module.apply({"params": p}, x, positions, init_cache(DECODER, 2, 6), method="extend")
+    )
+    for found, expected in zip(*(jax.tree.leaves(extend(p)) for p in (params, unstacked(params)))):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_chunked_attention_has_the_gradient_and_needs_the_memory_of_a_chunk(monkeypatch):
+    q, k, v = np.random.default_rng(0).normal(size=(3, 1, 256, 2, 8)).astype(np.float32)
+    segments = np.repeat([[1, 2]], 128, axis=1)
+
+    def compiled():
+        slope = jax.grad(lambda q, k, v: jnp.sum(attention(q, k, v, segments) ** 2), argnums=(0, 1, 2))
+        return jax.jit(slope).lower(q, k, v).compile()
+
+    whole = compiled()
+    monkeypatch.setattr(layers, "SCORES", 256 * 8)
+    chunked = compiled()
+    for found, expected in zip(chunked(q, k, v), whole(q, k, v)):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    least = 256 * 256 * 2 * 4  # float32 scores of two heads
+    assert chunked.memory_analysis().temp_size_in_bytes < least <= whole.memory_analysis().temp_size_in_bytes

@@ -28,7 +28,7 @@ def test_forced_table_spelled_out(vocabulary):
     assert grammar.forced.tolist() == [one, two, *row, *row, vocabulary.end_of_image]
     assert grammar.forced.dtype == np.int32
     assert grammar.head.tolist() == [one, two]
-    assert grammar.body.tolist() == [*row, *row[:-1]]
+    assert grammar.row_end.tolist() == [vocabulary.new_line]
 
 
 def test_published_size_is_1061_tokens():
@@ -43,8 +43,9 @@ def test_published_size_is_1061_tokens():
 def test_codes_come_back_row_major(vocabulary):
     grammar = picture_grammar(CONFIG, vocabulary, 8, 16)
     codes = np.random.default_rng(1).integers(0, 16, (3, 2, 4))
-    tokens = np.repeat(grammar.forced[None], 3, axis=0)
-    tokens[:, grammar.forced == SAMPLE] = vocabulary.code_ids[codes].reshape(3, -1)
+    tokens = grammar.tokens(vocabulary.code_ids[codes].reshape(3, -1))
+    forced = grammar.forced != SAMPLE
+    np.testing.assert_array_equal(tokens[:, forced], np.tile(grammar.forced[forced], (3, 1)))
     np.testing.assert_array_equal(grammar.codes(tokens), codes)
 
 

@@ -1,6 +1,9 @@
 """Drawing pictures: grammar, guidance, one sample anywhere the same, and pixels."""
 
+import zlib
+
 import compiles
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from tiny_model import CONFIG, noise, tiny_model
 
 from unitoken_jax.generate.grammar import SAMPLE, picture_grammar
 from unitoken_jax.generate.image import decode_codes, encode_pictures
+from unitoken_jax.generate.sampling import sample, step_keys, stream_keys
 from unitoken_jax.host.sequence import picture_prompt
 
 PROMPTS = ["a red circle", "two blue squares left of a green circle and a square", "a"]
@@ -30,30 +34,59 @@ def test_tokens_obey_the_grammar():
         np.testing.assert_array_equal(body[forced != SAMPLE], forced[forced != SAMPLE])
         assert np.isin(body[forced == SAMPLE], vocabulary.code_ids).all()
         assert drawing.picture.size == (16, 16)
+        assert drawing.timing.steps == 16
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_guided_greedy_picture_equals_full_forward_passes(guidance):
+@pytest.mark.parametrize(("guidance", "top_k"), [(1.0, 1), (3.0, 1), (3.0, 8)])
+def test_guided_picture_equals_full_forward_passes(guidance, top_k):
     """The published rule written out: two streams, each read whole again for every token."""
     model = tiny_model()
     vocabulary = model.tokenizer.vocabulary
     forced = picture_grammar(CONFIG, vocabulary, 16, 16).forced
     conditional = picture_prompt(PROMPTS[0], model.tokenizer, CONFIG).tokens.tolist()
     unconditional = [vocabulary.begin_of_image]
+    prompt = np.array([*conditional, *forced[:2]], np.int32)
+    key = stream_keys(np.uint32(0), np.array([[zlib.crc32(prompt.tobytes()), 0]], np.uint32))
 
     def logits(tokens):
         row = np.zeros((1, 96), np.int32)
         row[0, : len(tokens)] = tokens
         return np.asarray(_full_logits(model.params, row, len(tokens)))[vocabulary.code_ids]
 
-    for one in forced:
+    @jax.jit
+    def chosen(guided, step):
+        return sample(guided[None], step_keys(key, step), top_k, 1.0)[0]
+
+    for step, one in enumerate(forced, start=-2):  # keys count from the first code, new-lines included
         if one == SAMPLE:
             free = logits(unconditional)
-            one = vocabulary.code_ids[np.argmax(free + guidance * (logits(conditional) - free))]
+            one = vocabulary.code_ids[chosen(free + guidance * (logits(conditional) - free), step)]
         conditional.append(int(one))
         unconditional.append(int(one))
-    (drawing,) = model.draw([PROMPTS[0]], guidance=guidance, top_k=1)
+    (drawing,) = model.draw([PROMPTS[0]], guidance=guidance, top_k=top_k)
     np.testing.assert_array_equal(drawing.tokens, unconditional)
+
+
+class Counted:
+    """A module that notes how many tokens a row each run of its decoder reads."""
+
+    def __init__(self, module):
+        self.module, self.config, self.dtype, self.seen = module, module.config, module.dtype, []
+
+    def apply(self, variables, tokens, *rest, **settings):
+        jax.debug.callback(lambda: self.seen.append(tokens.shape[1]))
+        return self.module.apply(variables, tokens, *rest, **settings)
+
+
+def test_forced_ids_take_no_pass_of_their_own(monkeypatch):
+    model = tiny_model()
+    counted = Counted(model.module)
+    monkeypatch.setattr(model, "module", counted)
+    (drawing,) = model.draw(["a"], size=(8, 24))
+    jax.effects_barrier()
+    assert len(drawing.tokens) == 1 + 2 + 2 * 7 + 1
+    # The prompt, then a pass a code: a row's last one reads the new-line too.
+    assert sorted(counted.seen) == [1] * 10 + [2, 2, 64]
 
 
 def test_a_sample_is_the_same_anywhere():
@@ -124,6 +157,7 @@ def test_encoding_does_not_depend_on_the_batch():
         ({"size": (16, 20)}, r"width 20 px is not supported\. Allowed sides .*: 8, 16, 24"),
         ({"guidance": 0.0}, "guidance is 0.0"),
         ({"top_k": 0}, "top_k is 0"),
+        ({"top_k": 17}, "top_k is 17; there are only 16"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"number": 0}, "number is 0"),
         ({"prompts": "a red circle"}, "expected a list"),

@@ -47,6 +47,7 @@ def test_pictures_matter():
 def test_answers_are_text_in_order_and_limited():
     model = tiny_model()
     replies = model.reply(ASKED, max_tokens=5)
+    assert replies[0].timing.steps == 5
     assert all(len(reply.tokens) <= 5 for reply in replies)
     assert [reply.text for reply in replies] == model.answer(ASKED, max_tokens=5)
     longer = model.reply(ASKED)
@@ -58,11 +59,13 @@ def test_answers_are_text_in_order_and_limited():
 
 
 def test_what_is_written_becomes_an_answer():
-    model = tiny_model()
+    model, none = tiny_model(), decode.Timing(0.0, 0.0, 0.0, 0)
     vocabulary, hello = model.tokenizer.vocabulary, model.tokenizer.encode("a red circle")
-    ended = text._answer(model, np.array([*hello, vocabulary.end_of_turn, decode.NOTHING, decode.NOTHING]))
+    ended = text._answer(
+        model, np.array([*hello, vocabulary.end_of_turn, decode.NOTHING, decode.NOTHING]), none
+    )
     assert (ended.text, ended.tokens.tolist(), ended.complete) == ("a red circle", hello, True)
-    cut = text._answer(model, np.array([*hello, vocabulary.sep, decode.NOTHING]))
+    cut = text._answer(model, np.array([*hello, vocabulary.sep, decode.NOTHING]), none)
     assert (cut.text, cut.tokens.tolist(), cut.complete) == ("a red circle", [*hello, vocabulary.sep], False)
 
 
@@ -112,6 +115,8 @@ def test_bad_conversations_are_named(asked, message):
         ({"max_tokens": 0}, "max_tokens is 0"),
         ({"temperature": -1.0}, "temperature"),
         ({"top_k": -2}, "top_k"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"top_k": 401}, "top_k is 401; there are only 400"),
     ],
 )
 def test_bad_settings(settings, message):

@@ -6,6 +6,7 @@ import os
 import pathlib
 import sys
 
+from unitoken_jax import compile_cache
 from unitoken_jax.config_file import is_override
 
 QUICKSTART = "quickstart"
@@ -14,6 +15,8 @@ DEFAULT_MODEL = f"{QUICKSTART}/model"  # what `unitoken quickstart` leaves behin
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; the exit code. 2: what was asked cannot be done, one message says why."""
+    if argv is None:  # called from Python, jax's settings are the caller's
+        compile_cache.enable()
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = _parser()
     arguments = parser.parse_args([argument for argument in argv if not is_override(argument)])
@@ -83,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--number", type=int, default=1, help="how many pictures")
     generate.add_argument("--size", type=_size, metavar="WxH", help="pixels (default: as in training)")
     _tokens_argument(generate)
+    _timing_argument(generate)
 
     answer = verb("answer", _answer, "answer a question, about a picture or without one")
     _model_argument(answer)
@@ -94,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     answer.add_argument("--max-tokens", type=int, help="longest answer (default: the model's)")
     _tokens_argument(answer)
+    _timing_argument(answer)
 
     _convert_verbs(verb)
     verb("doctor", _doctor, "is this machine ready, and if not, what to do")
@@ -170,6 +175,10 @@ def _model_argument(parser: argparse.ArgumentParser) -> None:
 
 def _tokens_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save-tokens", metavar="FILE.json", help="also write the token ids")
+
+
+def _timing_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--timing", action="store_true", help="say how long the tokens took")
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -321,6 +330,10 @@ def _generate(arguments):
         temperature=arguments.temperature,
         size=arguments.size,
     )
+    if arguments.timing:
+        # A batch's drawings share one record.
+        for timing in dict.fromkeys(drawing.timing for drawing in drawings):
+            print(timing, file=sys.stderr)
     for file, drawing in zip(files, drawings):
         drawing.picture.save(file)
         print(file)
@@ -352,6 +365,8 @@ def _answer(arguments):
     asked = _question(arguments.question, arguments.image)
     (answer,) = UniToken.load(_model(arguments)).reply([asked], max_tokens=arguments.max_tokens)
     print(answer.text)
+    if arguments.timing:
+        print(answer.timing, file=sys.stderr)
     if arguments.save_tokens:
         saved = {"question": arguments.question, "images": arguments.image, "tokens": answer.tokens.tolist()}
         _save_tokens(arguments.save_tokens, saved)

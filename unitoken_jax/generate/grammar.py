@@ -35,10 +35,15 @@ class PictureGrammar:
         return self.forced[: int(np.argmax(self.forced == SAMPLE))]
 
     @property
-    def body(self) -> np.ndarray:
-        """int32[M]: from the first code to the last one; what is left to draw after the head."""
-        sampled = np.flatnonzero(self.forced == SAMPLE)
-        return self.forced[sampled[0] : sampled[-1] + 1]
+    def row_end(self) -> np.ndarray:
+        """int32[1]: the ids forced after each row of codes. They can be read with the row's last code."""
+        return self.forced[len(self.head) + self.columns :][:1]
+
+    def tokens(self, ids: np.ndarray) -> np.ndarray:
+        """The whole table int32[B, N] of each picture's codes' token ids int32[B, rows * columns]."""
+        tokens = np.repeat(self.forced[None], len(ids), axis=0)
+        tokens[:, self.forced == SAMPLE] = ids
+        return tokens
 
     def codes(self, tokens: np.ndarray) -> np.ndarray:
         """VQ codes int32[B, rows, columns] of `tokens` int32[B, N], which must obey the table.

@@ -29,12 +29,16 @@ BATCH = 16  # pictures drawn at one time; with guidance each is two rows
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Drawing:
-    """A generated picture. `tokens` int32[N]: begin-of-image ... end-of-image. `number`: see `draw`."""
+    """A generated picture. `tokens` int32[N]: begin-of-image ... end-of-image. `number`: see `draw`.
+
+    `timing` is that of the batch it was drawn in, up to its tokens.
+    """
 
     prompt: str
     number: int
     tokens: np.ndarray
     picture: Image.Image
+    timing: decode.Timing
 
 
 def draw(
@@ -66,9 +70,10 @@ def draw(
         raise ValueError(f"number is {number}; expected at least 1 picture a prompt")
     settings, config = model.config.generation, model.config
     top_k, temperature, guidance = check_sampling(
-        settings.top_k if top_k is None else top_k,
+        min(settings.top_k, config.vq.codes) if top_k is None else top_k,
         settings.temperature if temperature is None else temperature,
         settings.guidance if guidance is None else guidance,
+        config.vq.codes,
     )
     model.require("vqgan/decoder", "drawing pictures")
     grammar = picture_grammar(config, model.tokenizer.vocabulary, *(size or config.sequence.picture_size))
@@ -83,11 +88,11 @@ def draw(
     drawings = []
     for start in range(0, len(jobs), batch):
         group = jobs[start : start + batch]
-        tokens = _draw_group(model, grammar, group, read, seed, guidance, top_k, temperature)
+        tokens, timing = _draw_group(model, grammar, group, read, seed, guidance, top_k, temperature)
         pictures = decode_codes(model, grammar.codes(tokens))
         begin = np.full((len(group), 1), grammar.begin, np.int32)
         rows = np.concatenate([begin, tokens], axis=1)
-        drawings += [Drawing(*job, row, picture) for job, row, picture in zip(group, rows, pictures)]
+        drawings += [Drawing(*job, row, picture, timing) for job, row, picture in zip(group, rows, pictures)]
     return drawings
 
 
@@ -97,8 +102,8 @@ def _prompt(model: "UniToken", text: str, grammar: PictureGrammar) -> np.ndarray
     return np.concatenate([tokens, grammar.head]).astype(np.int32)
 
 
-def _draw_group(model, grammar, group, read, seed, guidance, top_k, temperature) -> np.ndarray:
-    """int32[len(group), N]: the tokens after begin-of-image of each (text, number) in `group`."""
+def _draw_group(model, grammar, group, read, seed, guidance, top_k, temperature):
+    """The tokens of each (text, number) of `group` after begin-of-image, int32[len(group), N]; a Timing."""
     guided = guidance != 1.0
     rows = model.rows(len(group))
     unconditional = np.concatenate([sequence.unconditional_prompt(model.tokenizer.vocabulary), grammar.head])
@@ -115,21 +120,19 @@ def _draw_group(model, grammar, group, read, seed, guidance, top_k, temperature)
     streams += [(0, 0)] * filler
     keys = stream_keys(np.uint32(seed), np.array(streams, np.uint32))
     sampling = decode.Sampling(keys, np.int32(top_k), np.float32(temperature))
-    drawn = model.run(
+    drawn, timing = model.run(
         decode.draw,
         model.module,
         model.network_params,
         model.place(prompts),
         sampling,
         np.float32(guidance),
-        grammar.body,
+        grammar.row_end,
         grammar.code_ids,
+        size=(grammar.rows, grammar.columns),
         guided=guided,
     )
-    forced = np.repeat(grammar.forced[None], len(group), axis=0)
-    first = len(grammar.head)
-    forced[:, first : first + len(grammar.body)] = np.asarray(drawn)[: len(group)]
-    return forced
+    return grammar.tokens(np.asarray(drawn)[: len(group)]), timing
 
 
 def decode_codes(model: "UniToken", codes: np.ndarray, batch: int = BATCH) -> list[Image.Image]:

@@ -71,13 +71,18 @@ def best(logits: jax.Array, top_k) -> jax.Array:
     return above | (equal & (jnp.cumsum(equal, axis=-1) <= room))
 
 
-def check_sampling(top_k: int, temperature: float, guidance: float = 1.0) -> tuple[int, float, float]:
+def check_sampling(
+    top_k: int, temperature: float, guidance: float = 1.0, most: int | None = None
+) -> tuple[int, float, float]:
     """The settings as plain numbers for `sample`: (top_k, temperature, guidance).
 
-    Temperature 0 means greedy, which is top-k 1. Raises ValueError for what means nothing.
+    Temperature 0 means greedy, which is top-k 1. `most`: how many tokens there are to choose from. Raises
+    ValueError for what means nothing.
     """
     if isinstance(top_k, bool) or int(top_k) != top_k or top_k < 1:
         raise ValueError(f"top_k is {top_k!r}; expected a whole number of at least 1 (1 is greedy)")
+    if most is not None and top_k > most:
+        raise ValueError(f"top_k is {top_k}; there are only {most} tokens to choose from ({most} is all)")
     if not (math.isfinite(temperature) and temperature >= 0):
         raise ValueError(f"temperature is {temperature!r}; expected 0 (greedy) or a positive number")
     if not (math.isfinite(guidance) and guidance > 0):

@@ -23,11 +23,15 @@ LEAST_ROOM = 32
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Answer:
-    """`tokens` int32[n]: what was written, without the end of turn; `text` without control tokens."""
+    """`tokens` int32[n]: what was written, without the end of turn; `text` without control tokens.
+
+    `timing` is that of the batch it was written in.
+    """
 
     text: str
     tokens: np.ndarray
     complete: bool  # the model ended its turn; False: the limit did
+    timing: decode.Timing
 
 
 def answer(
@@ -54,7 +58,8 @@ def answer(
     if limit < 1:
         raise ValueError(f"max_tokens is {limit}; expected at least 1")
     greedy = temperature == 0
-    top_k, temperature, _ = check_sampling(top_k or model.config.decoder.vocab_size, temperature)
+    most = model.config.decoder.vocab_size
+    top_k, temperature, _ = check_sampling(most if top_k is None else top_k, temperature, most=most)
 
     prompts = _prompts(model, conversations, batch)
     streams = _streams(prompts)
@@ -66,7 +71,7 @@ def answer(
         rows = model.rows(len(group))
         numbers = np.zeros((rows, 2), np.uint32)
         numbers[: len(group)] = streams[group]
-        written = model.run(
+        written, timing = model.run(
             decode.write,
             model.module,
             model.network_params,
@@ -78,7 +83,7 @@ def answer(
             greedy=greedy,
         )
         for i, tokens in zip(group, np.asarray(written)):
-            answers[i] = _answer(model, tokens)
+            answers[i] = _answer(model, tokens, timing)
     return answers
 
 
@@ -120,8 +125,8 @@ def _streams(prompts: Sequence[decode.Prompt]) -> np.ndarray:
     return np.array(streams, np.uint32).reshape(-1, 2)
 
 
-def _answer(model: "UniToken", written: np.ndarray) -> Answer:
+def _answer(model: "UniToken", written: np.ndarray, timing: decode.Timing) -> Answer:
     ends = np.flatnonzero(written == model.tokenizer.vocabulary.end_of_turn)
     stop = ends[0] if len(ends) else np.count_nonzero(written != decode.NOTHING)
     tokens = written[:stop].astype(np.int32)
-    return Answer(model.tokenizer.decode(tokens), tokens, bool(len(ends)))
+    return Answer(model.tokenizer.decode(tokens), tokens, bool(len(ends)), timing)

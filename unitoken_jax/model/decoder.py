@@ -4,6 +4,7 @@ The 7B model normalises each branch's input, the 34B model its output (config.no
 """
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -20,6 +21,7 @@ from unitoken_jax.model.layers import (
     Remat,
     RMSNorm,
     attention,
+    cached_attention,
     rope_table,
     rotate,
     stacked,
@@ -30,42 +32,48 @@ _INIT = Normal(0.02)
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens seen so far: each [L, B, S, K, H], a token's slot is its position."""
+    """Keys and values of the tokens seen so far: [B, K, S, H] a layer, a token's slot is its position."""
 
-    k: jax.Array
-    v: jax.Array
+    k: tuple[jax.Array, ...]
+    v: tuple[jax.Array, ...]
 
 
 def init_cache(config: DecoderConfig, batch: int, length: int, dtype: Dtype = jnp.float32) -> Cache:
     """Empty cache for `batch` rows of up to `length` tokens."""
-    shape = (config.depth, batch, length, config.kv_heads, config.head_dim)
-    return Cache(*(shard(jnp.zeros(shape, dtype), *_CACHE_AXES) for _ in range(2)))
+    shape = (batch, config.kv_heads, length, config.head_dim)
+
+    def empty() -> tuple[jax.Array, ...]:
+        return tuple(shard(jnp.zeros(shape, dtype), *_CACHE_AXES) for _ in range(config.depth))
+
+    return Cache(empty(), empty())
 
 
-_CACHE_AXES = ("layers", "batch", "seq", "kv_heads", "head_dim")
+_CACHE_AXES = ("batch", "kv_heads", "seq", "head_dim")
 
 
-def _write(cache: Cache, layer: jax.Array, positions: jax.Array, k: jax.Array, v: jax.Array) -> Cache:
-    """Puts k, v [B, T, K, H] into their slots of one layer; positions outside the cache are dropped."""
+def _write(old: jax.Array, positions: jax.Array, new: jax.Array) -> jax.Array:
+    """Puts [B, T, K, H] into their slots of [B, K, S, H]; positions outside are dropped."""
     rows = jnp.arange(len(positions))[:, None]
     # Negative indices would count from the end.
-    slots = jnp.where(positions < 0, cache.k.shape[2], positions)
-    return Cache(
-        *(
-            shard(old.at[layer, rows, slots].set(new.astype(old.dtype), mode="drop"), *_CACHE_AXES)
-            for old, new in zip(cache, (k, v))
-        )
-    )
+    slots = jnp.where(positions < 0, old.shape[2], positions)
+    return shard(old.at[rows, :, slots].set(new.astype(old.dtype), mode="drop"), *_CACHE_AXES)
+
+
+def unstacked(params: Mapping) -> dict:
+    """A Decoder's parameters, "layers" being {"0": ..., "1": ...} instead of a stack; `extend` takes both."""
+    depth = len(params["layers"]["mlp_norm"]["scale"])
+    layers = {str(i): jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in range(depth)}
+    return {**params, "layers": layers}
 
 
 class Attention(nn.Module):
-    """[B, T, D] -> [B, T, D], cache: over the row's own segments, or over `cache` where there is one."""
+    """[B, T, D] -> [B, T, D], cache: over the row's own segments, or over `cache` (k, v) if there is one."""
 
     config: DecoderConfig
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, rope, segments, positions, cache: Cache | None, layer):
+    def __call__(self, x, rope, segments, positions, cache: tuple[jax.Array, jax.Array] | None):
         c = self.config
         B, T, D = x.shape
 
@@ -81,9 +89,8 @@ class Attention(nn.Module):
         if cache is None:
             y = attention(q, k, v, segments=segments)
         else:
-            cache = _write(cache, layer, positions, k, v)
-            k, v = (part[layer].astype(self.dtype) for part in cache)
-            y = attention(q, k, v, positions=positions)
+            cache = _write(cache[0], positions, k), _write(cache[1], positions, v)
+            y = cached_attention(q, *(part.astype(self.dtype) for part in cache), positions)
         y = y.reshape(B, T, D)
         return Dense(D, ("heads", "embed"), False, _branch_init(c), self.dtype, name="o")(y), cache
 
@@ -116,7 +123,7 @@ class DecoderBlock(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, carry, layer, rope, segments, positions, deterministic: bool):
+    def __call__(self, carry, rope, segments, positions, deterministic: bool):
         c = self.config
         x, cache = carry
         attention_norm = RMSNorm(c.norm_eps, self.dtype, name="attention_norm")
@@ -129,7 +136,7 @@ class DecoderBlock(nn.Module):
             return shard(x + y, "batch", "seq", "act_embed")
 
         y = attention_norm(x) if before else x
-        y, cache = Attention(c, self.dtype, name="attention")(y, rope, segments, positions, cache, layer)
+        y, cache = Attention(c, self.dtype, name="attention")(y, rope, segments, positions, cache)
         x = add(x, y, attention_norm)
         y = MLP(c, self.dtype, name="mlp")(mlp_norm(x) if before else x)
         return (add(x, y, mlp_norm), cache), None
@@ -150,8 +157,8 @@ class Decoder(nn.Module):
             c.depth,
             self.remat,
             self.scan,
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
-            static_argnums=(6,),
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+            static_argnums=(5,),
         )
         self.embed = Embed(c.vocab_size, c.width, ("vocab", "embed"), self.dtype)
         self.layers = layers(c, self.dtype)
@@ -163,19 +170,29 @@ class Decoder(nn.Module):
 
         `segments`, `positions` int32[B, T] as in a Batch. Dropout needs the rng "dropout".
         """
-        return self._run(x, segments, positions, None, deterministic)[0]
+        rope, x = self._start(x, positions)
+        (x, _), _ = self.layers((x, None), rope, segments, positions, deterministic)
+        return self.norm(x)
 
     def extend(self, x, positions, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Embeddings [B, T, D] at `positions` int32[B, T] -> hidden [B, T, D], cache with them in it."""
-        return self._run(x, None, positions, cache, True)
+        """Embeddings [B, T, D] at `positions` int32[B, T] -> hidden [B, T, D], cache with them in it.
+
+        Layer by layer, without a loop: from a loop over a stacked cache, each layer's part would be copied
+        out and back.
+        """
+        rope, x = self._start(x, positions)
+        block = DecoderBlock(self.config, self.dtype, parent=None)
+        params, written = self.layers.variables["params"], []
+        for i, part in enumerate(zip(*cache)):
+            own = params[str(i)] if "0" in params else jax.tree.map(lambda leaf, i=i: leaf[i], params)
+            (x, part), _ = block.apply({"params": own}, (x, part), rope, None, positions, True)
+            written.append(part)
+        return self.norm(x), Cache(*map(tuple, zip(*written)))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D] -> float32[..., V]."""
         return self.lm_head(hidden).astype(jnp.float32)
 
-    def _run(self, x, segments, positions, cache, deterministic):
-        c = self.config
-        rope = rope_table(positions, c.head_dim, c.rope_theta)
-        x = shard(x.astype(self.dtype), "batch", "seq", "act_embed")
-        carry, _ = self.layers((x, cache), jnp.arange(c.depth), rope, segments, positions, deterministic)
-        return self.norm(carry[0]), carry[1]
+    def _start(self, x, positions):
+        rope = rope_table(positions, self.config.head_dim, self.config.rope_theta)
+        return rope, shard(x.astype(self.dtype), "batch", "seq", "act_embed")

@@ -184,45 +184,75 @@ def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    segments: jax.Array | None = None,
-    positions: jax.Array | None = None,
-    backend: str = "xla",
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None = None, backend: str = "xla"
 ) -> jax.Array:
     """Grouped-query attention, softmax in float32.
 
-    q [B, T, N, H]; k, v [B, S, K, H], query head n reading key head n // (N / K). Who sees whom:
-    `segments` int32[B, T]: packed rows; token t sees s <= t of its own segment (S = T).
-    `positions` int32[B, T]: a cache; the token at position p sees slots s <= p.
-    Neither: everyone sees everyone. Returns [B, T, N, H] in v's dtype.
+    q [B, T, N, H]; k, v [B, S, K, H], query head n reading key head n // (N / K). `segments` int32[B, T]:
+    packed rows; token t sees s <= t of its own segment (S = T). None: everyone sees everyone.
+    Returns [B, T, N, H] in v's dtype.
     """
-    return BACKENDS[backend](q, k, v, segments, positions)
+    return BACKENDS[backend](q, k, v, segments)
 
 
-def _xla_attention(q, k, v, segments, positions):
+def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array) -> jax.Array:
+    """The same over a cache: k, v [B, K, S, H]; the token at `positions` int32[B, T] sees slots s <= its own.
+
+    Heads come before slots so that a matrix product reads the cache as it lies, without a copy.
+    """
+    seen = jnp.arange(k.shape[2])
+
+    def some(q, positions):
+        return _weighted(q, k, v, seen <= positions[:, :, None], "bksh")
+
+    return _in_chunks(some, k.shape[2], q, positions)
+
+
+def _xla_attention(q, k, v, segments):
+    T, S = q.shape[1], k.shape[1]
+    if segments is None:
+        return _in_chunks(lambda q: _weighted(q, k, v, None, "bskh"), S, q)
+    places = jnp.arange(S)
+
+    def some(q, own, place):
+        visible = (own[:, :, None] == segments[:, None]) & (places <= place[:, :, None])
+        return _weighted(q, k, v, visible, "bskh")
+
+    return _in_chunks(some, S, q, segments, jnp.broadcast_to(jnp.arange(T), segments.shape))
+
+
+def _weighted(q, k, v, visible, axes: str) -> jax.Array:
+    """[B, T, N, H] of q [B, T, N, H] and k, v of `axes`; `visible` bool[B, T, S]: may query t see key s."""
     B, T, N, H = q.shape
-    S, K = k.shape[1:3]
+    K = k.shape[axes.index("k")]
     q = q.reshape(B, T, K, N // K, H)
-    scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32) * H**-0.5
-    visible = _visible(segments, positions, T, S)
+    scores = jnp.einsum(f"btkgh,{axes}->bkgts", q, k, preferred_element_type=jnp.float32) * H**-0.5
     if visible is not None:
         scores = jnp.where(visible[:, None, None], scores, _MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(B, T, N, H)
+    return jnp.einsum(f"bkgts,{axes}->btkgh", weights, v).reshape(B, T, N, H)
 
 
-def _visible(segments, positions, T: int, S: int) -> jax.Array | None:
-    """bool[B, T, S]: may query t see key s."""
-    if segments is not None:
-        return (segments[:, :, None] == segments[:, None, :]) & jnp.tri(T, S, dtype=bool)
-    if positions is not None:
-        return jnp.arange(S) <= positions[:, :, None]
-    return None
+def _in_chunks(attend, S: int, *queries: jax.Array) -> jax.Array:
+    """`attend(*queries)`, arrays [B, T, ...], some queries at a time where T x S scores would fill memory."""
+    B, T = queries[0].shape[:2]
+    if T * S <= SCORES:
+        return attend(*queries)
+    number = -(-T * S // SCORES)
+    each = -(-T // number)
+
+    def chunks(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, ((0, 0), (0, number * each - T)) + ((0, 0),) * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(B, number, each, *x.shape[2:]), 1, 0)
+
+    # Without remat the backward pass would keep every chunk's scores, which is what this avoids.
+    y = jax.lax.map(lambda one: jax.checkpoint(attend)(*one), tuple(map(chunks, queries)))
+    return jnp.moveaxis(y, 0, 1).reshape(B, number * each, *y.shape[3:])[:, :T]
 
 
-# Kernels of one backend (splash, cuDNN) join here; all take (q, k, v, segments, positions).
+SCORES = 2**22  # of one head and row at one time: 16 MiB of float32
+
+# Kernels of one backend (splash, cuDNN) join here; all take (q, k, v, segments).
 BACKENDS = {"xla": _xla_attention}
 
 

@@ -1,0 +1,49 @@
+"""Where the command line keeps compiled programs, and that it never fails over it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from unitoken_jax.compile_cache import JAX_VARIABLE, VARIABLE, enable
+
+
+def test_the_default_folder_is_in_the_users_cache(tmp_path):
+    environ = {"XDG_CACHE_HOME": str(tmp_path)}
+    folder = enable(environ)
+    assert folder.parent == tmp_path / "unitoken_jax"
+    assert folder.is_dir()
+    assert environ[JAX_VARIABLE] == str(folder)
+
+
+def test_it_can_be_moved_or_turned_off(tmp_path):
+    moved = {VARIABLE: str(tmp_path / "here")}
+    assert enable(moved).parent == tmp_path / "here"
+    for environ in ({VARIABLE: "off"}, {JAX_VARIABLE: "elsewhere", VARIABLE: str(tmp_path)}):
+        before = dict(environ)
+        assert enable(environ) is None
+        assert environ == before
+
+
+@pytest.mark.parametrize("place", ["a file", "read only"])
+def test_a_folder_that_cannot_be_written_is_left_alone(place, tmp_path, monkeypatch):
+    path = tmp_path / "cache"
+    if place == "a file":
+        path.write_text("")
+    else:
+        monkeypatch.setattr(os, "access", lambda *_: False)  # a mode would not stop root
+    environ = {VARIABLE: str(path)}
+    assert enable(environ) is None
+    assert JAX_VARIABLE not in environ
+
+
+def test_the_command_line_sets_it_before_jax_starts(tmp_path):
+    code = (
+        "import sys; from unitoken_jax import cli; sys.argv[1:] = ['inspect', 'nowhere']; cli.main()\n"
+        "import jax; print(jax.config.jax_compilation_cache_dir)"
+    )
+    environ = os.environ | {VARIABLE: str(tmp_path)}
+    environ.pop(JAX_VARIABLE, None)
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True)
+    assert done.stdout.strip().startswith(str(tmp_path)), done.stderr

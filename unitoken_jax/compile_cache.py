@@ -1,0 +1,50 @@
+"""Where compiled programs are kept between runs: the command line's default for jax's persistent cache.
+
+A second `unitoken generate` of the same shapes then starts in seconds. The environment decides:
+UNITOKEN_CACHE names another folder, "off" none; jax's own JAX_COMPILATION_CACHE_DIR goes before both.
+"""
+
+import os
+import pathlib
+import platform
+import zlib
+from collections.abc import MutableMapping
+
+VARIABLE = "UNITOKEN_CACHE"
+JAX_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+
+
+def enable(environ: MutableMapping[str, str] = os.environ) -> pathlib.Path | None:
+    """Points jax, which must not have been imported yet, at the folder; None where there is to be none.
+
+    The default is ~/.cache/unitoken_jax/ (XDG_CACHE_HOME moves it), with a folder for each kind of processor:
+    programs compiled for one may not run on another, and homes are shared between machines. A
+    folder that cannot be written is left alone: a cache only saves time.
+    """
+    wanted = environ.get(VARIABLE, "")
+    if environ.get(JAX_VARIABLE) or wanted.lower() == "off":
+        return None
+    if wanted:
+        folder = pathlib.Path(wanted)
+    else:
+        home = environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        folder = pathlib.Path(home, "unitoken_jax")
+    folder = folder.absolute() / _processor()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return None
+    environ[JAX_VARIABLE] = str(folder)
+    return folder
+
+
+def _processor() -> str:
+    """Names this kind of processor, with a checksum of what it can do."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        flags = platform.processor()
+    return f"{platform.machine()}-{zlib.crc32(flags.encode()):08x}"
