@@ -17,7 +17,9 @@ from unitoken_jax.quickstart.prompts import scene_for
 def run(tmp_path_factory):
     """A run directory with a report of made-up results: a third of the answers wrong, half the pictures."""
     out = tmp_path_factory.mktemp("run")
-    dataset = write_dataset(out / "data", DatasetSettings(0, 2, 2, 2, 3, 4))
+    sizes = dict.fromkeys(("train_captions", "train_understanding", "train_generation", "train_instruct"), 2)
+    settings = DatasetSettings(**sizes, questions_per_kind=3, prompts_per_category=4)
+    dataset = write_dataset(out / "data", settings)
     rng = random.Random(0)
     prompts = dataset.held_out_prompts()
     drawn = np.stack(
