@@ -83,7 +83,7 @@ def make_peer(config: DecoderConfig) -> ChameleonForConditionalGeneration:
     model.generation_config.eos_token_id = None
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if weight.ndim == 2:  # from N(0, 1 / in), so that ids vary
+            if weight.ndim == 2 and "norm" not in name:  # from N(0, 1 / in), so that ids vary
                 weight.normal_(0, 1 if "embed" in name else weight.shape[1] ** -0.5)
     return model
 
