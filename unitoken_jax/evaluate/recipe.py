@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from unitoken_jax.convert.sources import checksum
+from unitoken_jax.host.storage import write_text
 
 FORMAT = 1
 MAY_DIFFER = ("versions", "device")  # from a recipe that is repeated: said, not refused
@@ -73,9 +74,7 @@ def make(
 
 def write_json(path: pathlib.Path, values: Mapping) -> None:
     """Writes `values` as JSON, whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_text(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
 
 
 def load(path: str | os.PathLike) -> dict:

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from PIL import Image
 
 from unitoken_jax.host.picture import PictureError, picture_size
+from unitoken_jax.host.storage import write_text
 
 INDEX, QUESTION, IMAGE, PREDICTION = "index", "question", "image", "prediction"
 _LONGEST_REFERENCE = 64  # characters; VLMEvalKit's rule
@@ -129,15 +130,13 @@ def _next(path: pathlib.Path, reader) -> list[str] | None:
 
 def write_table(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Writes a tab-separated file, whole or not at all."""
-    path = pathlib.Path(path)
-    part = path.with_name(f".{path.name}.part")
-    with open(part, "w", encoding="utf-8", newline="") as file:
-        # With fewer quotation marks the csv module leaves a carriage return bare, which ends a row.
-        writer = csv.writer(file, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_ALL)
-        writer.writerow(columns)
-        # pandas reads no NUL, and a byte-level vocabulary can spell one.
-        writer.writerows([cell.replace("\0", "\N{REPLACEMENT CHARACTER}") for cell in row] for row in rows)
-    os.replace(part, path)
+    text = io.StringIO()
+    # With fewer quotation marks the csv module leaves a carriage return bare, which ends a row.
+    writer = csv.writer(text, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_ALL)
+    writer.writerow(columns)
+    # pandas reads no NUL, and a byte-level vocabulary can spell one.
+    writer.writerows([cell.replace("\0", "\N{REPLACEMENT CHARACTER}") for cell in row] for row in rows)
+    write_text(pathlib.Path(path), text.getvalue())
 
 
 def literal_list(table: Table, number: int, column: str) -> list[str]:

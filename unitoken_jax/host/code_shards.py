@@ -16,7 +16,7 @@ import numpy as np
 
 from unitoken_jax.host.picture_store import name_hashes
 from unitoken_jax.host.records import array_record_module
-from unitoken_jax.host.storage import explained, save_array, write_whole
+from unitoken_jax.host.storage import explained, save_array, write_text, write_whole
 from unitoken_jax.host.tf_example import encode_example
 
 SHARD = 8192  # pictures a shard; with 1,024 codes each about 16 MB
@@ -56,8 +56,7 @@ def building(path: pathlib.Path, about: dict) -> Iterator[pathlib.Path]:
                 "delete it to begin again, or repeat that run to finish it"
             )
     else:
-        text = json.dumps(about).encode()
-        write_whole(settings, lambda out: out.write(text))
+        write_text(settings, json.dumps(about))
     yield folder
 
 
@@ -150,13 +149,11 @@ def _join(folder: pathlib.Path, shards: list[pathlib.Path]) -> None:
     joined = np.concatenate(hashes)
     order = np.argsort(joined, kind="stable")
     save_array(folder / NAMES, np.stack([joined[order].view(np.int64), order], 1))
-    text = "".join(json.dumps(each) + "\n" for each in left_out).encode()
-    write_whole(folder / LEFT_OUT, lambda out: out.write(text))
+    write_text(folder / LEFT_OUT, "".join(json.dumps(each) + "\n" for each in left_out))
     about = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     about |= {"pictures": len(joined), "largest": largest, "left_out": len(left_out), "shards": sizes}
     write_metadata(folder, about)
-    text = json.dumps(about, indent=1).encode()
-    write_whole(folder / ABOUT, lambda out: out.write(text))
+    write_text(folder / ABOUT, json.dumps(about, indent=1))
     for needless in [*map(_side, shards), *folder.glob(".*.part"), folder / SETTINGS]:
         needless.unlink()
     shutil.rmtree(folder / WORK, ignore_errors=True)

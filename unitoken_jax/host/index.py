@@ -30,7 +30,7 @@ from unitoken_jax.host.conversation import Conversation, parse
 from unitoken_jax.host.index_build import BAD, LENGTHS, PICTURES, RECORDS
 from unitoken_jax.host.picture_store import open_pictures, store_files
 from unitoken_jax.host.records import kind_of, open_records, records_digest
-from unitoken_jax.host.storage import as_path, ends_digest, file_digest, is_remote, size_of, write_whole
+from unitoken_jax.host.storage import as_path, ends_digest, file_digest, is_remote, size_of, write_text
 from unitoken_jax.host.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -198,8 +198,7 @@ def _stamped(path: str, base: pathlib.Path) -> str:
         pass  # none yet, or half a file from elsewhere: hash again
     digest = file_digest(file)
     base.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"stat": now, "sha256": digest}).encode()
-    write_whole(stamp, lambda out: out.write(text))
+    write_text(stamp, json.dumps({"stat": now, "sha256": digest}))
     return digest
 
 
@@ -209,8 +208,7 @@ def _finish(job: "index_build.Job", place: pathlib.Path, about: dict) -> None:
     part.mkdir()
     try:
         index_build.join(job, part)
-        text = json.dumps(about, indent=1).encode()
-        write_whole(part / ABOUT, lambda out: out.write(text))
+        write_text(part / ABOUT, json.dumps(about, indent=1))
         os.rename(part, place)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -25,7 +25,7 @@ from unitoken_jax.host.conversation import ConversationError, parse
 from unitoken_jax.host.picture import PictureError
 from unitoken_jax.host.picture_store import is_tar, open_pictures, scan_tars
 from unitoken_jax.host.records import kind_of, open_records, scan_json
-from unitoken_jax.host.storage import save_array, write_whole
+from unitoken_jax.host.storage import save_array, write_text, write_whole
 from unitoken_jax.host.tokenizer import Tokenizer
 
 CHUNK = 4096  # rows measured between two looks at the clock, and lost at most when stopped
@@ -233,8 +233,7 @@ def read_bad(path: pathlib.Path) -> list[Bad]:
 
 def write_bad(path: pathlib.Path, bad: list[Bad]) -> None:
     """Lists bad rows in file `path`, one JSON object a line."""
-    text = "".join(_line(each) for each in bad).encode()
-    write_whole(path, lambda out: out.write(text))
+    write_text(path, "".join(_line(each) for each in bad))
 
 
 def _line(bad: Bad) -> str:

@@ -191,6 +191,11 @@ def write_whole(path: pathlib.Path, write: Callable[[io.BufferedWriter], object]
         part.unlink(missing_ok=True)
 
 
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file of UTF-8, whole or not at all."""
+    write_whole(path, lambda out: out.write(text.encode()))
+
+
 def save_array(path: pathlib.Path, array: np.ndarray) -> None:
     """Writes an .npy file, whole or not at all."""
     write_whole(path, lambda out: np.save(Checked(out), array))

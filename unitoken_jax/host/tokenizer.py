@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from unitoken_jax.host.storage import write_text
 from unitoken_jax.vocabulary import Vocabulary, control_names
 
 _CONTROL_SHAPE = re.compile(r"<[^<>\s]+>|IMGIMG[A-J]+Z")
@@ -51,10 +52,7 @@ class Tokenizer:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the tokenizer.json at `path`, atomically."""
-        path = pathlib.Path(path)
-        part = path.with_name(path.name + ".part")
-        part.write_text(self._backend.to_str(pretty=False), encoding="utf-8")
-        os.replace(part, path)
+        write_text(pathlib.Path(path), self._backend.to_str(pretty=False))
 
     def fingerprint(self) -> str:
         """Changes when any text might be tokenized differently."""

@@ -6,12 +6,12 @@ A step's checkpoint holds every parameter (frozen ones too), the optimizer's mom
 
 import contextlib
 import json
-import os
 import pathlib
 
 import jax
 
 from unitoken_jax.config import Config, from_dict, to_dict
+from unitoken_jax.host.storage import write_text
 from unitoken_jax.train.state import State
 
 CONFIG_FILE, DATA_FILE = "config.json", "data.json"
@@ -211,9 +211,7 @@ def claim_data(workdir, fingerprint: str, start: int) -> None:
                 f"tokenizer has changed. Put it back, or begin another run.\n{change_data(workdir)}"
             )
     if jax.process_index() == 0:
-        part = path.with_name(f".{DATA_FILE}.part")
-        part.write_text(json.dumps(ours) + "\n", encoding="utf-8")
-        os.replace(part, path)
+        write_text(path, json.dumps(ours) + "\n")
 
 
 def claim_workdir(workdir, config: Config) -> None:
@@ -222,9 +220,7 @@ def claim_workdir(workdir, config: Config) -> None:
     if jax.process_index() == 0:
         path = pathlib.Path(workdir) / CONFIG_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{CONFIG_FILE}.part")
-        part.write_text(json.dumps(to_dict(config), indent=1) + "\n", encoding="utf-8")
-        os.replace(part, path)
+        write_text(path, json.dumps(to_dict(config), indent=1) + "\n")
 
 
 def differences(theirs, ours, where: str = "") -> list[str]:
