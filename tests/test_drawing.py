@@ -1,5 +1,6 @@
 """`unitoken evaluate` on text-to-image benchmarks with a tiny random model: folders, kills and repeats."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -46,6 +47,14 @@ def drawn(model, tmp_path_factory):
     argv = ["evaluate", "--model", str(model), "--benchmark", "T2I-CompBench++", "--data", str(data)]
     assert cli.main([*argv, "--out", str(out / "run"), "--number", "2", "--batch", "2", "--debug"]) == 0
     return out / "run"
+
+
+def test_the_published_top_k_is_all_of_a_smaller_codebook(tmp_path):
+    config = dataclasses.replace(CONFIG, generation=dataclasses.replace(CONFIG.generation, top_k=4000))
+    save_model(tmp_path / "model", config, tiny_params(), tiny_tokenizer())
+    data = written(tmp_path / "color_val.txt", PROMPTS[0])
+    draw_benchmark("T2I-CompBench++", tmp_path / "model", data, tmp_path / "run", number=1)
+    assert recipes.load(tmp_path / "run" / "color" / "recipe.json")["settings"]["top_k"] == CONFIG.vq.codes
 
 
 def test_t2i_pictures_are_the_models_and_equal_prompts_get_different_ones(drawn):

@@ -86,11 +86,13 @@ def draw_benchmark(
 
 def _settings(found: PictureBenchmark, model, chosen: Mapping) -> dict:
     """`chosen` with the paper's and the model's values where it is None."""
+    from unitoken_jax.generate.image import default_top_k
+
     own = model.config.generation
     default = {
         "seed": 0,
         "guidance": own.guidance if found.guidance is None else found.guidance,
-        "top_k": own.top_k,
+        "top_k": default_top_k(model.config),
         "temperature": own.temperature,
         "batch": BATCH,
     }

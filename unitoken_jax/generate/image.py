@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from unitoken_jax.config import ModelConfig
 from unitoken_jax.generate import decode
 from unitoken_jax.generate.grammar import PictureGrammar, picture_grammar
 from unitoken_jax.generate.sampling import check_sampling, stream_keys
@@ -70,7 +71,7 @@ def draw(
         raise ValueError(f"number is {number}; expected at least 1 picture a prompt")
     settings, config = model.config.generation, model.config
     top_k, temperature, guidance = check_sampling(
-        min(settings.top_k, config.vq.codes) if top_k is None else top_k,
+        default_top_k(config) if top_k is None else top_k,
         settings.temperature if temperature is None else temperature,
         settings.guidance if guidance is None else guidance,
         config.vq.codes,
@@ -94,6 +95,11 @@ def draw(
         rows = np.concatenate([begin, tokens], axis=1)
         drawings += [Drawing(*job, row, picture, timing) for job, row, picture in zip(group, rows, pictures)]
     return drawings
+
+
+def default_top_k(config: ModelConfig) -> int:
+    """The model's own top-k; all codes where it has fewer."""
+    return min(config.generation.top_k, config.vq.codes)
 
 
 def _prompt(model: "UniToken", text: str, grammar: PictureGrammar) -> np.ndarray:
