@@ -111,9 +111,9 @@ def _claim(path: pathlib.Path, made: Mapping) -> None:
 
 def _check(model: str | os.PathLike, prompts: Sequence[PicturePrompt]) -> None:
     """Raises PromptError for a prompt that the model cannot be given now, not after hours of drawing."""
-    from unitoken_jax.model_dir import open_model
+    from unitoken_jax.model_dir import load_settings
 
-    config, _, tokenizer, _ = open_model(model)
+    config, tokenizer, _ = load_settings(model)
     for prompt in prompts:
         try:
             picture_prompt(prompt.text, tokenizer, config)

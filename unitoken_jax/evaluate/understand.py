@@ -115,10 +115,10 @@ def run_benchmark(
 def _check(model: str | os.PathLike, benchmark: Benchmark, table: Table, question) -> None:
     """Raises for every row that cannot be asked or judged now, not after hours of answers."""
     from unitoken_jax.host.sequence import length
-    from unitoken_jax.model_dir import open_model
+    from unitoken_jax.model_dir import load_settings
 
     score(benchmark, with_predictions(table, [""] * len(table.rows)))
-    config, _, tokenizer, _ = open_model(model)
+    config, tokenizer, _ = load_settings(model)
     for row in range(len(table.rows)):
         length(question(row), tokenizer, config)
 
