@@ -25,6 +25,8 @@ FREE_KEYS = (
     "train.save_every",
     "train.keep",
     "train.remat",
+    "train.attention",
+    "train.accumulate",
     "train.scan_layers",
     "train.loss_chunk",
 )

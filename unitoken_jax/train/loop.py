@@ -88,7 +88,7 @@ class _Run:
     def __init__(self, config, mesh, tokenizer, rates, shardings, loader, validation, checkpoints, log):
         self.config, self.mesh, self.loader, self.validation = config, mesh, loader, validation
         self.checkpoints, self.log = checkpoints, log
-        model = make_model(config)
+        model = make_model(config, rates, mesh.devices.flat[0].platform)
         self.step = make_train_step(model, config, rates, tokenizer.vocabulary, shardings)
         self.evaluate = make_evaluation_step(model, config, tokenizer.vocabulary)
 
@@ -157,10 +157,10 @@ def _check_same_network(config: Config, stored) -> None:
 
 def _check_rows(config: Config, mesh) -> None:
     groups = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.data.rows % groups:
+    if config.data.rows % (groups * config.train.accumulate):
         raise ValueError(
-            f"data.rows is {config.data.rows}, and the mesh splits rows {groups} ways (data x fsdp): "
-            "make it a multiple"
+            f"data.rows is {config.data.rows}, and the mesh splits rows {groups} ways (data x fsdp), each in "
+            f"{config.train.accumulate} parts (train.accumulate): make it a multiple of the product"
         )
 
 
