@@ -133,7 +133,8 @@ wait_all() {
       stop
     fi
     [[ ! $deadline ]] || ((SECONDS < deadline)) || kill -KILL "${pids[@]}" 2>/dev/null || true
-    sleep 0.5
+    sleep 0.5 &
+    wait $! || true # a signal ends it
   done
   return "$code"
 }
