@@ -219,6 +219,12 @@ class TrainConfig:
     validate_every: int = 0
     save_every: int = 1000
     keep: int = 2
+    # A step whose loss or gradient norm is not finite, or more than spike_sigma standard deviations above the
+    # mean of the last spike_window steps taken, changes nothing; its examples go to skipped.jsonl. After
+    # skip_limit such steps in a row the run stops.
+    spike_window: int = 128
+    spike_sigma: float = 6.0  # 0: only what is not finite is left out
+    skip_limit: int = 10
 
 
 @dataclasses.dataclass(frozen=True)

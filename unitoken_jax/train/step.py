@@ -8,6 +8,7 @@ import optax
 
 from unitoken_jax.config import Config
 from unitoken_jax.model.unitoken import UniTokenModel, fill_codes
+from unitoken_jax.train.guard import judge
 from unitoken_jax.train.loss import LossSums, cross_entropy, picture_token_table
 from unitoken_jax.train.optimizer import schedule, transformation
 from unitoken_jax.train.state import State, merge
@@ -31,11 +32,11 @@ def make_train_step(
 
     `rates` are `optimizer.peak_rates`; `shardings` keep the state where it is (`state.state_shardings`), for
     calls under `jax.set_mesh`. Metrics are float32 scalars still on the device: `LossSums.means`,
-    `grad_norm`, `lr` (the largest), `skipped`, and for each trained part ("decoder") `grad_norm/decoder`,
-    `param_norm/decoder`, `lr/decoder`.
+    `grad_norm`, `lr` (the largest), `skipped`, those of `guard.judge`, and for each trained part ("decoder")
+    `grad_norm/decoder`, `param_norm/decoder`, `lr/decoder`.
 
-    Where the loss or a gradient is not finite, only `step` and `skipped` change. Dropout depends on
-    (train.seed, step) alone.
+    Of a step that the guard leaves out, only `step`, `skipped` and the guard itself change. Dropout depends
+    on (train.seed, step) alone.
     """
     optimizer = transformation(config.optimizer)
     objective = _objective(model, config, vocabulary)
@@ -47,17 +48,18 @@ def make_train_step(
             state.params, frozen, batch, dropout
         )
         norm = optax.global_norm(gradients)
-        ok = jnp.isfinite(loss) & jnp.isfinite(norm)
+        ok, guard, limits = judge(state.guard, loss, norm, config.train.spike_sigma)
         factor = schedule(state.step, config.train.steps, config.optimizer.warmup_fraction)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = {path: value - factor * rates[path] * updates[path] for path, value in state.params.items()}
         after = state.replace(
             step=state.step + 1,
             skipped=state.skipped + ~ok,
+            guard=guard,
             params=_choose(ok, params, state.params),
             opt_state=_choose(ok, opt_state, state.opt_state),
         )
-        metrics = sums.means() | _norms(gradients, after.params, rates, factor)
+        metrics = sums.means() | _norms(gradients, after.params, rates, factor) | limits
         return after, metrics | {"grad_norm": norm, "skipped": after.skipped.astype(jnp.float32)}
 
     layout = None if shardings is None else (shardings.replace(frozen={}), None)
