@@ -171,14 +171,16 @@ def test_a_run_that_learns_nothing_any_more_stops_and_says_what_it_saw(data, tmp
 @pytest.mark.slow
 def test_a_disk_that_fills_up_stops_the_run_at_once_and_costs_nothing_saved(data, tmp_path, monkeypatch):
     """The disk's end is a limit on the size of files, which a checkpoint's exceed."""
-    config = make_config(data, steps=12, save_every=3)
+    config = make_config(data, steps=15, save_every=5)
     push, limits = MetricsLog.push, resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill_up(self, step, metrics):
         push(self, step, metrics)
-        time.sleep(0.5)  # a step of a large model
-        if step == 5:
+        if step == 6:
+            while not (tmp_path / "checkpoints/5").exists():
+                time.sleep(0.01)
             resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+        time.sleep(0.5 if step > 10 else 0)  # a step of a large model
 
     monkeypatch.setattr(MetricsLog, "push", fill_up)
     try:
@@ -187,9 +189,9 @@ def test_a_disk_that_fills_up_stops_the_run_at_once_and_costs_nothing_saved(data
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     monkeypatch.undo()
-    assert f"the checkpoint of step 6 could not be written to {tmp_path / 'checkpoints'}" in str(error.value)
+    assert f"the checkpoint of step 10 could not be written to {tmp_path / 'checkpoints'}" in str(error.value)
     assert "File too large" in str(error.value)
-    assert "The checkpoint of step 3 is intact" in str(error.value)
-    assert read_metrics(tmp_path)[-1]["step"] in (6, 7)  # not only when the next one was due
-    assert int(run(config, tmp_path).step) == 12
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["12", "9"]
+    assert "The checkpoint of step 5 is intact" in str(error.value)
+    assert 10 <= read_metrics(tmp_path)[-1]["step"] < 15  # not only when the next one was due
+    assert int(run(config, tmp_path).step) == 15
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["10", "15"]
