@@ -10,18 +10,18 @@ import time
 
 import jax
 import numpy as np
-from flax.core import meta
 
 from unitoken_jax import model_dir, sharding
 from unitoken_jax.config import Config, to_dict
 from unitoken_jax.host.loader import Loader, Validation
 from unitoken_jax.host.tokenizer import Tokenizer
-from unitoken_jax.model.init import abstract_params, init_params
+from unitoken_jax.model.init import init_params
 from unitoken_jax.train import state as states
 from unitoken_jax.train.checkpoint import Checkpoints, check_workdir, claim_data, claim_workdir, differences
 from unitoken_jax.train.loss import LossSums
 from unitoken_jax.train.metrics import MetricsLog, Progress
-from unitoken_jax.train.optimizer import peak_rates, transformation
+from unitoken_jax.train.optimizer import peak_rates
+from unitoken_jax.train.placement import check_rows, initial_state, place, shardings_of
 from unitoken_jax.train.preemption import Preemption
 from unitoken_jax.train.skips import SkipLog
 from unitoken_jax.train.step import make_evaluation_step, make_model, make_train_step
@@ -56,7 +56,7 @@ def train(
     workdir = pathlib.Path(workdir)
     check_workdir(workdir, config)  # before anything slow
     mesh = sharding.make_mesh(config.mesh)
-    _check_rows(config, mesh)
+    check_rows(config, mesh)
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
         if params is None or tokenizer is None:
             params, tokenizer = _start(config, params, tokenizer, mesh)
@@ -66,16 +66,17 @@ def train(
         if config.data.validation:
             validation = Validation(config.data, config.model, tokenizer, *_process())
         rates = peak_rates(states.flatten(params), config.optimizer.groups)
-        state, shardings = _place(config, params, rates, mesh)
+        state, abstract = initial_state(config, params, rates, mesh)
         del params
         claim_workdir(workdir, config)
         claim_data(workdir, loader.fingerprint(), config.data.mixture_start)
         checkpoints = stack.enter_context(Checkpoints(workdir, config.train.keep))
         if checkpoints.latest() is not None:
-            state, position = checkpoints.restore(_abstract(state, shardings))
+            state, position = checkpoints.restore(abstract)
             loader.restore(position)
         log = stack.enter_context(_open_log(config, workdir, progress, int(state.step)))
         skips = SkipLog(workdir, config, loader.examples, write=jax.process_index() == 0)
+        shardings = shardings_of(abstract)
         run = _Run(config, mesh, tokenizer, rates, shardings, loader, validation, checkpoints, log, skips)
         state = run.to_the_end(state, stack.enter_context(Preemption()))
     about = {"training": to_dict(config)}
@@ -91,7 +92,7 @@ class _Run:
     ):
         self.config, self.mesh, self.loader, self.validation = config, mesh, loader, validation
         self.checkpoints, self.log, self.skips = checkpoints, log, skips
-        model = make_model(config)
+        model = make_model(config, rates, mesh.devices.flat[0].platform)
         self.step = make_train_step(model, config, rates, tokenizer.vocabulary, shardings)
         self.evaluate = make_evaluation_step(model, config, tokenizer.vocabulary)
 
@@ -165,51 +166,6 @@ def _check_same_network(config: Config, stored) -> None:
             + "\n  ".join(lines)
             + "\nSet these keys to what the model directory has."
         )
-
-
-def _check_rows(config: Config, mesh) -> None:
-    groups = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.data.rows % groups:
-        raise ValueError(
-            f"data.rows is {config.data.rows}, and the mesh splits rows {groups} ways (data x fsdp): "
-            "make it a multiple"
-        )
-
-
-def _place(config: Config, params: dict, rates: dict[str, float], mesh):
-    """(state at step 0, its shardings), every array where it belongs."""
-    optimizer = transformation(config.optimizer)
-    layout = states.flatten(sharding.shardings(mesh, abstract_params(config.model)))
-    flat = states.flatten(meta.unbox(params))
-    unknown = [path for path in flat if path not in layout]
-    if unknown:
-        raise ValueError(
-            f"config.model has no parameters {', '.join(unknown[:8])}, which were given to start from"
-        )
-    flat = {path: jax.device_put(value, layout[path]) for path, value in flat.items()}
-    tree = states.merge(flat, {})
-    abstract = jax.eval_shape(
-        lambda tree: states.create(tree, rates, optimizer, config.train.spike_window), tree
-    )
-    shardings = states.state_shardings(abstract, layout, mesh)
-    create = jax.jit(
-        lambda tree: states.create(tree, rates, optimizer, config.train.spike_window), out_shardings=shardings
-    )
-    return create(tree), shardings
-
-
-def _abstract(state: states.State, shardings: states.State) -> states.State:
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        state,
-        shardings,
-    )
-
-
-def place(batch: dict, mesh) -> dict:
-    """This process's rows of a batch -> global arrays, rows split over the mesh."""
-    rows = jax.sharding.NamedSharding(mesh, sharding.spec("batch"))
-    return {name: jax.make_array_from_process_local_data(rows, value) for name, value in batch.items()}
 
 
 def _process() -> tuple[int, int]:
