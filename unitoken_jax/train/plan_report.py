@@ -42,6 +42,8 @@ def _memory(plan: Plan) -> list[str]:
     }
     shown = [f"  {name:<21}{size / GIB:9.3f}" for name, size in parts.items() if size is not None]
     found = ["memory, GiB a device", *shown, f"  peak {verdict(plan)}"]
+    if plan.devices > 1:
+        found.append(f"  of parameters and optimizer {memory.whole / GIB:.3f} is not split over the mesh")
     if plan.error:
         return [*found, f"  the compiler: {plan.error}"]
     if memory.largest:
