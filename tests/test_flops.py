@@ -91,6 +91,7 @@ def test_a_batch_is_the_sum_of_its_examples():
     code_index[1, :4] = [0, 1, 16, 17]  # two pictures of 4 x 4 codes
     batch = {
         "segments": np.array([[1] * 8 + [2] * 6 + [0] * 2, [1] * 5 + [0] * 11]),
+        "positions": np.array([[*range(8), *range(6), 0, 0], [*range(5), *[0] * 11]]),
         "soft_index": soft,
         "labels": np.where(np.arange(16) == 4, 7, -1) * np.ones((2, 1), int),
         "crops": np.zeros((2, 4, 16, 16, 3), np.uint8),

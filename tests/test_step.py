@@ -15,11 +15,11 @@ from tiny_model import CONFIG as MODEL
 from tiny_model import tiny_params, tiny_tokenizer
 
 from unitoken_jax import sharding
-from unitoken_jax.config import Config, MeshConfig, OptimizerConfig, ParameterGroup, TrainConfig
+from unitoken_jax.config import Config, DataConfig, MeshConfig, OptimizerConfig, ParameterGroup, TrainConfig
 from unitoken_jax.model.init import abstract_params
 from unitoken_jax.train.optimizer import peak_rates, schedule, transformation
 from unitoken_jax.train.state import create, state_shardings
-from unitoken_jax.train.step import make_evaluation_step, make_model, make_train_step
+from unitoken_jax.train.step import _objective, make_evaluation_step, make_model, make_train_step
 
 ROWS, LENGTH = 8, 24
 CONFIG = Config(
@@ -63,7 +63,7 @@ def start():
 
 @pytest.fixture(scope="module")
 def step():
-    return make_train_step(make_model(CONFIG), CONFIG, rates(), VOCABULARY)
+    return make_train_step(make_model(CONFIG, rates()), CONFIG, rates(), VOCABULARY)
 
 
 def test_learns_one_batch_and_leaves_what_is_frozen(step):
@@ -115,7 +115,7 @@ def test_a_loss_that_is_not_finite_changes_nothing_but_the_counters(step):
 
 
 def test_codes_made_online_are_those_put_in_beforehand():
-    evaluate = make_evaluation_step(make_model(CONFIG), CONFIG, VOCABULARY)
+    evaluate = make_evaluation_step(make_model(CONFIG, rates()), CONFIG, VOCABULARY)
     rng = np.random.default_rng(1)
     batch = make_batch()
     pictures = rng.integers(0, 256, (ROWS, 1, 16, 16, 3)).astype(np.uint8)
@@ -136,13 +136,58 @@ def test_codes_made_online_are_those_put_in_beforehand():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
 
 
+def test_accumulated_parts_are_one_batch():
+    plain = dataclasses.replace(CONFIG.model, decoder=dataclasses.replace(CONFIG.model.decoder, dropout=0.0))
+    found = []
+    for parts in (1, 4):
+        config = dataclasses.replace(
+            CONFIG, model=plain, train=dataclasses.replace(CONFIG.train, accumulate=parts)
+        )
+        step = make_train_step(make_model(config, rates()), config, rates(), VOCABULARY)
+        found.append(step(start(), make_batch()))
+    (state, metrics), (again, same) = found
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), metrics, same)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.params, again.params)
+
+
+def test_no_gradient_is_lost_where_none_is_computed():
+    """Stage I: a row whose first tokens go through no backward pass, against the same row as one piece."""
+    batch, first = make_batch(), 8
+    batch["soft_index"] = np.roll(batch["soft_index"], first, axis=1)  # from 10 on
+    adapter = {path: rate for path, rate in rates().items() if path.startswith("adapter/")}
+    config = dataclasses.replace(
+        CONFIG,
+        model=dataclasses.replace(MODEL, decoder=dataclasses.replace(MODEL.decoder, dropout=0.0)),
+        data=DataConfig(row_length=LENGTH, row_prefix=first),
+    )
+    params = flatten_dict(tiny_params(), sep="/")
+    trained, frozen = (
+        {path: value for path, value in params.items() if (path in adapter) == wanted}
+        for wanted in (True, False)
+    )
+
+    def run(trains):
+        model = make_model(config, trains)
+        differentiate = jax.value_and_grad(_objective(model, config, VOCABULARY), has_aux=True)
+        compiled = jax.jit(differentiate).lower(trained, frozen, batch, None).compile()
+        return compiled(trained, frozen, batch, None), compiled.cost_analysis()["flops"]
+
+    ((loss, sums), slopes), flops = run(adapter)
+    ((expected, counts), whole), more = run(rates())  # as if the decoder were trained: one piece
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), sums, counts)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), slopes, whole)
+    assert np.abs(slopes["adapter/up/kernel"]).max() > 1e-4
+    assert flops < 0.9 * more
+
+
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_equal_on_a_mesh(name):
     if jax.device_count() < 8:
         pytest.skip("needs 8 devices: test_on_eight_devices runs this again with them")
     config = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, name=name))
     optimizer = transformation(config.optimizer)
-    step = make_train_step(make_model(config), config, rates(), VOCABULARY)
+    step = make_train_step(make_model(config, rates()), config, rates(), VOCABULARY)
     alone, expected = step(create(tiny_params(), rates(), optimizer), make_batch())
     mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
@@ -152,7 +197,7 @@ def test_equal_on_a_mesh(name):
         shardings = state_shardings(abstract, layout, mesh)
         state = jax.jit(lambda tree: create(tree, rates(), optimizer), out_shardings=shardings)(params)
         rows = jax.NamedSharding(mesh, sharding.spec("batch"))
-        spread = make_train_step(make_model(config), config, rates(), VOCABULARY, shardings)
+        spread = make_train_step(make_model(config, rates()), config, rates(), VOCABULARY, shardings)
         state, metrics = spread(state, jax.device_put(make_batch(), rows))
     for name in ("loss", "z_loss", "grad_norm", "understanding_tokens"):
         np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-4)

@@ -15,7 +15,8 @@ DEFAULT_MODEL = f"{QUICKSTART}/model"  # what `unitoken quickstart` leaves behin
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; the exit code. 2: what was asked cannot be done, one message says why."""
-    if argv is None:  # called from Python, jax's settings are the caller's
+    own_process = argv is None  # called from Python, jax's settings are the caller's
+    if own_process:
         compile_cache.enable()
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = _parser()
@@ -23,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     overrides = [argument for argument in argv if is_override(argument)]
     if overrides and not hasattr(arguments, "overrides"):
         parser.error(f"{overrides[0]}: only `unitoken train` and `plan` take --config overrides")
-    arguments.overrides = overrides
+    arguments.overrides, arguments.own_process = overrides, own_process
     try:
         return arguments.run(arguments) or 0
     except (ValueError, OSError, ModuleNotFoundError) as error:
@@ -226,10 +227,14 @@ def _quickstart(arguments):
 
 
 def _train(arguments):
+    from unitoken_jax import distributed
     from unitoken_jax.config_file import load_config
     from unitoken_jax.train.loop import train
 
-    train(load_config(arguments.config, arguments.overrides), arguments.workdir)
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.own_process:
+        distributed.start()
+    train(config, arguments.workdir)
 
 
 def _plan(arguments) -> int:

@@ -77,17 +77,14 @@ def batch_work(model: ModelConfig, batch: dict) -> Work:
     Crops and pictures that only pad the batch do not count.
     """
     segments, soft = np.asarray(batch["segments"]), np.asarray(batch["soft_index"])
-    rows, T = segments.shape
+    rows = len(segments)
     number = int(segments.max(initial=0)) + 1
     # One id for each (row, example); padding is example 0 of its row and thrown away.
     ids = (segments + number * np.arange(rows)[:, None]).ravel()
     lengths = np.bincount(ids, minlength=rows * number)
-    first = np.full(rows * number, T)
-    np.minimum.at(first, ids, np.tile(np.arange(T), rows))
-    soft_at = np.full(rows * number, T)
+    prefixes = lengths.copy()  # tokens before the first continuous one, wherever in the row they lie
     has = (soft >= 0).ravel()
-    np.minimum.at(soft_at, ids[has], np.tile(np.arange(T), rows)[has])
-    prefixes = np.where(soft_at < T, soft_at - first, lengths)
+    np.minimum.at(prefixes, ids[has], np.asarray(batch["positions"]).ravel()[has])
     real = (lengths > 0) & (np.arange(rows * number) % number > 0)
     pictures = 0
     if "pictures" in batch:

@@ -1,15 +1,12 @@
 """The training loop: the same for the quickstart on a laptop and 7B on a pod.
 
-A run directory holds config.json, data.json, checkpoints/, metrics.jsonl, tensorboard/ and, at the end,
-model/.
+A run directory holds config.json, data.json, checkpoints/, metrics.jsonl, tensorboard/, skipped.jsonl where
+a step was left out and, at the end, model/.
 """
 
 import contextlib
 import pathlib
-import signal
-import threading
 import time
-from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -25,6 +22,8 @@ from unitoken_jax.train.loss import LossSums
 from unitoken_jax.train.metrics import MetricsLog, Progress
 from unitoken_jax.train.optimizer import peak_rates
 from unitoken_jax.train.placement import check_rows, initial_state, place, shardings_of
+from unitoken_jax.train.preemption import Preemption
+from unitoken_jax.train.skips import SkipLog
 from unitoken_jax.train.step import make_evaluation_step, make_model, make_train_step
 
 MODEL_FOLDER = "model"
@@ -51,7 +50,8 @@ def train(
     Starts from `params` (nested tree) and `tokenizer` where given, else from the model directory
     `config.train.init_from`, else from random weights and `config.train.tokenizer`. `progress` labels the
     progress bar; None: silent. Writes `workdir`/model at the end. Raises ValueError for what cannot be done
-    (settings, data, another run's directory), Preempted after SIGTERM.
+    (settings, data, another run's directory) and where nothing is learnt any more (`train.skip_limit`),
+    SaveError where a checkpoint could not be written, Preempted after SIGTERM on any process.
     """
     workdir = pathlib.Path(workdir)
     check_workdir(workdir, config)  # before anything slow
@@ -75,9 +75,10 @@ def train(
             state, position = checkpoints.restore(abstract)
             loader.restore(position)
         log = stack.enter_context(_open_log(config, workdir, progress, int(state.step)))
+        skips = SkipLog(workdir, config, loader.examples, write=jax.process_index() == 0)
         shardings = shardings_of(abstract)
-        run = _Run(config, mesh, tokenizer, rates, shardings, loader, validation, checkpoints, log)
-        state = run.to_the_end(state, stack.enter_context(_terminations()))
+        run = _Run(config, mesh, tokenizer, rates, shardings, loader, validation, checkpoints, log, skips)
+        state = run.to_the_end(state, stack.enter_context(Preemption()))
     about = {"training": to_dict(config)}
     model_dir.save_model(workdir / MODEL_FOLDER, config.model, state.tree, tokenizer, about)
     return state
@@ -86,35 +87,46 @@ def train(
 class _Run:
     """A run with all its parts in place."""
 
-    def __init__(self, config, mesh, tokenizer, rates, shardings, loader, validation, checkpoints, log):
+    def __init__(
+        self, config, mesh, tokenizer, rates, shardings, loader, validation, checkpoints, log, skips
+    ):
         self.config, self.mesh, self.loader, self.validation = config, mesh, loader, validation
-        self.checkpoints, self.log = checkpoints, log
-        model = make_model(config)
+        self.checkpoints, self.log, self.skips = checkpoints, log, skips
+        model = make_model(config, rates, mesh.devices.flat[0].platform)
         self.step = make_train_step(model, config, rates, tokenizer.vocabulary, shardings)
         self.evaluate = make_evaluation_step(model, config, tokenizer.vocabulary)
 
-    def to_the_end(self, state: states.State, terminated: threading.Event) -> states.State:
+    def to_the_end(self, state: states.State, preemption: Preemption) -> states.State:
         """Steps, validations and checkpoints up to `config.train.steps`; Preempted when told to stop."""
         settings = self.config.train
         before = time.perf_counter()
         for step in range(int(state.step) + 1, settings.steps + 1):
             batch = next(self.loader)
+            row = self.loader.state() - self.config.data.rows  # the batch's first
             waited = time.perf_counter() - before
             state, metrics = self.step(state, place(batch, self.mesh))
+            self.checkpoints.check()
             # Only now wait for the step before this one: the device has this one to do meanwhile.
-            self.log.flush()
+            self.flush()
             now = time.perf_counter()
             metrics |= _speeds(batch, now - before, waited)
             if settings.validate_every and self.validation and step % settings.validate_every == 0:
                 metrics |= self.validate(state)
-            stopping = terminated.is_set()  # looked at once: it may be set while this is being saved
-            if step % settings.save_every == 0 or step == settings.steps or stopping:
-                self.checkpoints.save(state, self.loader.state(), self.config)
             self.log.push(step, metrics)
+            self.skips.push(step, row, metrics)
+            stopping = preemption.reached()
+            if step % settings.save_every == 0 or step == settings.steps or stopping:
+                self.flush()  # a step that a checkpoint holds is never done again, so its numbers go first
+                self.checkpoints.save(state, self.loader.state(), self.config)
             before = time.perf_counter()
             if stopping and step < settings.steps:
                 raise Preempted
         return state
+
+    def flush(self) -> None:
+        """Writes down the last step taken."""
+        self.log.flush()
+        self.skips.flush()
 
     def validate(self, state: states.State) -> dict[str, float]:
         """One pass over the validation set: `LossSums.means` of all of it, named validation_*."""
@@ -196,17 +208,3 @@ class _NoLog(contextlib.nullcontext):
 
     def flush(self) -> None:
         pass
-
-
-@contextlib.contextmanager
-def _terminations() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, instead of ending the process (only the main thread may ask for that)."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -4,11 +4,13 @@ Numbers of a step are read from the device one step later, when they are there a
 never waits for the host. Nothing here imports jax: a device scalar is whatever float() takes.
 """
 
+import io
 import json
 import math
 import pathlib
 import sys
 import time
+from typing import TextIO
 
 METRICS_FILE = "metrics.jsonl"
 LINE_EVERY = 5.0  # seconds between log lines where there is no terminal
@@ -23,7 +25,7 @@ class MetricsLog:
     def __init__(self, workdir, tensorboard_every: int = 1, progress: "Progress | None" = None):
         workdir = pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        self._file = open(workdir / METRICS_FILE, "a", encoding="utf-8")  # noqa: SIM115
+        self._file = append_lines(workdir / METRICS_FILE)
         self._board = _summary_writer(workdir / "tensorboard")
         self._every = max(tensorboard_every, 1)
         self._progress = progress
@@ -65,6 +67,16 @@ class MetricsLog:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def append_lines(path: pathlib.Path) -> TextIO:
+    """Opens a file of lines to add to it; a last line that a crash has cut off goes first."""
+    file = open(path, "ab+")  # noqa: SIM115
+    end = file.tell()
+    while end and (file.seek(end - 1), file.read(1))[1] != b"\n":
+        end -= 1
+    file.truncate(end)
+    return io.TextIOWrapper(file, encoding="utf-8")
 
 
 def _summary_writer(path):

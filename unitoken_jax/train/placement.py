@@ -15,10 +15,10 @@ from unitoken_jax.train.optimizer import transformation
 def check_rows(config: Config, mesh: Mesh) -> None:
     """ValueError unless the mesh splits the batch's rows evenly."""
     groups = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.data.rows % groups:
+    if config.data.rows % (groups * config.train.accumulate):
         raise ValueError(
-            f"data.rows is {config.data.rows}, and the mesh splits rows {groups} ways (data x fsdp): "
-            "make it a multiple"
+            f"data.rows is {config.data.rows}, and the mesh splits rows {groups} ways (data x fsdp), each in "
+            f"{config.train.accumulate} parts (train.accumulate): make it a multiple of the product"
         )
 
 
@@ -30,8 +30,7 @@ def parameter_layout(config: Config, mesh: Mesh) -> dict[str, NamedSharding]:
 def abstract_state(config: Config, params: dict, rates: dict[str, float], mesh: Mesh) -> states.State:
     """The state at step 0 of flat `params` (arrays or ShapeDtypeStructs): ShapeDtypeStructs that say where
     they lie."""
-    optimizer = transformation(config.optimizer)
-    abstract = jax.eval_shape(lambda flat: states.create(states.merge(flat, {}), rates, optimizer), params)
+    abstract = jax.eval_shape(_creator(config, rates), params)
     shardings = states.state_shardings(abstract, parameter_layout(config, mesh), mesh)
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), abstract, shardings
@@ -54,12 +53,14 @@ def initial_state(config: Config, params: dict, rates: dict[str, float], mesh: M
         )
     flat = {path: jax.device_put(value, layout[path]) for path, value in flat.items()}
     abstract = abstract_state(config, flat, rates, mesh)
-    optimizer = transformation(config.optimizer)
-    create = jax.jit(
-        lambda flat: states.create(states.merge(flat, {}), rates, optimizer),
-        out_shardings=shardings_of(abstract),
-    )
+    create = jax.jit(_creator(config, rates), out_shardings=shardings_of(abstract))
     return create(flat), abstract
+
+
+def _creator(config: Config, rates: dict[str, float]):
+    """Flat parameters -> the state at step 0."""
+    optimizer, window = transformation(config.optimizer), config.train.spike_window
+    return lambda flat: states.create(states.merge(flat, {}), rates, optimizer, window)
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:

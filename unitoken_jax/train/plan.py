@@ -196,7 +196,13 @@ def _step(config: Config, mesh: Mesh) -> tuple[State, dict, object, list[str]]:
     # Only how many codes there are shapes the program, not which ids they have.
     names = control_names(config.model.vq.codes)
     vocabulary = Vocabulary.from_names({name: i for i, name in enumerate(names)})
-    step = make_train_step(make_model(config), config, rates, vocabulary, shardings_of(state))
+    step = make_train_step(
+        make_model(config, rates, mesh.devices.flat[0].platform),
+        config,
+        rates,
+        vocabulary,
+        shardings_of(state),
+    )
     data = config.data
     online = data.codes == "online" and data.row_pictures > 0
     pictures = (data.row_pictures, *config.model.sequence.picture_size) if online else ()
