@@ -235,11 +235,9 @@ def _formula(config: Config, trained: list[str], devices: int) -> dict[str, floa
     """FLOPs by part, a device's share: full rows, each one long example."""
     data = config.data
     pictures = data.row_pictures if data.codes == "online" else 0
-    row = flops.example(
-        data.row_length, SUPERVISED * data.row_length, prefix=0, crops=data.row_crops, pictures=pictures
-    )
-    work = row * (data.rows / devices)
-    return flops.training(config.model, work, trained)
+    learnt = SUPERVISED * data.row_length
+    row = flops.example(data.row_length, learnt, data.row_prefix, data.row_crops, pictures)
+    return flops.training(config.model, row * (data.rows / devices), trained)
 
 
 def _memory_limit(device, peaks: flops.Device | None, part) -> float | None:
@@ -301,7 +299,7 @@ def _estimate(found: Plan, config: Config, peaks: flops.Device | None, part: top
     counted = found.cost
     if counted.kernels:  # forward, forward again for the backward pass, backward
         forward = _formula(config, [], found.devices)["attention"]
-        again = forward if config.train.remat != "none" else 0
+        again = forward if config.train.remat == "full" else 0  # the other policies keep its output
         found.kernel_flops = found.flops["attention"] + again
     if peaks is None:
         return
