@@ -2,7 +2,6 @@
 fits."""
 
 import dataclasses
-import itertools
 import json
 import math
 import pathlib
@@ -13,10 +12,9 @@ from unitoken_jax.host.storage import write_text
 from unitoken_jax.train.plan import Plan, devices_of, plan
 from unitoken_jax.train.plan_report import line, lines
 
-TENSOR = (1, 2, 4, 8)
-ROWS = (1, 2, 4, 8)  # a group of devices that holds rows of its own
-# Policies by the memory they take, least first.
-REMAT = ("full", "qkv", "dots", "none")
+TENSOR = (1, 2, 4)
+ROWS = (1, 2, 4)  # of each group of devices that holds rows of its own
+REMAT = ("none", "dots", "qkv", "full")  # from the fastest, which takes the most memory, on
 
 
 def run(
@@ -54,22 +52,22 @@ def search(
     report: Callable[[str], None],
     compile: Callable[[Config, str], Plan] = plan,
 ) -> list[Plan]:
-    """Plans of all candidates that are worth compiling, fastest first, those that do not fit last.
+    """For every mesh and number of rows the fastest remat policy that fits: fastest plan first, what does not
+    fit last.
 
-    What takes more than something that did not fit is not tried. `report` gets a line a candidate, as it is
-    done: each takes the compiler a minute or two.
+    `report` gets a line a plan, as it is done: one that fits takes the compiler minutes, another seconds.
     """
     found: list[Plan] = []
     for mesh in meshes(config, len(devices_of(topology)[0])):
-        failed: list[tuple[int, int]] = []  # (rows, policy) that did not fit
-        for rows, policy in itertools.product(ROWS, range(len(REMAT))):
-            if any(rows >= other and policy >= worse for other, worse in failed):
-                continue
-            one = compile(_with(config, mesh, rows, REMAT[policy]), topology)
-            found.append(one)
-            report(line(one))
-            if not one.memory.fits:
-                failed.append((rows, policy))
+        for rows in ROWS:
+            for remat in REMAT:
+                one = compile(_with(config, mesh, rows, remat), topology)
+                found.append(one)
+                report(line(one))
+                if one.memory.fits:
+                    break
+            else:
+                break  # more rows do not fit either
     return sorted(found, key=lambda one: (not one.memory.fits, -(one.tokens_per_second or 0)))
 
 
