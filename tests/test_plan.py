@@ -1,5 +1,6 @@
 """`unitoken plan`: reading compiled programs, naming slices, and whole plans, for a TPU where libtpu is."""
 
+import dataclasses
 import json
 
 import flax.linen as nn
@@ -9,10 +10,11 @@ import pytest
 from tiny_model import CONFIG as MODEL
 
 from unitoken_jax import cli
-from unitoken_jax.config import to_dict
+from unitoken_jax.config import Config, to_dict
 from unitoken_jax.model.init import abstract_params
-from unitoken_jax.train import cost, flops, hlo, topology
+from unitoken_jax.train import cost, flops, hlo, plan_search, topology
 from unitoken_jax.train.optimizer import stage_groups
+from unitoken_jax.train.plan import Memory, Plan, Time
 
 # A step on a TPU, as its compiler writes it: a loop of 3 layers whose body is unrolled once (counter + 2, up
 # to 6), a fused all-reduce that is a reduce-scatter, an asynchronous all-gather, VMEM as S(1).
@@ -200,8 +202,55 @@ def test_plans_for_a_tpu(config, tmp_path, capsys):
     # What a slice has of the state is its share of it.
     assert found["memory"]["parameters"] < found["memory"]["peak"] < found["memory"]["limit"]
 
+    large = ["--config.model.decoder.width=4096", "--config.model.decoder.mlp=65536", "--config.data.rows=8"]
+    large += ["--config.data.row_length=128"]
+    assert cli.main(["plan", "--config", config, "--config.model.decoder.depth=200", *large, *arguments]) == 1
+    assert "the compiler: RESOURCE_EXHAUSTED" in capsys.readouterr().out
+    (found,) = json.loads(out.read_text())["plans"]
+    assert found["memory"]["peak"] > found["memory"]["limit"]
+
     assert cli.main(["plan", "--config", config, "--config.data.rows=6", *arguments]) == 2
     assert "data.rows is 6, and the mesh splits rows 4 ways" in capsys.readouterr().err
+
+
+def test_a_search_keeps_the_fastest_policy_that_fits_and_ranks():
+    """Memory grows with rows and with what is kept, and is halved by each doubling of tensor."""
+    tried = []
+
+    def compile(config, name):
+        mesh, remat = dataclasses.asdict(config.mesh), config.train.remat
+        rows = config.data.rows // (mesh["data"] * mesh["fsdp"])
+        kept = 4 - plan_search.REMAT.index(remat)
+        tried.append((mesh["tensor"], rows, remat))
+        memory = Memory(limit=4.0, peak=rows * kept / mesh["tensor"] + 1.5)
+        seconds = rows / kept * mesh["tensor"]
+        time = Time(seconds, 0, 0, seconds, 0, 0) if memory.fits else None
+        return Plan(name, "TPU v5 lite", 8, mesh, rows, 1, 0, 0, remat, [], memory, {}, time=time)
+
+    said = []
+    found = plan_search.search(Config(model=MODEL), "v5e:2x4", said.append, compile)
+    assert len(said) == len(found)
+    assert tried == [
+        *((1, 1, remat) for remat in ("none", "dots", "qkv")),
+        *((1, 2, remat) for remat in ("none", "dots", "qkv", "full")),
+        *((1, 4, remat) for remat in ("none", "dots", "qkv", "full")),  # none fits
+        (2, 1, "none"),
+        *((2, 2, remat) for remat in ("none", "dots", "qkv")),
+        *((2, 4, remat) for remat in ("none", "dots", "qkv", "full")),
+    ]
+    assert [one.memory.fits for one in found] == [True] * 5 + [False] * 14
+    speeds = [one.tokens_per_second for one in found[:5]]
+    assert speeds == sorted(speeds, reverse=True)
+
+
+def test_meshes_split_siglip():
+    """1152 divides by 128 and not by 256."""
+    found = plan_search.meshes(Config(), 256)
+    assert [(mesh.data, mesh.fsdp, mesh.tensor) for mesh in found] == [
+        (2, 128, 1),
+        (1, 128, 2),
+        (1, 64, 4),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -161,25 +161,33 @@ def _traffic(each: Instruction, around: Computation, program: Program) -> float:
         moved = min((shape.bytes for shape in each.shapes if shape.sizes), default=0)
         return moved * sum(shape.space == 0 for shape in each.shapes[:2])
     if each.op == "fusion" and (called := program.computations.get((each.called() or [""])[0])):
-        return _fused_traffic(each, operands, called)
+        places = [place for place, operand in enumerate(operands) if operand.shapes[0].space == 0]
+        return sum(_read(called, place, program) for place in places) + _written(each, called)
     return main(each) + sum(map(main, operands))
 
 
-def _fused_traffic(each: Instruction, operands: list[Instruction], called: Computation) -> float:
-    """A fusion reads of what it only slices the slices, and writes of what it only updates the updates."""
+def _read(called: Computation, place: int, program: Program) -> float:
+    """What a fusion reads of its operand `place`: of what it only slices, the slices; of what it updates in
+    place, nothing."""
+    parameters = (one for one in called.values() if one.op == "parameter")
+    name = next((one.name for one in parameters if one.literal == str(place)), "")
     total = 0.0
-    parameters = {int(one.literal): one.name for one in called.values() if one.op == "parameter"}
-    for place, operand in enumerate(operands):
-        name = parameters.get(place)
-        uses = [one for one in called.values() if name in one.operands]
-        if operand.shapes[0].space != 0:
-            continue
-        if uses and all(one.op == "dynamic-slice" and one.operands[0] == name for one in uses):
-            total += sum(one.bytes for one in uses)
-        elif [one.op for one in uses] != ["dynamic-update-slice"]:
-            total += operand.bytes
+    for use in called.values():
+        for position in (i for i, operand in enumerate(use.operands) if operand == name):
+            if use.op == "dynamic-slice" and position == 0:
+                total += use.bytes
+            elif use.op == "fusion" and use.called()[0] in program.computations:
+                total += _read(program.computations[use.called()[0]], position, program)
+            elif use.op != "dynamic-update-slice" or position:
+                return called[name].bytes
+    return min(total, called[name].bytes) if name else 0
+
+
+def _written(each: Instruction, called: Computation) -> float:
+    """What a fusion writes: of what it updates in place, the updates."""
     root = called.get(called.root)
     results = [called.get(name) for name in root.operands] if root and root.op == "tuple" else [root]
+    total = 0.0
     for shape, result in zip(each.shapes, results):
         if shape.space == 0:
             update = result is not None and result.op == "dynamic-update-slice"

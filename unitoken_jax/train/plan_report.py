@@ -21,12 +21,13 @@ def verdict(plan: Plan) -> str:
 def _head(plan: Plan) -> list[str]:
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     versions = ", ".join(f"{name} {version}" for name, version in plan.versions.items())
+    compiled = "refused" if plan.error else f"compiled in {plan.compile_seconds:.0f} s"
     return [
         f"{plan.topology}: {plan.devices} x {plan.device}, mesh {mesh}",
         f"batch: {plan.rows} rows x {plan.row_length} tokens = {plan.rows * plan.row_length:,} tokens; "
         f"{plan.row_crops} crops, {plan.row_pictures} pictures to encode a row",
         f"trained: {', '.join(plan.trained)}; remat {plan.remat}",
-        f"compiled in {plan.compile_seconds:.0f} s with {versions}",
+        f"{compiled} by {versions}",
     ]
 
 
@@ -42,6 +43,8 @@ def _memory(plan: Plan) -> list[str]:
     }
     shown = [f"  {name:<21}{size / GIB:9.3f}" for name, size in parts.items() if size is not None]
     found = ["memory, GiB a device", *shown, f"  peak {verdict(plan)}"]
+    if plan.devices > 1:
+        found.append(f"  of parameters and optimizer {memory.whole / GIB:.3f} is not split over the mesh")
     if plan.error:
         return [*found, f"  the compiler: {plan.error}"]
     if memory.largest:
@@ -102,9 +105,10 @@ def _time(plan: Plan) -> list[str]:
 
 
 def line(plan: Plan) -> str:
-    """A plan among others in a line."""
+    """A plan among others in a line: data x fsdp x tensor, and so on."""
     mesh = plan.mesh
-    what = f"fsdp {mesh['fsdp']:<4} tensor {mesh['tensor']:<2} rows {plan.rows:<5} remat {plan.remat:<5}"
+    axes = " x ".join(map(str, mesh.values()))
+    what = f"{axes:<12} {plan.rows:>5} rows, remat {plan.remat:<5}"
     if plan.time is None:
         return f"{what} {verdict(plan)}"
     speed, mfu = plan.tokens_per_second, plan.utilisation(plan.time.estimate)
