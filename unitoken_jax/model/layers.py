@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from unitoken_jax.sharding import logical
+from unitoken_jax.sharding import logical, shard
 
 Dtype = jnp.dtype | type
 Remat = Literal["none", "dots", "full"]
@@ -110,7 +110,8 @@ class Embed(nn.Module):
         return self.embedding.astype(self.dtype)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        return jnp.take(self.table(), ids, axis=0)
+        # Its width gathered first: rows looked up of a split width would be made whole for all devices' rows.
+        return jnp.take(shard(self.table(), self.axes[0], None), ids, axis=0)
 
 
 class LayerNorm(nn.Module):
