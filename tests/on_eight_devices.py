@@ -1,6 +1,7 @@
-"""What a mesh must not change, on eight simulated devices; `test_mesh.py` runs this file in a process of its own."""
+"""What a mesh must not change, on eight simulated devices; `test_mesh.py` runs this in an own process."""
 
 import dataclasses
+import itertools
 import re
 
 import jax
@@ -109,7 +110,7 @@ def test_losses_of_twenty_steps_are_those_of_one_device(data, stage, codes):
 
 
 def test_the_compiled_step_is_laid_out_as_the_table_says(data):
-    """Parameters, moments, batch and result by their shardings, activations by what a device holds of them."""
+    """Parameters, moments and batch by their shardings, activations by what a device holds of them."""
     run = Run(data, 2, "offline", make_mesh("2 x 2 x 2"))
     with jax.set_mesh(run.mesh):
         compiled = run.step.lower(run.state, run.batch()).compile()
@@ -118,9 +119,11 @@ def test_the_compiled_step_is_laid_out_as_the_table_says(data):
     after, _ = compiled.output_shardings
 
     table = flatten(sharding.shardings(run.mesh, abstract_params(MODEL)))
-    assert {path: each.spec for path, each in {**state.params, **frozen}.items()} == {
-        path: each.spec for path, each in table.items()
-    }
+    given = {
+        path: each for path, each in {**state.params, **frozen}.items() if each is not None
+    }  # None: not read
+    assert {path for path in table if path.startswith("vqgan/")} == table.keys() - given.keys()
+    assert {path: each.spec for path, each in given.items()} == {path: table[path].spec for path in given}
     assert table["decoder/layers/mlp/up/kernel"].spec == P(None, "fsdp", "tensor")
     assert table["siglip/layers/q/kernel"].spec == P(None, "fsdp", "tensor")
     adam = state.opt_state[1]
@@ -128,7 +131,7 @@ def test_the_compiled_step_is_laid_out_as_the_table_says(data):
         assert {path: each.spec for path, each in moments.items()} == {
             path: table[path].spec for path in state.params
         }
-    jax.tree.map(lambda one, other: one.is_equivalent_to(other, 3), after, state)
+    assert jax.tree.map(str, after) == jax.tree.map(str, run.shardings.replace(frozen={}))
     assert {each.spec for each in batch.values()} == {P(("data", "fsdp"))}
 
     found = shapes(compiled)
@@ -153,7 +156,7 @@ def test_the_compiled_step_is_laid_out_as_the_table_says(data):
     assert not [
         shape
         for shape in found
-        if (ROWS, LENGTH) in zip(shape, shape[1:])
+        if (ROWS, LENGTH) in itertools.pairwise(shape)
         or {ROWS * LENGTH, ROWS * CROPS * patches} & set(shape)
         or (decoder.mlp in shape and tokens & set(shape))
         or (siglip.mlp in shape and {patches, crops * patches} & set(shape))
