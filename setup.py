@@ -35,6 +35,7 @@ EXTRAS = {
     "gcs": ["etils[epath-gcs]>=1.9"],  # data on gs://
     "hub": ["huggingface_hub>=0.30"],
     "tpu": ["jax[tpu]"],
+    "plan": ["libtpu>=0.0.52,<0.1"],  # the TPU compiler, for `unitoken plan` on machines without a TPU
     "gpu": ["jax[cuda12]"],
     "notebook": ["jupyter"],
 }

@@ -18,12 +18,13 @@ from unitoken_jax.generate.tokenize import tokenize
 from unitoken_jax.host.loader import Loader
 from unitoken_jax.model.init import abstract_params, init_params
 from unitoken_jax.model_dir import UniToken, save_model
-from unitoken_jax.train import loop
 from unitoken_jax.train.optimizer import peak_rates, stage_groups, transformation
+from unitoken_jax.train.placement import initial_state, place, shardings_of
 from unitoken_jax.train.state import flatten
 from unitoken_jax.train.step import make_model, make_train_step
 
-ROWS, LENGTH, CROPS = 8, 64, 5
+ROWS, LENGTH, CROPS = 8, 72, 5
+ROW = {"rows": ROWS, "row_length": LENGTH, "row_crops": CROPS}
 MESHES = {
     "one device": MeshConfig(data=1, fsdp=1, tensor=1),
     "fsdp 8": MeshConfig(data=1, fsdp=8, tensor=1),
@@ -69,7 +70,7 @@ class Run:
         ]
         self.config = Config(
             model=MODEL,
-            data=data_config(data, rows=ROWS, row_length=LENGTH, row_crops=CROPS, codes=codes),
+            data=data_config(data, codes=codes, **ROW, row_prefix=24 if stage == 1 else 0),
             optimizer=OptimizerConfig(groups=tuple(groups), warmup_fraction=0.1),
             train=TrainConfig(steps=20, dtype="float32", loss_chunk=30),
         )
@@ -77,13 +78,13 @@ class Run:
         self.loader = Loader(self.config.data, MODEL, tiny_tokenizer(), seed=stage)
         params = init_params(MODEL)
         rates = peak_rates(flatten(params), self.config.optimizer.groups)
-        self.state, self.shardings = loop._place(self.config, params, rates, mesh)
-        self.step = make_train_step(
-            make_model(self.config), self.config, rates, tiny_tokenizer().vocabulary, self.shardings
-        )
+        self.state, abstract = initial_state(self.config, params, rates, mesh)
+        self.shardings = shardings_of(abstract)
+        model = make_model(self.config, rates)
+        self.step = make_train_step(model, self.config, rates, tiny_tokenizer().vocabulary, self.shardings)
 
     def batch(self):
-        return loop.place(next(self.loader), self.mesh)
+        return place(next(self.loader), self.mesh)
 
     def twenty(self):
         """(metrics [20, 2], the batches' tokens [20, B, T])."""
@@ -119,9 +120,8 @@ def test_the_compiled_step_is_laid_out_as_the_table_says(data):
     after, _ = compiled.output_shardings
 
     table = flatten(sharding.shardings(run.mesh, abstract_params(MODEL)))
-    given = {
-        path: each for path, each in {**state.params, **frozen}.items() if each is not None
-    }  # None: not read
+    # A sharding of None: the program does not read it.
+    given = {path: each for path, each in {**state.params, **frozen}.items() if each is not None}
     assert {path for path in table if path.startswith("vqgan/")} == table.keys() - given.keys()
     assert {path: each.spec for path, each in given.items()} == {path: table[path].spec for path in given}
     assert table["decoder/layers/mlp/up/kernel"].spec == P(None, "fsdp", "tensor")
@@ -135,23 +135,23 @@ def test_the_compiled_step_is_laid_out_as_the_table_says(data):
     assert {each.spec for each in batch.values()} == {P(("data", "fsdp"))}
 
     found = shapes(compiled)
-    rows, crops, patches = ROWS // 4, ROWS * CROPS // 4, MODEL.siglip.patches
+    rows, crops, patches = ROWS // 4, ROWS * CROPS // 8, MODEL.siglip.patches
     decoder, siglip = MODEL.decoder, MODEL.siglip
     kv = decoder.kv_heads // 2
     scores = (rows, kv, decoder.heads // 2 // kv, LENGTH, LENGTH)
-    vit_scores = (crops, siglip.heads // 2, 1, patches, patches)
+    vit_scores = (crops, siglip.heads, 1, patches, patches)
     local = {
         "residual stream": (rows, LENGTH, decoder.width),
         "SwiGLU": (rows, LENGTH, decoder.mlp // 2),
         "queries": (rows, LENGTH, decoder.heads // 2, decoder.head_dim),
         "attention": scores,
-        "logits": (1, 30, decoder.vocab_size // 2),
+        "logits": (1, 30, 1, decoder.vocab_size // 2),
         "ViT residual stream": (crops, patches, siglip.width),
-        "ViT MLP": (crops, patches, siglip.mlp // 2),
+        "ViT MLP": (crops, patches, siglip.mlp),
         "ViT attention": vit_scores,
     }
     assert {name: shape in found for name, shape in local.items()} == dict.fromkeys(local, True)
-    # And nowhere more than that: all rows, all heads of the MLP, all of the vocabulary.
+    # And nowhere more than that: other devices' rows and crops, all of the MLP or the vocabulary.
     tokens = {LENGTH, rows * LENGTH}
     assert not [
         shape
@@ -159,7 +159,7 @@ def test_the_compiled_step_is_laid_out_as_the_table_says(data):
         if (ROWS, LENGTH) in itertools.pairwise(shape)
         or {ROWS * LENGTH, ROWS * CROPS * patches} & set(shape)
         or (decoder.mlp in shape and tokens & set(shape))
-        or (siglip.mlp in shape and {patches, crops * patches} & set(shape))
+        or (siglip.mlp in shape and {2 * crops, 2 * crops * patches} & set(shape))
         or (decoder.vocab_size in shape and 30 in shape)
     ]
 

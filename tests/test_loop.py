@@ -13,9 +13,11 @@ from tiny_model import CONFIG as MODEL
 from tiny_model import noise, tiny_params, tiny_tokenizer
 
 from unitoken_jax.config import Config, DataConfig, OptimizerConfig, ParameterGroup, SourceConfig, TrainConfig
+from unitoken_jax.host.loader import Loader
 from unitoken_jax.model_dir import load_model, save_model
 from unitoken_jax.train import loop
 from unitoken_jax.train.metrics import MetricsLog, read_metrics
+from unitoken_jax.train.placement import check_rows
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,7 +84,7 @@ def test_a_run_stopped_by_sigterm_ends_as_if_it_had_not_been(data, tmp_path, mon
         run(config, tmp_path / "parts")
     monkeypatch.undo()
     assert stopped.value.code == loop.RESUMABLE
-    assert [row["step"] for row in read_metrics(tmp_path / "parts")] == [1, 2, 3, 4]  # seen in the next
+    assert [row["step"] for row in read_metrics(tmp_path / "parts")] == [1, 2, 3]
     assert not (tmp_path / "parts/model").exists()
     parts = run(config, tmp_path / "parts")
     jax.tree.map(np.testing.assert_array_equal, parts, whole)
@@ -133,4 +135,32 @@ def test_nothing_to_start_from(data, tmp_path):
 def test_rows_must_divide_over_the_mesh(data):
     mesh = types.SimpleNamespace(shape={"data": 2, "fsdp": 2, "tensor": 1})
     with pytest.raises(ValueError, match=r"data\.rows is 2.*4 ways"):
-        loop._check_rows(make_config(data), mesh)
+        check_rows(make_config(data), mesh)
+
+
+@pytest.mark.slow
+def test_a_run_that_learns_nothing_any_more_stops_and_says_what_it_saw(data, tmp_path):
+    """The first update ruins the weights, as a rate far too high does; every later step is left out."""
+    config = make_config(data, steps=20, skip_limit=3, save_every=3)
+    ruinous = dataclasses.replace(config.optimizer, groups=(ParameterGroup("decoder", 1e30),))
+    config = dataclasses.replace(config, optimizer=ruinous)
+    with pytest.raises(
+        ValueError, match=r"(?s)3 steps in a row.*the last one, 4, because the .*skipped\.jsonl"
+    ):
+        run(config, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 3, 4]
+    assert all(line["reason"].endswith("is not finite") for line in lines)
+    rows = read_metrics(tmp_path)
+    assert [row["skipped"] for row in rows] == [0, 1, 2, 3]
+    loader = Loader(config.data, config.model, tiny_tokenizer(), config.train.seed)
+    names = [name for row in (2, 3) for name in loader.names(row)]  # of step 2: two rows a step
+    assert [(each["number"], each["epoch"]) for each in lines[0]["examples"]] == [
+        (n, e) for _, e, n, _ in names
+    ]
+    assert {each["row"] for each in lines[0]["examples"]} == {2, 3}
+    assert {each["file"] for each in lines[0]["examples"]} == {data.path}
+    # Nothing was learnt in between, and the run goes on from its checkpoint where it is told to.
+    resumed = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=20, skip_limit=4))
+    with pytest.raises(ValueError, match=r"4 steps in a row"):
+        run(resumed, tmp_path)

@@ -42,7 +42,8 @@ def test_spec():
     ("shape", "expected"),
     [
         ((8, 4, 6), P(("data", "fsdp"), None, "tensor")),
-        ((4, 4, 6), P(None, None, "tensor")),  # 4 rows on 8 devices
+        ((4, 4, 6), P("data", None, "tensor")),  # 4 rows on 2 x 4 devices
+        ((3, 4, 6), P(None, None, "tensor")),
         ((16, 4, 3), P(("data", "fsdp"), None, None)),
     ],
 )

@@ -10,10 +10,10 @@ from flax.traverse_util import flatten_dict
 from tiny_model import CONFIG as MODEL
 from tiny_model import tiny_params, tiny_tokenizer
 
-from unitoken_jax.config import Config, OptimizerConfig, ParameterGroup, TrainConfig
+from unitoken_jax.config import Config, DataConfig, OptimizerConfig, ParameterGroup, TrainConfig
 from unitoken_jax.train.optimizer import peak_rates, schedule, transformation
 from unitoken_jax.train.state import create
-from unitoken_jax.train.step import make_evaluation_step, make_model, make_train_step
+from unitoken_jax.train.step import _objective, make_evaluation_step, make_model, make_train_step
 
 ROWS, LENGTH = 8, 24
 CONFIG = Config(
@@ -57,7 +57,7 @@ def start():
 
 @pytest.fixture(scope="module")
 def step():
-    return make_train_step(make_model(CONFIG), CONFIG, rates(), VOCABULARY)
+    return make_train_step(make_model(CONFIG, rates()), CONFIG, rates(), VOCABULARY)
 
 
 def test_learns_one_batch_and_leaves_what_is_frozen(step):
@@ -109,7 +109,7 @@ def test_a_loss_that_is_not_finite_changes_nothing_but_the_counters(step):
 
 
 def test_codes_made_online_are_those_put_in_beforehand():
-    evaluate = make_evaluation_step(make_model(CONFIG), CONFIG, VOCABULARY)
+    evaluate = make_evaluation_step(make_model(CONFIG, rates()), CONFIG, VOCABULARY)
     rng = np.random.default_rng(1)
     batch = make_batch()
     pictures = rng.integers(0, 256, (ROWS, 1, 16, 16, 3)).astype(np.uint8)
@@ -128,3 +128,48 @@ def test_codes_made_online_are_those_put_in_beforehand():
     batch["labels"][:, 7:10] = ids[:, :3]
     found, expected = evaluate(start(), online), evaluate(start(), batch)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
+
+
+def test_accumulated_parts_are_one_batch():
+    plain = dataclasses.replace(CONFIG.model, decoder=dataclasses.replace(CONFIG.model.decoder, dropout=0.0))
+    found = []
+    for parts in (1, 4):
+        config = dataclasses.replace(
+            CONFIG, model=plain, train=dataclasses.replace(CONFIG.train, accumulate=parts)
+        )
+        step = make_train_step(make_model(config, rates()), config, rates(), VOCABULARY)
+        found.append(step(start(), make_batch()))
+    (state, metrics), (again, same) = found
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), metrics, same)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.params, again.params)
+
+
+def test_no_gradient_is_lost_where_none_is_computed():
+    """Stage I: a row whose first tokens go through no backward pass, against the same row as one piece."""
+    batch, first = make_batch(), 8
+    batch["soft_index"] = np.roll(batch["soft_index"], first, axis=1)  # from 10 on
+    adapter = {path: rate for path, rate in rates().items() if path.startswith("adapter/")}
+    config = dataclasses.replace(
+        CONFIG,
+        model=dataclasses.replace(MODEL, decoder=dataclasses.replace(MODEL.decoder, dropout=0.0)),
+        data=DataConfig(row_length=LENGTH, row_prefix=first),
+    )
+    params = flatten_dict(tiny_params(), sep="/")
+    trained, frozen = (
+        {path: value for path, value in params.items() if (path in adapter) == wanted}
+        for wanted in (True, False)
+    )
+
+    def run(trains):
+        model = make_model(config, trains)
+        differentiate = jax.value_and_grad(_objective(model, config, VOCABULARY), has_aux=True)
+        compiled = jax.jit(differentiate).lower(trained, frozen, batch, None).compile()
+        return compiled(trained, frozen, batch, None), compiled.cost_analysis()["flops"]
+
+    ((loss, sums), slopes), flops = run(adapter)
+    ((expected, counts), whole), more = run(rates())  # as if the decoder were trained: one piece
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), sums, counts)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), slopes, whole)
+    assert np.abs(slopes["adapter/up/kernel"]).max() > 1e-4
+    assert flops < 0.9 * more

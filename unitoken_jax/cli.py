@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args([argument for argument in argv if not is_override(argument)])
     overrides = [argument for argument in argv if is_override(argument)]
     if overrides and not hasattr(arguments, "overrides"):
-        parser.error(f"{overrides[0]}: only `unitoken train` takes --config overrides")
+        parser.error(f"{overrides[0]}: only `unitoken train` and `plan` take --config overrides")
     arguments.overrides, arguments.own_process = overrides, own_process
     try:
         return arguments.run(arguments) or 0
@@ -61,6 +61,15 @@ def _parser() -> argparse.ArgumentParser:
         "--workdir", required=True, metavar="DIR", help="where the run lives, and resumes from"
     )
     train.set_defaults(overrides=())
+
+    plan = verb("plan", _plan, "does a training step fit, and how fast can it be; exit code 1 if it does not")
+    plan.add_argument("--config", required=True, metavar="FILE", help="as for train, with the same overrides")
+    plan.add_argument(
+        "--topology", default="local", metavar="SLICE", help="v5e:16x16, v5p:4x4x4, ..., or this machine's"
+    )
+    plan.add_argument("--json", metavar="FILE", help="also write all of it as JSON")
+    plan.add_argument("--search", action="store_true", help="rank meshes, remat policies and rows")
+    plan.set_defaults(overrides=())
 
     tokenize = verb(
         "tokenize", _tokenize, "write the VQ codes of a data set's pictures once, before training"
@@ -226,6 +235,16 @@ def _train(arguments):
     if arguments.own_process:
         distributed.start()
     train(config, arguments.workdir)
+
+
+def _plan(arguments) -> int:
+    if arguments.topology != "local":
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # else jax looks for the TPU that is only planned for
+    from unitoken_jax.config_file import load_config
+    from unitoken_jax.train.plan_search import run
+
+    config = load_config(arguments.config, arguments.overrides)
+    return run(config, arguments.topology, json_file=arguments.json, searching=arguments.search)
 
 
 def _convert(arguments):

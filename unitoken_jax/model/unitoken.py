@@ -19,19 +19,21 @@ class UniTokenModel(nn.Module):
 
     Parameters: siglip, adapter, decoder; a "vqgan" beside them in `p` is not looked at.
     `dtype` is the computation's; `remat` says what a layer keeps for its backward pass, `scan` False unrolls
-    the loop over layers.
+    the loop over layers, `kernel` and `constant` are the Decoder's.
     """
 
     config: ModelConfig
     dtype: Dtype = jnp.float32
     remat: Remat = "none"
     scan: bool = True
+    kernel: str = "xla"
+    constant: int = 0
 
     def setup(self):
         c = self.config
         self.siglip = Siglip(c.siglip, self.dtype, self.remat, self.scan)
         self.adapter = Adapter(c.decoder.width, self.dtype)
-        self.decoder = Decoder(c.decoder, self.dtype, self.remat, self.scan)
+        self.decoder = Decoder(c.decoder, self.dtype, self.remat, self.scan, self.kernel, self.constant)
 
     def __call__(self, batch, deterministic: bool = True) -> jax.Array:
         """Batch -> logits float32[B, T, V]. Training goes through `hidden` and a chunked loss instead."""

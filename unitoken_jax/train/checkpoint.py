@@ -26,6 +26,8 @@ FREE_KEYS = (
     "train.save_every",
     "train.keep",
     "train.remat",
+    "train.attention",
+    "train.accumulate",
     "train.scan_layers",
     "train.loss_chunk",
     # The guard's limits do change it; they are the way on for a run that it has stopped.

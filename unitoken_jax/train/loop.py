@@ -1,30 +1,29 @@
 """The training loop: the same for the quickstart on a laptop and 7B on a pod.
 
-A run directory holds config.json, data.json, checkpoints/, metrics.jsonl, tensorboard/ and, at the end,
-model/.
+A run directory holds config.json, data.json, checkpoints/, metrics.jsonl, tensorboard/, skipped.jsonl where
+a step was left out and, at the end, model/.
 """
 
 import contextlib
 import pathlib
-import signal
-import threading
 import time
-from collections.abc import Iterator
 
 import jax
 import numpy as np
-from flax.core import meta
 
 from unitoken_jax import model_dir, sharding
 from unitoken_jax.config import Config, to_dict
 from unitoken_jax.host.loader import Loader, Validation
 from unitoken_jax.host.tokenizer import Tokenizer
-from unitoken_jax.model.init import abstract_params, init_params
+from unitoken_jax.model.init import init_params
 from unitoken_jax.train import state as states
 from unitoken_jax.train.checkpoint import Checkpoints, check_workdir, claim_data, claim_workdir, differences
 from unitoken_jax.train.loss import LossSums
 from unitoken_jax.train.metrics import MetricsLog, Progress
-from unitoken_jax.train.optimizer import peak_rates, transformation
+from unitoken_jax.train.optimizer import peak_rates
+from unitoken_jax.train.placement import check_rows, initial_state, place, shardings_of
+from unitoken_jax.train.preemption import Preemption
+from unitoken_jax.train.skips import SkipLog
 from unitoken_jax.train.step import make_evaluation_step, make_model, make_train_step
 
 MODEL_FOLDER = "model"
@@ -51,12 +50,13 @@ def train(
     Starts from `params` (nested tree) and `tokenizer` where given, else from the model directory
     `config.train.init_from`, else from random weights and `config.train.tokenizer`. `progress` labels the
     progress bar; None: silent. Writes `workdir`/model at the end. Raises ValueError for what cannot be done
-    (settings, data, another run's directory), Preempted after SIGTERM.
+    (settings, data, another run's directory) and where nothing is learnt any more (`train.skip_limit`),
+    SaveError where a checkpoint could not be written, Preempted after SIGTERM on any process.
     """
     workdir = pathlib.Path(workdir)
     check_workdir(workdir, config)  # before anything slow
     mesh = sharding.make_mesh(config.mesh)
-    _check_rows(config, mesh)
+    check_rows(config, mesh)
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
         if params is None or tokenizer is None:
             params, tokenizer = _start(config, params, tokenizer, mesh)
@@ -66,17 +66,19 @@ def train(
         if config.data.validation:
             validation = Validation(config.data, config.model, tokenizer, *_process())
         rates = peak_rates(states.flatten(params), config.optimizer.groups)
-        state, shardings = _place(config, params, rates, mesh)
+        state, abstract = initial_state(config, params, rates, mesh)
         del params
         claim_workdir(workdir, config)
         claim_data(workdir, loader.fingerprint(), config.data.mixture_start)
         checkpoints = stack.enter_context(Checkpoints(workdir, config.train.keep))
         if checkpoints.latest() is not None:
-            state, position = checkpoints.restore(_abstract(state, shardings))
+            state, position = checkpoints.restore(abstract)
             loader.restore(position)
         log = stack.enter_context(_open_log(config, workdir, progress, int(state.step)))
-        run = _Run(config, mesh, tokenizer, rates, shardings, loader, validation, checkpoints, log)
-        state = run.to_the_end(state, stack.enter_context(_terminations()))
+        skips = SkipLog(workdir, config, loader.examples, write=jax.process_index() == 0)
+        shardings = shardings_of(abstract)
+        run = _Run(config, mesh, tokenizer, rates, shardings, loader, validation, checkpoints, log, skips)
+        state = run.to_the_end(state, stack.enter_context(Preemption()))
     about = {"training": to_dict(config)}
     model_dir.save_model(workdir / MODEL_FOLDER, config.model, state.tree, tokenizer, about)
     return state
@@ -85,35 +87,46 @@ def train(
 class _Run:
     """A run with all its parts in place."""
 
-    def __init__(self, config, mesh, tokenizer, rates, shardings, loader, validation, checkpoints, log):
+    def __init__(
+        self, config, mesh, tokenizer, rates, shardings, loader, validation, checkpoints, log, skips
+    ):
         self.config, self.mesh, self.loader, self.validation = config, mesh, loader, validation
-        self.checkpoints, self.log = checkpoints, log
-        model = make_model(config)
+        self.checkpoints, self.log, self.skips = checkpoints, log, skips
+        model = make_model(config, rates, mesh.devices.flat[0].platform)
         self.step = make_train_step(model, config, rates, tokenizer.vocabulary, shardings)
         self.evaluate = make_evaluation_step(model, config, tokenizer.vocabulary)
 
-    def to_the_end(self, state: states.State, terminated: threading.Event) -> states.State:
+    def to_the_end(self, state: states.State, preemption: Preemption) -> states.State:
         """Steps, validations and checkpoints up to `config.train.steps`; Preempted when told to stop."""
         settings = self.config.train
         before = time.perf_counter()
         for step in range(int(state.step) + 1, settings.steps + 1):
             batch = next(self.loader)
+            row = self.loader.state() - self.config.data.rows  # the batch's first
             waited = time.perf_counter() - before
             state, metrics = self.step(state, place(batch, self.mesh))
+            self.checkpoints.check()
             # Only now wait for the step before this one: the device has this one to do meanwhile.
-            self.log.flush()
+            self.flush()
             now = time.perf_counter()
             metrics |= _speeds(batch, now - before, waited)
             if settings.validate_every and self.validation and step % settings.validate_every == 0:
                 metrics |= self.validate(state)
-            stopping = terminated.is_set()  # looked at once: it may be set while this is being saved
-            if step % settings.save_every == 0 or step == settings.steps or stopping:
-                self.checkpoints.save(state, self.loader.state(), self.config)
             self.log.push(step, metrics)
+            self.skips.push(step, row, metrics)
+            stopping = preemption.reached()
+            if step % settings.save_every == 0 or step == settings.steps or stopping:
+                self.flush()  # a step that a checkpoint holds is never done again, so its numbers go first
+                self.checkpoints.save(state, self.loader.state(), self.config)
             before = time.perf_counter()
             if stopping and step < settings.steps:
                 raise Preempted
         return state
+
+    def flush(self) -> None:
+        """Writes down the last step taken."""
+        self.log.flush()
+        self.skips.flush()
 
     def validate(self, state: states.State) -> dict[str, float]:
         """One pass over the validation set: `LossSums.means` of all of it, named validation_*."""
@@ -153,47 +166,6 @@ def _check_same_network(config: Config, stored) -> None:
             + "\n  ".join(lines)
             + "\nSet these keys to what the model directory has."
         )
-
-
-def _check_rows(config: Config, mesh) -> None:
-    groups = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.data.rows % groups:
-        raise ValueError(
-            f"data.rows is {config.data.rows}, and the mesh splits rows {groups} ways (data x fsdp): "
-            "make it a multiple"
-        )
-
-
-def _place(config: Config, params: dict, rates: dict[str, float], mesh):
-    """(state at step 0, its shardings), every array where it belongs."""
-    optimizer = transformation(config.optimizer)
-    layout = states.flatten(sharding.shardings(mesh, abstract_params(config.model)))
-    flat = states.flatten(meta.unbox(params))
-    unknown = [path for path in flat if path not in layout]
-    if unknown:
-        raise ValueError(
-            f"config.model has no parameters {', '.join(unknown[:8])}, which were given to start from"
-        )
-    flat = {path: jax.device_put(value, layout[path]) for path, value in flat.items()}
-    tree = states.merge(flat, {})
-    abstract = jax.eval_shape(lambda tree: states.create(tree, rates, optimizer), tree)
-    shardings = states.state_shardings(abstract, layout, mesh)
-    create = jax.jit(lambda tree: states.create(tree, rates, optimizer), out_shardings=shardings)
-    return create(tree), shardings
-
-
-def _abstract(state: states.State, shardings: states.State) -> states.State:
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        state,
-        shardings,
-    )
-
-
-def place(batch: dict, mesh) -> dict:
-    """This process's rows of a batch -> global arrays, rows split over the mesh."""
-    rows = jax.sharding.NamedSharding(mesh, sharding.spec("batch"))
-    return {name: jax.make_array_from_process_local_data(rows, value) for name, value in batch.items()}
 
 
 def _process() -> tuple[int, int]:
@@ -236,17 +208,3 @@ class _NoLog(contextlib.nullcontext):
 
     def flush(self) -> None:
         pass
-
-
-@contextlib.contextmanager
-def _terminations() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, instead of ending the process (only the main thread may ask for that)."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,187 @@
+"""What one device does in a step, counted in the compiled program: FLOPs, memory traffic, collectives."""
+
+import collections
+import dataclasses
+import math
+import re
+
+import numpy as np
+
+from unitoken_jax.train.hlo import Computation, Instruction, Program, parse
+
+_KINDS = {"all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"}
+_NO_TRAFFIC = {"parameter", "constant", "iota", "tuple", "get-tuple-element", "bitcast", "opt-barrier"}
+_NO_TRAFFIC |= {"while", "conditional", "call", "async-start", "async-update", "after-all", "partition-id"}
+_KERNELS = ("tpu_custom_call", "triton", "mosaic_gpu", "fmha")  # XLA sees no FLOPs in these
+_TARGET = r'custom_call_target="([^"]+)"'
+
+
+@dataclasses.dataclass
+class Collective:
+    """All collectives of one kind: `calls` in the program, `runs` in a step; bytes a device and step.
+
+    `exposed_bytes` are of those that nothing else runs beside. `group`: devices of the largest group.
+    """
+
+    calls: int = 0
+    runs: float = 0
+    bytes: float = 0
+    sent_bytes: float = 0
+    exposed_bytes: float = 0  # of sent_bytes
+    group: int = 1
+
+
+@dataclasses.dataclass
+class Cost:
+    """A step on one device. `flops`: of matrix products and convolutions that XLA makes, without `kernels`.
+
+    `cycles` is the TPU compiler's own estimate of everything but kernels and collectives, 0 elsewhere;
+    `traffic` bytes from and to main memory, as far as the program's text shows it. `kernels`: name -> runs.
+    `loops`: trips of each loop, 0 for one whose length is data.
+    """
+
+    flops: float = 0
+    cycles: float = 0
+    traffic: float = 0
+    collectives: dict[str, Collective] = dataclasses.field(default_factory=dict)
+    kernels: dict[str, float] = dataclasses.field(default_factory=dict)
+    loops: list[float] = dataclasses.field(default_factory=list)
+
+
+def cost(text: str, devices: int, unknown_trips: float = 1) -> Cost:
+    """Counts the program in HLO `text` for `devices`; loops of unknown length run `unknown_trips` times."""
+    program = parse(text, unknown_trips)
+    found = Cost(loops=sorted(program.loops.values()))
+    seen = set()  # a collective in several pieces (start, fused, done) has one channel
+    kernels = collections.Counter()
+    for name, times in program.times.items():
+        computation, context = program.computations[name], program.context[name]
+        for each in computation.values():
+            found.flops += times * _flops(each, computation)
+            if each.op.removesuffix("-start") in _KINDS:
+                key = each.attribute(r"channel_id=(\d+)") or each.name
+                if key not in seen:
+                    seen.add(key)
+                    _add_collective(found.collectives, each, computation, context, times, devices)
+            if each.op == "custom-call" and any(name in each.attribute(_TARGET) for name in _KERNELS):
+                kernels[re.sub(r"\.\d+$", "", each.name)] += times
+            if context == "fused":
+                continue
+            found.traffic += times * _traffic(each, computation, program)
+            if cycles := each.attribute(r'"estimated_cycles":"(\d+)"'):
+                found.cycles += times * int(cycles)
+    found.kernels = dict(kernels)
+    return found
+
+
+def _add_collective(totals: dict, each: Instruction, around: Computation, context, times, devices) -> None:
+    kind, start = each.op.removesuffix("-start"), each.op.endswith("-start")
+    inputs = sum(around[name].bytes for name in each.operands if name in around)
+    payload = each.bytes
+    if kind == "reduce-scatter" or (start and kind != "all-gather"):
+        payload = inputs
+    elif start:  # its result holds input and output
+        payload -= inputs
+    sliced = any(one.op == "dynamic-slice" for one in around.values())
+    if kind == "all-reduce" and context == "fused" and sliced:
+        kind = "reduce-scatter"  # how TPUs fuse it
+    group = max(_group(each, devices), 1)
+    # Of its payload, a device sends so much on a ring.
+    share = {"all-reduce": 2 * (group - 1) / group, "collective-permute": 1}.get(kind, (group - 1) / group)
+    sent = times * payload * share
+    total = totals.setdefault(kind, Collective())
+    total.calls += 1
+    total.runs += times
+    total.bytes += times * payload
+    total.sent_bytes += sent
+    total.exposed_bytes += sent if context == "plain" and not start else 0
+    total.group = max(total.group, group)
+
+
+def _group(each: Instruction, devices: int) -> int:
+    """Devices that take part together. Forms: {{0,1},{2,3}}, [2,2]<=[4], mesh['a'=2,'b'=2] {'b'}, none."""
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", each.attributes):
+        return int(found[2])
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", each.attributes):
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
+        axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", found[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
+    if found := re.search(r"replica_groups=\{\{([\d,]*)\}", each.attributes):
+        return len(found[1].split(","))
+    return devices
+
+
+def _flops(each: Instruction, around: Computation) -> float:
+    """Of a dot, a convolution, or a library call that does one."""
+    target = each.attribute(_TARGET) if each.op == "custom-call" else ""
+    if each.op == "convolution" or target.startswith("__cudnn$conv"):
+        return _convolution(each, *(around[name].shapes[0].sizes for name in each.operands[:2]))
+    if each.op == "dot" or target.startswith("__cublas"):
+        axes = each.attribute(r'lhs_contracting_dim(?:ension)?s"?[=:][\[{]([^\]}]*)[\]}]')
+        contracted = around[each.operands[0]].shapes[0].sizes
+        return (
+            2
+            * math.prod(each.shapes[0].sizes)
+            * math.prod(contracted[int(axis.strip('" '))] for axis in axes.split(",") if axis)
+        )
+    return 0
+
+
+def _convolution(each: Instruction, lhs: tuple[int, ...], rhs: tuple[int, ...]) -> float:
+    """Also how TPUs write matrix products; padding and holes are not counted."""
+    inputs, kernel, outputs = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", each.attributes).groups()
+    result = each.shapes[0].sizes
+    window = dict(part.split("=") for part in each.attribute(r"window=\{([^}]*)\}").split())
+    total = 2.0 * result[outputs.index("b")] * result[outputs.index("f")] * rhs[kernel.index("i")]
+    for axis in filter(str.isdigit, outputs):
+        given = {key: value.split("x")[int(axis)] for key, value in window.items()}
+        x = np.arange(result[outputs.index(axis)])[:, None] * int(given.get("stride", 1))
+        x = x + np.arange(rhs[kernel.index(axis)]) * int(given.get("rhs_dilate", 1))
+        x = x - int(given.get("pad", "0_0").split("_")[0])
+        dilate = int(given.get("lhs_dilate", 1))
+        inside = (x >= 0) & (x % dilate == 0) & (x // dilate < lhs[inputs.index(axis)])
+        total *= np.count_nonzero(inside)
+    return float(total) / int(each.attribute(r"batch_group_count=(\d+)") or 1)
+
+
+def _traffic(each: Instruction, around: Computation, program: Program) -> float:
+    """Bytes of main memory that an instruction reads and writes."""
+    if each.op in _NO_TRAFFIC or each.op.endswith("-done"):
+        return 0
+
+    def main(instruction: Instruction) -> float:
+        return sum(shape.bytes for shape in instruction.shapes if shape.space == 0)
+
+    operands = [around[name] for name in each.operands if name in around]
+    if each.op == "dynamic-update-slice":
+        return 2 * main(operands[1])
+    if each.op in ("dynamic-slice", "slice", "gather"):
+        return 2 * main(each)
+    if each.op in ("copy-start", "slice-start"):
+        moved = min((shape.bytes for shape in each.shapes if shape.sizes), default=0)
+        return moved * sum(shape.space == 0 for shape in each.shapes[:2])
+    if each.op == "fusion" and (called := program.computations.get((each.called() or [""])[0])):
+        return _fused_traffic(each, operands, called)
+    return main(each) + sum(map(main, operands))
+
+
+def _fused_traffic(each: Instruction, operands: list[Instruction], called: Computation) -> float:
+    """A fusion reads of what it only slices the slices, and writes of what it only updates the updates."""
+    total = 0.0
+    parameters = {int(one.literal): one.name for one in called.values() if one.op == "parameter"}
+    for place, operand in enumerate(operands):
+        name = parameters.get(place)
+        uses = [one for one in called.values() if name in one.operands]
+        if operand.shapes[0].space != 0:
+            continue
+        if uses and all(one.op == "dynamic-slice" and one.operands[0] == name for one in uses):
+            total += sum(one.bytes for one in uses)
+        elif [one.op for one in uses] != ["dynamic-update-slice"]:
+            total += operand.bytes
+    root = called.get(called.root)
+    results = [called.get(name) for name in root.operands] if root and root.op == "tuple" else [root]
+    for shape, result in zip(each.shapes, results):
+        if shape.space == 0:
+            update = result is not None and result.op == "dynamic-update-slice"
+            total += called[result.operands[1]].bytes if update else shape.bytes
+    return total
