@@ -120,7 +120,8 @@ class Embed(nn.Module):
         return self.embedding.astype(self.dtype)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        return jnp.take(self.table(), ids, axis=0)
+        # Its width gathered first: rows looked up of a split width would be made whole for all devices' rows.
+        return jnp.take(gather(self.table(), *self.axes), ids, axis=0)
 
 
 class LayerNorm(nn.Module):
