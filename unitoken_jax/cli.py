@@ -234,7 +234,11 @@ def _train(arguments):
     config = load_config(arguments.config, arguments.overrides)
     if arguments.own_process:
         distributed.start()
-    train(config, arguments.workdir)
+    try:
+        train(config, arguments.workdir)
+    except Exception:
+        distributed.fail()
+        raise
 
 
 def _plan(arguments) -> int:
