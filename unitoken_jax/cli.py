@@ -60,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--workdir", required=True, metavar="DIR", help="where the run lives, and resumes from"
     )
+    train.add_argument(
+        "--profile", type=int, metavar="STEPS", help="trace that many steps into WORKDIR/profile"
+    )
     train.set_defaults(overrides=())
 
     plan = verb("plan", _plan, "does a training step fit, and how fast can it be; exit code 1 if it does not")
@@ -231,7 +234,10 @@ def _train(arguments):
     from unitoken_jax.config_file import load_config
     from unitoken_jax.train.loop import train
 
-    config = load_config(arguments.config, arguments.overrides)
+    overrides = list(arguments.overrides)
+    if arguments.profile is not None:
+        overrides.append(f"--config.train.profile_steps={arguments.profile}")
+    config = load_config(arguments.config, overrides)
     if arguments.own_process:
         distributed.start()
     try:

@@ -23,6 +23,9 @@ FREE_KEYS = (
     "data.index",
     "train.log_every",
     "train.validate_every",
+    "train.sample",  # sample_every, sample_count, samples
+    "train.profile_steps",
+    "train.wandb",
     "train.save_every",
     "train.keep",
     "train.remat",
