@@ -35,13 +35,13 @@ class Collective:
 class Cost:
     """A step on one device. `flops`: of matrix products and convolutions that XLA makes, without `kernels`.
 
-    `cycles` is the TPU compiler's own estimate of everything but kernels and collectives, 0 elsewhere;
-    `traffic` bytes from and to main memory, as far as the program's text shows it. `kernels`: name -> runs.
-    `loops`: trips of each loop, 0 for one whose length is data.
+    `cycles` are the TPU compiler's own estimate of everything but kernels and collectives, empty elsewhere;
+    both by part of the model. `traffic`: bytes from and to main memory, as far as the program's text shows
+    it. `kernels`: name -> runs. `loops`: trips of each loop, 0 for one whose length is data.
     """
 
-    flops: float = 0
-    cycles: float = 0
+    flops: dict[str, float] = dataclasses.field(default_factory=dict)
+    cycles: dict[str, float] = dataclasses.field(default_factory=dict)
     traffic: float = 0
     collectives: dict[str, Collective] = dataclasses.field(default_factory=dict)
     kernels: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -51,13 +51,14 @@ class Cost:
 def cost(text: str, devices: int, unknown_trips: float = 1) -> Cost:
     """Counts the program in HLO `text` for `devices`; loops of unknown length run `unknown_trips` times."""
     program = parse(text, unknown_trips)
+    flops, cycles, kernels = collections.Counter(), collections.Counter(), collections.Counter()
     found = Cost(loops=sorted(program.loops.values()))
     seen = set()  # a collective in several pieces (start, fused, done) has one channel
-    kernels = collections.Counter()
     for name, times in program.times.items():
         computation, context = program.computations[name], program.context[name]
         for each in computation.values():
-            found.flops += times * _flops(each, computation)
+            if done := _flops(each, computation):
+                flops[_part(each)] += times * done
             if each.op.removesuffix("-start") in _KINDS:
                 key = each.attribute(r"channel_id=(\d+)") or each.name
                 if key not in seen:
@@ -68,10 +69,19 @@ def cost(text: str, devices: int, unknown_trips: float = 1) -> Cost:
             if context == "fused":
                 continue
             found.traffic += times * _traffic(each, computation, program)
-            if cycles := each.attribute(r'"estimated_cycles":"(\d+)"'):
-                found.cycles += times * int(cycles)
-    found.kernels = dict(kernels)
+            if taken := each.attribute(r'"estimated_cycles":"(\d+)"'):
+                cycles[_part(each)] += times * int(taken)
+    found.flops, found.cycles, found.kernels = dict(flops), dict(cycles), dict(kernels)
     return found
+
+
+def _part(each: Instruction) -> str:
+    """Which part of the model an instruction comes from, as flax names it; "rest": loss and optimizer."""
+    where = each.attribute(r'op_name="([^"]*)"')
+    return next((part for part, name in _PARTS.items() if name in where), "rest")
+
+
+_PARTS = {"vq": "VQModel", "siglip": "/siglip/", "adapter": "/adapter/", "decoder": "/decoder/"}
 
 
 def _add_collective(totals: dict, each: Instruction, around: Computation, context, times, devices) -> None:

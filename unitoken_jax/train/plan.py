@@ -307,12 +307,17 @@ def _estimate(found: Plan, config: Config, peaks: flops.Device | None, part: top
     exposed = sum(one.exposed_bytes for one in counted.collectives.values())
     # An open axis has one direction only at its ends, which is what a ring's pace then is.
     rate = peaks.link * peaks.axes * (1 if part is None or all(part.wrap) else 0.5)
-    clock = peaks.flops / _FLOPS_A_CYCLE[peaks.name] if counted.cycles else None
+    products = sum(counted.flops.values())
+    compute = (products + found.kernel_flops) / peaks.flops
+    if counted.cycles:
+        products = sum(counted.cycles.values()) / (peaks.flops / _FLOPS_A_CYCLE[peaks.name])
+    else:
+        products = products / peaks.flops / PRODUCT_SHARE
     found.time = Time(
-        compute=(counted.flops + found.kernel_flops) / peaks.flops,
+        compute=compute,
         hbm=counted.traffic / peaks.hbm_bandwidth,
         interconnect=sent / rate,
-        products=counted.cycles / clock if clock else counted.flops / peaks.flops / PRODUCT_SHARE,
+        products=products,
         kernels=found.kernel_flops / peaks.flops / KERNEL_SHARE,
         exposed=exposed / rate,
     )

@@ -64,14 +64,17 @@ def _si(number: float) -> str:
     return f"{number:.4g}"
 
 
+def _parts(counts: dict[str, float]) -> str:
+    return ", ".join(f"{name} {_si(count)}" for name, count in counts.items() if count)
+
+
 def _work(plan: Plan) -> list[str]:
     cost = plan.cost
-    parts = ", ".join(f"{name} {_si(count)}" for name, count in plan.flops.items() if count)
     found = [
         "",
         "FLOPs a device and step",
-        f"  by formula {_si(sum(plan.flops.values()))}: {parts}",
-        f"  compiled   {_si(cost.flops)} in matrix products and convolutions, loops counted as they run",
+        f"  by formula {_si(sum(plan.flops.values()))}: {_parts(plan.flops)}",
+        f"  compiled   {_si(sum(cost.flops.values()))}, loops counted as they run: {_parts(cost.flops)}",
     ]
     if plan.kernel_flops:
         kernels = ", ".join(f"{name} x {runs:.0f}" for name, runs in cost.kernels.items())
@@ -96,12 +99,21 @@ def _time(plan: Plan) -> list[str]:
         f"estimate {time.estimate:.3f} s: {speed:,.0f} tokens/s a device, {speed * plan.devices:,.0f} in all,"
         f" MFU {plan.utilisation(time.estimate):.1%}",
         f"  products and the rest {time.products:.3f} ({own})",
+        *_shares(plan.cost.cycles, time.products),
         f"  attention kernels {time.kernels:.3f} (at {KERNEL_SHARE:.0%} of peak)",
         f"  collectives that nothing hides {time.exposed:.3f}",
         "  Assumed: rows full of tokens, one example each, a third of their positions learnt; links at their",
         "  published pace, on an open axis one way. Left out: kernels' memory traffic, time between steps.",
         "  It ranks plans; it measures nothing.",
     ]
+
+
+def _shares(cycles: dict[str, float], seconds: float) -> list[str]:
+    """How the compiler's seconds divide among the parts."""
+    whole = sum(cycles.values())
+    parts = sorted(cycles.items(), key=lambda one: -one[1])
+    shares = ", ".join(f"{name} {seconds * count / whole:.3f}" for name, count in parts)
+    return [f"    {shares}"] if whole else []
 
 
 def line(plan: Plan) -> str:
