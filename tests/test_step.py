@@ -1,10 +1,6 @@
-"""Train step: learns, freezes, skips, repeats; codes made online; the same on a mesh."""
+"""Train step: learns, freezes, skips, repeats; codes made online."""
 
 import dataclasses
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +10,9 @@ from flax.traverse_util import flatten_dict
 from tiny_model import CONFIG as MODEL
 from tiny_model import tiny_params, tiny_tokenizer
 
-from unitoken_jax import sharding
-from unitoken_jax.config import Config, DataConfig, MeshConfig, OptimizerConfig, ParameterGroup, TrainConfig
-from unitoken_jax.model.init import abstract_params
+from unitoken_jax.config import Config, DataConfig, OptimizerConfig, ParameterGroup, TrainConfig
 from unitoken_jax.train.optimizer import peak_rates, schedule, transformation
-from unitoken_jax.train.state import create, state_shardings
+from unitoken_jax.train.state import create
 from unitoken_jax.train.step import _objective, make_evaluation_step, make_model, make_train_step
 
 ROWS, LENGTH = 8, 24
@@ -179,45 +173,3 @@ def test_no_gradient_is_lost_where_none_is_computed():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), slopes, whole)
     assert np.abs(slopes["adapter/up/kernel"]).max() > 1e-4
     assert flops < 0.9 * more
-
-
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_equal_on_a_mesh(name):
-    if jax.device_count() < 8:
-        pytest.skip("needs 8 devices: test_on_eight_devices runs this again with them")
-    config = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, name=name))
-    optimizer = transformation(config.optimizer)
-    step = make_train_step(make_model(config, rates()), config, rates(), VOCABULARY)
-    alone, expected = step(create(tiny_params(), rates(), optimizer), make_batch())
-    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    with jax.set_mesh(mesh):
-        layout = sharding.shardings(mesh, abstract_params(CONFIG.model))
-        params = jax.tree.map(jax.device_put, tiny_params(), layout)
-        abstract = jax.eval_shape(lambda: create(params, rates(), optimizer))
-        shardings = state_shardings(abstract, layout, mesh)
-        state = jax.jit(lambda tree: create(tree, rates(), optimizer), out_shardings=shardings)(params)
-        rows = jax.NamedSharding(mesh, sharding.spec("batch"))
-        spread = make_train_step(make_model(config, rates()), config, rates(), VOCABULARY, shardings)
-        state, metrics = spread(state, jax.device_put(make_batch(), rows))
-    for name in ("loss", "z_loss", "grad_norm", "understanding_tokens"):
-        np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-4)
-    for path, value in state.params.items():
-        assert value.sharding == shardings.params[path]
-        np.testing.assert_allclose(value, alone.params[path], atol=2e-4)
-    assert not state.params["decoder/lm_head/kernel"].sharding.is_fully_replicated
-
-
-@pytest.mark.slow
-def test_on_eight_devices():
-    here = pathlib.Path(__file__).parent
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-    }
-    command = [sys.executable, "-m", "pytest", "-k", "equal_on_a_mesh", "-p", "no:cacheprovider"]
-    files = [str(here / "test_loss.py"), str(here / "test_step.py")]
-    done = subprocess.run(
-        [*command, *files], cwd=here.parent, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 passed" in done.stdout
