@@ -78,7 +78,8 @@ body=%body
   %total = f32[1024]{0} all-reduce(%vector), channel_id=2, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
   %kernel.7 = bf16[64,128]{1,0} custom-call(%a), custom_call_target="tpu_custom_call"
   %vector = f32[1024]{0} constant({...})
-  ROOT %result = bf16[64,64]{1,0} fusion(%g), kind=kLoop, calls=%fused_scatter
+  ROOT %result = bf16[64,64]{1,0} fusion(%g), kind=kLoop, calls=%fused_scatter, \
+backend_config={"estimated_cycles":"9223372036854775807"}
 }
 """
 

@@ -13,6 +13,7 @@ _KINDS = {"all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collectiv
 _NO_TRAFFIC = {"parameter", "constant", "iota", "tuple", "get-tuple-element", "bitcast", "opt-barrier"}
 _NO_TRAFFIC |= {"while", "conditional", "call", "async-start", "async-update", "after-all", "partition-id"}
 _KERNELS = ("tpu_custom_call", "triton", "mosaic_gpu", "fmha")  # XLA sees no FLOPs in these
+_UNKNOWN = 2**63 - 1  # cycles of what the compiler has no estimate of: gathers on a SparseCore
 _TARGET = r'custom_call_target="([^"]+)"'
 
 
@@ -69,7 +70,8 @@ def cost(text: str, devices: int, unknown_trips: float = 1) -> Cost:
             if context == "fused":
                 continue
             found.traffic += times * _traffic(each, computation, program)
-            if taken := each.attribute(r'"estimated_cycles":"(\d+)"'):
+            taken = each.attribute(r'"estimated_cycles":"(\d+)"')
+            if taken and int(taken) != _UNKNOWN:
                 cycles[_part(each)] += times * int(taken)
     found.flops, found.cycles, found.kernels = dict(flops), dict(cycles), dict(kernels)
     return found
