@@ -90,10 +90,10 @@ def test_what_a_program_does():
     assert found.flops == {"decoder": 3 * 2 * 64 * 128 * 256}
     assert found.cycles == {"rest": 3 * 1000}
     assert found.kernels == {"kernel": 1}
-    gather = cost.Collective(1, 3, 3 * 64 * 128 * 2, 3 * 64 * 128 * 2 * 3 / 4, 0, 4)
-    reduce = cost.Collective(1, 1, 4096, 4096 * 2 * 7 / 8, 4096 * 2 * 7 / 8, 8)
-    scatter = cost.Collective(1, 1, 256 * 64 * 2, 256 * 64 * 2 * 3 / 4, 0, 4)
-    assert found.collectives == {"all-gather": gather, "all-reduce": reduce, "reduce-scatter": scatter}
+    gather = cost.Collective("all-gather", 4, 1, 3, 3 * 64 * 128 * 2, 3 * 64 * 128 * 2 * 3 / 4, 0)
+    reduce = cost.Collective("all-reduce", 8, 1, 1, 4096, 4096 * 2 * 7 / 8, 4096 * 2 * 7 / 8)
+    scatter = cost.Collective("reduce-scatter", 4, 1, 1, 256 * 64 * 2, 256 * 64 * 2 * 3 / 4, 0)
+    assert found.collectives == [gather, reduce, scatter]
     # The fusion reads one layer's weights of three, and its activations from VMEM; 4 bytes are its number.
     body = hlo.parse(PROGRAM).computations["body"]
     assert cost._traffic(body["fusion.1"], body, hlo.parse(PROGRAM)) == 2 * (128 * 256 + 64 * 256) + 4
@@ -165,6 +165,13 @@ def config(tmp_path):
     return str(path)
 
 
+# Programs read these.
+KEYS = {"topology", "device", "devices", "mesh", "rows", "row_length", "row_crops", "row_pictures", "remat"}
+KEYS |= {"trained", "memory", "fits", "flops", "kernel_flops", "cost", "time", "error", "compile_seconds"}
+KEYS |= {"versions"}
+TIMED = {"tokens_per_second_per_device", "mfu", "mfu_ceiling"}  # where the device's speed is known
+
+
 def test_plans_for_this_machine(config, tmp_path, capsys, monkeypatch):
     """Sizes and FLOPs are what they must be; where memory is too small for them, the exit code is 1."""
     monkeypatch.setattr("unitoken_jax.train.plan._memory_limit", lambda *_: 1000.0)
@@ -172,6 +179,11 @@ def test_plans_for_this_machine(config, tmp_path, capsys, monkeypatch):
     assert cli.main(["plan", "--config", config, "--json", str(out), "--config.train.scan_layers=False"]) == 1
     assert "DOES NOT FIT" in capsys.readouterr().out
     (found,) = json.loads(out.read_text())["plans"]
+    assert set(found) == KEYS | TIMED - {
+        "mfu",
+        "mfu_ceiling",
+        "tokens_per_second_per_device",
+    }  # of no known device
     assert not found["fits"]
     assert found["trained"] == ["adapter", "decoder", "siglip"]
     memory = found["memory"]
@@ -199,7 +211,8 @@ def test_plans_for_a_tpu(config, tmp_path, capsys):
     assert "8 x TPU v5 lite, mesh data 1 x fsdp 4 x tensor 2" in text
     assert "of 15.75 GiB a device: fits" in text
     (found,) = json.loads(out.read_text())["plans"]
-    assert {"all-gather", "all-reduce"} <= set(found["cost"]["collectives"])
+    assert set(found) == KEYS | TIMED
+    assert {"all-gather", "all-reduce"} <= {one["kind"] for one in found["cost"]["collectives"]}
     assert found["memory"]["largest"]
     assert 0 < found["mfu"] < found["mfu_ceiling"] < 1
     assert found["time"]["limit"] <= found["time"]["estimate"]

@@ -19,17 +19,18 @@ _TARGET = r'custom_call_target="([^"]+)"'
 
 @dataclasses.dataclass
 class Collective:
-    """All collectives of one kind: `calls` in the program, `runs` in a step; bytes a device and step.
+    """All collectives of a kind over groups of so many devices: `calls` in the program, `runs` in a step.
 
-    `exposed_bytes` are of those that nothing else runs beside. `group`: devices of the largest group.
+    Bytes are a device's and step's; `exposed_bytes` are of those sent that nothing else runs beside.
     """
 
+    kind: str
+    group: int
     calls: int = 0
     runs: float = 0
     bytes: float = 0
     sent_bytes: float = 0
-    exposed_bytes: float = 0  # of sent_bytes
-    group: int = 1
+    exposed_bytes: float = 0
 
 
 @dataclasses.dataclass
@@ -44,7 +45,7 @@ class Cost:
     flops: dict[str, float] = dataclasses.field(default_factory=dict)
     cycles: dict[str, float] = dataclasses.field(default_factory=dict)
     traffic: float = 0
-    collectives: dict[str, Collective] = dataclasses.field(default_factory=dict)
+    collectives: list[Collective] = dataclasses.field(default_factory=list)
     kernels: dict[str, float] = dataclasses.field(default_factory=dict)
     loops: list[float] = dataclasses.field(default_factory=list)
 
@@ -54,6 +55,7 @@ def cost(text: str, devices: int, unknown_trips: float = 1) -> Cost:
     program = parse(text, unknown_trips)
     flops, cycles, kernels = collections.Counter(), collections.Counter(), collections.Counter()
     found = Cost(loops=sorted(program.loops.values()))
+    collectives: dict[tuple[str, int], Collective] = {}
     seen = set()  # a collective in several pieces (start, fused, done) has one channel
     for name, times in program.times.items():
         computation, context = program.computations[name], program.context[name]
@@ -64,7 +66,7 @@ def cost(text: str, devices: int, unknown_trips: float = 1) -> Cost:
                 key = each.attribute(r"channel_id=(\d+)") or each.name
                 if key not in seen:
                     seen.add(key)
-                    _add_collective(found.collectives, each, computation, context, times, devices)
+                    _add_collective(collectives, each, computation, context, times, devices)
             if each.op == "custom-call" and any(name in each.attribute(_TARGET) for name in _KERNELS):
                 kernels[re.sub(r"\.\d+$", "", each.name)] += times
             if context == "fused":
@@ -74,6 +76,7 @@ def cost(text: str, devices: int, unknown_trips: float = 1) -> Cost:
             if taken and int(taken) != _UNKNOWN:
                 cycles[_part(each)] += times * int(taken)
     found.flops, found.cycles, found.kernels = dict(flops), dict(cycles), dict(kernels)
+    found.collectives = [collectives[key] for key in sorted(collectives)]
     return found
 
 
@@ -101,13 +104,12 @@ def _add_collective(totals: dict, each: Instruction, around: Computation, contex
     # Of its payload, a device sends so much on a ring.
     share = {"all-reduce": 2 * (group - 1) / group, "collective-permute": 1}.get(kind, (group - 1) / group)
     sent = times * payload * share
-    total = totals.setdefault(kind, Collective())
+    total = totals.setdefault((kind, group), Collective(kind, group))
     total.calls += 1
     total.runs += times
     total.bytes += times * payload
     total.sent_bytes += sent
     total.exposed_bytes += sent if context == "plain" and not start else 0
-    total.group = max(total.group, group)
 
 
 def _group(each: Instruction, devices: int) -> int:

@@ -79,11 +79,12 @@ def _work(plan: Plan) -> list[str]:
     if plan.kernel_flops:
         kernels = ", ".join(f"{name} x {runs:.0f}" for name, runs in cost.kernels.items())
         found.append(f"  kernels    {_si(plan.kernel_flops)} by formula: {kernels}")
-    found += ["", "collectives a device and step: in the program, run, GB of payload, GB sent, of it exposed"]
+    found += ["", "collectives a device and step"]
+    found.append("  kind, devices     in program    run   GB of payload   sent    exposed")
     found += [
-        f"  {kind:<19}{one.calls:5} {one.runs:7.0f} {one.bytes / GB:9.3f} {one.sent_bytes / GB:9.3f} "
-        f"{one.exposed_bytes / GB:9.3f}"
-        for kind, one in sorted(cost.collectives.items())
+        f"  {one.kind:<18} {one.group:4} {one.calls:5} {one.runs:7.0f} {one.bytes / GB:12.3f} "
+        f"{one.sent_bytes / GB:9.3f} {one.exposed_bytes / GB:9.3f}"
+        for one in cost.collectives
     ] or ["  none"]
     return found + (_time(plan) if plan.time else ["", f"no published speed is known of {plan.device}"])
 
@@ -103,8 +104,8 @@ def _time(plan: Plan) -> list[str]:
         f"  attention kernels {time.kernels:.3f} (at {KERNEL_SHARE:.0%} of peak)",
         f"  collectives that nothing hides {time.exposed:.3f}",
         "  Assumed: rows full of tokens, one example each, a third of their positions learnt; links at their",
-        "  published pace, on an open axis one way. Left out: kernels' memory traffic, time between steps.",
-        "  It ranks plans; it measures nothing.",
+        "  published pace, one way on open axes and in small groups. Left out: kernels' memory traffic, time",
+        "  between steps. It ranks plans; it measures nothing.",
     ]
 
 
