@@ -303,19 +303,36 @@ def _estimate(found: Plan, config: Config, peaks: flops.Device | None, part: top
         found.kernel_flops = found.flops["attention"] + again
     if peaks is None:
         return
-    sent = sum(one.sent_bytes for one in counted.collectives.values())
-    exposed = sum(one.exposed_bytes for one in counted.collectives.values())
-    # An open axis has one direction only at its ends, which is what a ring's pace then is.
-    rate = peaks.link * peaks.axes * (1 if part is None or all(part.wrap) else 0.5)
-    clock = peaks.flops / _FLOPS_A_CYCLE[peaks.name] if counted.cycles else None
+    rates = [_link_rate(one.group, peaks, part) for one in counted.collectives]
+    sent = sum(one.sent_bytes / rate for one, rate in zip(counted.collectives, rates))
+    exposed = sum(one.exposed_bytes / rate for one, rate in zip(counted.collectives, rates))
+    products = sum(counted.flops.values())
+    compute = (products + found.kernel_flops) / peaks.flops
+    if counted.cycles:
+        products = sum(counted.cycles.values()) / (peaks.flops / _FLOPS_A_CYCLE[peaks.name])
+    else:
+        products = products / peaks.flops / PRODUCT_SHARE
     found.time = Time(
-        compute=(counted.flops + found.kernel_flops) / peaks.flops,
+        compute=compute,
         hbm=counted.traffic / peaks.hbm_bandwidth,
-        interconnect=sent / rate,
-        products=counted.cycles / clock if clock else counted.flops / peaks.flops / PRODUCT_SHARE,
+        interconnect=sent,
+        products=products,
         kernels=found.kernel_flops / peaks.flops / KERNEL_SHARE,
-        exposed=exposed / rate,
+        exposed=exposed,
     )
+
+
+def _link_rate(group: int, peaks: flops.Device, part: topology.Slice | None) -> float:
+    """Bytes a second that a device sends in collectives of `group` devices.
+
+    On a TPU, half of the slice and more use every axis, in both directions where all are closed; fewer use
+    what they lie along, one way.
+    """
+    if part is None:
+        return peaks.link * peaks.axes
+    if 2 * group >= part.chips:
+        return peaks.link * peaks.axes * (1 if all(part.wrap) else 0.5)
+    return peaks.link / 2 * (1 if group <= max(part.sides) else peaks.axes)
 
 
 def _libtpu() -> str:
