@@ -48,6 +48,14 @@ def test_train_reads_the_config_and_its_overrides(calls, tmp_path):
     assert (config.train.steps, config.train.seed, workdir) == (5, 7, "run")
 
 
+def test_profile_is_a_setting_of_the_run(calls, tmp_path):
+    (tmp_path / "config.py").write_text("def get_config():\n    return {'train': {'steps': 7}}\n")
+    argv = ["train", "--config", str(tmp_path / "config.py"), "--workdir", "run", "--profile", "3"]
+    assert cli.main(argv) == 0
+    (config, _), _ = calls["train"]
+    assert (config.train.steps, config.train.profile_steps) == (7, 3)
+
+
 def test_tokenize(calls, capsys):
     assert cli.main(["tokenize", "--model", "M", "--data", "D", "--out", "O"]) == 0
     assert calls["tokenize"] == (("M", "D", "O"), {})

@@ -79,13 +79,13 @@ def test_nothing_to_ask_is_an_error(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_in_two_processes_makes_the_same_samples_and_a_profile(tmp_path):
-    write_run(tmp_path / "files", steps=5)
-    data = tmp_path / "files/conversations.jsonl"
-    more = ("--config.train.sample_every=5", f"--config.train.samples={data}", "--profile", "1")
+    files = tmp_path / "files"
+    asked = str(files / "conversations.jsonl")
+    write_run(files, steps=5, sample_every=5, samples=asked, profile_steps=1)
     made = []
     for processes in (1, 2):
         workdir = tmp_path / str(processes)
-        running = start(tmp_path / "files", workdir, processes, 1, *more)
+        running = start(files, workdir, processes)
         until = time.monotonic() + 600
         while any(process.poll() is None for process in running) and time.monotonic() < until:
             time.sleep(0.1)
