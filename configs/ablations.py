@@ -1,7 +1,6 @@
 """The paper's ablations (Tables 5 and 6) at 7B: stage II on fewer examples, without any-resolution pictures.
 
-    unitoken train --config configs/ablations.py:unified-joint --workdir runs/unified-joint \\
-        --config.train.init_from=runs/stage1/model
+    unitoken train --config configs/ablations.py:unified-joint --workdir runs/a --config.train.init_from=MODEL
 
 The names are those of the models that `unitoken ablate` makes small. Those that read features start from
 stage I, made with `--config configs/stage1.py --config.model.sequence.resolution=base`.
