@@ -142,6 +142,7 @@ def test_geneval_keeps_metadata_where_another_prompt_is_drawn(model, tmp_path, c
         "00000/samples/00000.png",
         "00000/samples/00001.png",
         "recipe.json",
+        "report.html",
     ]
     assert (run / "00000" / "metadata.jsonl").read_text() == geneval_line("a bench") + "\n"
     expected = tiny_model().draw(["a red circle"], number=2, guidance=5.5)
