@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 from flax.core import meta
 
@@ -383,6 +384,14 @@ class UniToken:
             return tree
         rows = jax.sharding.NamedSharding(self.mesh, sharding.spec("batch"))
         return jax.device_put(tree, rows)
+
+    def fetch(self, array) -> np.ndarray:
+        """A whole array from the devices; where other processes have part of it, all of them call this."""
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            from jax.experimental import multihost_utils
+
+            return multihost_utils.process_allgather(array, tiled=True)
+        return np.asarray(array)
 
     def run(self, function, *arguments, **settings):
         """Calls `function` under the mesh, if there is one."""
