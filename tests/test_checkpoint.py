@@ -57,6 +57,14 @@ def test_round_trip_is_exact_and_the_newest_are_kept(tmp_path):
             checkpoints.restore(abstract(make_state()), 1)
 
 
+def test_one_from_before_the_guard_restores_with_a_fresh_one(tmp_path):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(make_state(step=1).replace(guard=None), 10, CONFIG)
+        checkpoints.wait()
+        found, _ = checkpoints.restore(abstract(make_state()))
+    jax.tree.map(np.testing.assert_array_equal, found, make_state(step=1))
+
+
 def test_everything_that_does_not_fit_is_listed_at_once(tmp_path):
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(make_state(step=1), 0, CONFIG)
