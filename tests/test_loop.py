@@ -20,6 +20,7 @@ from unitoken_jax.model_dir import load_model, save_model
 from unitoken_jax.train import loop
 from unitoken_jax.train.checkpoint import Checkpoints, SaveError
 from unitoken_jax.train.metrics import MetricsLog, read_metrics
+from unitoken_jax.train.placement import check_rows
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -145,7 +146,7 @@ def test_nothing_to_start_from(data, tmp_path):
 def test_rows_must_divide_over_the_mesh(data):
     mesh = types.SimpleNamespace(shape={"data": 2, "fsdp": 2, "tensor": 1})
     with pytest.raises(ValueError, match=r"data\.rows is 2.*4 ways"):
-        loop._check_rows(make_config(data), mesh)
+        check_rows(make_config(data), mesh)
 
 
 @pytest.mark.slow

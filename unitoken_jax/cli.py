@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args([argument for argument in argv if not is_override(argument)])
     overrides = [argument for argument in argv if is_override(argument)]
     if overrides and not hasattr(arguments, "overrides"):
-        parser.error(f"{overrides[0]}: only `unitoken train` takes --config overrides")
+        parser.error(f"{overrides[0]}: only `unitoken train` and `plan` take --config overrides")
     arguments.overrides, arguments.own_process = overrides, own_process
     try:
         return arguments.run(arguments) or 0
@@ -53,6 +53,11 @@ def _parser() -> argparse.ArgumentParser:
     quickstart.add_argument("--minutes", type=float, default=15, help="time budget (default 15)")
     quickstart.add_argument("--seed", type=int, default=0)
 
+    ablate = verb("ablate", _ablate, "the paper's Tables 5 and 6 with the quickstart's model, several seeds")
+    ablate.add_argument("--out", default="ablation", metavar="DIR", help="a killed run goes on from here")
+    ablate.add_argument("--scale", type=float, default=1.0, help="of data and steps (1: about 3 hours)")
+    ablate.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of every model (default 3)")
+
     train = verb("train", _train, "train as a config file says; --config.a.b=c changes one of its values")
     train.add_argument(
         "--config", required=True, metavar="FILE", help="configs/stage2.py or configs/stage2.py:argument"
@@ -60,7 +65,19 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--workdir", required=True, metavar="DIR", help="where the run lives, and resumes from"
     )
+    train.add_argument(
+        "--profile", type=int, metavar="STEPS", help="trace that many steps into WORKDIR/profile"
+    )
     train.set_defaults(overrides=())
+
+    plan = verb("plan", _plan, "does a training step fit, and how fast can it be; exit code 1 if it does not")
+    plan.add_argument("--config", required=True, metavar="FILE", help="as for train, with the same overrides")
+    plan.add_argument(
+        "--topology", default="local", metavar="SLICE", help="v5e:16x16, v5p:4x4x4, ..., or this machine's"
+    )
+    plan.add_argument("--json", metavar="FILE", help="also write all of it as JSON")
+    plan.add_argument("--search", action="store_true", help="rank meshes, remat policies and rows")
+    plan.set_defaults(overrides=())
 
     tokenize = verb(
         "tokenize", _tokenize, "write the VQ codes of a data set's pictures once, before training"
@@ -217,12 +234,21 @@ def _quickstart(arguments):
     run(arguments.out, minutes=arguments.minutes, seed=arguments.seed)
 
 
+def _ablate(arguments):
+    from unitoken_jax.quickstart.ablation import run
+
+    print(run(arguments.out, scale=arguments.scale, seeds=arguments.seeds).read_text(encoding="utf-8"))
+
+
 def _train(arguments):
     from unitoken_jax import distributed
     from unitoken_jax.config_file import load_config
     from unitoken_jax.train.loop import train
 
-    config = load_config(arguments.config, arguments.overrides)
+    overrides = list(arguments.overrides)
+    if arguments.profile is not None:
+        overrides.append(f"--config.train.profile_steps={arguments.profile}")
+    config = load_config(arguments.config, overrides)
     if arguments.own_process:
         distributed.start()
     try:
@@ -230,6 +256,16 @@ def _train(arguments):
     except Exception:
         distributed.fail()
         raise
+
+
+def _plan(arguments) -> int:
+    if arguments.topology != "local":
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # else jax looks for the TPU that is only planned for
+    from unitoken_jax.config_file import load_config
+    from unitoken_jax.train.plan_search import run
+
+    config = load_config(arguments.config, arguments.overrides)
+    return run(config, arguments.topology, json_file=arguments.json, searching=arguments.search)
 
 
 def _convert(arguments):

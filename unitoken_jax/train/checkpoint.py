@@ -24,9 +24,14 @@ FREE_KEYS = (
     "data.index",
     "train.log_every",
     "train.validate_every",
+    "train.sample",  # sample_every, sample_count, samples
+    "train.profile_steps",
+    "train.wandb",
     "train.save_every",
     "train.keep",
     "train.remat",
+    "train.attention",
+    "train.accumulate",
     "train.scan_layers",
     "train.loss_chunk",
     # The guard's limits do change it; they are the way on for a run that it has stopped.
