@@ -148,7 +148,7 @@ def test_differences_find_keys_on_either_side():
 
 @pytest.mark.slow
 def test_every_mesh_and_number_of_processes_reads_what_another_wrote(tmp_path):
-    script = str(pathlib.Path(__file__).with_name("topology.py"))
+    script = str(pathlib.Path(__file__).with_name("other_mesh.py"))
     topologies = [(2, 2, (1, 4, 1)), (1, 8, (2, 2, 2)), (2, 1, (1, 1, 2)), (1, 1, (1, 1, 1))]
     for step, (processes, devices, mesh) in enumerate(topologies, 1):
         command = [script, str(tmp_path / "run"), *map(str, mesh)]
