@@ -104,6 +104,9 @@ def test_a_run_stopped_by_sigterm_ends_as_if_it_had_not_been(data, tmp_path, mon
     for name in ("loss", "grad_norm", "tokens", "samples"):
         assert [row[name] for row in rows] == [row[name] for row in expected]
     assert [row["step"] for row in rows if "validation_loss" in row] == [3, 6]
+    assert rows[-1]["seconds/restore"] > rows[3]["seconds/restore"] == 0
+    for kind in ("start", "compile", "productive"):  # both processes' together
+        assert rows[-1][f"seconds/{kind}"] > rows[3][f"seconds/{kind}"] > 0
 
     # Done: nothing is trained again, and the caller's parameters are still there.
     again = run(config, tmp_path / "parts")
@@ -135,6 +138,13 @@ def test_starts_from_a_model_directory(data, tmp_path):
         loop.train(other, tmp_path / "other", progress=None)
     assert "dropout" not in str(e.value)
     assert not (tmp_path / "other").exists()
+
+
+def test_a_run_does_not_live_at_a_url(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="gs://bucket/run is a URL: give a folder"):
+        run(make_config(data), "gs://bucket/run")
+    assert not any(tmp_path.iterdir())
 
 
 def test_nothing_to_start_from(data, tmp_path):

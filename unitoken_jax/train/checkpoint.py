@@ -256,6 +256,10 @@ def check_workdir(workdir, config: Config) -> None:
     Those in FREE_KEYS may, and the data, where a larger `data.mixture_start` says that it changes on purpose
     at the row the run has reached. A folder without config.json holds no run.
     """
+    if "://" in str(workdir):
+        raise ValueError(
+            f"the work directory {workdir} is a URL: give a folder that all hosts share (say, by NFS)"
+        )
     path = pathlib.Path(workdir) / CONFIG_FILE
     if path.exists():
         try:
