@@ -15,10 +15,7 @@ import time
 
 import pytest
 import yaml
-from host_data import DRAWING, QUESTION, data_config, write_data
-from tiny_model import CONFIG, tiny_tokenizer
-
-from unitoken_jax.config import Config, MeshConfig, OptimizerConfig, ParameterGroup, TrainConfig, to_dict
+from tiny_run import write_run
 
 ROOT = pathlib.Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
@@ -284,7 +281,7 @@ def wait_for(path: pathlib.Path, lines: int = 1, seconds: float = 30) -> None:
         time.sleep(0.02)
 
 
-HOST = """exec bash -c 'trap "exit 75" TERM; echo $$ >$CALLS.host; while /bin/sleep 0.05; do :; done'"""
+HOST = """bash -c 'trap "exit 75" TERM; echo $$ >$CALLS.host; while /bin/sleep 0.05; do :; done'"""
 
 
 def test_a_babysitter_told_to_stop_has_the_hosts_save(outside):
@@ -371,27 +368,20 @@ STEPS = 20
 @pytest.mark.slow
 def test_two_real_processes_train(tmp_path, monkeypatch):
     """The whole command: they save on SIGTERM to the launcher, and the same command goes on."""
-    tiny_tokenizer().save(tmp_path / "tokenizer.json")
-    config = Config(
-        model=CONFIG,
-        data=data_config(write_data(tmp_path, [QUESTION, DRAWING] * 3)),
-        optimizer=OptimizerConfig(groups=(ParameterGroup("decoder", 1e-3),)),
-        mesh=MeshConfig(fsdp=2),
-        train=TrainConfig(STEPS, dtype="float32", remat="none", tokenizer=str(tmp_path / "tokenizer.json")),
-    )
-    (tmp_path / "config.py").write_text(f"def get_config():\n    return {to_dict(config)!r}\n")
-    monkeypatch.setenv("UNITOKEN_CACHE", str(tmp_path / "cache"))
+    write_run(tmp_path / "files", steps=STEPS)
+    monkeypatch.setenv("UNITOKEN_CACHE", str(tmp_path / "xla"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     metrics = tmp_path / "run/metrics.jsonl"
     command = [LAUNCH / "cpu_processes.sh", "--processes", "2", "train"]
-    command += ["--config", tmp_path / "config.py", "--workdir", tmp_path / "run"]
+    command += ["--config", tmp_path / "files/config.py", "--workdir", tmp_path / "run"]
     with started(command) as launcher:
-        wait_for(metrics, seconds=120)
+        wait_for(metrics, seconds=300)
         launcher.send_signal(signal.SIGTERM)
-        assert launcher.wait(60) == 75
+        assert launcher.wait(120) == 75
     reached = len(metrics.read_text().splitlines())
     assert 0 < reached < STEPS
     with started(command) as launcher:
-        assert launcher.wait(120) == 0
+        assert launcher.wait(300) == 0
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert steps == list(range(1, STEPS + 1))  # none was made twice
     assert (tmp_path / "run/model/config.json").exists()

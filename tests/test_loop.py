@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import os
+import resource
 import signal
+import time
 import types
 
 import jax
@@ -16,6 +18,7 @@ from unitoken_jax.config import Config, DataConfig, OptimizerConfig, ParameterGr
 from unitoken_jax.host.loader import Loader
 from unitoken_jax.model_dir import load_model, save_model
 from unitoken_jax.train import loop
+from unitoken_jax.train.checkpoint import SaveError
 from unitoken_jax.train.metrics import MetricsLog, read_metrics
 from unitoken_jax.train.placement import check_rows
 
@@ -160,7 +163,36 @@ def test_a_run_that_learns_nothing_any_more_stops_and_says_what_it_saw(data, tmp
     ]
     assert {each["row"] for each in lines[0]["examples"]} == {2, 3}
     assert {each["file"] for each in lines[0]["examples"]} == {data.path}
-    # Nothing was learnt in between, and the run goes on from its checkpoint where it is told to.
-    resumed = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=20, skip_limit=4))
+    # The checkpoint of step 3 is there, and knows of the two steps before it.
+    resumed = dataclasses.replace(config, train=dataclasses.replace(config.train, skip_limit=4))
     with pytest.raises(ValueError, match=r"4 steps in a row"):
         run(resumed, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_stops_the_run_at_once_and_costs_nothing_saved(data, tmp_path, monkeypatch):
+    """The disk's end is a limit on the size of files, which a checkpoint's exceed."""
+    config = make_config(data, steps=15, save_every=5)
+    push, limits = MetricsLog.push, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_up(self, step, metrics):
+        push(self, step, metrics)
+        if step == 6:
+            while not (tmp_path / "checkpoints/5").exists():
+                time.sleep(0.01)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+        time.sleep(0.5 if step > 10 else 0)  # a step of a large model
+
+    monkeypatch.setattr(MetricsLog, "push", fill_up)
+    try:
+        with pytest.raises(SaveError) as error:
+            run(config, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    monkeypatch.undo()
+    assert f"the checkpoint of step 10 could not be written to {tmp_path / 'checkpoints'}" in str(error.value)
+    assert "File too large" in str(error.value)
+    assert "The checkpoint of step 5 is intact" in str(error.value)
+    assert 10 <= read_metrics(tmp_path)[-1]["step"] < 15  # not only when the next one was due
+    assert int(run(config, tmp_path).step) == 15
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["10", "15"]

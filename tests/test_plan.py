@@ -1,5 +1,6 @@
 """`unitoken plan`: reading compiled programs, naming slices, and whole plans, for a TPU where libtpu is."""
 
+import dataclasses
 import json
 
 import flax.linen as nn
@@ -9,10 +10,11 @@ import pytest
 from tiny_model import CONFIG as MODEL
 
 from unitoken_jax import cli
-from unitoken_jax.config import to_dict
+from unitoken_jax.config import Config, to_dict
 from unitoken_jax.model.init import abstract_params
-from unitoken_jax.train import cost, flops, hlo, topology
+from unitoken_jax.train import cost, flops, hlo, plan_search, topology
 from unitoken_jax.train.optimizer import stage_groups
+from unitoken_jax.train.plan import Memory, Plan, Time
 
 # A step on a TPU, as its compiler writes it: a loop of 3 layers whose body is unrolled once (counter + 2, up
 # to 6), a fused all-reduce that is a reduce-scatter, an asynchronous all-gather, VMEM as S(1).
@@ -31,7 +33,8 @@ HloModule jit_step, is_scheduled=true
   %p2 = s32[] parameter(2)
   %slice = bf16[1,128,256]{2,1,0} dynamic-slice(%p1, %p2), dynamic_slice_sizes={1,128,256}
   %flat = bf16[128,256]{1,0} bitcast(%slice)
-  ROOT %product = bf16[64,256]{1,0} convolution(%p0, %flat), dim_labels=bf_io->bf
+  ROOT %product = bf16[64,256]{1,0} convolution(%p0, %flat), dim_labels=bf_io->bf, \
+metadata={op_name="jit(step)/jvp(hidden)/decoder/layers/dot_general"}
 }
 
 %fused_scatter (q0: bf16[256,64]) -> bf16[64,64] {
@@ -75,7 +78,8 @@ body=%body
   %total = f32[1024]{0} all-reduce(%vector), channel_id=2, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
   %kernel.7 = bf16[64,128]{1,0} custom-call(%a), custom_call_target="tpu_custom_call"
   %vector = f32[1024]{0} constant({...})
-  ROOT %result = bf16[64,64]{1,0} fusion(%g), kind=kLoop, calls=%fused_scatter
+  ROOT %result = bf16[64,64]{1,0} fusion(%g), kind=kLoop, calls=%fused_scatter, \
+backend_config={"estimated_cycles":"9223372036854775807"}
 }
 """
 
@@ -83,13 +87,13 @@ body=%body
 def test_what_a_program_does():
     found = cost.cost(PROGRAM, devices=8)
     assert found.loops == [3]
-    assert found.flops == 3 * 2 * 64 * 128 * 256
-    assert found.cycles == 3 * 1000
+    assert found.flops == {"decoder": 3 * 2 * 64 * 128 * 256}
+    assert found.cycles == {"rest": 3 * 1000}
     assert found.kernels == {"kernel": 1}
-    gather = cost.Collective(1, 3, 3 * 64 * 128 * 2, 3 * 64 * 128 * 2 * 3 / 4, 0, 4)
-    reduce = cost.Collective(1, 1, 4096, 4096 * 2 * 7 / 8, 4096 * 2 * 7 / 8, 8)
-    scatter = cost.Collective(1, 1, 256 * 64 * 2, 256 * 64 * 2 * 3 / 4, 0, 4)
-    assert found.collectives == {"all-gather": gather, "all-reduce": reduce, "reduce-scatter": scatter}
+    gather = cost.Collective("all-gather", 4, 1, 3, 3 * 64 * 128 * 2, 3 * 64 * 128 * 2 * 3 / 4, 0)
+    reduce = cost.Collective("all-reduce", 8, 1, 1, 4096, 4096 * 2 * 7 / 8, 4096 * 2 * 7 / 8)
+    scatter = cost.Collective("reduce-scatter", 4, 1, 1, 256 * 64 * 2, 256 * 64 * 2 * 3 / 4, 0)
+    assert found.collectives == [gather, reduce, scatter]
     # The fusion reads one layer's weights of three, and its activations from VMEM; 4 bytes are its number.
     body = hlo.parse(PROGRAM).computations["body"]
     assert cost._traffic(body["fusion.1"], body, hlo.parse(PROGRAM)) == 2 * (128 * 256 + 64 * 256) + 4
@@ -115,7 +119,7 @@ def test_a_compiled_scan_counts_every_trip():
     compiled = step.lower(*arguments, jax.ShapeDtypeStruct((), jnp.int32)).compile()
     found = cost.cost(compiled.as_text(), 1, unknown_trips=7)
     layers, picture, squares = 3 * 5 * 2 * 8 * 32 * 32, 2 * 2 * 6 * 30 * 9, 7 * 2 * 8**3
-    assert found.flops == layers + picture + squares
+    assert found.flops == {"rest": layers + picture + squares}
     assert found.traffic > 3 * 5 * 32 * 32 * 4
 
 
@@ -161,6 +165,13 @@ def config(tmp_path):
     return str(path)
 
 
+# Programs read these.
+KEYS = {"topology", "device", "devices", "mesh", "rows", "row_length", "row_crops", "row_pictures", "remat"}
+KEYS |= {"trained", "memory", "fits", "flops", "kernel_flops", "cost", "time", "error", "compile_seconds"}
+KEYS |= {"versions"}
+TIMED = {"tokens_per_second_per_device", "mfu", "mfu_ceiling"}  # where the device's speed is known
+
+
 def test_plans_for_this_machine(config, tmp_path, capsys, monkeypatch):
     """Sizes and FLOPs are what they must be; where memory is too small for them, the exit code is 1."""
     monkeypatch.setattr("unitoken_jax.train.plan._memory_limit", lambda *_: 1000.0)
@@ -168,6 +179,11 @@ def test_plans_for_this_machine(config, tmp_path, capsys, monkeypatch):
     assert cli.main(["plan", "--config", config, "--json", str(out), "--config.train.scan_layers=False"]) == 1
     assert "DOES NOT FIT" in capsys.readouterr().out
     (found,) = json.loads(out.read_text())["plans"]
+    assert set(found) == KEYS | TIMED - {
+        "mfu",
+        "mfu_ceiling",
+        "tokens_per_second_per_device",
+    }  # of no known device
     assert not found["fits"]
     assert found["trained"] == ["adapter", "decoder", "siglip"]
     memory = found["memory"]
@@ -180,7 +196,9 @@ def test_plans_for_this_machine(config, tmp_path, capsys, monkeypatch):
     assert memory["batch"] == 2 * (6 * 64 * 4 + 3 * 16**2 * 3)
     assert memory["parameters"] < memory["peak"] < memory["temporaries"] + 4 * memory["parameters"]
     # A full mask instead of a causal one, and every layer once more.
-    assert 1 < found["cost"]["flops"] / sum(found["flops"].values()) < 2
+    compiled = found["cost"]["flops"]
+    assert set(compiled) == {"decoder", "siglip", "adapter", "vq", "rest"}
+    assert 1 < sum(compiled.values()) / sum(found["flops"].values()) < 2
 
 
 @pytest.mark.slow
@@ -193,15 +211,63 @@ def test_plans_for_a_tpu(config, tmp_path, capsys):
     assert "8 x TPU v5 lite, mesh data 1 x fsdp 4 x tensor 2" in text
     assert "of 15.75 GiB a device: fits" in text
     (found,) = json.loads(out.read_text())["plans"]
-    assert {"all-gather", "all-reduce"} <= set(found["cost"]["collectives"])
+    assert set(found) == KEYS | TIMED
+    assert {"all-gather", "all-reduce"} <= {one["kind"] for one in found["cost"]["collectives"]}
     assert found["memory"]["largest"]
     assert 0 < found["mfu"] < found["mfu_ceiling"] < 1
     assert found["time"]["limit"] <= found["time"]["estimate"]
     # What a slice has of the state is its share of it.
     assert found["memory"]["parameters"] < found["memory"]["peak"] < found["memory"]["limit"]
 
+    large = ["--config.model.decoder.width=4096", "--config.model.decoder.mlp=65536", "--config.data.rows=8"]
+    large += ["--config.data.row_length=128"]
+    assert cli.main(["plan", "--config", config, "--config.model.decoder.depth=200", *large, *arguments]) == 1
+    assert "the compiler: RESOURCE_EXHAUSTED" in capsys.readouterr().out
+    (found,) = json.loads(out.read_text())["plans"]
+    assert found["memory"]["peak"] > found["memory"]["limit"]
+
     assert cli.main(["plan", "--config", config, "--config.data.rows=6", *arguments]) == 2
     assert "data.rows is 6, and the mesh splits rows 4 ways" in capsys.readouterr().err
+
+
+def test_a_search_keeps_the_fastest_policy_that_fits_and_ranks():
+    """Memory grows with rows and with what is kept, and is halved by each doubling of tensor."""
+    tried = []
+
+    def compile(config, name):
+        mesh, remat = dataclasses.asdict(config.mesh), config.train.remat
+        rows = config.data.rows // (mesh["data"] * mesh["fsdp"])
+        kept = 4 - plan_search.REMAT.index(remat)
+        tried.append((mesh["tensor"], rows, remat))
+        memory = Memory(limit=4.0, peak=rows * kept / mesh["tensor"] + 1.5)
+        seconds = rows / kept * mesh["tensor"]
+        time = Time(seconds, 0, 0, seconds, 0, 0) if memory.fits else None
+        return Plan(name, "TPU v5 lite", 8, mesh, rows, 1, 0, 0, remat, [], memory, {}, time=time)
+
+    said = []
+    found = plan_search.search(Config(model=MODEL), "v5e:2x4", said.append, compile)
+    assert len(said) == len(found)
+    assert tried == [
+        *((1, 1, remat) for remat in ("none", "dots", "qkv")),
+        *((1, 2, remat) for remat in ("none", "dots", "qkv", "full")),
+        *((1, 4, remat) for remat in ("none", "dots", "qkv", "full")),  # none fits
+        (2, 1, "none"),
+        *((2, 2, remat) for remat in ("none", "dots", "qkv")),
+        *((2, 4, remat) for remat in ("none", "dots", "qkv", "full")),
+    ]
+    assert [one.memory.fits for one in found] == [True] * 5 + [False] * 14
+    speeds = [one.tokens_per_second for one in found[:5]]
+    assert speeds == sorted(speeds, reverse=True)
+
+
+def test_meshes_split_siglip():
+    """1152 divides by 128 and not by 256."""
+    found = plan_search.meshes(Config(), 256)
+    assert [(mesh.data, mesh.fsdp, mesh.tensor) for mesh in found] == [
+        (2, 128, 1),
+        (1, 128, 2),
+        (1, 64, 4),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -53,31 +53,38 @@ def write_run(folder: pathlib.Path, **train) -> Config:
     return config
 
 
-def start(folder: pathlib.Path, workdir: pathlib.Path, processes: int = 1, devices: int = 1, *overrides: str):
-    """The processes of a run, started; each writes what it says to `workdir`.I.log."""
+def launch(command: list[str], log: pathlib.Path, processes: int = 1, devices: int = 1, **variables: str):
+    """`python command` in one process or several, of `devices` CPU devices each; they write to log.I.log."""
     with socket.socket() as sock:
         sock.bind(("localhost", 0))
         coordinator = f"localhost:{sock.getsockname()[1]}"
+    environ = os.environ | variables
+    environ |= {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"}
+    environ["UNITOKEN_CPU_DEVICES"] = str(devices)
     running = []
     for index in range(processes):
-        environ = os.environ | {
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "JAX_PLATFORMS": "cpu",
-            "UNITOKEN_CACHE": str(folder / "xla"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "UNITOKEN_CPU_DEVICES": str(devices),
-        }
         if processes > 1:
-            environ |= {
-                "UNITOKEN_COORDINATOR": coordinator,
-                "UNITOKEN_PROCESSES": str(processes),
-                "UNITOKEN_PROCESS": str(index),
-            }
-        command = [sys.executable, "-m", "unitoken_jax.cli", "train", "--config", str(folder / "config.py")]
-        with open(f"{workdir}.{index}.log", "w") as log:
+            environ |= {"UNITOKEN_COORDINATOR": coordinator, "UNITOKEN_PROCESSES": str(processes)}
+            environ["UNITOKEN_PROCESS"] = str(index)
+        with open(f"{log}.{index}.log", "w") as out:
             running.append(
                 subprocess.Popen(
-                    [*command, "--workdir", str(workdir), *overrides], env=environ, stdout=log, stderr=log
+                    [sys.executable, *command], env=environ, stdout=out, stderr=subprocess.STDOUT
                 )
             )
     return running
+
+
+def start(folder: pathlib.Path, workdir: pathlib.Path, processes: int = 1, devices: int = 1):
+    """`unitoken train` of what `write_run` left in `folder`, launched; runs there share compiled programs."""
+    train = [
+        "-m",
+        "unitoken_jax.cli",
+        "train",
+        "--config",
+        str(folder / "config.py"),
+        "--workdir",
+        str(workdir),
+    ]
+    cache = {"UNITOKEN_CACHE": str(folder / "xla"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return launch(train, workdir, processes, devices, **cache)

@@ -223,6 +223,11 @@ class TrainConfig:
     tokenizer: str = ""  # tokenizer.json, needed where init_from is empty
     log_every: int = 10
     validate_every: int = 0
+    sample_every: int = 0  # steps between pictures and answers in workdir/samples
+    sample_count: int = 4  # how many of each
+    samples: str = ""  # conversation file whose prompts and questions they are; empty: data.validation
+    profile_steps: int = 0  # steps, after a few, that are traced into workdir/profile
+    wandb: str = ""  # project of Weights & Biases that gets the metrics too, where wandb is installed
     save_every: int = 1000
     keep: int = 2
     # A step whose loss or gradient norm is not finite, or more than spike_sigma standard deviations above the

@@ -10,6 +10,8 @@ alone.
 """
 
 import os
+import sys
+import traceback
 from collections.abc import Mapping
 
 import jax
@@ -42,6 +44,19 @@ def start(environ: Mapping[str, str] = os.environ) -> None:
         raise ValueError(f"{', '.join(missing)} missing: set {', '.join(names)} together, or none of them")
     else:
         _detect()
+
+
+def fail() -> None:
+    """For an `except` block: where there are other processes, says what happened and ends this one at once.
+
+    They can only wait for it now, and it would wait for them to end. The cluster ends them when it is gone.
+    """
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+        print(f"process {jax.process_index()} of {jax.process_count()} failed:", file=sys.stderr)
+        traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _detect() -> None:

@@ -81,6 +81,10 @@ class Source:
         """Examples in an epoch."""
         return len(self.index) if self._rows is None else len(self._rows)
 
+    def conversation(self, place: int) -> Conversation:
+        """The `place`-th usable conversation of the data, as it is written there."""
+        return self.index.conversation(place if self._rows is None else int(self._rows[place]))
+
     def fingerprint(self) -> str:
         """Changes when the examples or their order would."""
         rows = b"" if self._rows is None else self._rows.tobytes()

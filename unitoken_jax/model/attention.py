@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from unitoken_jax.model.quantize import QuantizedEntries
 from unitoken_jax.sharding import fitted
 
 QKV, CONTEXT = "qkv", "context"  # names under which remat policies keep the projections and the output
@@ -39,15 +40,20 @@ def kernel_for(platform: str, head_dim: int) -> str:
     return "triton" if platform == "gpu" else "xla"
 
 
-def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array) -> jax.Array:
+def cached_attention(q: jax.Array, k, v, positions: jax.Array) -> jax.Array:
     """The same over a cache: k, v [B, K, S, H]; the token at `positions` int32[B, T] sees slots s <= its own.
 
-    Heads come before slots so that a matrix product reads the cache as it lies, without a copy.
+    Heads come before slots so that a matrix product reads the cache as it lies, without a copy. Of
+    QuantizedEntries the scales join scores and weights, so that no other copy of the cache is made either.
     """
+    scales = (None, None)
+    if isinstance(k, QuantizedEntries):
+        (k, v), scales = (k.values, v.values), (k.scales, v.scales)
+    k, v = k.astype(q.dtype), v.astype(q.dtype)
     seen = jnp.arange(k.shape[2])
 
     def some(q, positions):
-        return _weighted(q, k, v, seen <= positions[:, :, None], "bksh")
+        return _weighted(q, k, v, seen <= positions[:, :, None], "bksh", *scales)
 
     return _in_chunks(some, k.shape[2], q, positions)
 
@@ -64,15 +70,21 @@ def _xla(q, k, v, segments):
     return checkpoint_name(_in_chunks(some, S, q, segments[:, S - T :], place), CONTEXT)
 
 
-def _weighted(q, k, v, visible, axes: str) -> jax.Array:
-    """[B, T, N, H] of q [B, T, N, H] and k, v of `axes`; `visible` bool[B, T, S]: may query t see key s."""
+def _weighted(q, k, v, visible, axes: str, k_scales=None, v_scales=None) -> jax.Array:
+    """[B, T, N, H] of q [B, T, N, H] and k, v of `axes`; `visible` bool[B, T, S]: may query t see key s;
+    scales float32[B, K, S] of k and v."""
     B, T, N, H = q.shape
     K = k.shape[axes.index("k")]
     q = q.reshape(B, T, K, N // K, H)
     scores = jnp.einsum(f"btkgh,{axes}->bkgts", q, k, preferred_element_type=jnp.float32) * H**-0.5
+    if k_scales is not None:
+        scores *= k_scales[:, :, None, None]
     if visible is not None:
         scores = jnp.where(visible[:, None, None], scores, _MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    weights = jax.nn.softmax(scores, axis=-1)
+    if v_scales is not None:
+        weights *= v_scales[:, :, None, None]
+    weights = weights.astype(v.dtype)
     return jnp.einsum(f"bkgts,{axes}->btkgh", weights, v).reshape(B, T, N, H)
 
 

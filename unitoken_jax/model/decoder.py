@@ -26,37 +26,48 @@ from unitoken_jax.model.layers import (
     rotate,
     stacked,
 )
+from unitoken_jax.model.quantize import QuantizedEntries, quantize_entries
 from unitoken_jax.sharding import shard
 
 _INIT = Normal(0.02)
 
 
+Entries = jax.Array | QuantizedEntries
+
+
 class Cache(NamedTuple):
     """Keys and values of the tokens seen so far: [B, K, S, H] a layer, a token's slot is its position."""
 
-    k: tuple[jax.Array, ...]
-    v: tuple[jax.Array, ...]
+    k: tuple[Entries, ...]
+    v: tuple[Entries, ...]
 
 
 def init_cache(config: DecoderConfig, batch: int, length: int, dtype: Dtype = jnp.float32) -> Cache:
-    """Empty cache for `batch` rows of up to `length` tokens."""
+    """Empty cache for `batch` rows of up to `length` tokens; int8 has scales beside it."""
     shape = (batch, config.kv_heads, length, config.head_dim)
 
-    def empty() -> tuple[jax.Array, ...]:
-        return tuple(shard(jnp.zeros(shape, dtype), *_CACHE_AXES) for _ in range(config.depth))
+    def empty() -> Entries:
+        entries = _placed(jnp.zeros(shape, dtype))
+        if entries.dtype != jnp.int8:
+            return entries
+        return QuantizedEntries(entries, _placed(jnp.zeros(shape[:-1])))
 
-    return Cache(empty(), empty())
+    return Cache(*(tuple(empty() for _ in range(config.depth)) for _ in range(2)))
 
 
-_CACHE_AXES = ("batch", "kv_heads", "seq", "head_dim")
+def _placed(entries: jax.Array) -> jax.Array:
+    return shard(entries, *("batch", "kv_heads", "seq", "head_dim")[: entries.ndim])
 
 
-def _write(old: jax.Array, positions: jax.Array, new: jax.Array) -> jax.Array:
+def _write(old: Entries, positions: jax.Array, new: jax.Array) -> Entries:
     """Puts [B, T, K, H] into their slots of [B, K, S, H]; positions outside are dropped."""
+    if isinstance(old, QuantizedEntries):
+        pairs = zip(old, quantize_entries(new))
+        return QuantizedEntries(*(_write(part, positions, added) for part, added in pairs))
     rows = jnp.arange(len(positions))[:, None]
     # Negative indices would count from the end.
     slots = jnp.where(positions < 0, old.shape[2], positions)
-    return shard(old.at[rows, :, slots].set(new.astype(old.dtype), mode="drop"), *_CACHE_AXES)
+    return _placed(old.at[rows, :, slots].set(new.astype(old.dtype), mode="drop"))
 
 
 def unstacked(params: Mapping) -> dict:
@@ -93,7 +104,7 @@ class Attention(nn.Module):
         k = rotate(HeadNorm(c.qk_norm_shards, self.dtype, name="k_norm")(k), rope)
         if cache is not None:
             seen = _write(cache[0], positions, k), _write(cache[1], positions, v)
-            y = cached_attention(q, *(part.astype(self.dtype) for part in seen), positions)
+            y = cached_attention(q, *seen, positions)
         else:
             seen = k, v
             if before is not None:

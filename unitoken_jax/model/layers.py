@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from unitoken_jax.model.attention import CONTEXT, QKV
+from unitoken_jax.model.quantize import QuantizedKernel
 from unitoken_jax.sharding import gather, logical, shard
 
 Dtype = jnp.dtype | type
@@ -77,7 +78,10 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 class Dense(nn.Module):
-    """x [..., in] @ kernel [in, out] (+ bias [out]); `axes` are the kernel's logical axis names."""
+    """x [..., in] @ kernel [in, out] (+ bias [out]); `axes` are the kernel's logical axis names.
+
+    In inference the kernel may be a QuantizedKernel.
+    """
 
     features: int
     axes: tuple[str | None, str | None]
@@ -89,7 +93,10 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         init = self.init or Normal(x.shape[-1] ** -0.5)
         kernel = self.param("kernel", logical(init, *self.axes), (x.shape[-1], self.features))
-        y = matmul(x.astype(self.dtype), kernel.astype(self.dtype), self.axes)
+        if isinstance(kernel, QuantizedKernel):
+            y = kernel.product(x.astype(self.dtype))
+        else:
+            y = matmul(x.astype(self.dtype), kernel.astype(self.dtype), self.axes)
         if self.use_bias:
             bias = self.param("bias", logical(ZEROS, self.axes[1]), (self.features,))
             y = y + bias.astype(self.dtype)

@@ -23,6 +23,9 @@ FREE_KEYS = (
     "data.index",
     "train.log_every",
     "train.validate_every",
+    "train.sample",  # sample_every, sample_count, samples
+    "train.profile_steps",
+    "train.wandb",
     "train.save_every",
     "train.keep",
     "train.remat",
@@ -53,6 +56,7 @@ class Checkpoints:
         self._ocp = ocp
         self._folder = pathlib.Path(workdir).absolute() / "checkpoints"
         self._saving: int | None = None
+        self._failures: list[Exception] = []
         managers = ocp.checkpoint_managers
         writing = keep is not None
         self._manager = ocp.CheckpointManager(
@@ -64,13 +68,27 @@ class Checkpoints:
                 read_only=not writing,
             ),
             item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
-                "data": ocp.JsonCheckpointHandler(),
-                "config": ocp.JsonCheckpointHandler(),
+                "state": self._watched(ocp.StandardCheckpointHandler()),
+                "data": self._watched(ocp.JsonCheckpointHandler()),
+                "config": self._watched(ocp.JsonCheckpointHandler()),
             },
         )
         # Orbax asks on its own, with steps and from its threads, and confuses `preemption.Preemption`.
         self._manager.reached_preemption = lambda step: False
+
+    def _watched(self, handler):
+        """`handler`, whose failures in the background are noted as they happen.
+
+        Orbax says so only when the save is over, and where there are other processes it is not: they wait
+        for this one.
+        """
+        save = handler.async_save
+
+        async def watched(*args, **kwargs):
+            return [_Watched(future, self._failures) for future in await save(*args, **kwargs) or ()]
+
+        handler.async_save = watched
+        return handler
 
     def latest(self) -> int | None:
         """The newest complete checkpoint's step."""
@@ -81,6 +99,7 @@ class Checkpoints:
 
         Raises SaveError where that fails, or the save before it has.
         """
+        self.check()
         self.wait()
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -97,6 +116,9 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises SaveError where the save in the background has failed; never waits for it."""
+        if self._failures:
+            with self._failing(self._saving):
+                raise self._failures[0]
         if self._saving is not None and not self._manager.is_saving_in_progress():
             self.wait()
 
@@ -112,8 +134,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # whatever a file system, tensorstore or Orbax raises
-            self._manager.reload()
-            intact = [each for each in self._manager.all_steps() if each != step]
+            intact = [int(path.name) for path in self._folder.iterdir() if path.name.isdigit()]
             before = (
                 f"The checkpoint of step {max(intact)} is" if intact else "There is none before it that is"
             )
@@ -176,6 +197,7 @@ class Checkpoints:
         return found["data"]["next"]
 
     def close(self) -> None:
+        """Returns when everything is on disk; raises as `wait`."""
         try:
             self.wait()
         finally:
@@ -184,8 +206,24 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_) -> None:
-        self.close()
+    def __exit__(self, kind, *_) -> None:
+        # A save that has failed here is not over for the other processes: there is no waiting for it.
+        if kind is None or not issubclass(kind, SaveError):
+            self.close()
+
+
+class _Watched:
+    """A future of Orbax's that adds what it fails with to `failures`."""
+
+    def __init__(self, future, failures: list[Exception]):
+        self._future, self._failures = future, failures
+
+    def result(self, timeout: float | None = None):
+        try:
+            return self._future.result(timeout=timeout)
+        except Exception as error:
+            self._failures.append(error)
+            raise
 
 
 def _named(tree) -> dict:

@@ -13,37 +13,39 @@ _KINDS = {"all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collectiv
 _NO_TRAFFIC = {"parameter", "constant", "iota", "tuple", "get-tuple-element", "bitcast", "opt-barrier"}
 _NO_TRAFFIC |= {"while", "conditional", "call", "async-start", "async-update", "after-all", "partition-id"}
 _KERNELS = ("tpu_custom_call", "triton", "mosaic_gpu", "fmha")  # XLA sees no FLOPs in these
+_UNKNOWN = 2**63 - 1  # cycles of what the compiler has no estimate of: gathers on a SparseCore
 _TARGET = r'custom_call_target="([^"]+)"'
 
 
 @dataclasses.dataclass
 class Collective:
-    """All collectives of one kind: `calls` in the program, `runs` in a step; bytes a device and step.
+    """All collectives of a kind over groups of so many devices: `calls` in the program, `runs` in a step.
 
-    `exposed_bytes` are of those that nothing else runs beside. `group`: devices of the largest group.
+    Bytes are a device's and step's; `exposed_bytes` are of those sent that nothing else runs beside.
     """
 
+    kind: str
+    group: int
     calls: int = 0
     runs: float = 0
     bytes: float = 0
     sent_bytes: float = 0
-    exposed_bytes: float = 0  # of sent_bytes
-    group: int = 1
+    exposed_bytes: float = 0
 
 
 @dataclasses.dataclass
 class Cost:
     """A step on one device. `flops`: of matrix products and convolutions that XLA makes, without `kernels`.
 
-    `cycles` is the TPU compiler's own estimate of everything but kernels and collectives, 0 elsewhere;
-    `traffic` bytes from and to main memory, as far as the program's text shows it. `kernels`: name -> runs.
-    `loops`: trips of each loop, 0 for one whose length is data.
+    `cycles` are the TPU compiler's own estimate of everything but kernels and collectives, empty elsewhere;
+    both by part of the model. `traffic`: bytes from and to main memory, as far as the program's text shows
+    it. `kernels`: name -> runs. `loops`: trips of each loop, 0 for one whose length is data.
     """
 
-    flops: float = 0
-    cycles: float = 0
+    flops: dict[str, float] = dataclasses.field(default_factory=dict)
+    cycles: dict[str, float] = dataclasses.field(default_factory=dict)
     traffic: float = 0
-    collectives: dict[str, Collective] = dataclasses.field(default_factory=dict)
+    collectives: list[Collective] = dataclasses.field(default_factory=list)
     kernels: dict[str, float] = dataclasses.field(default_factory=dict)
     loops: list[float] = dataclasses.field(default_factory=list)
 
@@ -51,27 +53,40 @@ class Cost:
 def cost(text: str, devices: int, unknown_trips: float = 1) -> Cost:
     """Counts the program in HLO `text` for `devices`; loops of unknown length run `unknown_trips` times."""
     program = parse(text, unknown_trips)
+    flops, cycles, kernels = collections.Counter(), collections.Counter(), collections.Counter()
     found = Cost(loops=sorted(program.loops.values()))
+    collectives: dict[tuple[str, int], Collective] = {}
     seen = set()  # a collective in several pieces (start, fused, done) has one channel
-    kernels = collections.Counter()
     for name, times in program.times.items():
         computation, context = program.computations[name], program.context[name]
         for each in computation.values():
-            found.flops += times * _flops(each, computation)
+            if done := _flops(each, computation):
+                flops[_part(each)] += times * done
             if each.op.removesuffix("-start") in _KINDS:
                 key = each.attribute(r"channel_id=(\d+)") or each.name
                 if key not in seen:
                     seen.add(key)
-                    _add_collective(found.collectives, each, computation, context, times, devices)
+                    _add_collective(collectives, each, computation, context, times, devices)
             if each.op == "custom-call" and any(name in each.attribute(_TARGET) for name in _KERNELS):
                 kernels[re.sub(r"\.\d+$", "", each.name)] += times
             if context == "fused":
                 continue
             found.traffic += times * _traffic(each, computation, program)
-            if cycles := each.attribute(r'"estimated_cycles":"(\d+)"'):
-                found.cycles += times * int(cycles)
-    found.kernels = dict(kernels)
+            taken = each.attribute(r'"estimated_cycles":"(\d+)"')
+            if taken and int(taken) != _UNKNOWN:
+                cycles[_part(each)] += times * int(taken)
+    found.flops, found.cycles, found.kernels = dict(flops), dict(cycles), dict(kernels)
+    found.collectives = [collectives[key] for key in sorted(collectives)]
     return found
+
+
+def _part(each: Instruction) -> str:
+    """Which part of the model an instruction comes from, as flax names it; "rest": loss and optimizer."""
+    where = each.attribute(r'op_name="([^"]*)"')
+    return next((part for part, name in _PARTS.items() if name in where), "rest")
+
+
+_PARTS = {"vq": "VQModel", "siglip": "/siglip/", "adapter": "/adapter/", "decoder": "/decoder/"}
 
 
 def _add_collective(totals: dict, each: Instruction, around: Computation, context, times, devices) -> None:
@@ -89,13 +104,12 @@ def _add_collective(totals: dict, each: Instruction, around: Computation, contex
     # Of its payload, a device sends so much on a ring.
     share = {"all-reduce": 2 * (group - 1) / group, "collective-permute": 1}.get(kind, (group - 1) / group)
     sent = times * payload * share
-    total = totals.setdefault(kind, Collective())
+    total = totals.setdefault((kind, group), Collective(kind, group))
     total.calls += 1
     total.runs += times
     total.bytes += times * payload
     total.sent_bytes += sent
     total.exposed_bytes += sent if context == "plain" and not start else 0
-    total.group = max(total.group, group)
 
 
 def _group(each: Instruction, devices: int) -> int:
@@ -161,25 +175,33 @@ def _traffic(each: Instruction, around: Computation, program: Program) -> float:
         moved = min((shape.bytes for shape in each.shapes if shape.sizes), default=0)
         return moved * sum(shape.space == 0 for shape in each.shapes[:2])
     if each.op == "fusion" and (called := program.computations.get((each.called() or [""])[0])):
-        return _fused_traffic(each, operands, called)
+        places = [place for place, operand in enumerate(operands) if operand.shapes[0].space == 0]
+        return sum(_read(called, place, program) for place in places) + _written(each, called)
     return main(each) + sum(map(main, operands))
 
 
-def _fused_traffic(each: Instruction, operands: list[Instruction], called: Computation) -> float:
-    """A fusion reads of what it only slices the slices, and writes of what it only updates the updates."""
+def _read(called: Computation, place: int, program: Program) -> float:
+    """What a fusion reads of its operand `place`: of what it only slices, the slices; of what it updates in
+    place, nothing."""
+    parameters = (one for one in called.values() if one.op == "parameter")
+    name = next((one.name for one in parameters if one.literal == str(place)), "")
     total = 0.0
-    parameters = {int(one.literal): one.name for one in called.values() if one.op == "parameter"}
-    for place, operand in enumerate(operands):
-        name = parameters.get(place)
-        uses = [one for one in called.values() if name in one.operands]
-        if operand.shapes[0].space != 0:
-            continue
-        if uses and all(one.op == "dynamic-slice" and one.operands[0] == name for one in uses):
-            total += sum(one.bytes for one in uses)
-        elif [one.op for one in uses] != ["dynamic-update-slice"]:
-            total += operand.bytes
+    for use in called.values():
+        for position in (i for i, operand in enumerate(use.operands) if operand == name):
+            if use.op == "dynamic-slice" and position == 0:
+                total += use.bytes
+            elif use.op == "fusion" and use.called()[0] in program.computations:
+                total += _read(program.computations[use.called()[0]], position, program)
+            elif use.op != "dynamic-update-slice" or position:
+                return called[name].bytes
+    return min(total, called[name].bytes) if name else 0
+
+
+def _written(each: Instruction, called: Computation) -> float:
+    """What a fusion writes: of what it updates in place, the updates."""
     root = called.get(called.root)
     results = [called.get(name) for name in root.operands] if root and root.op == "tuple" else [root]
+    total = 0.0
     for shape, result in zip(each.shapes, results):
         if shape.space == 0:
             update = result is not None and result.op == "dynamic-update-slice"

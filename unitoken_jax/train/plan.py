@@ -13,7 +13,6 @@ import time
 
 import flax.linen as nn
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from unitoken_jax import batch as batches
@@ -39,7 +38,10 @@ PRODUCT_SHARE = 0.7  # of peak, that matrix products reach where the compiler do
 
 @dataclasses.dataclass
 class Memory:
-    """Bytes a device. `peak` and what follows `batch` are the compiler's; `largest` of the temporaries."""
+    """Bytes a device. `peak`, `temporaries` and `program` are the compiler's; `largest` of the temporaries.
+
+    `whole`: of parameters and optimizer, what every device holds all of, as its sizes do not divide.
+    """
 
     limit: float | None = None
     peak: float | None = None
@@ -47,6 +49,7 @@ class Memory:
     frozen: float = 0
     optimizer: float = 0
     batch: float = 0
+    whole: float = 0
     temporaries: float | None = None
     program: float | None = None
     largest: list[tuple[float, str]] = dataclasses.field(default_factory=list)
@@ -165,7 +168,7 @@ def plan(config: Config, name: str = LOCAL) -> Plan:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             found.error = str(error).splitlines()[0]
-            found.memory.peak = _refused(found.error)
+            _refused(found.memory, found.error)
             return found
         found.compile_seconds = time.perf_counter() - before
         memory = compiled.memory_analysis()
@@ -214,19 +217,17 @@ def _step(config: Config, mesh: Mesh) -> tuple[State, dict, object, list[str]]:
 
 
 def _arguments(state: State, batch: dict) -> Memory:
-    def held(tree) -> float:
-        return float(
-            sum(
-                math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
-                for leaf in jax.tree.leaves(tree)
-            )
-        )
+    def held(tree, whole: bool = False) -> float:
+        leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.sharding.is_fully_replicated or not whole]
+        shares = [leaf.sharding.shard_shape(leaf.shape) for leaf in leaves]
+        return float(sum(math.prod(share) * leaf.dtype.itemsize for share, leaf in zip(shares, leaves)))
 
     return Memory(
         parameters=held(state.params),
         frozen=held(state.frozen),
         optimizer=held(state.opt_state),
         batch=held(batch),
+        whole=held(state, whole=True),
     )
 
 
@@ -234,11 +235,9 @@ def _formula(config: Config, trained: list[str], devices: int) -> dict[str, floa
     """FLOPs by part, a device's share: full rows, each one long example."""
     data = config.data
     pictures = data.row_pictures if data.codes == "online" else 0
-    row = flops.example(
-        data.row_length, SUPERVISED * data.row_length, prefix=0, crops=data.row_crops, pictures=pictures
-    )
-    work = row * (data.rows / devices)
-    return flops.training(config.model, work, trained)
+    learnt = SUPERVISED * data.row_length
+    row = flops.example(data.row_length, learnt, data.row_prefix, data.row_crops, pictures)
+    return flops.training(config.model, row * (data.rows / devices), trained)
 
 
 def _memory_limit(device, peaks: flops.Device | None, part) -> float | None:
@@ -278,10 +277,14 @@ def _largest(folder: str, number: int = 8) -> list[tuple[float, str]]:
 _UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def _refused(message: str) -> float | None:
-    """The bytes that the compiler says it would have needed, if it does."""
-    found = re.search(r"(?:temporaries \(|Used |needs? )([\d.]+)([KMGT])", message)
-    return float(found[1]) * _UNITS[found[2]] if found else None
+def _refused(memory: Memory, message: str) -> None:
+    """Fills in what the compiler says it would have needed, where it says so."""
+    if found := re.search(r"temporaries \(([\d.]+)([KMGT])\)", message):
+        memory.temporaries = float(found[1]) * _UNITS[found[2]]
+        held = memory.parameters + memory.frozen + memory.optimizer + memory.batch
+        memory.peak = held + memory.temporaries
+    elif found := re.search(r"Used ([\d.]+)([KMGT])", message):
+        memory.peak = float(found[1]) * _UNITS[found[2]]
 
 
 def _loss_trips(config: Config, mesh: Mesh) -> int:
@@ -296,23 +299,40 @@ def _estimate(found: Plan, config: Config, peaks: flops.Device | None, part: top
     counted = found.cost
     if counted.kernels:  # forward, forward again for the backward pass, backward
         forward = _formula(config, [], found.devices)["attention"]
-        again = forward if config.train.remat != "none" else 0
+        again = forward if config.train.remat == "full" else 0  # the other policies keep its output
         found.kernel_flops = found.flops["attention"] + again
     if peaks is None:
         return
-    sent = sum(one.sent_bytes for one in counted.collectives.values())
-    exposed = sum(one.exposed_bytes for one in counted.collectives.values())
-    # An open axis has one direction only at its ends, which is what a ring's pace then is.
-    rate = peaks.link * peaks.axes * (1 if part is None or all(part.wrap) else 0.5)
-    clock = peaks.flops / _FLOPS_A_CYCLE[peaks.name] if counted.cycles else None
+    rates = [_link_rate(one.group, peaks, part) for one in counted.collectives]
+    sent = sum(one.sent_bytes / rate for one, rate in zip(counted.collectives, rates))
+    exposed = sum(one.exposed_bytes / rate for one, rate in zip(counted.collectives, rates))
+    products = sum(counted.flops.values())
+    compute = (products + found.kernel_flops) / peaks.flops
+    if counted.cycles:
+        products = sum(counted.cycles.values()) / (peaks.flops / _FLOPS_A_CYCLE[peaks.name])
+    else:
+        products = products / peaks.flops / PRODUCT_SHARE
     found.time = Time(
-        compute=(counted.flops + found.kernel_flops) / peaks.flops,
+        compute=compute,
         hbm=counted.traffic / peaks.hbm_bandwidth,
-        interconnect=sent / rate,
-        products=counted.cycles / clock if clock else counted.flops / peaks.flops / PRODUCT_SHARE,
+        interconnect=sent,
+        products=products,
         kernels=found.kernel_flops / peaks.flops / KERNEL_SHARE,
-        exposed=exposed / rate,
+        exposed=exposed,
     )
+
+
+def _link_rate(group: int, peaks: flops.Device, part: topology.Slice | None) -> float:
+    """Bytes a second that a device sends in collectives of `group` devices.
+
+    On a TPU, half of the slice and more use every axis, in both directions where all are closed; fewer use
+    what they lie along, one way.
+    """
+    if part is None:
+        return peaks.link * peaks.axes
+    if 2 * group >= part.chips:
+        return peaks.link * peaks.axes * (1 if all(part.wrap) else 0.5)
+    return peaks.link / 2 * (1 if group <= max(part.sides) else peaks.axes)
 
 
 def _libtpu() -> str:

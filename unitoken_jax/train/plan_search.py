@@ -3,19 +3,18 @@ fits."""
 
 import dataclasses
 import json
+import math
 import pathlib
-import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from unitoken_jax.config import Config, MeshConfig, TrainConfig
+from unitoken_jax.config import Config, MeshConfig
 from unitoken_jax.host.storage import write_text
 from unitoken_jax.train.plan import Plan, devices_of, plan
 from unitoken_jax.train.plan_report import line, lines
 
-TENSOR = (1, 2, 4, 8)
-ROWS = (1, 2, 4, 8)  # a group of devices that holds rows of its own
-# Policies by the memory they take, least first; the last is for models that are small against their device.
-REMAT = ("full", "qkv", "dots", "none")
+TENSOR = (1, 2, 4)
+ROWS = (1, 2, 4)  # of each group of devices that holds rows of its own
+REMAT = ("none", "dots", "qkv", "full")  # from the fastest, which takes the most memory, on
 
 
 def run(
@@ -47,44 +46,51 @@ def run(
     return 0 if plans[0].memory.fits else 1
 
 
-def search(config: Config, topology: str, report: Callable[[str], None]) -> list[Plan]:
-    """Plans of all candidates that are worth compiling, fastest first, those that do not fit last.
+def search(
+    config: Config,
+    topology: str,
+    report: Callable[[str], None],
+    compile: Callable[[Config, str], Plan] = plan,
+) -> list[Plan]:
+    """For every mesh and number of rows the fastest remat policy that fits: fastest plan first, what does not
+    fit last.
 
-    What takes more than something that did not fit is not tried. `report` gets a line a candidate, as it is
-    done: each takes the compiler a minute or two.
+    `report` gets a line a plan, as it is done: one that fits takes the compiler minutes, another seconds.
     """
     found: list[Plan] = []
-    devices = len(devices_of(topology)[0])
-    for tensor in _tensors(config, devices):
-        failed: list[tuple[int, int]] = []  # (rows, policy) that did not fit
-        for rows, policy in _candidates():
-            if any(rows >= other and policy >= worse for other, worse in failed):
-                continue
-            one = plan(_with(config, devices, tensor, rows, REMAT[policy]), topology)
-            found.append(one)
-            report(line(one))
-            if not one.memory.fits:
-                failed.append((rows, policy))
+    for mesh in meshes(config, len(devices_of(topology)[0])):
+        for rows in ROWS:
+            for remat in REMAT:
+                one = compile(_with(config, mesh, rows, remat), topology)
+                found.append(one)
+                report(line(one))
+                if one.memory.fits:
+                    break
+            else:
+                break  # more rows do not fit either
     return sorted(found, key=lambda one: (not one.memory.fits, -(one.tokens_per_second or 0)))
 
 
-def _tensors(config: Config, devices: int) -> list[int]:
-    heads = config.model.decoder.kv_heads
-    return [size for size in TENSOR if devices % size == 0 and heads % size == 0]
+def meshes(config: Config, devices: int) -> list[MeshConfig]:
+    """Meshes worth a try: every tensor axis that divides the heads, fsdp over all else.
+
+    Where that does not divide SigLIP's width, every device would hold all of SigLIP; then fsdp is what does,
+    and data the rest.
+    """
+    found = []
+    for tensor in TENSOR:
+        if devices % tensor == 0 and config.model.decoder.kv_heads % tensor == 0:
+            groups = devices // tensor
+            fsdp = math.gcd(groups, config.model.siglip.width)
+            found.append(MeshConfig(data=groups // fsdp, fsdp=fsdp, tensor=tensor))
+    return found
 
 
-def _candidates() -> Iterator[tuple[int, int]]:
-    """(rows a group, index of a policy), from the least memory on."""
-    known = typing.get_args(typing.get_type_hints(TrainConfig)["remat"])
-    for rows in ROWS:
-        yield from ((rows, i) for i, policy in enumerate(REMAT) if policy in known)
-
-
-def _with(config: Config, devices: int, tensor: int, rows: int, remat: str) -> Config:
-    groups = devices // tensor
+def _with(config: Config, mesh: MeshConfig, rows: int, remat: str) -> Config:
+    groups = mesh.data * mesh.fsdp * config.train.accumulate
     return dataclasses.replace(
         config,
-        mesh=MeshConfig(data=1, fsdp=groups, tensor=tensor),
+        mesh=mesh,
         data=dataclasses.replace(config.data, rows=rows * groups),
         train=dataclasses.replace(config.train, remat=remat),
     )
