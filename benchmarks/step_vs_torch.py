@@ -12,15 +12,15 @@ Both train every parameter in float32 with AdamW and clipping, on the same examp
 - packed: our rows without their segment mask and logits at labels alone, so the same products in the same
   shapes. Losses are those of our rows with one segment each.
 
-The sides take turns, so that whatever else the machine does falls on all; ratios are of medians. Needs the
-extra "parity".
+The sides take turns, so that whatever else the machine does falls on all; figures are medians. Where it does
+much else, processor seconds of one thread say more: `OMP_NUM_THREADS=1 taskset -c 0 python ...` (several
+threads burn them waiting for each other). Needs the extra "parity".
 """
 
 import argparse
 import copy
 import dataclasses
 import functools
-import statistics
 import time
 
 import jax
@@ -238,8 +238,8 @@ class Theirs:
         return float(shown)
 
 
-def compare(model: ModelConfig, shape: Shape, repeats: int, steps: int = 2) -> dict[str, float]:
-    """Median seconds a step of "ours", "padded" and "packed", after showing that losses agree."""
+def compare(model: ModelConfig, shape: Shape, repeats: int, steps: int = 2) -> dict[str, np.ndarray]:
+    """Medians of (seconds, processor seconds) a step of "ours", "padded", "packed"; losses must agree."""
     batch = make_batch(model, shape)
     alone = padded(batch, model.siglip.patches)
     rows = padded(one_segment(batch), model.siglip.patches)
@@ -259,14 +259,14 @@ def compare(model: ModelConfig, shape: Shape, repeats: int, steps: int = 2) -> d
     seconds = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = time.perf_counter(), time.process_time()
             run()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(each) for name, each in seconds.items()}
+            seconds[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
+    return {name: np.median(each, axis=0) for name, each in seconds.items()}
 
 
 def curves(model: ModelConfig, path: str, repeats: int) -> None:
-    """Draws seconds a step against tokens a row, crops a row and layers of the decoder."""
+    """Draws processor seconds a step against tokens a row, crops a row and layers of the decoder."""
     from matplotlib.figure import Figure
 
     base = Shape()
@@ -282,13 +282,15 @@ def curves(model: ModelConfig, path: str, repeats: int) -> None:
     for axes, (what, points) in zip(figure.subplots(1, 3, sharey=True), sweeps.items()):
         for point in points:
             if point[1:] not in done:
-                done[point[1:]] = compare(*point[1:], repeats)
+                done[point[1:]] = compare(*point[1:], repeats, steps=1)
                 print(what, point[0], done[point[1:]], flush=True)
         for name in ("ours", "padded", "packed"):
             label = "unitoken_jax" if name == "ours" else f"PyTorch, {name}"
-            axes.plot([point[0] for point in points], [done[p[1:]][name] for p in points], "o-", label=label)
+            axes.plot(
+                [point[0] for point in points], [done[p[1:]][name][1] for p in points], "o-", label=label
+            )
         axes.set(xlabel=what, ylim=0)
-    figure.axes[0].set_ylabel("seconds a step")
+    figure.axes[0].set_ylabel("processor seconds a step")
     figure.axes[0].legend(fontsize=7)
     figure.savefig(path, dpi=110)
 
@@ -307,8 +309,9 @@ def main(argv: list[str] | None = None) -> None:
         f"({torch.get_num_threads()} threads), transformers {transformers.__version__}"
     )
     seconds = compare(model, shape, given.repeats)
-    for name, each in seconds.items():
-        print(f"{name}: {each:.3f} s a step, {each / seconds['ours']:.2f} of ours")
+    for name, (wall, cpu) in seconds.items():
+        ratios = ", ".join(f"{ratio:.2f}" for ratio in seconds[name] / seconds["ours"])
+        print(f"{name}: {wall:.3f} s a step, {cpu:.3f} processor seconds; of ours {ratios}", flush=True)
     if given.curves:
         curves(model, given.curves, max(given.repeats // 2, 1))
 
