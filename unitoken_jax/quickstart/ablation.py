@@ -17,6 +17,7 @@ import shutil
 import time
 from typing import Literal
 
+from unitoken_jax.config import to_dict
 from unitoken_jax.quickstart import checker, evaluate, findings, questions, recipe
 from unitoken_jax.quickstart.recipe import Stage, muon
 from unitoken_jax.quickstart.run import Quickstart, claim
@@ -101,7 +102,8 @@ def run(out: str | os.PathLike, scale: float = 1.0, seeds: int = 3) -> pathlib.P
     if not scale > 0 or seeds < 1:
         raise ValueError(f"--scale is {scale} and --seeds {seeds}; expected numbers above 0")
     ablation = Ablation(pathlib.Path(out).absolute(), float(scale))
-    claim(ablation.out, {"scale": float(scale)}, "run of `unitoken ablate`")
+    settings = {"scale": float(scale), "steps": STEPS_PER_MILLION, "model": to_dict(recipe.model_config())}
+    claim(ablation.out, settings, "run of `unitoken ablate`")
     for name, step in (
         ("data", ablation.shared.data),
         ("picture tokenizer", ablation.shared.tokenizers),
