@@ -1,21 +1,16 @@
 """A run, and models, at gs:// URLs: real processes with the real clients, against a bucket server of ours."""
 
-import io
 import json
 import pathlib
 import re
 import signal
-import subprocess
 import sys
 import time
 
 import gcs_server
-import jax
-import numpy as np
 import pytest
 from tiny_run import launch, start, write_run
 
-from unitoken_jax.model_dir import load_model
 from unitoken_jax.train.loop import RESUMABLE
 from unitoken_jax.train.metrics import read_metrics
 
