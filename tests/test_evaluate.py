@@ -7,6 +7,7 @@ import sys
 
 import jax
 import pytest
+from test_page import read_page
 from test_table import picture, write
 from tiny_model import CONFIG, noise, tiny_params, tiny_tokenizer
 
@@ -71,6 +72,12 @@ def test_a_run_leaves_predictions_results_and_report(done, data):
     report = (done / "tiny_report.md").read_text()
     assert f"| MMMU | MMMU_DEV_VAL | 6 | {results['score']:.1f} | 34.2 | 32.8 |" in report
     assert "| General |  | 49.8 | 53.3 | MMBench_CN, MMBench_EN" in report
+    page = read_page(done / "tiny_report.html")
+    assert {size for _, size in page.pictures} == {(24, 16)}
+    assert page.text.count("what is this") == sum(
+        "what is this" in row["question"] for row in source.rows[:6]
+    )
+    assert "paper, stage II" in page.text
 
 
 def test_predictions_are_what_the_model_answers(done, data, model):
@@ -217,6 +224,17 @@ def test_averages_are_the_papers():
     found = averages(points)
     assert found["General"] == {"average": 50, "missing": []}
     assert found["TextRead"] == {"average": None, "missing": ["MMVet"]}
+
+
+def test_another_scripts_letters_are_named_not_guessed(tmp_path):
+    header = ["index", "question", "A", "B", "answer", "prediction"]
+    given = ("A", "\N{CYRILLIC CAPITAL LETTER A}", "\N{FULLWIDTH LATIN CAPITAL LETTER A}.", "\u7532\u4e59")
+    rows = [[str(i), "which?", "red", "blue", "A", text] for i, text in enumerate(given)]
+    lines = score_predictions("MMStar", write(tmp_path / "m_MMStar.tsv", header, *rows), tmp_path)
+    assert lines[0] == "MMStar (MMStar, 4 rows): score 25.00"
+    assert "  note: 3 predictions name no single option and count as wrong" in lines
+    assert "  note: 1 of them say \N{CYRILLIC CAPITAL LETTER A} (Cyrillic capital letter a)" in lines
+    assert sum("of them say" in line for line in lines) == 2
 
 
 def test_a_judges_scores_enter_the_report(tmp_path):

@@ -53,6 +53,11 @@ def _parser() -> argparse.ArgumentParser:
     quickstart.add_argument("--minutes", type=float, default=15, help="time budget (default 15)")
     quickstart.add_argument("--seed", type=int, default=0)
 
+    ablate = verb("ablate", _ablate, "the paper's Tables 5 and 6 with the quickstart's model, several seeds")
+    ablate.add_argument("--out", default="ablation", metavar="DIR", help="a killed run goes on from here")
+    ablate.add_argument("--scale", type=float, default=1.0, help="of data and steps (1: about 3 hours)")
+    ablate.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of every model (default 3)")
+
     train = verb("train", _train, "train as a config file says; --config.a.b=c changes one of its values")
     train.add_argument(
         "--config", required=True, metavar="FILE", help="configs/stage2.py or configs/stage2.py:argument"
@@ -227,6 +232,12 @@ def _quickstart(arguments):
     from unitoken_jax.quickstart.run import run
 
     run(arguments.out, minutes=arguments.minutes, seed=arguments.seed)
+
+
+def _ablate(arguments):
+    from unitoken_jax.quickstart.ablation import run
+
+    print(run(arguments.out, scale=arguments.scale, seeds=arguments.seeds).read_text(encoding="utf-8"))
 
 
 def _train(arguments):

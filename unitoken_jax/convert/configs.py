@@ -39,11 +39,14 @@ def _get(
     return value
 
 
-def _count(values: Mapping, key: str, where: str, default: Any = REQUIRED, most: int = 2**20) -> int:
-    """values[key], 1 to `most`: a damaged size must not become a shape that takes all memory to describe."""
+def _count(
+    values: Mapping, key: str, where: str, default: Any = REQUIRED, most: int = 2**20, least: int = 1
+) -> int:
+    """values[key], `least` to `most`: a damaged size must not become a shape that takes all memory to
+    describe."""
     value = _get(values, key, int, where, default)
-    if value is None or not 1 <= value <= most:
-        raise ConversionError(f"{where}: {key!r} is {value}; expected 1 to {most}")
+    if value is None or not least <= value <= most:
+        raise ConversionError(f"{where}: {key!r} is {value}; expected {least} to {most}")
     return value
 
 
@@ -209,7 +212,7 @@ def vq_config_of_yaml(path: str | os.PathLike) -> VQConfig:
         latent_channels=_count(table, "z_channels", where),
         base_channels=_count(table, "ch", where),
         channel_multipliers=_levels(table, "ch_mult", where),
-        res_blocks=_count(table, "num_res_blocks", where, most=_MOST_BLOCKS),
+        res_blocks=_count(table, "num_res_blocks", where, most=_MOST_BLOCKS, least=0),
         resolution=_count(table, "resolution", where),
         attention_resolutions=_numbers(table, "attn_resolutions", where),
         mid_attention=_get(table, "attn_type", str, where, "vanilla") == "vanilla",
@@ -251,7 +254,7 @@ def vq_config_of_json(values: Mapping, where: str) -> VQConfig:
         latent_channels=_count(table, "latent_channels", where, 256),
         base_channels=_count(table, "base_channels", where, 128),
         channel_multipliers=multipliers or (1, 1, 2, 2, 4),
-        res_blocks=_count(table, "num_res_blocks", where, 2, _MOST_BLOCKS),
+        res_blocks=_count(table, "num_res_blocks", where, 2, _MOST_BLOCKS, least=0),
         resolution=_count(table, "resolution", where, 512),
         attention_resolutions=attend,
         mid_attention=_get(table, "attn_type", str, where, "vanilla") == "vanilla",

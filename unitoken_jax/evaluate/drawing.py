@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from unitoken_jax.evaluate import recipe as recipes
 from unitoken_jax.evaluate.devices import load_model
+from unitoken_jax.evaluate.gallery import write_gallery
 from unitoken_jax.evaluate.picture_prompts import (
     PictureBenchmark,
     PicturePrompt,
@@ -81,7 +82,9 @@ def draw_benchmark(
         lines.append(
             f"  drawn from rewritten prompts ({rewritten}); names and metadata hold the original ones"
         )
-    return lines + (score_scenes(out) if found.name == "quickstart" else [])
+    if found.name == "quickstart":
+        lines += score_scenes(out)
+    return [*lines, f"report: {write_gallery(root, out, found, prompts, settings)}"]
 
 
 def _settings(found: PictureBenchmark, model, chosen: Mapping) -> dict:

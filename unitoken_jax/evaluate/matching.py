@@ -5,6 +5,7 @@ for "answer is X": newer than the paper, and it takes the first letter of "answe
 """
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 REFUSED = "Z"
@@ -71,3 +72,14 @@ def reads_right(answers: Sequence[str], prediction: str, category: str) -> bool:
         return text.replace(" ", "") if category == FORMULA else text.lower()
 
     return any(plain(answer) in plain(prediction) for answer in answers)
+
+
+def other_letter(answer: str) -> str | None:
+    """ "А (Cyrillic capital letter a)" where `answer` is one letter that is not ASCII, else None.
+
+    It may look like an option, but which one is meant is not for us to say.
+    """
+    letter = answer.translate(_TO_SPACE).strip()
+    if len(letter) != 1 or letter.isascii() or not letter.isalpha():
+        return None
+    return f"{letter} ({unicodedata.name(letter, 'no name').capitalize()})"

@@ -72,7 +72,7 @@ def make(
     }
 
 
-def write_json(path: pathlib.Path, values: Mapping) -> None:
+def write_json(path: pathlib.Path, values: Mapping | list) -> None:
     """Writes `values` as JSON, whole or not at all."""
     write_text(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
 

@@ -1,17 +1,24 @@
-"""Results as JSON, and one Markdown table of a model's results beside the paper's numbers."""
+"""Results as JSON; of all a model's results one report beside the paper's numbers, Markdown and HTML."""
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
+from PIL import Image
+
+from unitoken_jax.evaluate import examples, page
 from unitoken_jax.evaluate.benchmarks import BENCHMARKS, GROUPS, PAPER_GROUPS, Benchmark, find
+from unitoken_jax.evaluate.matching import other_letter
 from unitoken_jax.evaluate.recipe import write_json
 from unitoken_jax.evaluate.scoring import JUDGE, Scored, counts, unmatched
 from unitoken_jax.evaluate.table import INDEX, PREDICTION, Table, write_table
+from unitoken_jax.host.storage import write_text
 
 JUDGED = "judged.json"
 _EXAMPLES = 5
 _SUFFIX = "_results.json"
+_EXAMPLES_SUFFIX = "_examples.json"
 
 
 def write_results(
@@ -22,10 +29,11 @@ def write_results(
     table: Table,
     scored: Scored,
     cut_off: int,
+    pictures: Callable[[int], Sequence[Image.Image]] | None = None,
 ) -> dict:
-    """Writes results, what every row was taken for, and what is left for a judge; the results.
+    """Writes results, examples, what every row was taken for, and what is left for a judge; the results.
 
-    `cut_off`: answers that the limit of tokens ended.
+    `cut_off`: answers that the limit of tokens ended; `pictures`: see `examples.choose`.
     """
     stem = out / f"{model}_{dataset}"
     missed = unmatched(table, scored)
@@ -34,6 +42,8 @@ def write_results(
         notes.append(f"{table.without_picture} rows without a picture were left out")
     if missed:
         notes.append(f"{len(missed)} predictions name no single option and count as wrong")
+        foreign = Counter(filter(None, (other_letter(table.rows[row][PREDICTION]) for row in missed)))
+        notes += [f"{number} of them say {letter}" for letter, number in foreign.most_common()]
     if cut_off:
         notes.append(f"{cut_off} answers reached the limit of tokens")
     results = {
@@ -53,6 +63,7 @@ def write_results(
             for row in missed[:_EXAMPLES]
         ],
     }
+    write_json(pathlib.Path(f"{stem}{_EXAMPLES_SUFFIX}"), examples.choose(table, scored, pictures))
     write_json(pathlib.Path(f"{stem}{_SUFFIX}"), results)
     verdicts = [
         (row[INDEX], row.get("answer", ""), row[PREDICTION], match or "", str(int(hit)))
@@ -103,7 +114,7 @@ def averages(points: Mapping[str, float | None]) -> dict[str, dict]:
 
 
 def write_report(out: pathlib.Path, model: str) -> pathlib.Path:
-    """Gathers every result of `model` in folder `out` into MODEL_report.md (its path) and .json."""
+    """Gathers every result of `model` in folder `out` into MODEL_report.md (its path), .html and .json."""
     results: dict[str, dict] = {}
     for benchmark in BENCHMARKS:
         for dataset in reversed(benchmark.datasets):  # the usual file last, so that it wins
@@ -114,18 +125,30 @@ def write_report(out: pathlib.Path, model: str) -> pathlib.Path:
     points = {name: result["points"] for name, result in results.items()} | judged
     groups = averages(points)
     write_json(out / f"{model}_report.json", {"points": points, "judged": judged, "averages": groups})
+    title = f"{model} on the paper's understanding benchmarks"
+    tables = _scores(results, judged), _averages(groups)
     path = out / f"{model}_report.md"
-    path.write_text("\n".join(_lines(model, results, judged, groups)) + "\n", encoding="utf-8")
+    text = "\n\n".join([f"# {title}", *(_markdown(*table) for table in tables), "\n".join(_REMARKS)])
+    write_text(path, text + "\n")
+    body = [page.table(*table) for table in tables] + [page.paragraph(" ".join(_REMARKS))]
+    for name, result in results.items():
+        chosen = out / f"{model}_{result['dataset']}{_EXAMPLES_SUFFIX}"
+        if chosen.exists():  # results of an older version have none
+            body.append(page.heading(f"{name}: the first examples of each kind"))
+            body.append(examples.cards(json.loads(chosen.read_text(encoding="utf-8"))))
+    page.write_page(path.with_suffix(".html"), title, body)
     return path
 
 
-def _lines(model: str, results: Mapping, judged: Mapping, groups: Mapping) -> list[str]:
-    lines = [
-        f"# {model} on the paper's understanding benchmarks",
-        "",
-        "| benchmark | file | rows | score | paper, stage II | paper, stage III | remarks |",
-        "|---|---|---|---|---|---|---|",
-    ]
+_REMARKS = (
+    "Scores by VLMEvalKit's rules without a judge (exact matching). Averages are means of percents:",
+    "MME is divided by 28 and OCRBench by 10. Table 6's models have no any-res pictures.",
+)
+
+
+def _scores(results: Mapping, judged: Mapping) -> tuple[list, list[list]]:
+    """Header and rows: a benchmark each."""
+    rows = []
     for benchmark in BENCHMARKS:
         result = results.get(benchmark.name)
         if result is None and benchmark.name not in judged:
@@ -140,22 +163,25 @@ def _lines(model: str, results: Mapping, judged: Mapping, groups: Mapping) -> li
         if benchmark.family == "hallusion":
             notes += [f"{name} {result['parts'][name]:.1f}" for name in ("fAcc", "qAcc")]
         cells = [benchmark.name, result["dataset"], result["rows"], _number(score)]
-        cells += [_number(value) for value in benchmark.paper]
-        lines.append("| " + " | ".join(map(str, [*cells, "; ".join(notes).replace("|", "\\|")])) + " |")
-    lines += [
-        "",
-        "| average | here | paper, Table 6: 2M + 2M | 10M + 10M | still missing |",
-        "|---|---|---|---|---|",
+        rows.append([*cells, *map(_number, benchmark.paper), "; ".join(notes)])
+    header = ["benchmark", "file", "rows", "score", "paper, stage II", "paper, stage III", "remarks"]
+    return header, rows
+
+
+def _averages(groups: Mapping) -> tuple[list, list[list]]:
+    """Header and rows: General and TextRead."""
+    rows = [
+        [group, *map(_number, [found["average"], *PAPER_GROUPS[group]]), ", ".join(found["missing"])]
+        for group, found in groups.items()
     ]
-    for group, found in groups.items():
-        cells = [group, _number(found["average"]), *map(_number, PAPER_GROUPS[group])]
-        lines.append("| " + " | ".join([*cells, ", ".join(found["missing"])]) + " |")
-    lines += [
-        "",
-        "Scores by VLMEvalKit's rules without a judge (exact matching). Averages are means of percents:",
-        "MME is divided by 28 and OCRBench by 10. Table 6's models have no any-res pictures.",
-    ]
-    return lines
+    return ["average", "here", "paper, Table 6: 2M + 2M", "10M + 10M", "still missing"], rows
+
+
+def _markdown(header: Sequence, rows: Sequence[Sequence]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    text = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
+    text[1] = text[1].replace(" ", "")
+    return "\n".join(text)
 
 
 def _number(value: float | None) -> str:

@@ -86,7 +86,8 @@ def run_benchmark(
     found, dataset = find(benchmark)
     shape = find_template(template or "vlmevalkit")
     table = read_table(data, (QUESTION, IMAGE, *_needed(found, dataset)))
-    question = functools.partial(_conversation, found, table, row_pictures(table), shape)
+    cells = row_pictures(table)
+    question = functools.partial(_conversation, found, table, cells, shape)
     _check(model, found, table, question)
 
     given = {"max_tokens": max_tokens, "batch": batch}
@@ -109,7 +110,8 @@ def run_benchmark(
     done = with_predictions(table, [text for text, _ in answers])
     write_table(f"{stem}.tsv", done.columns, ([row[name] for name in done.columns] for row in done.rows))
     cut_off = sum(not complete for _, complete in answers)
-    return [*notes, f"predictions: {stem}.tsv", *_finish(out, name, found, dataset, done, cut_off)]
+    pictures = functools.partial(_open_pictures, table, cells)
+    return [*notes, f"predictions: {stem}.tsv", *_finish(out, name, found, dataset, done, cut_off, pictures)]
 
 
 def _check(model: str | os.PathLike, benchmark: Benchmark, table: Table, question) -> None:
@@ -150,8 +152,12 @@ def _conversation(
     """Row `row` as a question to the model."""
     from unitoken_jax.host.conversation import dialogue
 
-    opened = [decode_picture(table, row, text) for text in pictures[row]]
+    opened = _open_pictures(table, pictures, row)
     return dialogue([question_parts(benchmark, table, row, opened, template)], table.place(row))
+
+
+def _open_pictures(table: Table, pictures: list[list[str]], row: int) -> list:
+    return [decode_picture(table, row, text) for text in pictures[row]]
 
 
 def with_predictions(table: Table, predictions: list[str]) -> Table:
@@ -186,14 +192,20 @@ def _joined(answers: Table, given: Table) -> Table:
 
 
 def _finish(
-    out: pathlib.Path, model: str, benchmark: Benchmark, dataset: str, table: Table, cut_off: int
+    out: pathlib.Path,
+    model: str,
+    benchmark: Benchmark,
+    dataset: str,
+    table: Table,
+    cut_off: int,
+    pictures=None,
 ) -> list[str]:
     """Scores, writes and reports."""
     if not table.rows:
         raise TableError(f"{table.path}: no rows to score")
     scored = score(benchmark, table)
     out.mkdir(parents=True, exist_ok=True)
-    results = write_results(out, model, benchmark, dataset, table, scored, cut_off)
+    results = write_results(out, model, benchmark, dataset, table, scored, cut_off, pictures)
     report = write_report(out, model)
     shown = "none without a judge or server" if results["score"] is None else f"{results['score']:.2f}"
     lines = [f"{benchmark.name} ({dataset}, {results['rows']} rows): score {shown}"]

@@ -69,10 +69,11 @@ class Stage:
     steps: int
     mixture: dict[str, float]
     optimizer: OptimizerConfig
-    encoding: Literal["unified", "continuous"] = "unified"
+    encoding: Literal["unified", "discrete", "continuous"] = "unified"
 
 
-def _optimizer(parts: str, rate: float) -> OptimizerConfig:
+def muon(parts: str, rate: float) -> OptimizerConfig:
+    """Muon at peak rate `rate` for parameters in `parts` ("siglip|adapter"); the rest is frozen."""
     groups = (ParameterGroup(parts, rate),)
     return OptimizerConfig(name="muon", groups=groups, clip_norm=1.0, warmup_fraction=0.03, weight_decay=0.1)
 
@@ -83,7 +84,7 @@ STAGES = (
         "from random weights: SigLIP learns to see by describing pictures, the decoder to draw",
         300,
         {"train_generation": 3.0, "train_captions": 7.0},
-        _optimizer("siglip|adapter|decoder", 1.5e-3),
+        muon("siglip|adapter|decoder", 1.5e-3),
         encoding="continuous",
     ),
     Stage(
@@ -91,7 +92,7 @@ STAGES = (
         "the rest of what pretraining would have brought: questions, and more drawing",
         1000,
         {"train_generation": 3.0, "train_understanding": 7.0},
-        _optimizer("siglip|adapter|decoder", 1.5e-3),
+        muon("siglip|adapter|decoder", 1.5e-3),
         encoding="continuous",
     ),
     Stage(
@@ -99,21 +100,21 @@ STAGES = (
         "SigLIP and the adapter align with the frozen decoder",
         40,
         {"train_captions": 1.0},
-        _optimizer("siglip|adapter", 2.5e-4),
+        muon("siglip|adapter", 2.5e-4),
     ),
     Stage(
         "stage2",
         "all parameters, understanding and generation",
         400,
         {"train_generation": 1.0, "train_understanding": 2.0},
-        _optimizer("siglip|adapter|decoder", 7e-4),
+        muon("siglip|adapter|decoder", 7e-4),
     ),
     Stage(
         "stage3",
         "instruction following, with more of what is hard",
         160,
         {"train_instruct": 1.0},
-        _optimizer("siglip|adapter|decoder", 3e-4),
+        muon("siglip|adapter|decoder", 3e-4),
     ),
 )
 
@@ -142,11 +143,16 @@ def stage_config(stage: Stage, out: pathlib.Path, minutes: float, seed: int) -> 
     """The run of `stage` in the quickstart's directory `out`, from where the stage before it ended."""
     dataset = Dataset(out / "data", dataset_settings(minutes, seed))
     start = ["start", *(f"{each.name}/model" for each in STAGES)][STAGES.index(stage)]
+    steps = max(4, round(stage.steps * minutes / BUDGET))
+    return run_config(stage, dataset, out / start, steps, seed)
+
+
+def run_config(stage: Stage, dataset: Dataset, start: pathlib.Path, steps: int, seed: int) -> Config:
+    """`steps` steps of `stage` on `dataset`, from the model directory `start`."""
     sources = tuple(
         SourceConfig(path=str(getattr(dataset, name)), weight=weight)
         for name, weight in stage.mixture.items()
     )
-    steps = max(4, round(stage.steps * minutes / BUDGET))
     model = model_config()
     model = dataclasses.replace(model, sequence=dataclasses.replace(model.sequence, encoding=stage.encoding))
     return Config(
@@ -162,7 +168,7 @@ def stage_config(stage: Stage, out: pathlib.Path, minutes: float, seed: int) -> 
             remat="none",
             scan_layers=False,
             loss_chunk=256,
-            init_from=str(out / start),
+            init_from=str(start),
             save_every=max(100, steps // 2),
             log_every=10,
             keep=1,

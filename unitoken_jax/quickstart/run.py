@@ -52,6 +52,26 @@ def run(out: str | os.PathLike, minutes: float = recipe.BUDGET, seed: int = 0) -
     return quickstart.summary
 
 
+def claim(out: pathlib.Path, settings: dict, what: str) -> None:
+    """Makes `out` the directory of a run with `settings`, kept in settings.json; `what` names it in errors.
+
+    Raises ValueError where it holds a run with other settings, or something else.
+    """
+    path = out / "settings.json"
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if differing := [key for key in settings if found.get(key) != settings[key]]:
+            raise ValueError(
+                f"{out} holds a {what} with other settings ({', '.join(differing)}): choose "
+                "another --out, repeat what its settings.json says to go on with it, or remove it"
+            )
+    elif out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty and holds no {what}: choose another --out")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
 @dataclasses.dataclass
 class Quickstart:
     """The run in directory `out`."""
@@ -68,20 +88,8 @@ class Quickstart:
 
     def claim(self) -> None:
         """Makes the directory this run's. Raises ValueError where it is another's."""
-        path = self.out / "settings.json"
         settings = {"minutes": self.minutes, "seed": self.seed, "model": to_dict(recipe.model_config())}
-        if path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if differing := [key for key in settings if found.get(key) != settings[key]]:
-                raise ValueError(
-                    f"{self.out} holds a quickstart with other settings ({', '.join(differing)}): choose "
-                    "another --out, repeat what its settings.json says to go on with it, or remove it"
-                )
-        elif self.out.exists() and any(self.out.iterdir()):
-            raise ValueError(f"{self.out} is not empty and holds no quickstart: choose another --out")
-        else:
-            self.out.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        claim(self.out, settings, "quickstart")
         cost = self.out / "cost.json"
         if cost.exists():
             self.cost = json.loads(cost.read_text(encoding="utf-8"))

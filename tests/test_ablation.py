@@ -1,0 +1,63 @@
+"""`unitoken ablate` end to end at its smallest, and what it refuses."""
+
+import json
+
+import jax
+import pytest
+
+from unitoken_jax.cli import main
+from unitoken_jax.host.sequence import PICTURE_PROMPT
+from unitoken_jax.host.tokenizer import train_tokenizer
+from unitoken_jax.quickstart import ablation, recipe
+from unitoken_jax.quickstart.run import Quickstart
+
+
+def untrained(quickstart):
+    """In place of `Quickstart.tokenizers`: the picture tokenizer's training has tests of its own."""
+    from unitoken_jax.model.init import init_params
+    from unitoken_jax.model_dir import save_model
+
+    config = recipe.model_config()
+    texts = list(quickstart.dataset.train_texts())
+    tokenizer = train_tokenizer(texts, config.vq.codes, recipe.VOCABULARY, [PICTURE_PROMPT])
+    if not (quickstart.out / "start").exists():
+        save_model(quickstart.out / "start", config, init_params(config, 0), tokenizer)
+
+
+@pytest.fixture
+def quick_to_compile():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.slow
+def test_trains_scores_and_runs_nothing_twice(tmp_path, monkeypatch, capsys, quick_to_compile):
+    monkeypatch.setattr(Quickstart, "tokenizers", untrained)
+    monkeypatch.setattr(ablation, "CELLS", [cell for cell in ablation.CELLS if cell.name == "unified-small"])
+    monkeypatch.setattr(ablation, "PRETRAINING", ())
+    command = ["ablate", "--out", str(tmp_path / "out"), "--seeds", "1", "--scale", "0.001"]
+    assert main(command) == 0, capsys.readouterr().err
+    assert "| unified-small |" in capsys.readouterr().out
+    run = tmp_path / "out" / "seed0" / "unified-small"
+    assert set(json.loads((run / "scores.json").read_text())) >= {
+        "general",
+        "textread",
+        "generation",
+        "steps",
+    }
+    assert not (run / "checkpoints").exists()
+    assert (tmp_path / "out" / "seed0" / "pretrained" / "unified" / "model").is_dir()  # stage I came before
+
+    before = [path.stat().st_mtime_ns for path in (run / "scores.json", run / "model" / "manifest.json")]
+    assert main(command) == 0
+    assert before == [path.stat().st_mtime_ns for path in (run / "scores.json", run / "model/manifest.json")]
+    assert main([*command[:-1], "0.002"]) == 2
+    assert "other settings (scale)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [["--scale", "0"], ["--seeds", "0"], ["--scale", "nan"]])
+def test_refuses_nothing_to_do(tmp_path, wrong, capsys):
+    assert main(["ablate", "--out", str(tmp_path / "out"), *wrong]) == 2
+    assert "expected numbers above 0" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,137 @@
+"""The pages in docs/: every command runs, with small models and files; what needs hardware is parsed.
+
+A block of indented commands after `<!-- why -->` is parsed only: flags against the command line, and the
+configs it names are read with their overrides.
+"""
+
+import functools
+import json
+import pathlib
+import re
+import shlex
+import shutil
+
+import pytest
+import test_evaluate
+from test_picture_prompts import geneval_line
+from test_table import write
+from tiny_model import CONFIG, noise, tiny_params, tiny_tokenizer
+
+from unitoken_jax import cli
+from unitoken_jax.config_file import is_override, load_config
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def commands(text: str) -> list[tuple[str, bool]]:
+    """(command, whether it is to be run) of every line indented by four spaces, outside fences."""
+    found, marked, fenced, block, before = [], False, False, False, ""
+    for line in text.replace("\\\n", " ").splitlines():
+        fenced ^= line.startswith("```")
+        block = line.startswith("    ") and not fenced and (block or not before)
+        if block:
+            found += [(part.strip(), not marked) for part in line.split("&&")]
+        elif line:
+            marked = line.startswith("<!--")
+        before = line
+    return found
+
+
+def words_of(command: str) -> list[str]:
+    return shlex.split(command, comments=True)
+
+
+def parse(words: list[str]) -> None:
+    """A `unitoken` command's flags, and its config with the overrides."""
+    overrides = [word for word in words if is_override(word)]
+    arguments = cli._parser().parse_args([word for word in words[1:] if not is_override(word)])
+    if overrides or arguments.verb == "train":
+        config = pathlib.Path(arguments.config)
+        if config.parts[0] == "configs":
+            load_config(str(ROOT / config), overrides)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """A folder with everything that the pages name: models, published files, pictures, data, benchmarks."""
+    import dataclasses
+
+    from unitoken_jax.export import export
+    from unitoken_jax.model_dir import save_model
+
+    root = tmp_path_factory.mktemp("places")
+    sequence = dataclasses.replace(CONFIG.sequence, picture_size=(24, 24))
+    config = dataclasses.replace(CONFIG, sequence=sequence)
+    save_model(root / "MODEL", config, tiny_params(), tiny_tokenizer())
+    shutil.copytree(root / "MODEL", root / "quickstart" / "model")
+    export(root / "MODEL", root / "UNITOKEN", vqgan=True)
+    shutil.copytree(root / "UNITOKEN" / "SigLIP", root / "SIGLIP")
+    shutil.copytree(root / "UNITOKEN" / "chameleon", root / "chameleon")
+
+    noise(0).save(root / "my.png")
+    asked = {"from": "human", "value": "<|image|>what is this?"}
+    row = {"image": ["my.png"], "conversations": [asked, {"from": "gpt", "value": "a red circle"}]}
+    (root / "train.jsonl").write_text(4 * (json.dumps(row) + "\n"))
+    (root / "conversations.json").write_text(json.dumps([row]))
+    (config_block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/laptop.md").read_text(), re.DOTALL)
+    (root / "my_config.py").write_text(config_block)
+
+    write(root / "MMMU_DEV_VAL.tsv", test_evaluate.HEADER, *test_evaluate.mmmu_rows())
+    (root / "evaluation_metadata.jsonl").write_text(geneval_line("a red circle") + "\n")
+    (root / "color_val.txt").write_text("a red circle\n")
+    requirement = {"category": "single", "prompt": "a circle", "include": [{"kind": "circle"}]}
+    (root / "quickstart" / "data").mkdir()
+    (root / "quickstart" / "data" / "held_out_prompts.jsonl").write_text(json.dumps(requirement) + "\n")
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_runs(page, places, tmp_path, monkeypatch, capsys):
+    here = tmp_path / "here"
+    shutil.copytree(places, here)
+    monkeypatch.chdir(here)
+    for command, run in commands(page.read_text(encoding="utf-8")):
+        if run:
+            words = words_of(command)
+            assert words[0] == "unitoken", f"{page.name}: {command}: not run by this test, mark it"
+            assert cli.main(words[1:]) == 0, f"{page.name}: {command}\n{capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
+def test_every_command_parses(page):
+    for command, _ in commands(page.read_text(encoding="utf-8")):
+        words = words_of(command)
+        if words and words[0] == "unitoken":
+            parse(words)
+        elif words and words[0] == "python":
+            assert (ROOT / words[1]).is_file(), command
+
+
+def test_commands_are_found_and_marks_heard():
+    text = "a\n\n    unitoken doctor && unitoken train \\\n        --x\n\n```\n    no\n```\n"
+    text += "::: module\n    options:\n      x\n\n<!-- why -->\n\n    pip x\n"
+    assert commands(text) == [
+        ("unitoken doctor", True),
+        ("unitoken train          --x", True),
+        ("pip x", False),
+    ]
+    with pytest.raises(SystemExit):
+        parse(["unitoken", "train", "--no-such-flag"])
+
+
+@functools.cache
+def anchors_and_files() -> set[str]:
+    return {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*")}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or target in anchors_and_files(), f"{page.name}: {target}"
+
+
+def test_every_page_is_in_the_contents():
+    contents = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert [page.name for page in PAGES if page.name not in contents] == []

@@ -1,0 +1,47 @@
+"""The notebooks run from their first cell to their last, in order, in one folder, as a reader would."""
+
+import pathlib
+
+import pytest
+
+NOTEBOOKS = sorted((pathlib.Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+
+
+def read(path):
+    nbformat = pytest.importorskip("nbformat")
+    return nbformat.read(path, nbformat.NO_CONVERT)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("notebooks")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs(path, folder, monkeypatch):
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    monkeypatch.setenv("UNITOKEN_MINUTES", "0.15")
+    monkeypatch.setenv("UNITOKEN_STEPS", "4")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # most of the time is compiling
+    notebook = read(path)
+    client = nbclient.NotebookClient(
+        notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    )
+    client.execute()  # raises CellExecutionError with the cell and its traceback
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in cells)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_is_small_valid_and_ready_for_colab(path):
+    nbformat = pytest.importorskip("nbformat")
+    notebook = read(path)
+    nbformat.validate(notebook)
+    assert path.stat().st_size < 300_000
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    assert "find_spec" in first.source
+    assert '"pip", "install"' in first.source
+    assert not [name for name in ("/home/", "/tmp/", "/root/") if name in path.read_text(encoding="utf-8")]

@@ -1,0 +1,64 @@
+"""HTML reports: well-formed, self-contained, and no model's answer can change them."""
+
+import base64
+import html.parser
+import io
+
+from PIL import Image
+
+from unitoken_jax.evaluate import page
+
+_EMPTY = {"meta", "img", "br", "link"}
+
+
+class Page(html.parser.HTMLParser):
+    """`text`, `pictures` [(format, size)], and `attributes` of a page; asserts that its tags are closed."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.text, self.pictures, self.tags = [], "", [], set()
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        if tag == "img":
+            kind, comma, data = dict(attributes)["src"].partition(",")
+            assert (kind, comma) == ("data:image/jpeg;base64", ",")
+            with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+                self.pictures.append((picture.format, picture.size))
+        if tag not in _EMPTY:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def read_page(path) -> Page:
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_whatever_a_model_says_stays_text(tmp_path):
+    nasty = '</p></div><script>alert(1)</script> & "<b>'
+    made = page.card([page.small_jpeg(Image.new("RGBA", (500, 100)))], {nasty: nasty}, "wrong")
+    body = [
+        page.heading(nasty),
+        page.paragraph(nasty),
+        page.table([nasty], [[nasty], [3.5]]),
+        page.cards([made]),
+    ]
+    page.write_page(tmp_path / "a.html", nasty, body)
+    found = read_page(tmp_path / "a.html")
+    assert found.text.count(nasty) == 8
+    assert "script" not in found.tags
+    assert found.pictures == [("JPEG", (224, 45))]
+
+
+def test_what_is_transparent_becomes_white():
+    data = base64.b64decode(page.small_jpeg(Image.new("RGBA", (8, 8), (255, 0, 0, 0))))
+    with Image.open(io.BytesIO(data)) as picture:
+        assert min(picture.getextrema())[0] > 250

@@ -1,0 +1,216 @@
+"""The paper's findings beside an ablation's: contrasts of cells over seeds, as Markdown, CSV and a figure."""
+
+import csv
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+METRICS = {"general": "General", "textread": "TextRead", "generation": "Generation"}
+# Tables 5 and 6 of arXiv 2504.04423: General, TextRead, GenEval. Its discrete model is Chameleon.
+PAPER: dict[str, tuple[float | None, ...]] = {
+    "discrete-understanding": (45.4, 28.7, None),
+    "discrete-generation": (None, None, 51.2),
+    "discrete-joint": (45.6, 28.4, 31.1),
+    "unified-understanding": (53.2, 50.1, None),
+    "unified-generation": (None, None, 51.1),
+    "unified-joint": (53.3, 49.5, 49.4),
+    "continuous-understanding": (None, None, None),
+    "continuous-joint": (None, None, None),
+    "unified-small": (49.8, 42.9, 51.3),
+    "unified-small-2to1": (50.0, 43.0, 50.7),
+    "unified-joint-2to1": (53.0, 49.4, 38.4),
+}
+# What two of them are here: generation alone reads no picture, so encodings do not differ in it.
+_RUN = dict.fromkeys(("discrete-generation", "unified-generation"), "generation")
+TABLES = {
+    "Table 5: encoding and tasks": tuple(PAPER)[:8],
+    "Table 6: data and proportion": (
+        "unified-small",
+        "unified-small-2to1",
+        "unified-joint",
+        "unified-joint-2to1",
+    ),
+}
+# Differences that the paper discusses, in every score that both models have.
+FINDINGS: tuple[tuple[str, dict[str, int]], ...] = (
+    ("unified against discrete", {"unified-understanding": 1, "discrete-understanding": -1}),
+    ("unified against continuous", {"unified-understanding": 1, "continuous-understanding": -1}),
+    ("discrete: joint against understanding", {"discrete-joint": 1, "discrete-understanding": -1}),
+    ("discrete: joint against generation", {"discrete-joint": 1, "discrete-generation": -1}),
+    ("unified: joint against understanding", {"unified-joint": 1, "unified-understanding": -1}),
+    ("unified: joint against generation", {"unified-joint": 1, "unified-generation": -1}),
+    ("joint: unified against discrete", {"unified-joint": 1, "discrete-joint": -1}),
+    ("joint: unified against continuous", {"unified-joint": 1, "continuous-joint": -1}),
+    ("less data: 2:1 against 1:1", {"unified-small-2to1": 1, "unified-small": -1}),
+    ("more data: 2:1 against 1:1", {"unified-joint-2to1": 1, "unified-joint": -1}),
+    (
+        "2:1 against 1:1, more data against less",
+        {"unified-joint-2to1": 1, "unified-joint": -1, "unified-small-2to1": -1, "unified-small": 1},
+    ),
+)
+LITTLE = 2.0  # points; differences of up to 1.7 are none in the paper's text
+_CONFIDENCE = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Points of several seeds: `spread` is their standard deviation, `half` half of the mean's 95 % interval.
+
+    Both are nan with one seed.
+    """
+
+    values: tuple[float, ...]
+    mean: float
+    spread: float
+    half: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Measured":
+        mean = statistics.fmean(values)
+        if len(values) < 2:
+            return cls(tuple(values), mean, math.nan, math.nan)
+        from scipy.stats import t
+
+        spread = statistics.stdev(values)
+        half = float(t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1)) * spread / math.sqrt(len(values))
+        return cls(tuple(values), mean, spread, half)
+
+    @property
+    def effect(self) -> str:
+        """ "up" or "down" where the interval leaves 0 out, else "none seen"."""
+        if abs(self.mean) > self.half:  # never with one seed, as nothing is greater than nan
+            return "up" if self.mean > 0 else "down"
+        return "none seen"
+
+
+def contrast(rows: Sequence[Mapping], terms: Mapping[str, int], metric: str) -> Measured | None:
+    """Sum of the models' points (0 to 100) with their signs, of rows as `Ablation.scores` gives them.
+
+    Seed by seed: runs of one seed share their starting point. None where no seed has all of them.
+    """
+    found = {(row["seed"], row["cell"]): 100 * row[metric] for row in rows if metric in row}
+    values = []
+    for seed in sorted({row["seed"] for row in rows}):
+        places = {(seed, _RUN.get(model, model)): sign for model, sign in terms.items()}
+        if all(place in found for place in places):
+            values.append(sum(sign * found[place] for place, sign in places.items()))
+    return Measured.of(values) if values else None
+
+
+def claimed(terms: Mapping[str, int], metric: str) -> float | None:
+    """The paper's difference in points; None where it has none."""
+    place = tuple(METRICS).index(metric)
+    if any(PAPER[model][place] is None for model in terms):
+        return None
+    return round(sum(sign * PAPER[model][place] for model, sign in terms.items()), 1)
+
+
+def verdict(paper: float | None, here: Measured) -> str:
+    """How what came out here stands to the paper's difference."""
+    if paper is None:
+        return "not in the paper"
+    if len(here.values) < 2:
+        return "one seed says nothing"
+    effect = "none seen" if abs(paper) < LITTLE else "up" if paper > 0 else "down"
+    if here.effect == "none seen":
+        return "none seen there nor here" if effect == here.effect else "not seen here"
+    return "agrees" if effect == here.effect else "disagrees"
+
+
+def write(out: Path, rows: Sequence[Mapping]) -> Path:
+    """Writes findings.md (its path), scores.csv and ablation.png of `Ablation.scores` to folder `out`."""
+    with (out / "scores.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["seed", "cell", *METRICS, "steps", "seconds"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    draw(rows, out / "ablation.png")
+    path = out / "findings.md"
+    path.write_text("\n".join(lines(rows)) + "\n", encoding="utf-8")
+    return path
+
+
+def lines(rows: Sequence[Mapping]) -> list[str]:
+    """Markdown: both tables, then every finding beside the paper's."""
+    seeds = len({row["seed"] for row in rows})
+    text = [
+        "# The paper's findings, here",
+        "",
+        f"Points of 100: mean and standard deviation of {seeds} seeds. The paper's, in brackets, are of",
+        "other benchmarks (Generation: GenEval): compare differences, not numbers. A model that only draws",
+        "reads no pictures: here it is the same one for both encodings.",
+    ]
+    for title, models in TABLES.items():
+        text += ["", f"## {title}", "", "| model | " + " | ".join(METRICS.values()) + " | steps |"]
+        text.append("|---" * (len(METRICS) + 2) + "|")
+        for model in models:
+            steps = {row["steps"] for row in rows if row["cell"] == _RUN.get(model, model)}
+            if steps:
+                scores = [
+                    _score(contrast(rows, {model: 1}, metric), claimed({model: 1}, metric))
+                    for metric in METRICS
+                ]
+                text.append(f"| {model} | {' | '.join(scores)} | {max(steps)} |")
+    text += [
+        "",
+        "## Differences",
+        "",
+        "Mean over the seeds of the difference between runs that share a starting point, with its 95 %",
+        "interval (t distribution). Questions and prompts are the same for all seeds.",
+        "",
+        "| difference | in | paper | here | |",
+        "|---|---|---|---|---|",
+    ]
+    for name, terms in FINDINGS:
+        for metric, label in METRICS.items():
+            here, paper = contrast(rows, terms, metric), claimed(terms, metric)
+            if here is not None:
+                given = "" if paper is None else f"{paper:+.1f}"
+                measured = _with(f"{here.mean:+.1f}", here.half)
+                text.append(f"| {name} | {label} | {given} | {measured} | {verdict(paper, here)} |")
+    return [
+        *text,
+        "",
+        f"None seen: in the paper under {LITTLE:.0f} points, as in its text; here if the interval holds 0.",
+        "That does not say that there is none: the interval says how large it may be.",
+    ]
+
+
+def _score(here: Measured | None, paper: float | None) -> str:
+    if here is None:
+        return "-"
+    return _with(f"{here.mean:.1f}", here.spread) + ("" if paper is None else f" ({paper})")
+
+
+def _with(number: str, error: float) -> str:
+    return number if math.isnan(error) else f"{number} ± {error:.1f}"
+
+
+def draw(rows: Sequence[Mapping], out: Path) -> None:
+    """A panel a table and metric: a dot a seed, a bar at their mean, a diamond where the paper is."""
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(13, 11), layout="constrained")
+    widths = [len(models) for models in TABLES.values()]
+    panels = figure.subplots(len(METRICS), len(TABLES), squeeze=False, width_ratios=widths)
+    for line, (metric, label) in zip(panels, METRICS.items()):
+        for axes, (title, models) in zip(line, TABLES.items()):
+            _draw_panel(axes, rows, models, metric)
+            axes.set(ylim=(0, 102), ylabel=label, title=title if metric == "general" else "")
+    figure.suptitle("Bars: mean here; dots: seeds; diamonds: the paper, on its own benchmarks", fontsize=10)
+    figure.savefig(out, dpi=100)
+
+
+def _draw_panel(axes, rows: Sequence[Mapping], models: Sequence[str], metric: str) -> None:
+    shown = [(model, here) for model in models if (here := contrast(rows, {model: 1}, metric)) is not None]
+    for place, (model, here) in enumerate(shown):
+        axes.bar(place, here.mean, 0.6, color=_COLOURS[model.split("-")[0]], alpha=0.45)
+        axes.plot([place] * len(here.values), here.values, "k.", markersize=7, alpha=0.7)
+        if (paper := claimed({model: 1}, metric)) is not None:
+            axes.plot(place, paper, "D", color="crimson", fillstyle="none")
+    axes.set_xticks(range(len(shown)), [model.replace("-", "\n", 1) for model, _ in shown], fontsize=8)
+    axes.grid(axis="y", alpha=0.3)
+
+
+_COLOURS = {"discrete": "C1", "unified": "C0", "continuous": "C2"}
