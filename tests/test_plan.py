@@ -198,6 +198,7 @@ def test_plans_for_this_machine(config, tmp_path, capsys, monkeypatch):
     # A full mask instead of a causal one, and every layer once more.
     compiled = found["cost"]["flops"]
     assert set(compiled) == {"decoder", "siglip", "adapter", "vq", "rest"}
+    assert compiled["adapter"] == found["flops"]["adapter"]  # no layers in it, so nothing is computed twice
     assert 1 < sum(compiled.values()) / sum(found["flops"].values()) < 2
 
 
