@@ -10,8 +10,9 @@ import pytest
 from tiny_model import CONFIG as MODEL
 
 from unitoken_jax import cli
-from unitoken_jax.config import Config, to_dict
+from unitoken_jax.config import Config, MeshConfig, to_dict
 from unitoken_jax.model.init import abstract_params
+from unitoken_jax.sharding import make_mesh
 from unitoken_jax.train import cost, flops, hlo, plan_search, topology
 from unitoken_jax.train.optimizer import stage_groups
 from unitoken_jax.train.plan import Memory, Plan, Time
@@ -142,6 +143,20 @@ def test_slices(name, chips, wrap):
 def test_an_unknown_slice_lists_those_there_are(name):
     with pytest.raises(ValueError, match=rf"no TPU slice is called '{name}'.*v5e: 1x1, 2x2.*'local'"):
         topology.parse(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [
+        ("v5p:4x4x4", MeshConfig(tensor=2)),
+        ("v6e:16x16", MeshConfig(data=2)),
+        ("v5e:4x4", MeshConfig(tensor=2)),
+    ],
+)
+def test_a_mesh_may_split_an_axis_of_a_slice(name, mesh):
+    pytest.importorskip("libtpu")
+    devices = topology.devices(topology.parse(name))
+    assert make_mesh(mesh, devices).size == len(devices)
 
 
 def test_a_tpu_needs_its_compiler(monkeypatch):
