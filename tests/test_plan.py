@@ -10,8 +10,9 @@ import pytest
 from tiny_model import CONFIG as MODEL
 
 from unitoken_jax import cli
-from unitoken_jax.config import Config, to_dict
+from unitoken_jax.config import Config, MeshConfig, to_dict
 from unitoken_jax.model.init import abstract_params
+from unitoken_jax.sharding import make_mesh
 from unitoken_jax.train import cost, flops, hlo, plan_search, topology
 from unitoken_jax.train.optimizer import stage_groups
 from unitoken_jax.train.plan import Memory, Plan, Time
@@ -144,6 +145,20 @@ def test_an_unknown_slice_lists_those_there_are(name):
         topology.parse(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [
+        ("v5p:4x4x4", MeshConfig(tensor=2)),
+        ("v6e:16x16", MeshConfig(data=2)),
+        ("v5e:4x4", MeshConfig(tensor=2)),
+    ],
+)
+def test_a_mesh_may_split_an_axis_of_a_slice(name, mesh):
+    pytest.importorskip("libtpu")
+    devices = topology.devices(topology.parse(name))
+    assert make_mesh(mesh, devices).size == len(devices)
+
+
 def test_a_tpu_needs_its_compiler(monkeypatch):
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="pip install libtpu"):
@@ -198,6 +213,7 @@ def test_plans_for_this_machine(config, tmp_path, capsys, monkeypatch):
     # A full mask instead of a causal one, and every layer once more.
     compiled = found["cost"]["flops"]
     assert set(compiled) == {"decoder", "siglip", "adapter", "vq", "rest"}
+    assert compiled["adapter"] == found["flops"]["adapter"]  # no layers in it, so nothing is computed twice
     assert 1 < sum(compiled.values()) / sum(found["flops"].values()) < 2
 
 

@@ -11,6 +11,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from unitoken_jax.config import MeshConfig
@@ -61,8 +62,10 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices=None) -> Mesh:
             f"mesh data={config.data} fsdp={config.fsdp} tensor={config.tensor} does not fit {len(devices)} "
             "devices: the product must equal their number (one axis may be -1: what is left)"
         )
-    # jax.make_mesh defaults to Explicit axes, on which linen modules fail.
-    return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
+    # jax.make_mesh would split an axis of a TPU slice on v5e alone, and refuse tensor 2 on a 4x4x4 of v5p. It
+    # also defaults to Explicit axes, on which linen modules fail.
+    grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def spec(*names: str | None) -> PartitionSpec:

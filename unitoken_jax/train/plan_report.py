@@ -95,14 +95,14 @@ def _time(plan: Plan) -> list[str]:
     return [
         "",
         "seconds a step that each resource needs at its published peak",
-        f"  compute {time.compute:.3f}, HBM {time.hbm:.3f}, interconnect {time.interconnect:.3f}: "
-        f"at least {time.limit:.3f}, MFU at most {plan.utilisation(time.limit):.1%}",
-        f"estimate {time.estimate:.3f} s: {speed:,.0f} tokens/s a device, {speed * plan.devices:,.0f} in all,"
+        f"  compute {time.compute:.3g}, HBM {time.hbm:.3g}, interconnect {time.interconnect:.3g}: "
+        f"at least {time.limit:.3g}, MFU at most {plan.utilisation(time.limit):.1%}",
+        f"estimate {time.estimate:.3g} s: {speed:,.0f} tokens/s a device, {speed * plan.devices:,.0f} in all,"
         f" MFU {plan.utilisation(time.estimate):.1%}",
-        f"  products and the rest {time.products:.3f} ({own})",
+        f"  products and the rest {time.products:.3g} ({own})",
         *_shares(plan.cost.cycles, time.products),
-        f"  attention kernels {time.kernels:.3f} (at {KERNEL_SHARE:.0%} of peak)",
-        f"  collectives that nothing hides {time.exposed:.3f}",
+        f"  attention kernels {time.kernels:.3g} (at {KERNEL_SHARE:.0%} of peak)",
+        f"  collectives that nothing hides {time.exposed:.3g}",
         "  Assumed: rows full of tokens, one example each, a third of their positions learnt; links at their",
         "  published pace, one way on open axes and in small groups. Left out: kernels' memory traffic, time",
         "  between steps. It ranks plans; it measures nothing.",
@@ -113,7 +113,7 @@ def _shares(cycles: dict[str, float], seconds: float) -> list[str]:
     """How the compiler's seconds divide among the parts."""
     whole = sum(cycles.values())
     parts = sorted(cycles.items(), key=lambda one: -one[1])
-    shares = ", ".join(f"{name} {seconds * count / whole:.3f}" for name, count in parts)
+    shares = ", ".join(f"{name} {seconds * count / whole:.3g}" for name, count in parts)
     return [f"    {shares}"] if whole else []
 
 
