@@ -201,7 +201,7 @@ class Ours:
         config = Config(
             model=model,
             optimizer=OptimizerConfig(groups=(ParameterGroup(".", RATE),), warmup_fraction=0.0),
-            train=TrainConfig(steps=10**9, dtype="float32", remat="none", scan_layers=False),
+            train=TrainConfig(steps=10**9, dtype="float32", remat="none", scan_layers=False, loss_chunk=128),
         )
         rates = peak_rates(states.flatten(params), config.optimizer.groups)
         names = vocabulary.control_names(CODES)

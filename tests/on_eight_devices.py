@@ -138,8 +138,7 @@ def test_the_compiled_step_is_laid_out_as_the_table_says(data):
     rows, crops, patches = ROWS // 4, ROWS * CROPS // 8, MODEL.siglip.patches
     decoder, siglip = MODEL.decoder, MODEL.siglip
     kv = decoder.kv_heads // 2
-    scores = (rows, kv, decoder.heads // 2 // kv, LENGTH, LENGTH)
-    vit_scores = (crops, siglip.heads, 1, patches, patches)
+    scores = (rows, kv, decoder.heads // 2 // kv * LENGTH, LENGTH)
     local = {
         "residual stream": (rows, LENGTH, decoder.width),
         "SwiGLU": (rows, LENGTH, decoder.mlp // 2),
@@ -148,7 +147,7 @@ def test_the_compiled_step_is_laid_out_as_the_table_says(data):
         "logits": (1, 30, 1, decoder.vocab_size // 2),
         "ViT residual stream": (crops, patches, siglip.width),
         "ViT MLP": (crops, patches, siglip.mlp),
-        "ViT attention": vit_scores,
+        "ViT attention": (crops, siglip.heads, patches, patches),
     }
     assert {name: shape in found for name, shape in local.items()} == dict.fromkeys(local, True)
     # And nowhere more than that: other devices' rows and crops, all of the MLP or the vocabulary.
