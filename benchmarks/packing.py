@@ -45,13 +45,13 @@ def main() -> None:
     print(f"shuffle: {(time.process_time() - start) / count * 1e6:.2f} us a sample")
     print("stage I: samples that read a picture; stage II: the whole mixture")
     for stage, chosen in (("I", table[table[:, 1] > 0]), ("II", table)):
-        micro, waiting = padded(chosen[:, 0], chosen[:, 3])
+        micro, waiting = padded(chosen[:, 0], chosen[:, 4])
         print(f"stage {stage}, published padding: {micro:.3f} of tokens; {waiting:.3f} with ranks waiting")
         for row in ROWS:
-            lengths = chosen[chosen[:, 0] <= row[0], :3]
+            lengths = chosen[chosen[:, 0] <= row[0], :4]
             start = time.process_time()
             rows = sum(
-                len(pack.make_plan(lengths[at : at + 65536], Lengths(*row), [0, at]))
+                len(pack.make_plan(lengths[at : at + 65536], Lengths(*row, row[0]), [0, at]))
                 for at in range(0, len(lengths), 65536)
             )
             seconds = time.process_time() - start

@@ -15,7 +15,10 @@ SIZES = 2000  # different pictures; the geometry of each is computed once
 
 
 def paper_lengths(count: int, seed: int = 0, config: ModelConfig | None = None) -> np.ndarray:
-    """int32[count, 4]: tokens, crops, pictures, and tokens without continuous features, in random order."""
+    """int32[count, 5] in random order: `Lengths`, and tokens without continuous features.
+
+    A picture that is read begins its question.
+    """
     config = config or ModelConfig()
     rng = np.random.default_rng(seed)
     sizes = _picture_sizes(rng)
@@ -24,13 +27,14 @@ def paper_lengths(count: int, seed: int = 0, config: ModelConfig | None = None) 
     kind = rng.choice(3, count, p=[0.5, 0.47, 0.03])  # draw, read, text
     picture = rng.integers(0, len(sizes), count)
     frame = 3  # BOS and two ends of turns
-    table = np.zeros((count, 4), np.int32)
+    table = np.zeros((count, 5), np.int32)
     table[:, 0] = frame + np.where(kind == 0, _texts(rng, count, 20, 300), _texts(rng, count, 20, 1500))
     table[:, 0] += (kind < 2) * DISCRETE
-    table[:, 3] = table[:, 0]
+    table[:, 4] = table[:, 0]
     table[:, 0] += (kind == 1) * (1 + soft[picture])
     table[:, 1] = (kind == 1) * crops[picture]
     table[:, 2] = kind < 2
+    table[:, 3] = (kind == 1) * (table[:, 0] - 1 - DISCRETE)  # BOS; SEP is before, end of image after
     return table
 
 

@@ -98,7 +98,7 @@ def test_odd_pictures(tmp_path, in_tar):
     for row, (picture, (_, problem)) in enumerate(PICTURES.items()):
         if problem is None:
             example = sequence.build(index.conversation(row), TOKENIZER, CONFIG)
-            assert example.lengths == tuple(index.lengths[row, :3].tolist()), picture
+            assert example.lengths == tuple(index.lengths[row, :4].tolist()), picture
         else:
             assert problem in bad.pop(row)
     assert not bad

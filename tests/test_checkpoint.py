@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_run import launch
 
 from unitoken_jax.config import (
     Config,
@@ -134,3 +136,16 @@ def test_differences_find_keys_on_either_side():
         "b.c: 2 there, 3 here",
         "a: 1 there, null here",
     ]
+
+
+@pytest.mark.slow
+def test_every_mesh_and_number_of_processes_reads_what_another_wrote(tmp_path):
+    script = str(pathlib.Path(__file__).with_name("topology.py"))
+    topologies = [(2, 2, (1, 4, 1)), (1, 8, (2, 2, 2)), (2, 1, (1, 1, 2)), (1, 1, (1, 1, 1))]
+    for step, (processes, devices, mesh) in enumerate(topologies, 1):
+        command = [script, str(tmp_path / "run"), *map(str, mesh)]
+        running = launch(command, tmp_path / "said", processes, devices)
+        codes = [process.wait(timeout=200) for process in running]
+        assert codes == [0] * processes, (tmp_path / "said.0.log").read_text()
+        with Checkpoints(tmp_path / "run", None) as checkpoints:
+            assert checkpoints.latest() == step

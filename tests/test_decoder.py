@@ -1,6 +1,7 @@
 """Decoder: published sizes, and its parts against their formulas in numpy."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -11,14 +12,11 @@ from flax.traverse_util import flatten_dict
 from networks import DECODER, abstract, random_params
 
 from unitoken_jax.config import DecoderConfig
-from unitoken_jax.model import layers
 from unitoken_jax.model.decoder import Decoder, init_cache, unstacked
 from unitoken_jax.model.layers import (
     HeadNorm,
     Normal,
     RMSNorm,
-    attention,
-    cached_attention,
     matmul,
     rope_table,
     rotate,
@@ -69,52 +67,6 @@ def test_published_sizes(config, billions):
     assert {leaf.dtype for leaf in found.values()} == {jnp.dtype("float32")}
 
 
-def softmax(x: np.ndarray) -> np.ndarray:
-    x = np.exp(x - x.max(axis=-1, keepdims=True))
-    return x / x.sum(axis=-1, keepdims=True)
-
-
-def naive_attention(q, k, v, seen) -> np.ndarray:
-    """Head by head with repeated keys; `seen` bool[B, T, S]."""
-    out = np.zeros_like(q)
-    for b in range(q.shape[0]):
-        for n in range(q.shape[2]):
-            kv = n // (q.shape[2] // k.shape[2])
-            scores = q[b, :, n] @ k[b, :, kv].T / np.sqrt(q.shape[-1])
-            out[b, :, n] = softmax(np.where(seen[b], scores, -np.inf)) @ v[b, :, kv]
-    return out
-
-
-@pytest.mark.parametrize("scores", [None, 12], ids=["at once", "in chunks"])
-@pytest.mark.parametrize("visible", ["all", "segments", "positions"])
-def test_attention(visible, scores, monkeypatch):
-    if scores:
-        monkeypatch.setattr(layers, "SCORES", scores)  # 12 of 25: 2 queries at a time, and one of padding
-    rng = np.random.default_rng(0)
-    q = rng.normal(size=(2, 5, 4, 8)).astype(np.float32)
-    k, v = rng.normal(size=(2, 2, 5, 2, 8)).astype(np.float32)
-    segments = np.array([[1, 1, 2, 2, 0], [1, 1, 1, 1, 1]])
-    positions = np.array([[0, 2, 1, 4, 4], [3, 3, 0, 1, 2]])
-    slots = np.arange(5)
-    seen = {
-        "all": np.ones((2, 5, 5), bool),
-        "segments": (segments[:, :, None] == segments[:, None]) & (slots <= slots[:, None]),
-        "positions": slots <= positions[..., None],
-    }[visible]
-    if visible == "positions":
-        found = jax.jit(cached_attention)(q, k.swapaxes(1, 2), v.swapaxes(1, 2), positions)
-    else:
-        found = jax.jit(attention)(q, k, v, segments if visible == "segments" else None)
-    np.testing.assert_allclose(found, naive_attention(q, k, v, seen), atol=1e-5)
-
-
-def test_attention_keeps_its_dtype():
-    q, k = jnp.ones((1, 3, 4, 8), jnp.bfloat16), jnp.ones((1, 3, 2, 8), jnp.bfloat16)
-    out = jax.eval_shape(attention, q, k, k)
-    assert out.dtype == jnp.bfloat16
-    assert out.shape == q.shape
-
-
 def test_rope_is_the_half_split_rotation():
     x = np.random.default_rng(0).normal(size=(1, 3, 2, 8)).astype(np.float32)
     positions = np.array([[0, 5, 4000]])
@@ -150,7 +102,8 @@ def test_head_norm_repeats_each_shards_row():
 def test_matmul_has_the_plain_products_gradient():
     rng = np.random.default_rng(0)
     x, kernel, slope = (rng.normal(size=s).astype(np.float32) for s in ((2, 3, 5), (5, 7), (2, 3, 7)))
-    found, expected = (jax.vjp(f, x, kernel)[1](slope) for f in (matmul, jnp.matmul))
+    ours = functools.partial(matmul, axes=(None, None))
+    found, expected = (jax.vjp(f, x, kernel)[1](slope) for f in (ours, jnp.matmul))
     for a, b in zip(found, expected):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
@@ -233,20 +186,3 @@ def test_extend_reads_stacked_and_unstacked_layers_alike(tiny):
     )
     for found, expected in zip(*(jax.tree.leaves(extend(p)) for p in (params, unstacked(params)))):
         np.testing.assert_allclose(found, expected, atol=1e-6)
-
-
-def test_chunked_attention_has_the_gradient_and_needs_the_memory_of_a_chunk(monkeypatch):
-    q, k, v = np.random.default_rng(0).normal(size=(3, 1, 256, 2, 8)).astype(np.float32)
-    segments = np.repeat([[1, 2]], 128, axis=1)
-
-    def compiled():
-        slope = jax.grad(lambda q, k, v: jnp.sum(attention(q, k, v, segments) ** 2), argnums=(0, 1, 2))
-        return jax.jit(slope).lower(q, k, v).compile()
-
-    whole = compiled()
-    monkeypatch.setattr(layers, "SCORES", 256 * 8)
-    chunked = compiled()
-    for found, expected in zip(chunked(q, k, v), whole(q, k, v)):
-        np.testing.assert_allclose(found, expected, atol=1e-5)
-    least = 256 * 256 * 2 * 4  # float32 scores of two heads
-    assert chunked.memory_analysis().temp_size_in_bytes < least <= whole.memory_analysis().temp_size_in_bytes

@@ -115,7 +115,7 @@ def test_scan_is_loop(config):
         rope = rope_table(positions, config.head_dim, config.rope_theta)
         for i in range(config.depth):
             block = {"params": layer(params["layers"], i)}
-            (x, _), _ = DecoderBlock(config).apply(block, (x, None), rope, segments, positions, True)
+            x, _ = DecoderBlock(config).apply(block, x, rope, segments, positions, True)
         return RMSNorm(config.norm_eps).apply({"params": params["norm"]}, x)
 
     expected = loop(x)

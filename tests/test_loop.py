@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import os
+import resource
 import signal
+import time
 import types
 
 import jax
@@ -13,9 +15,12 @@ from tiny_model import CONFIG as MODEL
 from tiny_model import noise, tiny_params, tiny_tokenizer
 
 from unitoken_jax.config import Config, DataConfig, OptimizerConfig, ParameterGroup, SourceConfig, TrainConfig
+from unitoken_jax.host.loader import Loader
 from unitoken_jax.model_dir import load_model, save_model
 from unitoken_jax.train import loop
+from unitoken_jax.train.checkpoint import SaveError
 from unitoken_jax.train.metrics import MetricsLog, read_metrics
+from unitoken_jax.train.placement import check_rows
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,7 +87,7 @@ def test_a_run_stopped_by_sigterm_ends_as_if_it_had_not_been(data, tmp_path, mon
         run(config, tmp_path / "parts")
     monkeypatch.undo()
     assert stopped.value.code == loop.RESUMABLE
-    assert [row["step"] for row in read_metrics(tmp_path / "parts")] == [1, 2, 3, 4]  # seen in the next
+    assert [row["step"] for row in read_metrics(tmp_path / "parts")] == [1, 2, 3]
     assert not (tmp_path / "parts/model").exists()
     parts = run(config, tmp_path / "parts")
     jax.tree.map(np.testing.assert_array_equal, parts, whole)
@@ -133,4 +138,61 @@ def test_nothing_to_start_from(data, tmp_path):
 def test_rows_must_divide_over_the_mesh(data):
     mesh = types.SimpleNamespace(shape={"data": 2, "fsdp": 2, "tensor": 1})
     with pytest.raises(ValueError, match=r"data\.rows is 2.*4 ways"):
-        loop._check_rows(make_config(data), mesh)
+        check_rows(make_config(data), mesh)
+
+
+@pytest.mark.slow
+def test_a_run_that_learns_nothing_any_more_stops_and_says_what_it_saw(data, tmp_path):
+    """The first update ruins the weights, as a rate far too high does; every later step is left out."""
+    config = make_config(data, steps=20, skip_limit=3, save_every=3)
+    ruinous = dataclasses.replace(config.optimizer, groups=(ParameterGroup("decoder", 1e30),))
+    config = dataclasses.replace(config, optimizer=ruinous)
+    with pytest.raises(
+        ValueError, match=r"(?s)3 steps in a row.*the last one, 4, because the .*skipped\.jsonl"
+    ):
+        run(config, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 3, 4]
+    assert all(line["reason"].endswith("is not finite") for line in lines)
+    rows = read_metrics(tmp_path)
+    assert [row["skipped"] for row in rows] == [0, 1, 2, 3]
+    loader = Loader(config.data, config.model, tiny_tokenizer(), config.train.seed)
+    names = [name for row in (2, 3) for name in loader.names(row)]  # of step 2: two rows a step
+    assert [(each["number"], each["epoch"]) for each in lines[0]["examples"]] == [
+        (n, e) for _, e, n, _ in names
+    ]
+    assert {each["row"] for each in lines[0]["examples"]} == {2, 3}
+    assert {each["file"] for each in lines[0]["examples"]} == {data.path}
+    # The checkpoint of step 3 is there, and knows of the two steps before it.
+    resumed = dataclasses.replace(config, train=dataclasses.replace(config.train, skip_limit=4))
+    with pytest.raises(ValueError, match=r"4 steps in a row"):
+        run(resumed, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_stops_the_run_at_once_and_costs_nothing_saved(data, tmp_path, monkeypatch):
+    """The disk's end is a limit on the size of files, which a checkpoint's exceed."""
+    config = make_config(data, steps=15, save_every=5)
+    push, limits = MetricsLog.push, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_up(self, step, metrics):
+        push(self, step, metrics)
+        if step == 6:
+            while not (tmp_path / "checkpoints/5").exists():
+                time.sleep(0.01)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+        time.sleep(0.5 if step > 10 else 0)  # a step of a large model
+
+    monkeypatch.setattr(MetricsLog, "push", fill_up)
+    try:
+        with pytest.raises(SaveError) as error:
+            run(config, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    monkeypatch.undo()
+    assert f"the checkpoint of step 10 could not be written to {tmp_path / 'checkpoints'}" in str(error.value)
+    assert "File too large" in str(error.value)
+    assert "The checkpoint of step 5 is intact" in str(error.value)
+    assert 10 <= read_metrics(tmp_path)[-1]["step"] < 15  # not only when the next one was due
+    assert int(run(config, tmp_path).step) == 15
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["10", "15"]

@@ -2,7 +2,9 @@
 
 import io
 import json
+import types
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -62,6 +64,39 @@ def test_progress_is_a_bar_on_a_terminal():
 
 def test_clock():
     assert [m.clock(5), m.clock(185), m.clock(3725)] == ["0:05", "3:05", "1:02:05"]
+
+
+def test_pictures_go_to_tensorboard(tmp_path):
+    with MetricsLog(tmp_path) as log:
+        log.images(3, {"samples/0": np.full((8, 8, 3), 200, np.uint8)})
+    (events,) = (tmp_path / "tensorboard").glob("events*")
+    assert b"samples/0" in events.read_bytes()
+    assert b"\x89PNG" in events.read_bytes()
+
+
+def test_wandb_gets_the_same_run_again(tmp_path, monkeypatch):
+    calls = []
+    run = types.SimpleNamespace(
+        log=lambda metrics, step: calls.append((step, metrics)), finish=lambda: calls.append("finished")
+    )
+    wandb = types.SimpleNamespace(init=lambda **about: calls.append(about) or run)
+    monkeypatch.setitem(m.sys.modules, "wandb", wandb)
+    assert m.wandb_run("", tmp_path, {}) is None
+    for start in (1, 3):
+        with MetricsLog(tmp_path, 2, wandb=m.wandb_run("unitoken", tmp_path, {"a": 1})) as log:
+            log.push(start, {"loss": 1.0})
+            log.push(start + 1, {"loss": 2.0, "other": float("inf")})
+    first = calls[0]
+    assert first["project"] == "unitoken"
+    assert first["resume"] == "allow"
+    assert calls == [first, (2, {"loss": 2.0}), "finished", first, (4, {"loss": 2.0}), "finished"]
+
+
+def test_wandb_that_is_asked_for_must_be_there(monkeypatch):
+    m.require_wandb("")
+    monkeypatch.setattr(m.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"train\.wandb is 'mine', but wandb is not installed"):
+        m.require_wandb("mine")
 
 
 def test_curves_of_several_runs(tmp_path):

@@ -16,10 +16,13 @@ from unitoken_jax.config import DataConfig
 from unitoken_jax.host import pack, sequence
 from unitoken_jax.host.conversation import dialogue
 from unitoken_jax.host.sequence import Lengths
+from unitoken_jax.train.loss import targets
 
-ROW = Lengths(40, 6, 3)
+ROW = Lengths(40, 6, 3, 30)
 lengths = st.lists(
-    st.tuples(st.integers(1, 40), st.integers(0, 6), st.integers(0, 3)), min_size=1, max_size=300
+    st.tuples(st.integers(1, 40), st.integers(0, 6), st.integers(0, 3), st.integers(0, 30)),
+    min_size=1,
+    max_size=300,
 ).map(lambda values: np.array(values))
 
 
@@ -37,7 +40,7 @@ def test_every_example_once_and_no_row_overfull(lengths, seed):
 
 
 def test_epochs_differ():
-    lengths = np.tile([10, 1, 1], (50, 1))
+    lengths = np.tile([10, 1, 1, 0], (50, 1))
     orders = [pack.make_plan(lengths, ROW, [0, epoch]).order.tolist() for epoch in range(3)]
     assert orders[0] != orders[1] != orders[2]
     assert pack.make_plan(lengths, ROW, None).order.tolist() == list(range(50))
@@ -45,9 +48,9 @@ def test_epochs_differ():
 
 def test_full_rows_and_speed():
     rng = np.random.default_rng(0)
-    lengths = np.stack([rng.integers(20, 60, 20_000), np.ones(20_000), np.ones(20_000)], 1).astype(int)
+    lengths = rng.integers([20, 1, 1, 0], [60, 2, 2, 1], (20_000, 4))
     start = time.process_time()
-    plan = pack.make_plan(lengths, Lengths(512, 16, 16), [0, 0])
+    plan = pack.make_plan(lengths, Lengths(512, 16, 16, 512), [0, 0])
     assert time.process_time() - start < 1
     assert lengths[:, 0].sum() / (len(plan) * 512) > 0.97
 
@@ -57,9 +60,9 @@ def test_full_rows_and_speed():
 )
 def test_the_papers_mixture_fills_rows(row, least):
     """Of the budget that binds: tokens, or crops."""
-    lengths = paper_lengths(30_000)[:, :3]
-    assert lengths.max(0).tolist()[1:] == [5, 1]
-    plan = pack.make_plan(lengths, Lengths(*row), [0, 0])
+    lengths = paper_lengths(30_000)[:, :4]
+    assert lengths.max(0).tolist()[1:3] == [5, 1]
+    plan = pack.make_plan(lengths, Lengths(*row, row[0]), [0, 0])
     assert sorted(plan.order.tolist()) == list(range(len(lengths)))
     for budget, fill in least.items():
         assert lengths[:, budget].sum() / (len(plan) * row[budget]) >= fill
@@ -67,27 +70,32 @@ def test_the_papers_mixture_fills_rows(row, least):
 
 def test_two_budgets_share_rows_well():
     """Rows close by crops as well as by tokens: half text alone, half pictures."""
-    lengths = np.array([[20, 0, 0], [20, 3, 1]] * 100)
+    lengths = np.array([[20, 0, 0, 0], [20, 3, 1, 10]] * 100)
     plan = pack.make_plan(lengths, ROW, [1])
     assert len(plan) <= 105
 
 
 def test_too_large_an_example_is_an_error():
     with pytest.raises(ValueError, match="example 1 does not fit a row"):
-        pack.make_plan(np.array([[1, 1, 1], [1, 7, 1]]), ROW, None)
+        pack.make_plan(np.array([[1, 1, 1, 0], [1, 7, 1, 0]]), ROW, None)
 
 
 @pytest.mark.parametrize(
     ("lengths", "message"),
     [
-        ((97, 0, 0), "needs 97 tokens, a row holds 96: raise data.row_length"),
-        ((1, 9, 0), "needs 9 crops, a row holds 8: raise data.row_crops"),
-        ((1, 0, 5), "needs 5 pictures, a row holds 4: raise data.row_pictures"),
+        ((97, 0, 0, 0), "needs 97 tokens, a row holds 96: raise data.row_length"),
+        ((1, 9, 0, 0), "needs 9 crops, a row holds 8: raise data.row_crops"),
+        ((1, 0, 5, 0), "needs 5 pictures, a row holds 4: raise data.row_pictures"),
+        (
+            (96, 0, 0, 81),
+            "needs 81 tokens from its first continuous one on, a row holds 80: lower data.row_prefix",
+        ),
     ],
 )
 def test_misfits_say_what_to_raise(lengths, message):
-    assert pack.misfit(Lengths(*lengths), data_config()).startswith(message)
-    assert pack.misfit(Lengths(96, 8, 4), data_config()) is None
+    config = data_config(row_prefix=16)
+    assert pack.misfit(Lengths(*lengths), config).startswith(message)
+    assert pack.misfit(Lengths(96, 8, 4, 80), config) is None
 
 
 def examples():
@@ -126,17 +134,32 @@ def test_a_row_holds_its_examples_side_by_side(order):
         assert (batch[name][0] == value).all()
 
 
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 2), max_size=4), st.integers(0, 191))
+def test_a_rows_first_places_hold_what_no_continuous_token_precedes(order, prefix):
+    made = [examples()[i] for i in order]
+    needs = np.sum([example.lengths for example in made], axis=0) if made else np.zeros(4)
+    if (needs > pack.budget(dataclasses.replace(CONTENT, row_prefix=prefix))).any():
+        return
+    batch = pack.batch_of([made], dataclasses.replace(CONTENT, row_prefix=prefix), CONFIG)
+    assert (batch["soft_index"][0, :prefix] == -1).all()
+    found = np.asarray(targets(batch["labels"], batch["segments"]))[0]
+    for number, example in enumerate(made, 1):
+        here = batch["segments"][0] == number
+        np.testing.assert_array_equal(batch["tokens"][0, here], example.tokens)
+        np.testing.assert_array_equal(batch["positions"][0, here], np.arange(len(example.tokens)))
+        np.testing.assert_array_equal(found[here], [*example.labels[1:], -1])
+        whole = here[:prefix].all() or here[:prefix].sum() >= example.prefix
+        assert whole or (batch["segments"][0, :prefix] > 0).all()  # else there is no room left
+
+
 @pytest.mark.parametrize("codes", ["online", "offline"])
 def test_fields_shapes_and_dtypes(codes):
     batch = pack.empty_batch(3, dataclasses.replace(CONTENT, codes=codes), CONFIG)
-    promised = shapes(3, 192, 8, 16)
-    assert list(batch) == [name for name in FIELDS if codes == "online" or name in promised]
+    promised = shapes(3, 192, 8, 16, (4, 16, 16) if codes == "online" else ())
+    assert list(batch) == [name for name in FIELDS if name in promised]
     for name, (shape, dtype) in promised.items():
         assert (batch[name].shape, batch[name].dtype) == (shape, dtype)
-    if codes == "online":
-        assert batch["pictures"].shape == (3, 4, 16, 16, 3)
-        assert batch["pictures"].dtype == np.uint8
-        assert (batch["code_index"].shape, batch["code_index"].dtype) == ((3, 192), np.int32)
 
 
 def test_contract_of_a_real_batch():

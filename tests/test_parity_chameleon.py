@@ -103,8 +103,7 @@ def test_decoder(config):
 
     @jax.jit
     def block(params, x):
-        carry = (x, None)
-        return DecoderBlock(config).apply({"params": params}, carry, rope, segments, positions, True)[0][0]
+        return DecoderBlock(config).apply({"params": params}, x, rope, segments, positions, True)[0]
 
     for i in range(config.depth - 1):  # the last state is after the final norm
         np.testing.assert_allclose(block(layer(params["layers"], i), states[i]), states[i + 1], atol=1e-4)

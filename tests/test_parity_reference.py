@@ -199,7 +199,7 @@ def test_ten_steps(stage, model, still, examples, golden):
     config = Config(model=still, optimizer=optimizer, train=train)
     rates = peak_rates(flatten_dict(model.network_params, sep="/"), optimizer.groups)
     state = states.create(model.network_params, rates, transformation(optimizer))
-    step = make_train_step(make_model(config), config, rates, model.tokenizer.vocabulary)
+    step = make_train_step(make_model(config, rates), config, rates, model.tokenizer.vocabulary)
     rows = batch(examples[:6], model)
     losses, norms = [], []
     for _ in range(10):

@@ -98,7 +98,7 @@ def test_text_only():
     example = sequence.build(dialogue([["red"], ["blue"], ["green"], ["two"]]), TOKENIZER, CONFIG)
     assert spelled(example) == "Bt.t.t.t."
     assert learnt(example) == "   t.  t."
-    assert example.lengths == (9, 0, 0)
+    assert example.lengths == (9, 0, 0, 0)
 
 
 def test_template_and_size_ids():

@@ -1,8 +1,4 @@
-"""Mesh, logical axes and boxes; and a sharded model computes what an unsharded one does."""
-
-import pathlib
-import subprocess
-import sys
+"""Mesh, logical axes and boxes."""
 
 import flax.linen as nn
 import jax
@@ -46,7 +42,8 @@ def test_spec():
     ("shape", "expected"),
     [
         ((8, 4, 6), P(("data", "fsdp"), None, "tensor")),
-        ((4, 4, 6), P(None, None, "tensor")),  # 4 rows on 8 devices
+        ((4, 4, 6), P("data", None, "tensor")),  # 4 rows on 2 x 4 devices
+        ((3, 4, 6), P(None, None, "tensor")),
         ((16, 4, 3), P(("data", "fsdp"), None, None)),
     ],
 )
@@ -101,49 +98,3 @@ def test_boxes_survive_init_under_a_mesh():
         params = One().init(jax.random.key(0), jnp.ones((2, 4)))["params"]
     assert params["kernel"].names == ("embed", "mlp")
     assert sharding.shardings(sharding.make_mesh(), params)["kernel"].spec == P("fsdp", "tensor")
-
-
-PROGRAM = """
-import jax
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 4)
-import numpy as np
-from networks import MODEL
-from unitoken_jax import sharding
-from unitoken_jax.config import MeshConfig
-from unitoken_jax.model.init import init_params
-from unitoken_jax.model.unitoken import UniTokenModel
-
-T = 8
-rng = np.random.default_rng(0)
-batch = {
-    "tokens": rng.integers(0, 64, (2, T)).astype(np.int32),
-    "segments": np.ones((2, T), np.int32),
-    "positions": np.tile(np.arange(T, dtype=np.int32), (2, 1)),
-    "soft_index": np.tile(np.array([-1, 0, 1, 2, -1, -1, 8, -1], np.int32), (2, 1)),
-    "crops": rng.integers(0, 256, (2, 1, 20, 20, 3), np.uint8),
-}
-run = jax.jit(lambda params, batch: UniTokenModel(MODEL).apply({"params": params}, batch))
-plain_params = init_params(MODEL)
-plain = run(plain_params, batch)
-mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=2, tensor=2))
-params = init_params(MODEL, mesh=mesh)
-for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(plain_params)):
-    np.testing.assert_array_equal(a, b)
-kernel = params["decoder"]["layers"]["mlp"]["up"]["kernel"]
-assert kernel.addressable_shards[0].data.shape == (2, 16, 24), kernel.sharding
-with jax.set_mesh(mesh):
-    compiled = run.lower(params, batch).compile()
-    np.testing.assert_allclose(run(params, batch), plain, atol=1e-5)
-assert "all-reduce" in compiled.as_text()
-print("equal")
-"""
-
-
-@pytest.mark.slow
-def test_sharded_model_is_the_unsharded_one():
-    """On four simulated devices, in a process of its own."""
-    tests = pathlib.Path(__file__).parent
-    program = f"import sys; sys.path[:0] = {[str(tests), str(tests.parent)]!r}\n{PROGRAM}"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
-    assert done.stdout.strip().endswith("equal"), done.stderr

@@ -42,7 +42,16 @@ ROW_FIELDS = ("tokens", "labels", "segments", "positions", "soft_index")
 FIELDS = (*ROW_FIELDS, "crops", "code_index", "pictures")
 
 
-def shapes(rows: int, length: int, crops: int, side: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape and dtype of every field of a batch without online VQ encoding, for ahead-of-time compilation."""
+def shapes(
+    rows: int, length: int, crops: int, side: int, pictures: tuple[int, ...] = ()
+) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and dtype of every field of a batch, for ahead-of-time compilation.
+
+    `pictures` is (I, H, W) of those that are encoded online, else empty.
+    """
     table = {name: ((rows, length), np.dtype(np.int32)) for name in ROW_FIELDS}
-    return table | {"crops": ((rows, crops, side, side, 3), np.dtype(np.uint8))}
+    table["crops"] = (rows, crops, side, side, 3), np.dtype(np.uint8)
+    if pictures:
+        table["code_index"] = (rows, length), np.dtype(np.int32)
+        table["pictures"] = (rows, *pictures, 3), np.dtype(np.uint8)
+    return table

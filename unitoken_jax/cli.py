@@ -15,15 +15,16 @@ DEFAULT_MODEL = f"{QUICKSTART}/model"  # what `unitoken quickstart` leaves behin
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; the exit code. 2: what was asked cannot be done, one message says why."""
-    if argv is None:  # called from Python, jax's settings are the caller's
+    own_process = argv is None  # called from Python, jax's settings are the caller's
+    if own_process:
         compile_cache.enable()
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = _parser()
     arguments = parser.parse_args([argument for argument in argv if not is_override(argument)])
     overrides = [argument for argument in argv if is_override(argument)]
     if overrides and not hasattr(arguments, "overrides"):
-        parser.error(f"{overrides[0]}: only `unitoken train` takes --config overrides")
-    arguments.overrides = overrides
+        parser.error(f"{overrides[0]}: only `unitoken train` and `plan` take --config overrides")
+    arguments.overrides, arguments.own_process = overrides, own_process
     try:
         return arguments.run(arguments) or 0
     except (ValueError, OSError, ModuleNotFoundError) as error:
@@ -64,7 +65,19 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--workdir", required=True, metavar="DIR", help="where the run lives, and resumes from"
     )
+    train.add_argument(
+        "--profile", type=int, metavar="STEPS", help="trace that many steps into WORKDIR/profile"
+    )
     train.set_defaults(overrides=())
+
+    plan = verb("plan", _plan, "does a training step fit, and how fast can it be; exit code 1 if it does not")
+    plan.add_argument("--config", required=True, metavar="FILE", help="as for train, with the same overrides")
+    plan.add_argument(
+        "--topology", default="local", metavar="SLICE", help="v5e:16x16, v5p:4x4x4, ..., or this machine's"
+    )
+    plan.add_argument("--json", metavar="FILE", help="also write all of it as JSON")
+    plan.add_argument("--search", action="store_true", help="rank meshes, remat policies and rows")
+    plan.set_defaults(overrides=())
 
     tokenize = verb(
         "tokenize", _tokenize, "write the VQ codes of a data set's pictures once, before training"
@@ -228,10 +241,31 @@ def _ablate(arguments):
 
 
 def _train(arguments):
+    from unitoken_jax import distributed
     from unitoken_jax.config_file import load_config
     from unitoken_jax.train.loop import train
 
-    train(load_config(arguments.config, arguments.overrides), arguments.workdir)
+    overrides = list(arguments.overrides)
+    if arguments.profile is not None:
+        overrides.append(f"--config.train.profile_steps={arguments.profile}")
+    config = load_config(arguments.config, overrides)
+    if arguments.own_process:
+        distributed.start()
+    try:
+        train(config, arguments.workdir)
+    except Exception:
+        distributed.fail()
+        raise
+
+
+def _plan(arguments) -> int:
+    if arguments.topology != "local":
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # else jax looks for the TPU that is only planned for
+    from unitoken_jax.config_file import load_config
+    from unitoken_jax.train.plan_search import run
+
+    config = load_config(arguments.config, arguments.overrides)
+    return run(config, arguments.topology, json_file=arguments.json, searching=arguments.search)
 
 
 def _convert(arguments):

@@ -143,6 +143,7 @@ class OptimizerConfig:
     groups: tuple[ParameterGroup, ...] = ()
     b1: float = 0.9
     b2: float = 0.95
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"  # of the first moment
     eps: float = 1e-8
     weight_decay: float = 0.1  # on every trained parameter
     clip_norm: float = 4.0
@@ -181,6 +182,9 @@ class DataConfig:
     sources: tuple[SourceConfig, ...] = ()
     validation: tuple[SourceConfig, ...] = ()
     row_length: int = 5120  # tokens a packed row holds
+    # The first tokens of a row are set apart for what comes before an example's first continuous token: where
+    # the decoder is frozen (stage I), nothing trained influences it, and no backward pass goes through it.
+    row_prefix: int = 0
     row_crops: int = 10  # SigLIP crops a packed row holds
     row_pictures: int = 5  # pictures a packed row holds, where codes are made online
     rows: int = 128  # rows in a global batch
@@ -210,15 +214,28 @@ class TrainConfig:
     steps: int = 1000
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; master weights stay float32
-    remat: Literal["none", "dots", "full"] = "full"
+    remat: Literal["none", "dots", "qkv", "full"] = "full"  # what each layer keeps: more is faster
     scan_layers: bool = True  # one compiled layer in a loop; unrolled is faster where compiling is cheap
+    attention: Literal["auto", "xla", "splash", "triton"] = "auto"  # kernel; auto: the device's fastest
+    accumulate: int = 1  # parts a batch is computed in, one after another, before the update
     loss_chunk: int = 1024  # supervised positions whose logits exist at one time
     init_from: str = ""  # model directory to start from; empty: random weights
     tokenizer: str = ""  # tokenizer.json, needed where init_from is empty
     log_every: int = 10
     validate_every: int = 0
+    sample_every: int = 0  # steps between pictures and answers in workdir/samples
+    sample_count: int = 4  # how many of each
+    samples: str = ""  # conversation file whose prompts and questions they are; empty: data.validation
+    profile_steps: int = 0  # steps, after a few, that are traced into workdir/profile
+    wandb: str = ""  # project of Weights & Biases that gets the metrics too, where wandb is installed
     save_every: int = 1000
     keep: int = 2
+    # A step whose loss or gradient norm is not finite, or more than spike_sigma standard deviations above the
+    # mean of the last spike_window steps taken, changes nothing; its examples go to skipped.jsonl. After
+    # skip_limit such steps in a row the run stops.
+    spike_window: int = 128
+    spike_sigma: float = 6.0  # 0: only what is not finite is left out
+    skip_limit: int = 10
 
 
 @dataclasses.dataclass(frozen=True)

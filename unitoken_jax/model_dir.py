@@ -21,12 +21,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 from flax.core import meta
 
 from unitoken_jax import sharding
 from unitoken_jax.config import ModelConfig, from_dict, to_dict
 from unitoken_jax.host.tokenizer import Tokenizer
+from unitoken_jax.model.quantize import KERNELS, QuantizedKernel, bits_of, quantize_kernel
 from unitoken_jax.param_store import SMALL_BYTES, StoredParams
 
 FORMAT = 1
@@ -156,19 +158,41 @@ def open_model(path: str | os.PathLike) -> LoadedModel:
     return LoadedModel(config, stored, tokenizer, manifest)
 
 
-def load_model(path: str | os.PathLike, *, mesh=None, dtype: Any = None) -> LoadedModel:
+def load_model(
+    path: str | os.PathLike, *, mesh=None, dtype: Any = None, quantize: str | None = None
+) -> LoadedModel:
     """Reads the model directory `path`, every parameter's path and shape checked against its config.
 
     `mesh` (`sharding.make_mesh`) spreads the parameters over devices; `dtype` casts all but the VQ-GAN's
-    (None keeps what is stored). Raises FileNotFoundError, or ValueError listing every problem.
+    (None keeps what is stored); `quantize` "int8" or "int4" reads the decoder's kernels layer by layer into
+    so many bits. Raises FileNotFoundError, or ValueError listing every problem.
     """
     import orbax.checkpoint as ocp
 
     opened = open_model(path)
     targets = _targets(opened.config, opened.params.tree, mesh, dtype)
+    if quantize is not None:
+        return opened._replace(params=_quantized(opened.params, targets, bits_of(quantize)))
     with ocp.StandardCheckpointer() as checkpointer:
         params = checkpointer.restore(pathlib.Path(path).absolute() / PARAMS, targets)
     return opened._replace(params=params)
+
+
+def _quantized(stored: StoredParams, targets: dict, bits: int) -> dict:
+    """All parameters as `targets` says, but KERNELS in so many bits; one of them in memory at a time."""
+    params = {}
+    for name, target in _flat(targets).items():
+        if KERNELS.match(name):
+            kernel = quantize_kernel((stored.read(name, layer) for layer in range(target.shape[0])), bits)
+            scales = target.sharding
+            if isinstance(scales, jax.sharding.NamedSharding):
+                layers, _, outputs = scales.spec
+                scales = scales.update(spec=jax.sharding.PartitionSpec(layers, None, outputs))
+            placed = QuantizedKernel(target.sharding, scales)
+            params[name] = jax.tree.map(jax.device_put, kernel, placed)
+        else:
+            params[name] = jax.device_put(stored.read(name).astype(target.dtype), target.sharding)
+    return traverse_util.unflatten_dict(params, sep="/")
 
 
 def is_model_dir(path: str | os.PathLike) -> bool:
@@ -270,9 +294,13 @@ class UniToken:
         *,
         mesh=None,
         dtype=None,
+        cache_dtype=None,
         manifest=None,
     ):
-        """Of parts in memory. `dtype` of the computation; None: float32 on a CPU, else bfloat16."""
+        """Of parts in memory. `dtype` of the computation; None: float32 on a CPU, else bfloat16.
+
+        `cache_dtype` of keys and values; None: `dtype`, "int8" has scales beside it.
+        """
         from unitoken_jax.host.sequence import check
         from unitoken_jax.model.unitoken import UniTokenModel
         from unitoken_jax.model.vqgan import VQModel
@@ -280,16 +308,26 @@ class UniToken:
         check(config, tokenizer.vocabulary)
         self.config, self.params, self.tokenizer = config, dict(params), tokenizer
         self.mesh, self.manifest = mesh, dict(manifest or {})
-        self.module = UniTokenModel(config, dtype=_default_dtype() if dtype is None else jnp.dtype(dtype))
+        self.module = UniTokenModel(
+            config,
+            dtype=_default_dtype() if dtype is None else jnp.dtype(dtype),
+            cache_dtype=cache_dtype and jnp.dtype(cache_dtype),
+        )
         # In float32 whatever the rest computes in: a code is the nearest of thousands.
         self.vq = VQModel(config.vq, dtype=jnp.dtype("float32"))
 
     @classmethod
-    def load(cls, path: str | os.PathLike, *, mesh=None, dtype=None) -> "UniToken":
-        """Of the model directory `path`; its parameters are cast to `dtype`. Errors as `load_model`."""
+    def load(
+        cls, path: str | os.PathLike, *, mesh=None, dtype=None, quantize: str | None = None
+    ) -> "UniToken":
+        """Of the model directory `path`; its parameters are cast to `dtype`. Errors as `load_model`.
+
+        `quantize` "int8" or "int4": the decoder's kernels in so many bits, and an int8 cache.
+        """
         dtype = _default_dtype() if dtype is None else jnp.dtype(dtype)
-        config, params, tokenizer, manifest = load_model(path, mesh=mesh, dtype=dtype)
-        return cls(config, params, tokenizer, mesh=mesh, dtype=dtype, manifest=manifest)
+        config, params, tokenizer, manifest = load_model(path, mesh=mesh, dtype=dtype, quantize=quantize)
+        cache = None if quantize is None else "int8"
+        return cls(config, params, tokenizer, mesh=mesh, dtype=dtype, cache_dtype=cache, manifest=manifest)
 
     def generate(self, prompts: Sequence[str], **settings) -> list:
         """PIL images of `prompts`; settings (seed, guidance, number, ...) as `generate.image.draw`."""
@@ -346,6 +384,14 @@ class UniToken:
             return tree
         rows = jax.sharding.NamedSharding(self.mesh, sharding.spec("batch"))
         return jax.device_put(tree, rows)
+
+    def fetch(self, array) -> np.ndarray:
+        """A whole array from the devices; where other processes have part of it, all of them call this."""
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            from jax.experimental import multihost_utils
+
+            return multihost_utils.process_allgather(array, tiled=True)
+        return np.asarray(array)
 
     def run(self, function, *arguments, **settings):
         """Calls `function` under the mesh, if there is one."""

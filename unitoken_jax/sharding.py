@@ -21,7 +21,7 @@ AXES = ("data", "fsdp", "tensor")
 # embedding side over fsdp and their head, mlp or vocabulary side over tensor.
 RULES: dict[str, tuple[str, ...] | str | None] = {
     "batch": ("data", "fsdp"),
-    "crops": ("data", "fsdp"),
+    "crops": ("data", "fsdp", "tensor"),
     "seq": None,
     "act_embed": None,
     "embed": "fsdp",
@@ -76,15 +76,19 @@ def spec(*names: str | None) -> PartitionSpec:
 def fitted(names: tuple[str | None, ...], shape: tuple[int, ...], sizes) -> PartitionSpec:
     """`spec(*names)` for an array of this shape on a mesh with axis `sizes` (name -> devices).
 
-    An axis that its mesh axes do not divide stays whole: one row on eight devices, SigLIP's width of 1152
-    over 256. Raises ValueError where there are not as many names as axes.
+    An axis is split over as many of its mesh axes, from the first on, as divide it: one row on eight devices
+    stays whole, as does SigLIP's width of 1152 over 256. Raises ValueError where there are not as many names
+    as axes.
     """
     if len(names) != len(shape):
         raise ValueError(f"{len(names)} axis names {names} for an array of shape {shape}")
 
-    def one(axes, size: int):
-        split = math.prod(sizes[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
-        return axes if size % split == 0 else None
+    def one(axes: tuple[str, ...] | str | None, size: int):
+        if axes is None or isinstance(axes, str):
+            return axes if size % sizes.get(axes, 1) == 0 else None
+        while axes and size % math.prod(sizes[axis] for axis in axes):
+            axes = axes[:-1]
+        return axes or None
 
     return PartitionSpec(*(one(axes, size) for axes, size in zip(spec(*names), shape)))
 
@@ -95,6 +99,11 @@ def shard(x: jax.Array, *names: str | None) -> jax.Array:
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, fitted(names, x.shape, mesh.shape))
+
+
+def gather(x: jax.Array, *names: str | None) -> jax.Array:
+    """`x`, a parameter, in one piece along the axes that only its storage splits (fsdp)."""
+    return shard(x, *(None if name is not None and RULES[name] == "fsdp" else name for name in names))
 
 
 def logical(initializer: Callable, *names: str | None) -> Callable:

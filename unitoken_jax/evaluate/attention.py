@@ -40,9 +40,9 @@ def attention_weights(model, example: Example) -> np.ndarray:
     weights = []
     for layer in range(config.depth):
         own = {"params": params["layers"][str(layer)]}
-        ((x, _), _), seen = block.apply(
+        (x, _), seen = block.apply(
             own,
-            (x, None),
+            x,
             rope,
             jnp.ones_like(positions),
             positions,

@@ -85,8 +85,7 @@ def _decoder(config, params, record) -> Iterator[tuple[str, float, float]]:
 
     @jax.jit
     def block(weights, x):
-        carry = (x[None], None)
-        (x, _), _ = DecoderBlock(config).apply({"params": weights}, carry, rope, segments, positions, True)
+        x, _ = DecoderBlock(config).apply({"params": weights}, x[None], rope, segments, positions, True)
         return x[0]
 
     embedded = params.read("decoder/embed/embedding")[tokens].astype(np.float32)

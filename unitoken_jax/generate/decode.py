@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unitoken_jax.generate.sampling import guide, sample, step_keys
-from unitoken_jax.model.decoder import init_cache, unstacked
+from unitoken_jax.model.decoder import unstacked
 
 NOTHING = -1  # what a row holds after its end
 
@@ -132,7 +132,7 @@ def prefill(module, params, prompts: Prompts, *, room: int):
     if prompts.crops is not None:
         features = module.apply({"params": params}, prompts.crops, method="features")
     rows, length = prompts.tokens.shape
-    cache = init_cache(module.config.decoder, rows, length + room, module.dtype)
+    cache = module.init_cache(rows, length + room)
     positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (rows, length))
     hidden, cache = module.apply(
         {"params": params},

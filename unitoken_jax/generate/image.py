@@ -138,7 +138,7 @@ def _draw_group(model, grammar, group, read, seed, guidance, top_k, temperature)
         size=(grammar.rows, grammar.columns),
         guided=guided,
     )
-    return grammar.tokens(np.asarray(drawn)[: len(group)]), timing
+    return grammar.tokens(model.fetch(drawn)[: len(group)]), timing
 
 
 def decode_codes(model: "UniToken", codes: np.ndarray, batch: int = BATCH) -> list[Image.Image]:
@@ -149,7 +149,7 @@ def decode_codes(model: "UniToken", codes: np.ndarray, batch: int = BATCH) -> li
         group = codes[start : start + batch]
         padded = np.zeros((model.rows(len(group)), *group.shape[1:]), np.int32)
         padded[: len(group)] = group
-        pixels = np.asarray(model.run(_pixels, model.vq, model.params["vqgan"], model.place(padded)))
+        pixels = model.fetch(model.run(_pixels, model.vq, model.params["vqgan"], model.place(padded)))
         pictures += [Image.fromarray(one) for one in pixels[: len(group)]]
     return pictures
 
@@ -169,7 +169,7 @@ def encode_pictures(model: "UniToken", crops: np.ndarray, batch: int = BATCH) ->
         padded = np.zeros((model.rows(len(group)), *group.shape[1:]), np.uint8)
         padded[: len(group)] = group
         codes = model.run(_codes, model.vq, model.params["vqgan"], model.place(padded))
-        found.append(np.asarray(codes)[: len(group)])
+        found.append(model.fetch(codes)[: len(group)])
     return np.concatenate(found)
 
 

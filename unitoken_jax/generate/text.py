@@ -82,7 +82,7 @@ def answer(
             room=decode.bucket(limit, LEAST_ROOM),
             greedy=greedy,
         )
-        for i, tokens in zip(group, np.asarray(written)):
+        for i, tokens in zip(group, model.fetch(written)):
             answers[i] = _answer(model, tokens, timing)
     return answers
 

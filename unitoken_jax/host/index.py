@@ -5,7 +5,8 @@ that twenty million examples cost no memory. The key covers the data, the tokeni
 of them changes, another index is made. Pictures in a folder are not looked at again: an example that no
 longer has the length it had is an error when it is built (source.py).
 
-    lengths.npy   int32[N, 4]   tokens, crops, pictures, tokens without the prompt; a bad row has 0 tokens
+    lengths.npy   int32[N, 5]   tokens, crops, pictures, suffix (see sequence.Lengths), tokens without the
+                                prompt; a bad row has 0 tokens
     records.npy   int64[N, 3]   where each record of a JSON file lies (records.py)
     pictures.npy  int64[M, 4]   where each picture of tar shards lies (picture_store.py)
     bad.jsonl                   one object a bad row: row, where, reason, message
@@ -35,13 +36,13 @@ from unitoken_jax.host.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the files; part of the key
+FORMAT = 2  # of the files; part of the key
 SHOWN = 20  # bad rows that are logged one by one
 ABOUT, STAMPS = "about.json", "stamps.json"
 
 
 class Index:
-    """A data set with its measured lengths. `lengths` int32[N, 4], see the module."""
+    """A data set with its measured lengths. `lengths` int32[N, 5], see the module."""
 
     def __init__(self, config: SourceConfig, folder: pathlib.Path, key: str):
         self.config, self.folder, self.key = config, folder, key

@@ -72,8 +72,8 @@ class Measurer:
         self.pictures = open_pictures(job.config.pictures, job.config.path, _table(folder / PICTURES))
 
     def rows(self, rows) -> tuple[np.ndarray, list[Bad]]:
-        """(int32[n, 4] as in index.py, the bad ones)."""
-        table, bad = np.zeros((len(rows), 4), np.int32), []
+        """(int32[n, 5] as in index.py, the bad ones)."""
+        table, bad = np.zeros((len(rows), 5), np.int32), []
         for place, row in enumerate(rows):
             try:
                 table[place] = self._row(row)
@@ -86,8 +86,8 @@ class Measurer:
         return measure(conversation, self.job.tokenizer, self.job.model)
 
 
-def measure(conversation, tokenizer: Tokenizer, model: ModelConfig) -> tuple[int, int, int, int]:
-    """(tokens, crops, pictures, tokens without the prompt or 0) of one conversation."""
+def measure(conversation, tokenizer: Tokenizer, model: ModelConfig) -> tuple[int, int, int, int, int]:
+    """`Lengths` of one conversation, and its tokens without the prompt or 0."""
     sizes = sequence.picture_sizes(conversation)
     whole = sequence.length(conversation, tokenizer, model, sizes)
     dropped = 0
@@ -194,7 +194,7 @@ def join(job: Job, folder: pathlib.Path) -> None:
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int32)), "fortran_order": False}
 
     def lengths(out) -> None:  # not through a memory map: a full disk would end the process
-        np.lib.format.write_array_header_1_0(out, header | {"shape": (rows, 4)})
+        np.lib.format.write_array_header_1_0(out, header | {"shape": (rows, 5)})
         for number in chunks:
             with np.load(job.chunk(number)) as chunk:
                 out.write(chunk["lengths"].tobytes())

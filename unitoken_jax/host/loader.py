@@ -90,6 +90,15 @@ class Loader:
         pool, row = self._mixture.locate(k - self._config.mixture_start)
         return [(pool + source, *rest) for source, *rest in self.pools[pool].names(row)]
 
+    def examples(self, k: int) -> list[dict]:
+        """`names` for people: file, number, epoch, prompt_dropped. `unitoken inspect FILE --row NUMBER` shows
+        one."""
+        keys = ("file", "number", "epoch", "prompt_dropped")
+        return [
+            dict(zip(keys, (self.sources[source].path, number, epoch, dropped)))
+            for source, epoch, number, dropped in self.names(k)
+        ]
+
     def __iter__(self) -> Iterator[Batch]:
         return self
 

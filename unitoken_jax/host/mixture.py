@@ -70,8 +70,8 @@ class Pool:
 
     def block(self, number: int) -> Block:
         """Block `number`, packed."""
-        if number in self._blocks:
-            return self._blocks[number]
+        if (kept := self._blocks.get(number)) is not None:  # one look: another thread may be evicting it
+            return kept
         parts = [
             source.stretch(start, count)
             for source, (start, count) in zip(self.sources, self._stretches(number))

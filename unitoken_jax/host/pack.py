@@ -21,16 +21,22 @@ GROUP = 4096  # examples packed together: more fill rows little better, and mix 
 def budget(config: DataConfig) -> Lengths:
     """What a row holds; without online codes, pictures take no room."""
     pictures = config.row_pictures if config.codes == "online" else 0
-    return Lengths(config.row_length, config.row_crops, pictures)
+    return Lengths(config.row_length, config.row_crops, pictures, config.row_length - config.row_prefix)
 
 
 def misfit(lengths: Lengths, config: DataConfig) -> str | None:
     """Why an example does not fit any row, or None: what it needs, what a row holds, what to change."""
     row = budget(config)
-    settings = Lengths("data.row_length", "data.row_crops", "data.row_pictures")
-    for need, room, setting, what in zip(lengths, row, settings, Lengths._fields):
+    raised = (
+        "raise data.row_length",
+        "raise data.row_crops",
+        "raise data.row_pictures",
+        "lower data.row_prefix",
+    )
+    names = (*Lengths._fields[:3], "tokens from its first continuous one on")
+    for need, room, change, what in zip(lengths, row, raised, names):
         if need > room:
-            return f"needs {need} {what}, a row holds {room}: raise {setting}, or shorten the conversation"
+            return f"needs {need} {what}, a row holds {room}: {change}, or shorten the conversation"
     return None
 
 
@@ -53,11 +59,11 @@ def make_plan(lengths: np.ndarray, row: Lengths, seed: Sequence[int] | None) -> 
     """Best fit of shuffled examples, GROUP at a time, the large ones first; the rows are shuffled again.
 
     Args:
-      lengths: int[N, 3], what each example takes (columns as in `Lengths`); each must fit an empty row.
+      lengths: int[N, 4], what each example takes (columns as in `Lengths`); each must fit an empty row.
       row: what a row holds.
       seed: integers (seed, epoch, ...) that decide the order; None: nothing is shuffled.
     """
-    lengths = np.asarray(lengths, np.int64).reshape(-1, 3)
+    lengths = np.asarray(lengths, np.int64).reshape(-1, 4)
     if np.any(lengths > np.array(row)):
         raise ValueError(f"example {int(np.argmax((lengths > np.array(row)).any(1)))} does not fit a row")
     rng = None if seed is None else np.random.default_rng(seed)
@@ -84,23 +90,24 @@ def _best_fit(examples: list[int], needs: list[list[int]], row: Lengths) -> list
     at few rows, which is several times faster than numpy over all of them.
     """
     rows: list[list[int]] = []
-    free: list[list[tuple[int, int, int]]] = [[] for _ in range(row.crops + 1)]  # (tokens, row, pictures)
-    for example, (tokens, crops, pictures) in zip(examples, needs):
+    # Of each row with room left: (tokens, row, pictures, suffix).
+    free: list[list[tuple[int, int, int, int]]] = [[] for _ in range(row.crops + 1)]
+    for example, (tokens, crops, pictures, suffix) in zip(examples, needs):
         best, where, place = None, 0, 0
         for left in range(crops, row.crops + 1):
             candidates = free[left]
             at = bisect.bisect_left(candidates, (tokens,))
-            while at < len(candidates) and candidates[at][2] < pictures:
+            while at < len(candidates) and (candidates[at][2] < pictures or candidates[at][3] < suffix):
                 at += 1
             if at < len(candidates) and (best is None or candidates[at][0] < best[0]):
                 best, where, place = candidates[at], left, at
         if best is None:
-            best, where = (row.tokens, len(rows), row.pictures), row.crops
+            best, where = (row.tokens, len(rows), row.pictures, row.suffix), row.crops
             rows.append([])
         else:
             del free[where][place]
         rows[best[1]].append(example)
-        rest = (best[0] - tokens, best[1], best[2] - pictures)
+        rest = (best[0] - tokens, best[1], best[2] - pictures, best[3] - suffix)
         if rest[0]:
             bisect.insort(free[where - crops], rest)
     return rows
@@ -123,31 +130,52 @@ def empty_batch(rows: int, config: DataConfig, model: ModelConfig) -> Batch:
     return batch
 
 
-def fill_row(batch: Batch, row: int, examples: Sequence[Example], model: ModelConfig) -> None:
-    """Writes `examples` one after another into row `row`. Raises ValueError where they do not fit."""
+def fill_row(
+    batch: Batch, row: int, examples: Sequence[Example], model: ModelConfig, prefix: int = 0
+) -> None:
+    """Writes `examples` into row `row`, whose first `prefix` places are for what comes before their first
+    continuous tokens (`places`). Raises ValueError where they do not fit.
+    """
     patches = model.siglip.patches
     height, width = (side // model.vq.stride for side in model.sequence.picture_size)
-    place = crops = pictures = 0
-    for number, example in enumerate(examples, 1):
-        end = place + len(example.tokens)
+    length, online = batch["tokens"].shape[1], "pictures" in batch
+    room = (length, batch["crops"].shape[1], batch["pictures"].shape[1] if online else 0, length - prefix)
+    needs = [sum(column) for column in zip(*(example.lengths for example in examples))]
+    if any(need > have for need, have in zip(needs, room)):
+        raise ValueError(f"row {row}: {Lengths(*needs)} do not fit {Lengths(*room)}")
+    crops = pictures = 0
+    for number, (example, here) in enumerate(zip(examples, places(examples, prefix)), 1):
         last_crop, last_picture = crops + len(example.crops), pictures + len(example.pictures)
-        room = batch["pictures"].shape[1] if "pictures" in batch else 0
-        if end > batch["tokens"].shape[1] or last_crop > batch["crops"].shape[1] or last_picture > room:
-            raise ValueError(
-                f"row {row}: {end} tokens, {last_crop} crops and {last_picture} pictures do not fit "
-                f"{batch['tokens'].shape[1]}, {batch['crops'].shape[1]} and {room}"
-            )
-        here = slice(place, end)
         batch["tokens"][row, here] = example.tokens
         batch["labels"][row, here] = example.labels
         batch["segments"][row, here] = number
         batch["positions"][row, here] = np.arange(len(example.tokens))
         batch["soft_index"][row, here] = _shift(example.soft_index, crops * patches)
         batch["crops"][row, crops:last_crop] = example.crops
-        if "pictures" in batch:
+        if online:
             batch["code_index"][row, here] = _shift(example.code_index, pictures * height * width)
             batch["pictures"][row, pictures:last_picture] = example.pictures
-        place, crops, pictures = end, last_crop, last_picture
+        crops, pictures = last_crop, last_picture
+
+
+def places(examples: Sequence[Example], prefix: int) -> list[np.ndarray]:
+    """Where in a row each example's tokens go, int64[n] each, rising.
+
+    What comes before an example's first continuous token fills the row's first `prefix` places, one example
+    after another, the rest those after them. Where the first places end within an example, it goes on right
+    there, so that no label is parted from the token it is predicted from.
+    """
+    before, free = [], prefix
+    for example in examples:
+        before.append(min(example.prefix, free))
+        free -= before[-1]
+    cut = [0 < n < example.prefix for n, example in zip(before, examples)]
+    found, first, rest = [np.array([])] * len(examples), np.cumsum([0, *before]), prefix
+    for i in sorted(range(len(examples)), key=lambda i: not cut[i]):
+        size = len(examples[i].tokens) - before[i]
+        found[i] = np.r_[first[i] : first[i + 1], rest : rest + size]
+        rest += size
+    return found
 
 
 def _shift(index: np.ndarray, by: int) -> np.ndarray:
@@ -158,5 +186,5 @@ def batch_of(rows: Sequence[Sequence[Example]], config: DataConfig, model: Model
     """The batch whose row r holds the examples `rows[r]`, in that order."""
     batch = empty_batch(len(rows), config, model)
     for row, examples in enumerate(rows):
-        fill_row(batch, row, examples, model)
+        fill_row(batch, row, examples, model, config.row_prefix)
     return batch

@@ -45,6 +45,7 @@ class Lengths(NamedTuple):
     tokens: int
     crops: int  # SigLIP crops
     pictures: int  # pictures whose codes are made on the device
+    suffix: int  # tokens from the first continuous one on
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,7 +65,14 @@ class Example:
 
     @property
     def lengths(self) -> Lengths:
-        return Lengths(len(self.tokens), len(self.crops), len(self.pictures))
+        suffix = len(self.tokens) - self.prefix
+        return Lengths(len(self.tokens), len(self.crops), len(self.pictures), suffix)
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before the first continuous one: nothing that stage I trains has a part in them."""
+        continuous = self.soft_index != NO_INDEX
+        return int(np.argmax(continuous)) if continuous.any() else len(self.tokens)
 
 
 def check(config: ModelConfig, vocabulary: Vocabulary) -> None:
@@ -223,10 +231,9 @@ def length(
     if sizes is None:
         sizes = picture_sizes(conversation)
     discrete = len(picture_template(config, tokenizer.vocabulary))
-    tokens, crops, pictures = int(not drop_prompt), 0, 0
+    tokens, crops, pictures, prefix = int(not drop_prompt), 0, 0, None
     rest = iter(sizes)
     for turn in conversation.turns[1:] if drop_prompt else conversation.turns:
-        tokens += 1  # end of turn
         codes, features = has_codes(turn, config), has_features(turn, config)
         for part in turn.parts:
             if isinstance(part, str):
@@ -236,9 +243,12 @@ def length(
             tokens += discrete if codes else 2
             pictures += online and codes
             if features:
-                tokens += len(anyres.soft_layout(*size, config.siglip, config.sequence)) + codes
+                tokens += codes
+                prefix = tokens - 1 if prefix is None else prefix  # one of them is end of image
+                tokens += len(anyres.soft_layout(*size, config.siglip, config.sequence))
                 crops += anyres.crop_count(*size, config.siglip, config.sequence)
-    return Lengths(tokens, crops, pictures)
+        tokens += 1  # end of turn
+    return Lengths(tokens, crops, pictures, 0 if prefix is None else tokens - prefix)
 
 
 def picture_sizes(conversation: Conversation) -> list[tuple[int, int]]:

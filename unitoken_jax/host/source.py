@@ -81,6 +81,10 @@ class Source:
         """Examples in an epoch."""
         return len(self.index) if self._rows is None else len(self._rows)
 
+    def conversation(self, place: int) -> Conversation:
+        """The `place`-th usable conversation of the data, as it is written there."""
+        return self.index.conversation(place if self._rows is None else int(self._rows[place]))
+
     def fingerprint(self) -> str:
         """Changes when the examples or their order would."""
         rows = b"" if self._rows is None else self._rows.tobytes()
@@ -104,8 +108,7 @@ class Source:
         """bool[N]: rows that are measured, fit a row, have their codes, and belong to the share."""
         lengths = self.index.lengths
         usable = np.array(lengths[:, 0] > 0) & self._kept(ratio)
-        columns = 3 if self.data.codes == "online" else 2  # pictures take no room when their codes are there
-        over = usable & (lengths[:, :columns] > np.array(pack.budget(self.data))[:columns]).any(1)
+        over = usable & (self._needs(lengths) > np.array(pack.budget(self.data))).any(1)
         bad: list[Bad] = [self._over_long(row) for row in np.flatnonzero(over).tolist()]
         usable &= ~over
         if self.codes is not None:
@@ -119,8 +122,16 @@ class Source:
 
     def _over_long(self, row: int) -> Bad:
         where = self.index.records.where(row)
-        reason = pack.misfit(sequence.Lengths(*self.index.lengths[row, :3].tolist()), self.data)
+        lengths = self._needs(self.index.lengths[row : row + 1])[0]
+        reason = pack.misfit(sequence.Lengths(*lengths.tolist()), self.data)
         return Bad(row, where, "over_long", f"{where}: {reason}")
+
+    def _needs(self, lengths: np.ndarray) -> np.ndarray:
+        """int64[n, 4]: `Lengths` of these examples of the index (int32[n, 5])."""
+        needs = lengths[:, :4].astype(np.int64)
+        if self.data.codes == "offline":
+            needs[:, 2] = 0  # no pictures to encode
+        return needs
 
     def stretch(self, start: int, count: int) -> Stretch:
         """The `count` examples from place `start` of the endless stream."""
@@ -137,11 +148,9 @@ class Source:
         if self.seed is not None and self.data.prompt_dropout:
             key = shuffle.key_of((self.seed, self.number, _DROP))
             draws = shuffle.coins(shuffle.mix(indices, key) + epochs.astype(np.uint64), key)
-            drops = (measured[:, 3] > 0) & (draws < self.data.prompt_dropout)
-        lengths = measured[:, :3].copy()
-        lengths[drops, 0] = measured[drops, 3]
-        if self.codes is not None:
-            lengths[:, 2] = 0  # no pictures to encode
+            drops = (measured[:, 4] > 0) & (draws < self.data.prompt_dropout)
+        lengths = self._needs(measured)
+        lengths[drops, 0] = measured[drops, 4]
         return Stretch(epochs, indices, drops, lengths)
 
     def example(self, epoch: int, index: int, drop: bool) -> sequence.Example | None:
@@ -166,12 +175,13 @@ class Source:
         example = sequence.build(
             conversation, self.tokenizer, self.model, self.codes, drop_prompt=drop, rng=rng
         )
-        tokens, crops, pictures, dropped = self.index.lengths[index].tolist()
-        expected = (dropped if drop else tokens, crops, pictures if self.codes is None else 0)
-        if example.lengths != expected:
+        expected = self._needs(self.index.lengths[index : index + 1])[0].tolist()
+        if drop:
+            expected[0] = int(self.index.lengths[index, 4])
+        if list(example.lengths) != expected:
             raise PictureError(
-                f"{conversation.source}: takes {tuple(example.lengths)} tokens, crops and pictures, but "
-                f"{expected} when it was measured: its pictures have changed since; delete "
+                f"{conversation.source}: takes {list(example.lengths)} tokens, crops, pictures and suffix, "
+                f"but {expected} when it was measured: its pictures have changed since; delete "
                 f"{self.index.folder} to measure again"
             )
         return example

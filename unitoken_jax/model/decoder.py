@@ -10,8 +10,10 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from unitoken_jax.config import DecoderConfig
+from unitoken_jax.model.attention import QKV, attention, cached_attention
 from unitoken_jax.model.layers import (
     Dense,
     Dtype,
@@ -20,43 +22,52 @@ from unitoken_jax.model.layers import (
     Normal,
     Remat,
     RMSNorm,
-    attention,
-    cached_attention,
     rope_table,
     rotate,
     stacked,
 )
+from unitoken_jax.model.quantize import QuantizedEntries, quantize_entries
 from unitoken_jax.sharding import shard
 
 _INIT = Normal(0.02)
 
 
+Entries = jax.Array | QuantizedEntries
+
+
 class Cache(NamedTuple):
     """Keys and values of the tokens seen so far: [B, K, S, H] a layer, a token's slot is its position."""
 
-    k: tuple[jax.Array, ...]
-    v: tuple[jax.Array, ...]
+    k: tuple[Entries, ...]
+    v: tuple[Entries, ...]
 
 
 def init_cache(config: DecoderConfig, batch: int, length: int, dtype: Dtype = jnp.float32) -> Cache:
-    """Empty cache for `batch` rows of up to `length` tokens."""
+    """Empty cache for `batch` rows of up to `length` tokens; int8 has scales beside it."""
     shape = (batch, config.kv_heads, length, config.head_dim)
 
-    def empty() -> tuple[jax.Array, ...]:
-        return tuple(shard(jnp.zeros(shape, dtype), *_CACHE_AXES) for _ in range(config.depth))
+    def empty() -> Entries:
+        entries = _placed(jnp.zeros(shape, dtype))
+        if entries.dtype != jnp.int8:
+            return entries
+        return QuantizedEntries(entries, _placed(jnp.zeros(shape[:-1])))
 
-    return Cache(empty(), empty())
+    return Cache(*(tuple(empty() for _ in range(config.depth)) for _ in range(2)))
 
 
-_CACHE_AXES = ("batch", "kv_heads", "seq", "head_dim")
+def _placed(entries: jax.Array) -> jax.Array:
+    return shard(entries, *("batch", "kv_heads", "seq", "head_dim")[: entries.ndim])
 
 
-def _write(old: jax.Array, positions: jax.Array, new: jax.Array) -> jax.Array:
+def _write(old: Entries, positions: jax.Array, new: jax.Array) -> Entries:
     """Puts [B, T, K, H] into their slots of [B, K, S, H]; positions outside are dropped."""
+    if isinstance(old, QuantizedEntries):
+        pairs = zip(old, quantize_entries(new))
+        return QuantizedEntries(*(_write(part, positions, added) for part, added in pairs))
     rows = jnp.arange(len(positions))[:, None]
     # Negative indices would count from the end.
     slots = jnp.where(positions < 0, old.shape[2], positions)
-    return shard(old.at[rows, :, slots].set(new.astype(old.dtype), mode="drop"), *_CACHE_AXES)
+    return _placed(old.at[rows, :, slots].set(new.astype(old.dtype), mode="drop"))
 
 
 def unstacked(params: Mapping) -> dict:
@@ -67,32 +78,40 @@ def unstacked(params: Mapping) -> dict:
 
 
 class Attention(nn.Module):
-    """[B, T, D] -> [B, T, D], cache: over the row's own segments, or over `cache` (k, v) if there is one."""
+    """[B, T, D] -> [B, T, D], over the T tokens and what came before them, and the keys and values of both.
+
+    What came before is `before` (k, v [B, S - T, K, H]) in packed rows, `segments` int32[B, S], or a `cache`.
+    """
 
     config: DecoderConfig
     dtype: Dtype = jnp.float32
+    kernel: str = "xla"
 
     @nn.compact
-    def __call__(self, x, rope, segments, positions, cache: tuple[jax.Array, jax.Array] | None):
+    def __call__(self, x, rope, segments, positions, before=None, cache=None):
         c = self.config
         B, T, D = x.shape
 
         def heads(name: str, number: int, axis: str) -> jax.Array:
             y = Dense(number * c.head_dim, ("embed", axis), False, _INIT, self.dtype, name=name)(x)
-            return shard(y.reshape(B, T, number, c.head_dim), "batch", "seq", axis, "head_dim")
+            y = shard(y.reshape(B, T, number, c.head_dim), "batch", "seq", axis, "head_dim")
+            return checkpoint_name(y, QKV)
 
         q = heads("q", c.heads, "heads")
         k = heads("k", c.kv_heads, "kv_heads")
         v = heads("v", c.kv_heads, "kv_heads")
         q = rotate(HeadNorm(c.qk_norm_shards, self.dtype, name="q_norm")(q), rope)
         k = rotate(HeadNorm(c.qk_norm_shards, self.dtype, name="k_norm")(k), rope)
-        if cache is None:
-            y = attention(q, k, v, segments=segments)
+        if cache is not None:
+            seen = _write(cache[0], positions, k), _write(cache[1], positions, v)
+            y = cached_attention(q, *seen, positions)
         else:
-            cache = _write(cache[0], positions, k), _write(cache[1], positions, v)
-            y = cached_attention(q, *(part.astype(self.dtype) for part in cache), positions)
+            seen = k, v
+            if before is not None:
+                seen = tuple(jnp.concatenate(both, axis=1) for both in zip(before, seen))
+            y = attention(q, *seen, segments, self.kernel)
         y = y.reshape(B, T, D)
-        return Dense(D, ("heads", "embed"), False, _branch_init(c), self.dtype, name="o")(y), cache
+        return Dense(D, ("heads", "embed"), False, _branch_init(c), self.dtype, name="o")(y), seen
 
 
 class MLP(nn.Module):
@@ -117,38 +136,64 @@ def _branch_init(config: DecoderConfig) -> Normal:
 
 
 class DecoderBlock(nn.Module):
-    """One layer. Carries (x [B, T, D], cache or None)."""
+    """One layer: `__call__` on packed rows, in a loop over layers; `extend` on tokens after a cache."""
 
     config: DecoderConfig
     dtype: Dtype = jnp.float32
+    kernel: str = "xla"
+    constant: int = 0
 
-    @nn.compact
-    def __call__(self, carry, rope, segments, positions, deterministic: bool):
+    def setup(self):
         c = self.config
-        x, cache = carry
-        attention_norm = RMSNorm(c.norm_eps, self.dtype, name="attention_norm")
-        mlp_norm = RMSNorm(c.norm_eps, self.dtype, name="mlp_norm")
-        before = c.norm == "pre"
+        self.attention_norm = RMSNorm(c.norm_eps, self.dtype)
+        self.mlp_norm = RMSNorm(c.norm_eps, self.dtype)
+        self.attention = Attention(c, self.dtype, self.kernel)
+        self.mlp = MLP(c, self.dtype)
+        self.dropout = nn.Dropout(c.dropout)
+
+    def __call__(self, x, rope, segments, positions, deterministic: bool):
+        """x [B, T, D] -> [B, T, D], None. No gradient goes through the first `constant` tokens of a row."""
+        n = self.constant
+        if n == 0:
+            return self._layer(x, rope, segments, positions, deterministic)[0], None
+        # Two blocks of tokens, the second attending to both: the backward pass is of the second's size.
+        first, second = jax.lax.stop_gradient(x[:, :n]), x[:, n:]
+        rope_first, rope_second = (tuple(part[:, at] for part in rope) for at in (slice(n), slice(n, None)))
+        first, seen = self._layer(first, rope_first, segments[:, :n], None, deterministic)
+        second, _ = self._layer(second, rope_second, segments, None, deterministic, before=seen)
+        return jnp.concatenate([first, second], axis=1), None
+
+    def extend(self, x, rope, positions, cache: tuple[jax.Array, jax.Array]):
+        """x [B, T, D] at `positions` int32[B, T] -> ([B, T, D], cache with their keys and values)."""
+        return self._layer(x, rope, None, positions, True, cache=cache)
+
+    def _layer(self, x, rope, segments, positions, deterministic, **earlier):
+        before = self.config.norm == "pre"
 
         def add(x: jax.Array, y: jax.Array, norm: RMSNorm) -> jax.Array:
-            y = y if before else norm(y)
-            y = nn.Dropout(c.dropout)(y, deterministic=deterministic)
+            y = self.dropout(y if before else norm(y), deterministic=deterministic)
             return shard(x + y, "batch", "seq", "act_embed")
 
-        y = attention_norm(x) if before else x
-        y, cache = Attention(c, self.dtype, name="attention")(y, rope, segments, positions, cache)
-        x = add(x, y, attention_norm)
-        y = MLP(c, self.dtype, name="mlp")(mlp_norm(x) if before else x)
-        return (add(x, y, mlp_norm), cache), None
+        y = self.attention_norm(x) if before else x
+        y, seen = self.attention(y, rope, segments, positions, **earlier)
+        x = add(x, y, self.attention_norm)
+        y = self.mlp(self.mlp_norm(x) if before else x)
+        return add(x, y, self.mlp_norm), seen
 
 
 class Decoder(nn.Module):
-    """Embeddings -> hidden states -> logits. Parameters: embed, layers (stacked), norm, lm_head."""
+    """Embeddings -> hidden states -> logits. Parameters: embed, layers (stacked), norm, lm_head.
+
+    `kernel` is `attention`'s; `constant` says how many tokens at the start of every row depend on nothing
+    that is trained, so that no gradient need go through them.
+    """
 
     config: DecoderConfig
     dtype: Dtype = jnp.float32
     remat: Remat = "none"
     scan: bool = True
+    kernel: str = "xla"
+    constant: int = 0
 
     def setup(self):
         c = self.config
@@ -161,7 +206,7 @@ class Decoder(nn.Module):
             static_argnums=(5,),
         )
         self.embed = Embed(c.vocab_size, c.width, ("vocab", "embed"), self.dtype)
-        self.layers = layers(c, self.dtype)
+        self.layers = layers(c, self.dtype, self.kernel, self.constant)
         self.norm = RMSNorm(c.norm_eps, self.dtype)
         self.lm_head = Dense(c.vocab_size, ("embed", "vocab"), False, _INIT, self.dtype)
 
@@ -171,7 +216,7 @@ class Decoder(nn.Module):
         `segments`, `positions` int32[B, T] as in a Batch. Dropout needs the rng "dropout".
         """
         rope, x = self._start(x, positions)
-        (x, _), _ = self.layers((x, None), rope, segments, positions, deterministic)
+        x, _ = self.layers(x, rope, segments, positions, deterministic)
         return self.norm(x)
 
     def extend(self, x, positions, cache: Cache) -> tuple[jax.Array, Cache]:
@@ -185,7 +230,7 @@ class Decoder(nn.Module):
         params, written = self.layers.variables["params"], []
         for i, part in enumerate(zip(*cache)):
             own = params[str(i)] if "0" in params else jax.tree.map(lambda leaf, i=i: leaf[i], params)
-            (x, part), _ = block.apply({"params": own}, (x, part), rope, None, positions, True)
+            x, part = block.apply({"params": own}, x, rope, positions, part, method="extend")
             written.append(part)
         return self.norm(x), Cache(*map(tuple, zip(*written)))
 

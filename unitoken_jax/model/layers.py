@@ -1,4 +1,4 @@
-"""The pieces the networks share: Dense, norms, embedding, rotary positions, attention, stacking of blocks.
+"""The pieces the networks share: Dense, norms, embedding, rotary positions, stacking of blocks.
 
 Kernels are two-dimensional, [in, out], with the heads merged into one axis of N * H: that is how the
 published files store them (transposed), every projection is one plain matrix product on each backend, and
@@ -8,18 +8,19 @@ Parameters are float32; modules compute in their `dtype`, norms and softmax in f
 """
 
 import dataclasses
+import functools
 from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from unitoken_jax.sharding import logical
+from unitoken_jax.model.attention import CONTEXT, QKV
+from unitoken_jax.model.quantize import QuantizedKernel
+from unitoken_jax.sharding import gather, logical, shard
 
 Dtype = jnp.dtype | type
-Remat = Literal["none", "dots", "full"]
-
-_MASKED = -1e30  # finite, so that a row that sees nothing is uniform instead of NaN
+Remat = Literal["none", "dots", "qkv", "full"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,31 +51,37 @@ def to_pixels(pictures: jax.Array) -> jax.Array:
     return ((jnp.clip(pictures.astype(jnp.float32), -1, 1) + 1) / 2 * 255).astype(jnp.uint8)
 
 
-@jax.custom_vjp
-def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [..., in] @ kernel [in, out] -> [..., out], with the kernel's gradient as one plain product.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul(x: jax.Array, kernel: jax.Array, axes: tuple[str | None, str | None]) -> jax.Array:
+    """x [..., in] @ kernel [in, out] -> [..., out]; `axes` are the kernel's logical axis names.
 
-    JAX's own rule computes that gradient transposed, from a transposed copy of the output's: on a CPU a
-    SwiGLU's step so takes 1.7x as long. Not differentiable in forward mode.
+    The kernel is gathered from the devices that share its storage just before it is used, in the forward and
+    again in the backward pass, and its gradient goes straight back to where it is stored. That gradient is
+    one plain product: JAX's own rule computes it transposed, from a transposed copy of the output's, and on a
+    CPU a SwiGLU's step so takes 1.7x as long. Not differentiable in forward mode.
     """
-    return x @ kernel
+    return x @ gather(kernel, *axes)
 
 
-def _matmul_forward(x, kernel):
-    return x @ kernel, (x, kernel)
+def _matmul_forward(x, kernel, axes):
+    return matmul(x, kernel, axes), (x, kernel)
 
 
-def _matmul_backward(saved, slope):
+def _matmul_backward(axes, saved, slope):
     x, kernel = saved
     rows = tuple(range(x.ndim - 1))
-    return slope @ kernel.T, jax.lax.dot_general(x, slope, ((rows, rows), ((), ())))
+    to_kernel = jax.lax.dot_general(x, slope, ((rows, rows), ((), ())))
+    return slope @ gather(kernel, *axes).T, shard(to_kernel, *axes)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 class Dense(nn.Module):
-    """x [..., in] @ kernel [in, out] (+ bias [out]); `axes` are the kernel's logical axis names."""
+    """x [..., in] @ kernel [in, out] (+ bias [out]); `axes` are the kernel's logical axis names.
+
+    In inference the kernel may be a QuantizedKernel.
+    """
 
     features: int
     axes: tuple[str | None, str | None]
@@ -86,7 +93,10 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         init = self.init or Normal(x.shape[-1] ** -0.5)
         kernel = self.param("kernel", logical(init, *self.axes), (x.shape[-1], self.features))
-        y = matmul(x.astype(self.dtype), kernel.astype(self.dtype))
+        if isinstance(kernel, QuantizedKernel):
+            y = kernel.product(x.astype(self.dtype))
+        else:
+            y = matmul(x.astype(self.dtype), kernel.astype(self.dtype), self.axes)
         if self.use_bias:
             bias = self.param("bias", logical(ZEROS, self.axes[1]), (self.features,))
             y = y + bias.astype(self.dtype)
@@ -110,7 +120,8 @@ class Embed(nn.Module):
         return self.embedding.astype(self.dtype)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        return jnp.take(self.table(), ids, axis=0)
+        # Its width gathered first: rows looked up of a split width would be made whole for all devices' rows.
+        return jnp.take(gather(self.table(), *self.axes), ids, axis=0)
 
 
 class LayerNorm(nn.Module):
@@ -183,90 +194,22 @@ def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None = None, backend: str = "xla"
-) -> jax.Array:
-    """Grouped-query attention, softmax in float32.
-
-    q [B, T, N, H]; k, v [B, S, K, H], query head n reading key head n // (N / K). `segments` int32[B, T]:
-    packed rows; token t sees s <= t of its own segment (S = T). None: everyone sees everyone.
-    Returns [B, T, N, H] in v's dtype.
-    """
-    return BACKENDS[backend](q, k, v, segments)
-
-
-def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array) -> jax.Array:
-    """The same over a cache: k, v [B, K, S, H]; the token at `positions` int32[B, T] sees slots s <= its own.
-
-    Heads come before slots so that a matrix product reads the cache as it lies, without a copy.
-    """
-    seen = jnp.arange(k.shape[2])
-
-    def some(q, positions):
-        return _weighted(q, k, v, seen <= positions[:, :, None], "bksh")
-
-    return _in_chunks(some, k.shape[2], q, positions)
-
-
-def _xla_attention(q, k, v, segments):
-    T, S = q.shape[1], k.shape[1]
-    if segments is None:
-        return _in_chunks(lambda q: _weighted(q, k, v, None, "bskh"), S, q)
-    places = jnp.arange(S)
-
-    def some(q, own, place):
-        visible = (own[:, :, None] == segments[:, None]) & (places <= place[:, :, None])
-        return _weighted(q, k, v, visible, "bskh")
-
-    return _in_chunks(some, S, q, segments, jnp.broadcast_to(jnp.arange(T), segments.shape))
-
-
-def _weighted(q, k, v, visible, axes: str) -> jax.Array:
-    """[B, T, N, H] of q [B, T, N, H] and k, v of `axes`; `visible` bool[B, T, S]: may query t see key s."""
-    B, T, N, H = q.shape
-    K = k.shape[axes.index("k")]
-    q = q.reshape(B, T, K, N // K, H)
-    scores = jnp.einsum(f"btkgh,{axes}->bkgts", q, k, preferred_element_type=jnp.float32) * H**-0.5
-    if visible is not None:
-        scores = jnp.where(visible[:, None, None], scores, _MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum(f"bkgts,{axes}->btkgh", weights, v).reshape(B, T, N, H)
-
-
-def _in_chunks(attend, S: int, *queries: jax.Array) -> jax.Array:
-    """`attend(*queries)`, arrays [B, T, ...], some queries at a time where T x S scores would fill memory."""
-    B, T = queries[0].shape[:2]
-    if T * S <= SCORES:
-        return attend(*queries)
-    number = -(-T * S // SCORES)
-    each = -(-T // number)
-
-    def chunks(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, ((0, 0), (0, number * each - T)) + ((0, 0),) * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(B, number, each, *x.shape[2:]), 1, 0)
-
-    # Without remat the backward pass would keep every chunk's scores, which is what this avoids.
-    y = jax.lax.map(lambda one: jax.checkpoint(attend)(*one), tuple(map(chunks, queries)))
-    return jnp.moveaxis(y, 0, 1).reshape(B, number * each, *y.shape[3:])[:, :T]
-
-
-SCORES = 2**22  # of one head and row at one time: 16 MiB of float32
-
-# Kernels of one backend (splash, cuDNN) join here; all take (q, k, v, segments).
-BACKENDS = {"xla": _xla_attention}
-
-
 def stacked(block: type[nn.Module], depth: int, remat: Remat, scan: bool, in_axes, static_argnums=()):
     """Class of `depth` blocks in a row, their parameters stacked on a leading "layers" axis.
 
     `block.__call__(carry, *inputs) -> carry, out`; `in_axes` says for each input whether a block gets its
     slice (0) or all of it (nn.broadcast). `scan` False unrolls the loop, with the same parameters: slower
-    to compile, and on a CPU faster to run. remat "dots" keeps matrix products for the backward pass,
-    "full" only each block's input. `static_argnums` are Python values, counted from 1 = carry.
+    to compile, and on a CPU faster to run. `remat` is what is computed again in the backward pass: "full"
+    keeps each block's input alone, "qkv" also the attention's projections and output, "dots" all matrix
+    products. `static_argnums` are Python values, counted from 1 = carry.
     """
+    policies = jax.checkpoint_policies
     policies = {
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        "full": jax.checkpoint_policies.nothing_saveable,
+        "dots": policies.save_from_both_policies(
+            policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(CONTEXT)
+        ),
+        "qkv": policies.save_only_these_names(QKV, CONTEXT),
+        "full": policies.nothing_saveable,
     }
     if remat != "none":
         # Without a loop around it, XLA would merge the recomputation with the first computation.

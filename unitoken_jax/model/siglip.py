@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from unitoken_jax.config import SiglipConfig
+from unitoken_jax.model.attention import attention
 from unitoken_jax.model.layers import (
     Dense,
     Dtype,
@@ -15,7 +16,6 @@ from unitoken_jax.model.layers import (
     LayerNorm,
     Normal,
     Remat,
-    attention,
     stacked,
     to_unit,
 )
@@ -49,7 +49,8 @@ class SiglipBlock(nn.Module):
         return shard(x, "crops", "patches", "act_embed"), None
 
 
-_HEADS = ("crops", "patches", "heads", "head_dim")
+# Crops are split over all devices, also those that share rows: so each holds whole heads.
+_HEADS = ("crops", "patches", None, "head_dim")
 
 
 class Siglip(nn.Module):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from unitoken_jax.batch import NO_LABEL
 from unitoken_jax.config import ModelConfig
 from unitoken_jax.model.adapter import Adapter
-from unitoken_jax.model.decoder import Cache, Decoder
+from unitoken_jax.model.decoder import Cache, Decoder, init_cache
 from unitoken_jax.model.layers import Dtype, Remat
 from unitoken_jax.model.siglip import Siglip
 from unitoken_jax.model.vqgan import VQModel
@@ -19,23 +19,30 @@ class UniTokenModel(nn.Module):
 
     Parameters: siglip, adapter, decoder; a "vqgan" beside them in `p` is not looked at.
     `dtype` is the computation's; `remat` says what a layer keeps for its backward pass, `scan` False unrolls
-    the loop over layers.
+    the loop over layers, `kernel` and `constant` are the Decoder's.
     """
 
     config: ModelConfig
     dtype: Dtype = jnp.float32
     remat: Remat = "none"
     scan: bool = True
+    kernel: str = "xla"
+    constant: int = 0
+    cache_dtype: Dtype | None = None  # None: `dtype`; int8 has scales beside it
 
     def setup(self):
         c = self.config
         self.siglip = Siglip(c.siglip, self.dtype, self.remat, self.scan)
         self.adapter = Adapter(c.decoder.width, self.dtype)
-        self.decoder = Decoder(c.decoder, self.dtype, self.remat, self.scan)
+        self.decoder = Decoder(c.decoder, self.dtype, self.remat, self.scan, self.kernel, self.constant)
 
     def __call__(self, batch, deterministic: bool = True) -> jax.Array:
         """Batch -> logits float32[B, T, V]. Training goes through `hidden` and a chunked loss instead."""
         return self.logits(self.hidden(batch, deterministic))
+
+    def init_cache(self, rows: int, length: int) -> Cache:
+        """Empty cache for `rows` rows of up to `length` tokens."""
+        return init_cache(self.config.decoder, rows, length, self.cache_dtype or self.dtype)
 
     def features(self, crops: jax.Array) -> jax.Array:
         """uint8[B, C, S, S, 3] -> [B, C * P, D]: what `soft_index` counts in."""

@@ -15,6 +15,7 @@ from unitoken_jax.host.storage import write_text
 from unitoken_jax.train.state import State
 
 CONFIG_FILE, DATA_FILE = "config.json", "data.json"
+GUARD = "guard/"  # where a checkpoint has the State's `guard`
 # Settings that may change when a run resumes: they do not change what is computed.
 FREE_KEYS = (
     "mesh.",
@@ -22,39 +23,84 @@ FREE_KEYS = (
     "data.index",
     "train.log_every",
     "train.validate_every",
+    "train.sample",  # sample_every, sample_count, samples
+    "train.profile_steps",
+    "train.wandb",
     "train.save_every",
     "train.keep",
     "train.remat",
+    "train.attention",
+    "train.accumulate",
     "train.scan_layers",
     "train.loss_chunk",
+    # The guard's limits do change it; they are the way on for a run that it has stopped.
+    "train.spike_sigma",
+    "train.skip_limit",
 )
 
 
-class Checkpoints:
-    """The checkpoints under `workdir`/checkpoints. Use as a context manager, or call `close`."""
+class SaveError(OSError):
+    """A checkpoint could not be written; the message says which one is intact and what to do."""
 
-    def __init__(self, workdir, keep: int):
+
+class Checkpoints:
+    """The checkpoints under `workdir`/checkpoints. Use as a context manager, or call `close`.
+
+    `keep` is how many stay; None only reads. A half-written one, of a process that was killed, does not count
+    and goes when the next is saved.
+    """
+
+    def __init__(self, workdir, keep: int | None):
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
         self._folder = pathlib.Path(workdir).absolute() / "checkpoints"
+        self._saving: int | None = None
+        self._failures: list[Exception] = []
         managers = ocp.checkpoint_managers
+        writing = keep is not None
         self._manager = ocp.CheckpointManager(
             self._folder,
-            options=ocp.CheckpointManagerOptions(preservation_policy=managers.LatestN(max(keep, 1))),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=managers.LatestN(max(keep, 1)) if writing else None,
+                cleanup_tmp_directories=writing,
+                create=writing,
+                read_only=not writing,
+            ),
             item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
-                "data": ocp.JsonCheckpointHandler(),
-                "config": ocp.JsonCheckpointHandler(),
+                "state": self._watched(ocp.StandardCheckpointHandler()),
+                "data": self._watched(ocp.JsonCheckpointHandler()),
+                "config": self._watched(ocp.JsonCheckpointHandler()),
             },
         )
+        # Orbax asks on its own, with steps and from its threads, and confuses `preemption.Preemption`.
+        self._manager.reached_preemption = lambda step: False
+
+    def _watched(self, handler):
+        """`handler`, whose failures in the background are noted as they happen.
+
+        Orbax says so only when the save is over, and where there are other processes it is not: they wait
+        for this one.
+        """
+        save = handler.async_save
+
+        async def watched(*args, **kwargs):
+            return [_Watched(future, self._failures) for future in await save(*args, **kwargs) or ()]
+
+        handler.async_save = watched
+        return handler
 
     def latest(self) -> int | None:
         """The newest complete checkpoint's step."""
         return self._manager.latest_step()
 
     def save(self, state: State, data: int, config: Config) -> None:
-        """Starts writing the checkpoint of `state.step`; `data` is the loader's state. No-op if it exists."""
+        """Starts writing the checkpoint of `state.step`; `data` is the loader's state. No-op if it exists.
+
+        Raises SaveError where that fails, or the save before it has.
+        """
+        self.check()
+        self.wait()
         step = int(state.step)
         if step in self._manager.all_steps():
             return
@@ -64,7 +110,39 @@ class Checkpoints:
             data=arguments.JsonSave({"next": int(data)}),
             config=arguments.JsonSave(to_dict(config)),
         )
-        self._manager.save(step, args=items)
+        with self._failing(step):
+            self._manager.save(step, args=items, force=True)
+        self._saving = step
+
+    def check(self) -> None:
+        """Raises SaveError where the save in the background has failed; never waits for it."""
+        if self._failures:
+            with self._failing(self._saving):
+                raise self._failures[0]
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when everything is on disk; SaveError where it could not be."""
+        step, self._saving = self._saving, None
+        if step is not None:
+            with self._failing(step):
+                self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _failing(self, step: int):
+        try:
+            yield
+        except Exception as error:  # whatever a file system, tensorstore or Orbax raises
+            intact = [int(path.name) for path in self._folder.iterdir() if path.name.isdigit()]
+            before = (
+                f"The checkpoint of step {max(intact)} is" if intact else "There is none before it that is"
+            )
+            raise SaveError(
+                f"the checkpoint of step {step} could not be written to {self._folder}: {error}\n{before} "
+                "intact. Make room there, or put right what is wrong, and give the same command again: the "
+                "run goes on from its newest checkpoint."
+            ) from error
 
     def restore(self, abstract: State, step: int | None = None) -> tuple[State, int]:
         """(state, loader state) of `step` (default: the newest).
@@ -78,18 +156,24 @@ class Checkpoints:
                 f"no checkpoint{'' if step is None else f' of step {step}'} in {self._folder}"
             )
         wanted = _named(abstract)
-        self._check(wanted, step)
+        stored = _named(self._manager.item_metadata(step)["state"].tree)
+        begun = {}
+        if not any(name.startswith(GUARD) for name in stored):  # from before there was one: it starts anew
+            begun = {name: _zeros(leaf) for name, leaf in wanted.items() if name.startswith(GUARD)}
+            wanted = {name: leaf for name, leaf in wanted.items() if name not in begun}
+        self._check(wanted, stored, step)
         arguments = self._ocp.args
         items = arguments.Composite(
             state=arguments.StandardRestore(_nested(wanted)), data=arguments.JsonRestore()
         )
         found = self._manager.restore(step, args=items)
-        arrays = _named(found["state"])
+        arrays = _named(found["state"]) | begun
         structure = jax.tree.structure(abstract)
-        return jax.tree.unflatten(structure, [arrays[name] for name in wanted]), found["data"]["next"]
+        return jax.tree.unflatten(structure, [arrays[name] for name in _named(abstract)]), found["data"][
+            "next"
+        ]
 
-    def _check(self, wanted: dict, step: int) -> None:
-        stored = _named(self._manager.item_metadata(step)["state"].tree)
+    def _check(self, wanted: dict, stored: dict, step: int) -> None:
         problems = [f"missing from the checkpoint: {name}" for name in wanted if name not in stored]
         problems += [f"surplus in the checkpoint: {name}" for name in stored if name not in wanted]
         for name in wanted:
@@ -112,19 +196,34 @@ class Checkpoints:
         found = self._manager.restore(step, args=arguments.Composite(data=arguments.JsonRestore()))
         return found["data"]["next"]
 
-    def wait(self) -> None:
-        """Returns when everything is on disk; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
-
     def close(self) -> None:
-        self.wait()
-        self._manager.close()
+        """Returns when everything is on disk; raises as `wait`."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_) -> None:
-        self.close()
+    def __exit__(self, kind, *_) -> None:
+        # A save that has failed here is not over for the other processes: there is no waiting for it.
+        if kind is None or not issubclass(kind, SaveError):
+            self.close()
+
+
+class _Watched:
+    """A future of Orbax's that adds what it fails with to `failures`."""
+
+    def __init__(self, future, failures: list[Exception]):
+        self._future, self._failures = future, failures
+
+    def result(self, timeout: float | None = None):
+        try:
+            return self._future.result(timeout=timeout)
+        except Exception as error:
+            self._failures.append(error)
+            raise
 
 
 def _named(tree) -> dict:
@@ -138,6 +237,10 @@ def _key(key) -> str:
         if hasattr(key, attribute):
             return str(getattr(key, attribute))
     raise TypeError(f"unknown kind of tree key {key!r}")
+
+
+def _zeros(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    return jax.numpy.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
 
 
 def _nested(named: dict) -> dict:
@@ -177,7 +280,7 @@ def check_workdir(workdir, config: Config) -> None:
 
 def _check_place(workdir, start: int) -> None:
     """Raises ValueError unless the run in `workdir` has reached global row `start`."""
-    with Checkpoints(workdir, 1) as checkpoints:
+    with Checkpoints(workdir, None) as checkpoints:
         reached = checkpoints.position()
     if reached != start:
         raise ValueError(
@@ -188,7 +291,7 @@ def _check_place(workdir, start: int) -> None:
 
 def change_data(workdir) -> str:
     """How the data of the run in `workdir` is changed on purpose."""
-    with Checkpoints(workdir, 1) as checkpoints:
+    with Checkpoints(workdir, None) as checkpoints:
         reached = checkpoints.position()
     if reached is None:
         return "(no checkpoint is there yet, so other data is another run)"

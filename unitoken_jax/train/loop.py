@@ -1,30 +1,40 @@
 """The training loop: the same for the quickstart on a laptop and 7B on a pod.
 
-A run directory holds config.json, data.json, checkpoints/, metrics.jsonl, tensorboard/ and, at the end,
-model/.
+A run directory holds config.json, data.json, checkpoints/, metrics.jsonl, tensorboard/, skipped.jsonl where
+a step was left out, samples/ and profile/ where asked for and, at the end, model/.
 """
 
 import contextlib
+import dataclasses
 import pathlib
-import signal
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import jax
-import numpy as np
-from flax.core import meta
 
 from unitoken_jax import model_dir, sharding
 from unitoken_jax.config import Config, to_dict
 from unitoken_jax.host.loader import Loader, Validation
 from unitoken_jax.host.tokenizer import Tokenizer
-from unitoken_jax.model.init import abstract_params, init_params
+from unitoken_jax.model.init import init_params
 from unitoken_jax.train import state as states
 from unitoken_jax.train.checkpoint import Checkpoints, check_workdir, claim_data, claim_workdir, differences
+from unitoken_jax.train.goodput import Goodput
 from unitoken_jax.train.loss import LossSums
-from unitoken_jax.train.metrics import MetricsLog, Progress
-from unitoken_jax.train.optimizer import peak_rates, transformation
+from unitoken_jax.train.metrics import (
+    METRICS_FILE,
+    MetricsLog,
+    Progress,
+    read_metrics,
+    require_wandb,
+    wandb_run,
+)
+from unitoken_jax.train.optimizer import peak_rates
+from unitoken_jax.train.placement import check_rows, initial_state, place, shardings_of
+from unitoken_jax.train.preemption import Preemption
+from unitoken_jax.train.profile import Profile
+from unitoken_jax.train.samples import Samples
+from unitoken_jax.train.skips import SkipLog
+from unitoken_jax.train.speed import Speed, memory
 from unitoken_jax.train.step import make_evaluation_step, make_model, make_train_step
 
 MODEL_FOLDER = "model"
@@ -51,12 +61,14 @@ def train(
     Starts from `params` (nested tree) and `tokenizer` where given, else from the model directory
     `config.train.init_from`, else from random weights and `config.train.tokenizer`. `progress` labels the
     progress bar; None: silent. Writes `workdir`/model at the end. Raises ValueError for what cannot be done
-    (settings, data, another run's directory), Preempted after SIGTERM.
+    (settings, data, another run's directory) and where nothing is learnt any more (`train.skip_limit`),
+    SaveError where a checkpoint could not be written, Preempted after SIGTERM on any process.
     """
-    workdir = pathlib.Path(workdir)
+    workdir, clock = pathlib.Path(workdir), Goodput()
     check_workdir(workdir, config)  # before anything slow
+    require_wandb(config.train.wandb)
     mesh = sharding.make_mesh(config.mesh)
-    _check_rows(config, mesh)
+    check_rows(config, mesh)
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
         if params is None or tokenizer is None:
             params, tokenizer = _start(config, params, tokenizer, mesh)
@@ -65,55 +77,110 @@ def train(
         validation = None
         if config.data.validation:
             validation = Validation(config.data, config.model, tokenizer, *_process())
+        samples = Samples(config, tokenizer, mesh, validation, workdir) if config.train.sample_every else None
         rates = peak_rates(states.flatten(params), config.optimizer.groups)
-        state, shardings = _place(config, params, rates, mesh)
+        state, abstract = initial_state(config, params, rates, mesh)
         del params
         claim_workdir(workdir, config)
         claim_data(workdir, loader.fingerprint(), config.data.mixture_start)
         checkpoints = stack.enter_context(Checkpoints(workdir, config.train.keep))
+        clock.lap("start")
         if checkpoints.latest() is not None:
-            state, position = checkpoints.restore(_abstract(state, shardings))
+            state, position = checkpoints.restore(abstract)
             loader.restore(position)
-        log = stack.enter_context(_open_log(config, workdir, progress, int(state.step)))
-        run = _Run(config, mesh, tokenizer, rates, shardings, loader, validation, checkpoints, log)
-        state = run.to_the_end(state, stack.enter_context(_terminations()))
+            clock.lap("restore")
+            _resume(clock, workdir, int(state.step))
+        model = make_model(config, rates, mesh.devices.flat[0].platform)
+        vocabulary, first = tokenizer.vocabulary, int(state.step) + 1
+        run = _Run(
+            config,
+            mesh,
+            make_train_step(model, config, rates, vocabulary, shardings_of(abstract)),
+            make_evaluation_step(model, config, vocabulary),
+            loader,
+            validation,
+            samples,
+            checkpoints,
+            stack.enter_context(_open_log(config, workdir, progress, int(state.step))),
+            SkipLog(workdir, config, loader.examples, write=jax.process_index() == 0),
+            stack.enter_context(Profile(workdir / "profile", first, config.train.profile_steps)),
+            Speed(config.model, rates, mesh.devices.flatten().tolist()),
+            clock,
+        )
+        state = run.to_the_end(state, stack.enter_context(Preemption()))
     about = {"training": to_dict(config)}
     model_dir.save_model(workdir / MODEL_FOLDER, config.model, state.tree, tokenizer, about)
     return state
 
 
+@dataclasses.dataclass
 class _Run:
     """A run with all its parts in place."""
 
-    def __init__(self, config, mesh, tokenizer, rates, shardings, loader, validation, checkpoints, log):
-        self.config, self.mesh, self.loader, self.validation = config, mesh, loader, validation
-        self.checkpoints, self.log = checkpoints, log
-        model = make_model(config)
-        self.step = make_train_step(model, config, rates, tokenizer.vocabulary, shardings)
-        self.evaluate = make_evaluation_step(model, config, tokenizer.vocabulary)
+    config: Config
+    mesh: jax.sharding.Mesh
+    step: Callable
+    evaluate: Callable
+    loader: Loader
+    validation: Validation | None
+    samples: Samples | None
+    checkpoints: Checkpoints
+    log: "MetricsLog | _NoLog"
+    skips: SkipLog
+    profile: Profile
+    speed: Speed
+    clock: Goodput
 
-    def to_the_end(self, state: states.State, terminated: threading.Event) -> states.State:
+    def to_the_end(self, state: states.State, preemption: Preemption) -> states.State:
         """Steps, validations and checkpoints up to `config.train.steps`; Preempted when told to stop."""
-        settings = self.config.train
-        before = time.perf_counter()
-        for step in range(int(state.step) + 1, settings.steps + 1):
-            batch = next(self.loader)
-            waited = time.perf_counter() - before
-            state, metrics = self.step(state, place(batch, self.mesh))
-            # Only now wait for the step before this one: the device has this one to do meanwhile.
-            self.log.flush()
-            now = time.perf_counter()
-            metrics |= _speeds(batch, now - before, waited)
-            if settings.validate_every and self.validation and step % settings.validate_every == 0:
-                metrics |= self.validate(state)
-            stopping = terminated.is_set()  # looked at once: it may be set while this is being saved
+        settings, clock = self.config.train, self.clock
+        first = int(state.step) + 1
+        for step in range(first, settings.steps + 1):
+            with self.profile.begin(step):
+                batch = next(self.loader)
+                row = self.loader.state() - self.config.data.rows  # the batch's first
+                waited = clock.lap("data")
+                state, metrics = self.step(state, place(batch, self.mesh))
+                compiling = clock.lap("compile") if step == first else 0.0
+                counts = self.speed.count(batch)
+                self.checkpoints.check()
+                # Only now wait for the step before this one: the device has this one to do meanwhile.
+                self.flush()
+                seconds = waited + compiling + clock.lap("productive")
+            self.profile.end(step, state)
+            metrics |= self.speed.of(counts, seconds, waited) | memory() | self.look(step, state)
+            self.log.push(step, metrics | clock.metrics())
+            self.skips.push(step, row, metrics)
+            stopping = preemption.reached()
             if step % settings.save_every == 0 or step == settings.steps or stopping:
+                self.flush()  # a step that a checkpoint holds is never done again, so its numbers go first
+                clock.lap("productive")
                 self.checkpoints.save(state, self.loader.state(), self.config)
-            self.log.push(step, metrics)
-            before = time.perf_counter()
+                clock.lap("save")
             if stopping and step < settings.steps:
                 raise Preempted
         return state
+
+    def look(self, step: int, state: states.State) -> dict[str, float]:
+        """Validates and makes samples where it is time to; the validation's metrics."""
+        settings, metrics = self.config.train, {}
+        validating = self.validation and settings.validate_every and step % settings.validate_every == 0
+        sampling = self.samples and step % settings.sample_every == 0
+        if validating or sampling:
+            jax.block_until_ready(state)  # the step's own time is not theirs
+            self.clock.lap("productive")
+        if validating:
+            metrics = self.validate(state)
+            self.clock.lap("validation")
+        if sampling:
+            self.log.images(step, self.samples.make(state.tree, step))
+            self.clock.lap("samples")
+        return metrics
+
+    def flush(self) -> None:
+        """Writes down the last step taken."""
+        self.log.flush()
+        self.skips.flush()
 
     def validate(self, state: states.State) -> dict[str, float]:
         """One pass over the validation set: `LossSums.means` of all of it, named validation_*."""
@@ -155,68 +222,14 @@ def _check_same_network(config: Config, stored) -> None:
         )
 
 
-def _check_rows(config: Config, mesh) -> None:
-    groups = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.data.rows % groups:
-        raise ValueError(
-            f"data.rows is {config.data.rows}, and the mesh splits rows {groups} ways (data x fsdp): "
-            "make it a multiple"
-        )
-
-
-def _place(config: Config, params: dict, rates: dict[str, float], mesh):
-    """(state at step 0, its shardings), every array where it belongs."""
-    optimizer = transformation(config.optimizer)
-    layout = states.flatten(sharding.shardings(mesh, abstract_params(config.model)))
-    flat = states.flatten(meta.unbox(params))
-    unknown = [path for path in flat if path not in layout]
-    if unknown:
-        raise ValueError(
-            f"config.model has no parameters {', '.join(unknown[:8])}, which were given to start from"
-        )
-    flat = {path: jax.device_put(value, layout[path]) for path, value in flat.items()}
-    tree = states.merge(flat, {})
-    abstract = jax.eval_shape(lambda tree: states.create(tree, rates, optimizer), tree)
-    shardings = states.state_shardings(abstract, layout, mesh)
-    create = jax.jit(lambda tree: states.create(tree, rates, optimizer), out_shardings=shardings)
-    return create(tree), shardings
-
-
-def _abstract(state: states.State, shardings: states.State) -> states.State:
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        state,
-        shardings,
-    )
-
-
-def place(batch: dict, mesh) -> dict:
-    """This process's rows of a batch -> global arrays, rows split over the mesh."""
-    rows = jax.sharding.NamedSharding(mesh, sharding.spec("batch"))
-    return {name: jax.make_array_from_process_local_data(rows, value) for name, value in batch.items()}
-
-
 def _process() -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
 
 
-def _speeds(batch: dict, seconds: float, waited: float) -> dict[str, float]:
-    """What a batch holds (this process's rows times the processes), and how fast it went.
-
-    `seconds` is what the step took without validation and checkpoints, `waited` of it for the batch.
-    """
-    segments, processes = batch["segments"], jax.process_count()
-    tokens = int(np.count_nonzero(segments)) * processes
-    samples = int(segments.max(axis=1).sum()) * processes
-    return {
-        "tokens": tokens,
-        "samples": samples,
-        "packing_fill": tokens / (segments.size * processes),
-        "tokens_per_second": tokens / seconds,
-        "samples_per_second": samples / seconds,
-        "step_seconds": seconds,
-        "data_wait_seconds": waited,
-    }
+def _resume(clock: Goodput, workdir: pathlib.Path, step: int) -> None:
+    """The clock goes on from what the processes before have written."""
+    if jax.process_index() == 0 and (workdir / METRICS_FILE).exists():
+        clock.resume(read_metrics(workdir), step)
 
 
 def _open_log(config: Config, workdir, progress: str | None, start: int):
@@ -224,7 +237,8 @@ def _open_log(config: Config, workdir, progress: str | None, start: int):
     if jax.process_index() > 0:
         return _NoLog()
     bar = Progress(progress, config.train.steps, start) if progress is not None else None
-    return MetricsLog(workdir, config.train.log_every, bar)
+    wandb = wandb_run(config.train.wandb, workdir, to_dict(config))
+    return MetricsLog(workdir, config.train.log_every, bar, wandb)
 
 
 class _NoLog(contextlib.nullcontext):
@@ -237,16 +251,5 @@ class _NoLog(contextlib.nullcontext):
     def flush(self) -> None:
         pass
 
-
-@contextlib.contextmanager
-def _terminations() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, instead of ending the process (only the main thread may ask for that)."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def images(self, step: int, pictures: dict) -> None:
+        pass

@@ -1,15 +1,17 @@
 """Next-token cross-entropy with z-loss, over supervised positions only.
 
 `float32[B, T, V]` never exists. Supervised positions (a third of them or fewer) are moved to the front of a
-compact buffer, and a loop whose length follows their number makes the logits of `chunk` of them at a time.
-A loop of unknown length has no reverse gradient in jax, but here none is needed: the loss is a sum, so its
-gradient is made in the same pass that makes the logits (which also saves making them twice), and the
-backward pass only scales it.
+compact buffer. Two sweeps over blocks of the vocabulary make the logits of `chunk` of them at a time, in a
+loop whose length follows their number: the first sums up each position's exponentials, the second makes the
+gradients, where any are asked for. A loop of unknown length has no reverse gradient in jax, but here none is
+needed: the loss is a sum, so its gradient is made on the way, and the backward pass only scales it.
 
 On a mesh, each group of devices that holds rows of its own compacts those rows alone: nothing is gathered
-across rows, and the head's gradient is summed over groups once, after the loop.
+across rows. A block of the head's gradient is summed over groups as soon as it is made, and no device ever
+holds more of the head, or of its gradient, than one block besides its own share.
 
-Letters: B rows, T tokens, D width, V vocabulary, G groups of rows, M positions of a group, K a chunk.
+Letters: B rows, T tokens, D width, V vocabulary, G groups of rows, M positions of a group, K a chunk of them,
+S the devices that split the vocabulary, C a block's share of it on each.
 """
 
 import functools
@@ -21,6 +23,9 @@ import numpy as np
 
 from unitoken_jax.sharding import RULES, shard
 from unitoken_jax.vocabulary import Vocabulary
+
+VOCABULARY_BLOCK = 8192  # ids whose logits a device makes at one time
+_LOWEST = -1e30  # below every logit, and finite
 
 
 class LossSums(NamedTuple):
@@ -82,12 +87,15 @@ def cross_entropy(
     z_loss: float,
     chunk: int,
     picture_tokens: np.ndarray | jax.Array | None = None,
+    count: jax.Array | None = None,
 ) -> tuple[jax.Array, LossSums]:
     """Mean over supervised positions of `cross-entropy + z_loss * logsumexp^2`, and the sums it came from.
 
     `hidden` float[B, T, D] after the decoder's last norm; `head_kernel` float[D, V], used in hidden's dtype
-    with float32 sums; `labels`, `segments` int32[B, T] as in `batch.py`; `chunk` positions whose logits a
-    device holds at one time; `picture_tokens` bool[V] tells the two tasks apart (None: all is text).
+    with float32 sums; `labels`, `segments` int32[B, T] as in `batch.py`; `chunk` positions whose logits of a
+    vocabulary block a device holds at one time; `picture_tokens` bool[V] tells the two tasks apart (None: all
+    is text); `count` float32[] is what the sum is divided by where these rows are part of a batch (None:
+    their own positions).
     Only the mean is differentiable, with respect to `hidden` and `head_kernel`. No supervised position: 0.
     The published code's loss (reference README: mean over positions whose next label is not ignored).
     """
@@ -96,11 +104,12 @@ def cross_entropy(
     groups = _row_groups(hidden.shape[0])
     wanted = targets(labels, segments).reshape(groups, -1)
     grouped = _split_groups(hidden.reshape(groups, -1, hidden.shape[-1]))
-    head = shard(head_kernel.astype(hidden.dtype), None, "vocab")
+    head = head_kernel.astype(hidden.dtype)
     total, sums = _summed_loss(
         grouped, head, _split_groups(wanted), jnp.asarray(picture_tokens), z_loss, chunk
     )
-    return total / jnp.maximum(sums.count.sum(), 1), jax.lax.stop_gradient(sums)
+    count = sums.count.sum() if count is None else count
+    return total / jnp.maximum(count, 1), jax.lax.stop_gradient(sums)
 
 
 def _row_groups(rows: int) -> int:
@@ -118,98 +127,157 @@ def _split_groups(x: jax.Array) -> jax.Array:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _summed_loss(hidden, head, wanted, picture_tokens, z_loss, chunk):
     """hidden [G, M, D], head [D, V], wanted int32[G, M] -> (float32[], LossSums)."""
-    total, sums, _, _ = _sweep(hidden, head, wanted, picture_tokens, z_loss, chunk, False, False)
-    return total, sums
+    sweeps = _Sweeps(hidden, head, wanted, chunk)
+    return sweeps.objective(picture_tokens, z_loss)
 
 
 def _summed_loss_forward(hidden, head, wanted, picture_tokens, z_loss, chunk):
-    arguments = [each.value for each in (hidden, head, wanted, picture_tokens)]
-    # A frozen head needs no gradient: it is the one that would cost a third of the work.
-    total, sums, to_hidden, to_head = _sweep(*arguments, z_loss, chunk, hidden.perturbed, head.perturbed)
-    return (total, sums), (to_hidden, to_head)
+    sweeps = _Sweeps(hidden.value, head.value, wanted.value, chunk)
+    found = sweeps.objective(picture_tokens.value, z_loss)
+    # A frozen head needs no gradient: it is the one that would cost a quarter of the work.
+    return found, sweeps.gradients(z_loss, hidden.perturbed, head.perturbed)
 
 
 def _summed_loss_backward(z_loss, chunk, residuals, cotangents):
-    to_hidden, to_head = residuals
     scale = cotangents[0]  # of the sum; LossSums are not differentiable
     if isinstance(scale, jax.custom_derivatives.SymbolicZero):
         return None, None, None, None
-    if to_hidden is not None:
-        to_hidden = (to_hidden * scale).astype(to_hidden.dtype)
-    if to_head is not None:
-        to_head = (to_head * scale).astype(to_head.dtype)
-    return to_hidden, to_head, None, None
+    scaled = (None if leaf is None else (leaf * scale).astype(leaf.dtype) for leaf in residuals)
+    return *scaled, None, None
 
 
 _summed_loss.defvjp(_summed_loss_forward, _summed_loss_backward, symbolic_zeros=True)
 
 
-def _sweep(hidden, head, wanted, picture_tokens, z_loss, chunk, hidden_gradient: bool, head_gradient: bool):
-    """The loop over chunks: (summed objective, LossSums, gradients to hidden and head; None if not asked)."""
-    groups, positions, _ = hidden.shape
-    chunk = min(chunk, positions)
-    padded = -(-positions // chunk) * chunk
-    supervised = wanted >= 0
-    # Stable sort: supervised positions first, in order. `place` is where each position went.
-    order = jnp.argsort(~supervised, axis=1, stable=True)
-    place = jnp.argsort(order, axis=1)
-    compact = jnp.take_along_axis(hidden, order[..., None], axis=1)
-    compact = jnp.pad(compact, ((0, 0), (0, padded - positions), (0, 0)))
-    labels = jnp.pad(
-        jnp.take_along_axis(wanted, order, axis=1), ((0, 0), (0, padded - positions)), constant_values=-1
-    )
-    chunks = (supervised.sum(1).max() + chunk - 1) // chunk
+class _Sweeps:
+    """Supervised positions in front of a compact buffer, and the two sweeps over them."""
 
-    def body(i, carry):
-        sums, to_compact, to_head = carry
-        part = jax.lax.dynamic_slice_in_dim(compact, i * chunk, chunk, axis=1)
-        target = jax.lax.dynamic_slice_in_dim(labels, i * chunk, chunk, axis=1)
-        added, slopes = _chunk(part, head, target, picture_tokens, z_loss)
-        slopes = slopes.astype(hidden.dtype)
-        if to_compact is not None:
-            back = jnp.einsum("gkv,dv->gkd", slopes, head)
-            to_compact = jax.lax.dynamic_update_slice_in_dim(to_compact, back, i * chunk, axis=1)
-        if to_head is not None:
-            to_head += jnp.einsum("gkd,gkv->gdv", part, slopes, preferred_element_type=jnp.float32)
-        return jax.tree.map(jnp.add, sums, added), to_compact, to_head
+    def __init__(self, hidden, head, wanted, chunk: int):
+        _, positions, width = hidden.shape
+        self.chunk = min(chunk, positions)
+        spare = -positions % self.chunk
+        self.supervised = wanted >= 0
+        # Stable sort: supervised positions first, in order. `place` is where each position went.
+        order = jnp.argsort(~self.supervised, axis=1, stable=True)
+        self.place = jnp.argsort(order, axis=1)
+        compact = jnp.take_along_axis(hidden, order[..., None], axis=1)
+        self.compact = jnp.pad(compact, ((0, 0), (0, spare), (0, 0)))
+        labels = jnp.take_along_axis(wanted, order, axis=1)
+        self.labels = jnp.pad(labels, ((0, 0), (0, spare)), constant_values=-1)
+        self.chunks = (self.supervised.sum(1).max() + self.chunk - 1) // self.chunk
+        self.split, self.blocks = _vocabulary_blocks(head.shape[1])
+        self.head = head.reshape(width, self.split, self.blocks, -1)  # [D, S, blocks, C]
+        self.ids = np.arange(head.shape[1], dtype=np.int32).reshape(self.head.shape[1:])
 
-    zero, pair = jnp.zeros(groups), jnp.zeros((2, groups))
-    to_compact = _split_groups(jnp.zeros_like(compact)) if hidden_gradient else None
-    # A sum per group, so that no iteration has to wait for other devices.
-    to_head = jnp.zeros((groups, *head.shape)) if head_gradient else None
-    if to_head is not None:
-        to_head = shard(to_head, "batch" if groups > 1 else None, None, "vocab")
-    start = (LossSums(pair, zero, pair, pair), to_compact, to_head)
-    sums, to_compact, to_head = jax.lax.fori_loop(0, chunks, body, start)
-    sums = jax.tree.map(lambda each: each.sum(-1), sums)
-    total = sums.loss.sum() + z_loss * sums.z
-    if hidden_gradient:
-        to_hidden = jnp.take_along_axis(to_compact, place[..., None], axis=1)
-        to_hidden = jnp.where(supervised[..., None], to_hidden, 0)
-    return (
-        total,
-        sums,
-        to_hidden if hidden_gradient else None,
-        to_head.sum(0).astype(head.dtype) if head_gradient else None,
-    )
+    def objective(self, picture_tokens, z_loss) -> tuple[jax.Array, LossSums]:
+        """The first sweep: (summed objective, LossSums)."""
+
+        def block(carry, number):
+            head, ids = self._block(number)
+
+            def some(i, carry):
+                top, total, label_logit = (self._cut(part, i) for part in carry)
+                logits, is_label = self._logits(i, head, ids)[1:]
+                highest = jnp.maximum(top, logits.max(-1))
+                total = total * jnp.exp(top - highest) + jnp.exp(logits - highest[..., None]).sum(-1)
+                label_logit += jnp.where(is_label, logits, 0).sum(-1)
+                return tuple(self._put(a, b, i) for a, b in zip(carry, (highest, total, label_logit)))
+
+            return jax.lax.fori_loop(0, self.chunks, some, carry), None
+
+        # A sum for each device that has a part of the vocabulary, so that no iteration waits for another.
+        each = (*self.labels.shape, self.split)
+        start = (jnp.full(each, _LOWEST), jnp.zeros(each), jnp.zeros(each))
+        start = tuple(self._split(part, "vocab") for part in start)
+        (top, total, label_logit), _ = jax.lax.scan(block, start, jnp.arange(self.blocks))
+        highest, label_logit = top.max(-1), label_logit.sum(-1)
+        total = jnp.sum(total * jnp.exp(top - highest[..., None]), axis=-1)
+        valid = self.labels >= 0
+        self.normaliser = jnp.where(valid, highest + jnp.log(jnp.where(valid, total, 1)), 0)
+        drawn = picture_tokens[jnp.maximum(self.labels, 0)]
+        tasks = jnp.stack([valid & ~drawn, valid & drawn]).astype(jnp.float32)
+        label_logit = jnp.where(valid, label_logit, 0)
+        sums = LossSums(
+            loss=(tasks * (self.normaliser - label_logit)).sum((1, 2)),
+            z=jnp.sum(self.normaliser**2),
+            correct=(tasks * (label_logit >= highest)).sum((1, 2)),
+            count=tasks.sum((1, 2)),
+        )
+        return sums.loss.sum() + z_loss * sums.z, sums
+
+    def gradients(self, z_loss, to_hidden: bool, to_head: bool):
+        """The second sweep: gradients [G, M, D] and [D, V] of the objective; None for what is not asked."""
+        dtype = self.compact.dtype
+        groups, _, width = self.compact.shape
+
+        def block(to_compact, number):
+            head, ids = self._block(number)
+
+            def some(i, carry):
+                to_compact, to_block = carry
+                part, logits, is_label = self._logits(i, head, ids)
+                normaliser = self._cut(self.normaliser, i)[..., None, None]
+                slopes = jnp.exp(logits - normaliser) * (1 + 2 * z_loss * normaliser) - is_label
+                valid = self._cut(self.labels, i)[..., None, None] >= 0
+                slopes = jnp.where(valid, slopes, 0).astype(dtype)
+                if to_hidden:
+                    back = jnp.einsum("gksc,dsc->gksd", slopes, head, preferred_element_type=jnp.float32)
+                    to_compact = self._put(to_compact, self._cut(to_compact, i) + back, i)
+                if to_head:
+                    own = jnp.einsum("gkd,gksc->gdsc", part, slopes, preferred_element_type=jnp.float32)
+                    to_block += own
+                return to_compact, to_block
+
+            to_block = None
+            if to_head:  # a sum for each group, as above
+                to_block = self._split(jnp.zeros((groups, *head.shape)), "vocab", None)
+            to_compact, to_block = jax.lax.fori_loop(0, self.chunks, some, (to_compact, to_block))
+            if to_head:
+                to_block = shard(to_block.sum(0).astype(dtype), "embed", "vocab", None)
+            return to_compact, to_block
+
+        start = None
+        if to_hidden:
+            start = self._split(jnp.zeros((*self.labels.shape, self.split, width)), "vocab", None)
+        to_compact, to_blocks = jax.lax.scan(block, start, jnp.arange(self.blocks))
+        if to_hidden:
+            to_compact = to_compact.sum(2).astype(dtype)
+            to_compact = jnp.take_along_axis(to_compact, self.place[..., None], axis=1)
+            to_compact = jnp.where(self.supervised[..., None], to_compact, 0)
+        if to_head:
+            to_blocks = jnp.moveaxis(to_blocks, 0, 2).reshape(width, -1)
+        return to_compact, to_blocks
+
+    def _block(self, number) -> tuple[jax.Array, jax.Array]:
+        """Block `number` of the head [D, S, C], only its vocabulary split, and its ids int32[S, C]."""
+        head = jax.lax.dynamic_index_in_dim(self.head, number, 2, keepdims=False)
+        ids = jax.lax.dynamic_index_in_dim(jnp.asarray(self.ids), number, 1, keepdims=False)
+        return shard(head, None, "vocab", None), ids
+
+    def _logits(self, i, head, ids):
+        """Chunk `i`: (hidden [G, K, D], logits float32[G, K, S, C], where they are the labels')."""
+        part = self._cut(self.compact, i)
+        logits = jnp.einsum("gkd,dsc->gksc", part, head, preferred_element_type=jnp.float32)
+        logits = self._split(logits, "vocab", None)
+        return part, logits, ids == self._cut(self.labels, i)[..., None, None]
+
+    def _cut(self, x: jax.Array, i) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(x, i * self.chunk, self.chunk, axis=1)
+
+    def _put(self, x: jax.Array, part: jax.Array, i) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(x, part, i * self.chunk, axis=1)
+
+    def _split(self, x: jax.Array, *names: str | None) -> jax.Array:
+        """`x` [G, ..., *names] with a group on each group of devices."""
+        rest = [None] * (x.ndim - 1 - len(names))
+        return shard(x, "batch" if len(x) > 1 else None, *rest, *names)
 
 
-def _chunk(hidden, head, target, picture_tokens, z_loss):
-    """hidden [G, K, D], target int32[G, K] or -1 -> (LossSums [..., G], float32[G, K, V] slopes)."""
-    logits = jnp.einsum("gkd,dv->gkv", hidden, head, preferred_element_type=jnp.float32)
-    logits = shard(logits, "batch" if logits.shape[0] > 1 else None, None, "vocab")
-    valid = (target >= 0).astype(jnp.float32)
-    is_label = jnp.arange(logits.shape[-1], dtype=jnp.int32) == target[..., None]
-    normaliser = jax.nn.logsumexp(logits, axis=-1)
-    label_logit = jnp.sum(jnp.where(is_label, logits, 0), axis=-1)
-    drawn = picture_tokens[jnp.maximum(target, 0)]
-    tasks = jnp.stack([valid * ~drawn, valid * drawn])
-    # Summed over a group only, for the same reason as the head's gradient.
-    sums = LossSums(
-        loss=(tasks * (normaliser - label_logit)).sum(-1),
-        z=(valid * normaliser**2).sum(-1),
-        correct=(tasks * (label_logit >= logits.max(-1))).sum(-1),
-        count=tasks.sum(-1),
-    )
-    slopes = jnp.exp(logits - normaliser[..., None]) * (1 + 2 * z_loss * normaliser)[..., None] - is_label
-    return sums, slopes * valid[..., None]
+def _vocabulary_blocks(size: int) -> tuple[int, int]:
+    """(devices that split the vocabulary, blocks of each one's part)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    split = 1 if mesh.empty else mesh.shape[RULES["vocab"]]
+    split = split if size % split == 0 else 1
+    own = size // split
+    least = -(-own // VOCABULARY_BLOCK)
+    return split, next(blocks for blocks in (*range(least, 2 * least), 1) if own % blocks == 0)

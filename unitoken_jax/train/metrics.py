@@ -1,14 +1,19 @@
-"""Where a run's numbers go: metrics.jsonl (one line a step, appended), TensorBoard events, and the terminal.
+"""Where a run's numbers go: metrics.jsonl (one line a step, appended), TensorBoard events, Weights & Biases
+where asked for, and the terminal.
 
 Numbers of a step are read from the device one step later, when they are there already, so that the device
 never waits for the host. Nothing here imports jax: a device scalar is whatever float() takes.
 """
 
+import hashlib
+import importlib.util
+import io
 import json
 import math
 import pathlib
 import sys
 import time
+from typing import TextIO
 
 METRICS_FILE = "metrics.jsonl"
 LINE_EVERY = 5.0  # seconds between log lines where there is no terminal
@@ -17,16 +22,17 @@ LINE_EVERY = 5.0  # seconds between log lines where there is no terminal
 class MetricsLog:
     """Writes one step's metrics at a time to `workdir`; those of the last step only at `close`.
 
-    `tensorboard_every` steps between TensorBoard points (the JSONL has every step). Use as a context manager.
+    `tensorboard_every` steps between points of TensorBoard and wandb (the JSONL has every step); `wandb` is
+    `wandb_run`'s. Use as a context manager.
     """
 
-    def __init__(self, workdir, tensorboard_every: int = 1, progress: "Progress | None" = None):
+    def __init__(self, workdir, tensorboard_every: int = 1, progress: "Progress | None" = None, wandb=None):
         workdir = pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        self._file = open(workdir / METRICS_FILE, "a", encoding="utf-8")  # noqa: SIM115
+        self._file = append_lines(workdir / METRICS_FILE)
         self._board = _summary_writer(workdir / "tensorboard")
         self._every = max(tensorboard_every, 1)
-        self._progress = progress
+        self._progress, self._wandb = progress, wandb
         self._waiting: tuple[int, dict] | None = None
 
     def push(self, step: int, metrics: dict) -> None:
@@ -47,16 +53,25 @@ class MetricsLog:
         self._file.write(json.dumps({"step": step, **shown}) + "\n")
         self._file.flush()
         if step % self._every == 0 or "validation_loss" in metrics:
-            for name, value in shown.items():
-                if value is not None:
-                    self._board.add_scalar(name, value, step)
+            known = {name: value for name, value in shown.items() if value is not None}
+            for name, value in known.items():
+                self._board.add_scalar(name, value, step)
+            if self._wandb is not None:
+                self._wandb.log(known, step=step)
         if self._progress is not None:
             self._progress.update(step, shown)
+
+    def images(self, step: int, pictures: dict) -> None:
+        """Pictures uint8[H, W, 3] by name, to TensorBoard."""
+        for name, pixels in pictures.items():
+            self._board.add_image(name, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
         self.flush()
         self._file.close()
         self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
         if self._progress is not None:
             self._progress.close()
 
@@ -65,6 +80,37 @@ class MetricsLog:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def append_lines(path: pathlib.Path) -> TextIO:
+    """Opens a file of lines to add to it; a last line that a crash has cut off goes first."""
+    file = open(path, "ab+")  # noqa: SIM115
+    end = file.tell()
+    while end and (file.seek(end - 1), file.read(1))[1] != b"\n":
+        end -= 1
+    file.truncate(end)
+    return io.TextIOWrapper(file, encoding="utf-8")
+
+
+def require_wandb(project: str) -> None:
+    """ValueError where `config.train.wandb` asks for what is not installed."""
+    if project and importlib.util.find_spec("wandb") is None:
+        raise ValueError(
+            f"train.wandb is {project!r}, but wandb is not installed: pip install wandb, or leave it empty"
+        )
+
+
+def wandb_run(project: str, workdir, config: dict):
+    """The Weights & Biases run of `workdir`, always the same one; None where `project` is empty."""
+    if not project:
+        return None
+    import wandb
+
+    workdir = pathlib.Path(workdir).absolute()
+    run_id = hashlib.sha256(str(workdir).encode()).hexdigest()[:16]
+    return wandb.init(
+        project=project, name=workdir.name, id=run_id, resume="allow", dir=str(workdir), config=config
+    )
 
 
 def _summary_writer(path):

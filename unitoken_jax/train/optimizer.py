@@ -91,11 +91,12 @@ def transformation(config: OptimizerConfig) -> optax.GradientTransformation:
             adam_b1=config.b1,
             adam_b2=config.b2,
             adam_weight_decay=config.weight_decay,
+            mu_dtype=config.moment_dtype,
         )
         return optax.chain(clip, muon)
     return optax.chain(
         clip,
-        optax.scale_by_adam(config.b1, config.b2, config.eps),
+        optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.moment_dtype),
         optax.add_decayed_weights(config.weight_decay),
     )
 

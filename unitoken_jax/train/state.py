@@ -11,13 +11,18 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from unitoken_jax.config import TrainConfig
+from unitoken_jax.train import guard
+from unitoken_jax.train.guard import Guard
+
 
 @flax.struct.dataclass
 class State:
-    """`step` int32[]: steps done. `skipped` int32[]: how many of them changed nothing (loss not finite)."""
+    """`step` int32[]: steps done. `skipped` int32[]: how many of them the guard left out."""
 
     step: jax.Array
     skipped: jax.Array
+    guard: Guard
     params: dict[str, jax.Array]  # trained, float32
     frozen: dict[str, jax.Array]  # in the dtype they came in
     opt_state: optax.OptState
@@ -38,7 +43,12 @@ def merge(params: dict[str, jax.Array], frozen: dict[str, jax.Array]) -> dict:
     return unflatten_dict({**params, **frozen}, sep="/")
 
 
-def create(params: dict, rates: dict[str, float], optimizer: optax.GradientTransformation) -> State:
+def create(
+    params: dict,
+    rates: dict[str, float],
+    optimizer: optax.GradientTransformation,
+    spike_window: int = TrainConfig.spike_window,
+) -> State:
     """The state at step 0 of nested `params`, of which those in `rates` (`optimizer.peak_rates`) train."""
     flat = flatten(params)
     # A copy, even under jit: the step donates trained parameters, and these may be the caller's.
@@ -46,6 +56,7 @@ def create(params: dict, rates: dict[str, float], optimizer: optax.GradientTrans
     return State(
         step=jnp.zeros((), jnp.int32),
         skipped=jnp.zeros((), jnp.int32),
+        guard=guard.create(spike_window),
         params=trained,
         frozen={path: value for path, value in sorted(flat.items()) if path not in rates},
         opt_state=optimizer.init(trained),

@@ -7,17 +7,32 @@ import jax.numpy as jnp
 import optax
 
 from unitoken_jax.config import Config
+from unitoken_jax.model.attention import kernel_for
 from unitoken_jax.model.unitoken import UniTokenModel, fill_codes
-from unitoken_jax.train.loss import LossSums, cross_entropy, picture_token_table
+from unitoken_jax.sharding import shard
+from unitoken_jax.train.guard import judge
+from unitoken_jax.train.loss import LossSums, cross_entropy, picture_token_table, targets
 from unitoken_jax.train.optimizer import schedule, transformation
 from unitoken_jax.train.state import State, merge
 from unitoken_jax.vocabulary import Vocabulary
 
 
-def make_model(config: Config) -> UniTokenModel:
-    """The module as `config.train` computes it."""
+def make_model(config: Config, rates: dict[str, float], platform: str | None = None) -> UniTokenModel:
+    """The module as `config.train` computes it where `rates` are trained, on "tpu", "gpu", "cpu" (default:
+    what jax runs on)."""
     settings = config.train
-    return UniTokenModel(config.model, jnp.dtype(settings.dtype), settings.remat, settings.scan_layers)
+    kernel = settings.attention
+    if kernel == "auto":
+        kernel = kernel_for(platform or jax.default_backend(), config.model.decoder.head_dim)
+    frozen_decoder = not any(path.startswith("decoder/") for path in rates)
+    return UniTokenModel(
+        config.model,
+        jnp.dtype(settings.dtype),
+        settings.remat,
+        settings.scan_layers,
+        kernel,
+        constant=config.data.row_prefix if frozen_decoder else 0,
+    )
 
 
 def make_train_step(
@@ -31,33 +46,31 @@ def make_train_step(
 
     `rates` are `optimizer.peak_rates`; `shardings` keep the state where it is (`state.state_shardings`), for
     calls under `jax.set_mesh`. Metrics are float32 scalars still on the device: `LossSums.means`,
-    `grad_norm`, `lr` (the largest), `skipped`, and for each trained part ("decoder") `grad_norm/decoder`,
-    `param_norm/decoder`, `lr/decoder`.
+    `grad_norm`, `lr` (the largest), `skipped`, those of `guard.judge`, and for each trained part ("decoder")
+    `grad_norm/decoder`, `param_norm/decoder`, `lr/decoder`.
 
-    Where the loss or a gradient is not finite, only `step` and `skipped` change. Dropout depends on
-    (train.seed, step) alone.
+    Of a step that the guard leaves out, only `step`, `skipped` and the guard itself change. Dropout depends
+    on (train.seed, step) and `train.accumulate` alone.
     """
     optimizer = transformation(config.optimizer)
-    objective = _objective(model, config, vocabulary)
+    differentiate = _accumulated(_objective(model, config, vocabulary), config.train.accumulate)
 
     def compiled(state: State, frozen: dict, batch: dict):
         dropout = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
-        batch = fill_codes(merge({}, frozen), config.model, vocabulary.code_ids, batch)
-        (loss, sums), gradients = jax.value_and_grad(objective, has_aux=True)(
-            state.params, frozen, batch, dropout
-        )
+        (loss, sums), gradients = differentiate(state.params, frozen, batch, dropout)
         norm = optax.global_norm(gradients)
-        ok = jnp.isfinite(loss) & jnp.isfinite(norm)
+        ok, guard, limits = judge(state.guard, loss, norm, config.train.spike_sigma)
         factor = schedule(state.step, config.train.steps, config.optimizer.warmup_fraction)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = {path: value - factor * rates[path] * updates[path] for path, value in state.params.items()}
         after = state.replace(
             step=state.step + 1,
             skipped=state.skipped + ~ok,
+            guard=guard,
             params=_choose(ok, params, state.params),
             opt_state=_choose(ok, opt_state, state.opt_state),
         )
-        metrics = sums.means() | _norms(gradients, after.params, rates, factor)
+        metrics = sums.means() | _norms(gradients, after.params, rates, factor) | limits
         return after, metrics | {"grad_norm": norm, "skipped": after.skipped.astype(jnp.float32)}
 
     layout = None if shardings is None else (shardings.replace(frozen={}), None)
@@ -78,18 +91,18 @@ def make_evaluation_step(
     objective = _objective(model, config, vocabulary)
 
     def sums(state: State, batch: dict) -> LossSums:
-        batch = fill_codes(merge({}, state.frozen), config.model, vocabulary.code_ids, batch)
         return objective(state.params, state.frozen, batch, None)[1]
 
     return jax.jit(sums)
 
 
 def _objective(model: UniTokenModel, config: Config, vocabulary: Vocabulary):
-    """f(trained, frozen, batch, dropout key or None) -> (mean loss with z-loss, LossSums)."""
+    """f(trained, frozen, batch, dropout key or None, count) -> (mean loss with z-loss, LossSums)."""
     picture_tokens = picture_token_table(vocabulary, config.model.decoder.vocab_size)
 
-    def objective(trained, frozen, batch, dropout):
+    def objective(trained, frozen, batch, dropout, count=None):
         params = merge(trained, frozen)
+        batch = fill_codes(params, config.model, vocabulary.code_ids, batch)
         hidden = model.apply(
             {"params": params},
             batch,
@@ -105,9 +118,42 @@ def _objective(model: UniTokenModel, config: Config, vocabulary: Vocabulary):
             config.optimizer.z_loss,
             config.train.loss_chunk,
             picture_tokens,
+            count,
         )
 
     return objective
+
+
+def _accumulated(objective, parts: int):
+    """f(trained, frozen, batch, dropout key) -> ((loss, LossSums), gradients), in so many parts of the rows.
+
+    Each part is divided by the supervised positions of the whole batch, so their sum is what one pass gives.
+    """
+    differentiate = jax.value_and_grad(objective, has_aux=True)
+    if parts == 1:
+        return differentiate
+
+    def some_rows(x: jax.Array) -> jax.Array:
+        """[B, ...] -> [parts, B / parts, ...], every device's rows split alike."""
+        x = x.reshape(len(x) // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+        return shard(x, None, "batch", *[None] * (x.ndim - 2))
+
+    def differentiated(trained, frozen, batch, dropout):
+        count = jnp.sum(targets(batch["labels"], batch["segments"]) >= 0).astype(jnp.float32)
+
+        def add(carry, part):
+            number, rows = part
+            key = jax.random.fold_in(dropout, number)
+            return jax.tree.map(jnp.add, carry, differentiate(trained, frozen, rows, key, count)), None
+
+        rows = jax.tree.map(some_rows, batch)
+        start = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+            jax.eval_shape(differentiate, trained, frozen, jax.tree.map(lambda x: x[0], rows), dropout),
+        )
+        return jax.lax.scan(add, start, (jnp.arange(parts), rows))[0]
+
+    return differentiated
 
 
 def _choose(ok: jax.Array, new, old):

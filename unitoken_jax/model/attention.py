@@ -1,0 +1,185 @@
+"""Attention: one contract, and a kernel for each kind of device.
+
+Letters: B rows, T queries, S keys, N heads, K key heads, H head dimension. Queries are always the last T of
+the S tokens, so that part of a row can attend to what came before it.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from unitoken_jax.model.quantize import QuantizedEntries
+from unitoken_jax.sharding import fitted
+
+QKV, CONTEXT = "qkv", "context"  # names under which remat policies keep the projections and the output
+SCORES = 2**22  # of one head and row at one time without a fused kernel: 16 MiB of float32
+_MASKED = -1e30  # finite, so that a row that sees nothing is uniform instead of NaN
+
+
+def attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None = None, kernel: str = "xla"
+) -> jax.Array:
+    """Grouped-query attention, softmax in float32.
+
+    q [B, T, N, H]; k, v [B, S, K, H], query head n reading key head n // (N / K). `segments` int32[B, S]:
+    packed rows; a token sees itself and what comes before it in its segment. None: everyone sees everyone.
+    `kernel` is one of KERNELS (`kernel_for` chooses). Returns [B, T, N, H] in v's dtype.
+    """
+    if segments is None:
+        return _in_chunks(lambda q: _weighted(q, k, v, None, "bskh"), k.shape[1], q)
+    return KERNELS[kernel](q, k, v, segments)
+
+
+def kernel_for(platform: str, head_dim: int) -> str:
+    """The name of the fastest kernel on "tpu", "gpu" or "cpu"; splash wants whole lanes of 128."""
+    if platform == "tpu" and head_dim % 128 == 0:
+        return "splash"
+    return "triton" if platform == "gpu" else "xla"
+
+
+def cached_attention(q: jax.Array, k, v, positions: jax.Array) -> jax.Array:
+    """The same over a cache: k, v [B, K, S, H]; the token at `positions` int32[B, T] sees slots s <= its own.
+
+    Heads come before slots so that a matrix product reads the cache as it lies, without a copy. Of
+    QuantizedEntries the scales join scores and weights, so that no other copy of the cache is made either.
+    """
+    scales = (None, None)
+    if isinstance(k, QuantizedEntries):
+        (k, v), scales = (k.values, v.values), (k.scales, v.scales)
+    k, v = k.astype(q.dtype), v.astype(q.dtype)
+    seen = jnp.arange(k.shape[2])
+
+    def some(q, positions):
+        return _weighted(q, k, v, seen <= positions[:, :, None], "bksh", *scales)
+
+    return _in_chunks(some, k.shape[2], q, positions)
+
+
+def _xla(q, k, v, segments):
+    (B, T), S = q.shape[:2], k.shape[1]
+    places = jnp.arange(S)
+
+    def some(q, own, place):
+        visible = (own[:, :, None] == segments[:, None]) & (places <= place[:, :, None])
+        return _weighted(q, k, v, visible, "bskh")
+
+    place = jnp.broadcast_to(places[S - T :], (B, T))
+    return checkpoint_name(_in_chunks(some, S, q, segments[:, S - T :], place), CONTEXT)
+
+
+def _weighted(q, k, v, visible, axes: str, k_scales=None, v_scales=None) -> jax.Array:
+    """[B, T, N, H] of q [B, T, N, H] and k, v of `axes`; `visible` bool[B, T, S]: may query t see key s;
+    scales float32[B, K, S] of k and v."""
+    B, T, N, H = q.shape
+    K = k.shape[axes.index("k")]
+    q = q.reshape(B, T, K, N // K, H)
+    scores = jnp.einsum(f"btkgh,{axes}->bkgts", q, k, preferred_element_type=jnp.float32) * H**-0.5
+    if k_scales is not None:
+        scores *= k_scales[:, :, None, None]
+    if visible is not None:
+        scores = jnp.where(visible[:, None, None], scores, _MASKED)
+    weights = jax.nn.softmax(scores, axis=-1)
+    if v_scales is not None:
+        weights *= v_scales[:, :, None, None]
+    weights = weights.astype(v.dtype)
+    return jnp.einsum(f"bkgts,{axes}->btkgh", weights, v).reshape(B, T, N, H)
+
+
+def _in_chunks(attend, S: int, *queries: jax.Array) -> jax.Array:
+    """`attend(*queries)`, arrays [B, T, ...], some queries at a time where T x S scores would fill memory."""
+    B, T = queries[0].shape[:2]
+    if T * S <= SCORES:
+        return attend(*queries)
+    number = -(-T * S // SCORES)
+    each = -(-T // number)
+
+    def chunks(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, ((0, 0), (0, number * each - T)) + ((0, 0),) * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(B, number, each, *x.shape[2:]), 1, 0)
+
+    # Without remat the backward pass would keep every chunk's scores, which is what this avoids.
+    y = jax.lax.map(lambda one: jax.checkpoint(attend)(*one), tuple(map(chunks, queries)))
+    return jnp.moveaxis(y, 0, 1).reshape(B, number * each, *y.shape[3:])[:, :T]
+
+
+def _per_device(kernel: Callable) -> Callable:
+    """Runs `kernel` on each device's own rows and heads: the compiler cannot split a hand-written one."""
+
+    @functools.wraps(kernel)
+    def wrapped(q, k, v, segments):
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty:
+            return kernel(q, k, v, segments)
+        queries = fitted(("batch", "seq", "heads", "head_dim"), q.shape, mesh.shape)
+        keys = fitted(("batch", "seq", "kv_heads", "head_dim"), k.shape, mesh.shape)
+        if queries[2] != keys[2]:  # fewer key heads than devices along that axis
+            k, v = (jnp.repeat(part, q.shape[2] // k.shape[2], axis=2) for part in (k, v))
+            keys = queries
+        row = jax.sharding.PartitionSpec(queries[0], None)
+        return jax.shard_map(kernel, in_specs=(queries, keys, keys, row), out_specs=queries, check_vma=False)(
+            q, k, v, segments
+        )
+
+    return wrapped
+
+
+def _blocks(length: int, largest: int) -> int:
+    """The largest multiple of 128 that divides `length`, up to `largest`."""
+    sizes = [size for size in range(128, min(length, largest) + 1, 128) if length % size == 0]
+    if not sizes or length % 128:
+        raise ValueError(
+            f"the fused attention kernels work on blocks of 128 tokens, but {length} are to be attended: "
+            "make data.row_length and data.row_prefix multiples of 128, or set train.attention to 'xla'"
+        )
+    return sizes[-1]
+
+
+@_per_device
+def _splash(q, k, v, segments, interpret: bool = False):
+    """JAX's splash attention for TPU, which skips blocks above the diagonal."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    (T, N, H), S = q.shape[1:], k.shape[1]
+    rows, columns = _blocks(T, 1024), _blocks(S, 1024)
+    sizes = splash.BlockSizes(
+        block_q=rows,
+        block_kv=columns,
+        block_kv_compute=min(columns, 512) if columns % 512 == 0 else columns,
+        block_q_dkv=rows,
+        block_kv_dkv=columns,
+        block_q_dq=rows,
+        block_kv_dq=columns,
+    )
+    run = splash.make_splash_mha(
+        masks.MultiHeadMask([masks.CausalMask((T, S), offset=S - T)] * N),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name=CONTEXT,
+        interpret=interpret,
+    )
+    ids = splash.SegmentIds(segments[:, S - T :], segments)
+    q = (q.astype(jnp.float32) * H**-0.5).astype(q.dtype)
+    heads_first = (part.swapaxes(1, 2) for part in (q, k, v))
+    return jax.vmap(run)(*heads_first, ids).swapaxes(1, 2)
+
+
+@_per_device
+def _triton(q, k, v, segments, interpret: bool = False):
+    """JAX's Pallas flash attention for GPU, which wants as many queries, and query heads, as keys."""
+    from jax.experimental.pallas.ops.gpu.attention import BlockSizes, mha
+
+    (T, N, H), S = q.shape[1:], k.shape[1]
+    k, v = (jnp.repeat(part, N // k.shape[2], axis=2) for part in (k, v))
+    q = jnp.pad(q, ((0, 0), (S - T, 0), (0, 0), (0, 0)))
+    block = min(_blocks(S, 128), 64 if H > 64 else 128)
+    sizes = BlockSizes(block, block, block, block, block, block)
+    y = mha(q, k, v, segments, H**-0.5, True, sizes, interpret=interpret)
+    return checkpoint_name(y[:, S - T :], CONTEXT)
+
+
+KERNELS: dict[str, Callable] = {"xla": _xla, "splash": _splash, "triton": _triton}

@@ -1,0 +1,90 @@
+"""Weights in 8 or 4 bits and a cache in 8, for inference: what decoding waits for is reading them.
+
+A kernel W [in, out] is kept as whole numbers and a scale for each output, or, in 4 bits, for each output and
+GROUP inputs. Its product with x is one of whole numbers, too, which all backends do faster than they convert:
+x is split into a high and a low byte, so that it keeps 15 bits, and both go through one int8 product with
+twice the rows. While reading weights is the limit, those rows cost nothing.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+KERNELS = re.compile(r"^decoder/layers/.*/kernel$")  # embeddings, lm_head, SigLIP and VQ-GAN stay as they are
+BITS = {"int8": 8, "int4": 4}
+GROUP = 128  # inputs that share a scale in 4 bits
+_HIGHEST = 127 * 256  # of the whole numbers that x becomes
+
+
+@flax.struct.dataclass
+class QuantizedKernel:
+    """values int8 or int4 [..., in, out], scales float32[..., groups, out]; W ~ values * scales."""
+
+    values: jax.Array
+    scales: jax.Array
+
+    def product(self, x: jax.Array) -> jax.Array:
+        """x [..., in] @ W [in, out] -> [..., out] in x's dtype."""
+        groups, features = self.scales.shape
+        rows = x.astype(jnp.float32).reshape(-1, groups, x.shape[-1] // groups)
+        step = jnp.maximum(jnp.max(jnp.abs(rows), axis=-1), 1e-30) / _HIGHEST  # [rows, groups]
+        whole = jnp.round(rows / step[..., None])
+        high = jnp.floor((whole + 128) / 256)
+        parts = jnp.stack([high, whole - 256 * high]).astype(jnp.int8)
+        values = self.values.astype(jnp.int8).reshape(groups, -1, features)
+        y = jnp.einsum("prgi,gio->prgo", parts, values, preferred_element_type=jnp.int32).astype(jnp.float32)
+        y = (256 * y[0] + y[1]) * step[..., None] * self.scales
+        return y.sum(1).reshape(*x.shape[:-1], features).astype(x.dtype)
+
+
+class QuantizedEntries(NamedTuple):
+    """A layer's keys or values in a cache: values int8[B, K, S, H], scales float32[B, K, S]."""
+
+    values: jax.Array
+    scales: jax.Array
+
+
+def quantize_entries(x: jax.Array) -> QuantizedEntries:
+    """[..., H] -> int8 [..., H] with a scale for each vector."""
+    x = x.astype(jnp.float32)
+    scales = jnp.maximum(jnp.max(jnp.abs(x), axis=-1), 1e-30) / 127
+    return QuantizedEntries(jnp.round(x / scales[..., None]).astype(jnp.int8), scales)
+
+
+def quantize_kernel(layers: Iterable[np.ndarray], bits: int) -> QuantizedKernel:
+    """A stack of kernels [in, out], given one by one, with its arrays on the host.
+
+    The largest magnitude of a scale's weights becomes 127 or 7. ValueError where 4 bits' groups do not divide
+    the inputs.
+    """
+    highest, values, scales = 2 ** (bits - 1) - 1, [], []
+    for kernel in layers:
+        inputs, outputs = kernel.shape
+        if bits == 4 and inputs % GROUP:
+            raise ValueError(f"int4 needs inputs in groups of {GROUP}, but a kernel has {inputs}: use int8")
+        grouped = np.asarray(kernel, np.float32).reshape(inputs // GROUP if bits == 4 else 1, -1, outputs)
+        scales.append(np.maximum(np.abs(grouped).max(1), 1e-30) / highest)
+        whole = np.rint(grouped / scales[-1][:, None]).reshape(inputs, outputs)
+        values.append(whole.astype(jnp.int4 if bits == 4 else np.int8))
+    return QuantizedKernel(np.stack(values), np.stack(scales))
+
+
+def quantize_params(params: Mapping, name: str) -> dict:
+    """A model's parameters with their KERNELS in "int8" or "int4"."""
+    flat = traverse_util.flatten_dict(dict(params), sep="/")
+    for path in filter(KERNELS.match, flat):
+        flat[path] = jax.tree.map(jnp.asarray, quantize_kernel(map(np.asarray, flat[path]), bits_of(name)))
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def bits_of(name: str) -> int:
+    """8 or 4; ValueError for an unknown name."""
+    if name not in BITS:
+        raise ValueError(f"quantize is {name!r}; expected {' or '.join(BITS)}")
+    return BITS[name]

@@ -1,0 +1,60 @@
+"""Which steps are left out: those whose loss or gradient is not finite, or leaps above the last steps'.
+
+A leap is more than `sigma` standard deviations above the mean of the last accepted steps, as in the skip-step
+optimizers of OLMo-core and Levanter. Everything here is pure and runs inside the compiled step.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+
+@flax.struct.dataclass
+class Guard:
+    """float32[W] losses and gradient norms of the last W accepted steps, in a ring.
+
+    `accepted` int32[]: steps ever accepted. `in_a_row` int32[]: steps left out since the last of them.
+    All zeros at the start.
+    """
+
+    losses: jax.Array
+    norms: jax.Array
+    accepted: jax.Array
+    in_a_row: jax.Array
+
+
+def create(window: int) -> Guard:
+    """The guard before the first step; it judges leaps from half a `window` of accepted steps on."""
+    if window < 2:
+        raise ValueError(f"train.spike_window is {window}; expected 2 steps or more")
+    return Guard(jnp.zeros(window), jnp.zeros(window), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def judge(
+    guard: Guard, loss: jax.Array, norm: jax.Array, sigma: float
+) -> tuple[jax.Array, Guard, dict[str, jax.Array]]:
+    """(bool[]: whether to take the step, the guard after it, metrics).
+
+    `loss` and `norm` are float32[]; `sigma` 0 asks only that they be finite. Metrics: `loss_limit` and
+    `grad_norm_limit`, above which a step is left out (infinite: not judged yet), and `skipped_in_a_row`.
+    """
+    loss_limit = _limit(guard.losses, guard.accepted, sigma)
+    norm_limit = _limit(guard.norms, guard.accepted, sigma)
+    ok = jnp.isfinite(loss) & jnp.isfinite(norm) & (loss <= loss_limit) & (norm <= norm_limit)
+    place = guard.accepted % guard.losses.size
+    after = Guard(
+        losses=guard.losses.at[place].set(jnp.where(ok, loss, guard.losses[place])),
+        norms=guard.norms.at[place].set(jnp.where(ok, norm, guard.norms[place])),
+        accepted=guard.accepted + ok,
+        in_a_row=jnp.where(ok, 0, guard.in_a_row + 1),
+    )
+    metrics = {"loss_limit": loss_limit, "grad_norm_limit": norm_limit, "skipped_in_a_row": after.in_a_row}
+    return ok, after, {name: value.astype(jnp.float32) for name, value in metrics.items()}
+
+
+def _limit(values: jax.Array, accepted: jax.Array, sigma: float) -> jax.Array:
+    """float32[]: mean + sigma standard deviations of a ring's entries, infinite while there are few."""
+    there = jnp.arange(values.size) < accepted
+    limit = jnp.mean(values, where=there) + sigma * jnp.std(values, where=there, ddof=1)
+    judged = (accepted >= max(values.size // 2, 2)) & (sigma > 0)
+    return jnp.where(judged, limit, jnp.inf)

@@ -1,0 +1,212 @@
+"""Reads a compiled program (HLO text): what one device does in a step, loops counted as often as they run.
+
+XLA's own `cost_analysis()` counts a loop's body once, so a scan over 32 layers counts as one. Here every
+instruction counts times the trips of the loops around it.
+
+    ENTRY %main (...) -> ... {
+      %fusion.1 = bf16[512,2048]{1,0:T(8,128)S(1)} fusion(%a, %b), kind=kOutput, calls=%fused.1, ...
+"""
+
+import collections
+import math
+import re
+from typing import NamedTuple
+
+BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "c64": 8, "c128": 16}  # others end in their bits
+_SHAPE = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\](\{[^}]*\})?")
+_HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{\s*")
+_LINE = re.compile(r"  (ROOT )?%?([\w.\-]+) = (.*)")
+_NAMES = re.compile(r"%([\w.\-]+)")
+
+
+class Shape(NamedTuple):
+    """`space`: 0 is a device's main memory, 1 a TPU's scratch memory (VMEM), 5 the host's."""
+
+    dtype: str
+    sizes: tuple[int, ...]
+    space: int
+
+    @property
+    def bytes(self) -> float:
+        return _width(self.dtype) * math.prod(self.sizes)
+
+
+def _width(dtype: str) -> float:
+    return BYTES.get(dtype) or int(re.match(r"[a-z]+(\d+)", dtype)[1]) / 8
+
+
+class Instruction(NamedTuple):
+    """One line: `shapes` of its results, `operands` by name, the rest of the line as `attributes`."""
+
+    name: str
+    op: str
+    shapes: tuple[Shape, ...]
+    operands: tuple[str, ...]
+    literal: str  # between the parentheses
+    attributes: str
+
+    def attribute(self, pattern: str) -> str:
+        """What `pattern`'s one group finds after the operands; empty if nothing."""
+        found = re.search(pattern, self.attributes)
+        return found[1] if found else ""
+
+    def called(self) -> list[str]:
+        """Names of the computations it runs, except a loop's."""
+        groups = re.findall(
+            r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)", self.attributes
+        )
+        listed = re.findall(r"(?:branch_computations|called_computations)=\{([^}]*)\}", self.attributes)
+        return groups + [name for group in listed for name in _NAMES.findall(group)]
+
+    @property
+    def bytes(self) -> float:
+        return sum(shape.bytes for shape in self.shapes)
+
+
+class Computation(dict):
+    """Instructions by name, in order; `root` is the name of the last one's value."""
+
+    root: str = ""
+
+
+class Program(NamedTuple):
+    """`times`: how often each computation runs. `loops`: body -> trips, 0 where only the data tell.
+
+    `context`: how a computation runs: its instructions one by one ("plain"), beside others ("async"), or as
+    one kernel ("fused").
+    """
+
+    computations: dict[str, Computation]
+    entry: str
+    times: dict[str, float]
+    loops: dict[str, float]
+    context: dict[str, str]
+
+
+def parse(text: str, unknown_trips: float = 1) -> Program:
+    """HLO text -> Program. Loops whose length is data run `unknown_trips` times."""
+    computations, entry, current = {}, "", None
+    for line in _joined(text):
+        if current is not None and (found := _LINE.match(line)):
+            instruction = _instruction(found[2], found[3])
+            current[instruction.name] = instruction
+            if found[1]:
+                current.root = instruction.name
+        elif found := _HEADER.fullmatch(line):
+            current = computations[found[2]] = Computation()
+            entry = found[2] if found[1] else entry
+        elif line.startswith("}"):
+            current = None
+    if not entry:
+        raise ValueError("this text holds no HLO program: no ENTRY computation")
+    program = Program(computations, entry, collections.Counter(), {}, {})
+    _run(program, entry, 1, unknown_trips, "plain")
+    return program
+
+
+def _joined(text: str) -> list[str]:
+    """Lines; instructions that metadata break over several are put together again."""
+    starts = ("  %", "  ROOT ", "%", "ENTRY ", "HloModule", "}")
+    lines: list[str] = []
+    for line in text.splitlines():
+        plain = re.match(r"  [\w.\-]+ = ", line)  # newer XLA leaves out the %
+        if lines and line.strip() and not plain and (not line.startswith(starts) or line.startswith("}}")):
+            lines[-1] += line
+        else:
+            lines.append(line)
+    return lines
+
+
+def _instruction(name: str, rest: str) -> Instruction:
+    """ "bf16[8]{0} add(%a, %b), metadata=..." -> its parts."""
+    cut = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+    kind, rest = rest[:cut], rest[cut:].lstrip()
+    shapes = tuple(
+        Shape(dtype, tuple(map(int, filter(None, sizes.split(",")))), _space(layout))
+        for dtype, sizes, layout in _SHAPE.findall(kind)
+    )
+    opening = rest.index("(")
+    closing = _closing(rest, opening)
+    literal = rest[opening + 1 : closing]
+    return Instruction(
+        name, rest[:opening], shapes, tuple(_NAMES.findall(literal)), literal, rest[closing + 1 :]
+    )
+
+
+def _space(layout: str) -> int:
+    found = re.search(r"S\((\d+)\)", layout)
+    return int(found[1]) if found else 0
+
+
+def _closing(text: str, opening: int) -> int:
+    depth = 0
+    for place in range(opening, len(text)):
+        depth += (text[place] == "(") - (text[place] == ")")
+        if depth == 0:
+            return place
+    raise ValueError(f"HLO line without closing parenthesis: {text[:80]!r}")
+
+
+_CALLS = {"fusion": "fused", "async-start": "async", "call": "", "conditional": "", "custom-call": ""}
+
+
+def _run(program: Program, name: str, times: float, unknown: float, context: str) -> None:
+    """Adds `times` runs of computation `name` and of all that it runs."""
+    program.times[name] += times
+    program.context[name] = context
+    for each in program.computations[name].values():
+        if each.op == "while":
+            body = each.attribute(r"body=%?([\w.\-]+)")
+            trips = program.loops[body] = _trips(program.computations, name, each)
+            _run(program, body, times * (trips or unknown), unknown, context)
+        elif each.op in _CALLS:
+            for called in each.called():
+                if called in program.computations:
+                    _run(program, called, times, unknown, _CALLS[each.op] or context)
+
+
+def _trips(computations: dict[str, Computation], around: str, loop: Instruction) -> float:
+    """How often a counting loop runs, by its condition's constant, start and step; 0 where there is none."""
+    if known := loop.attribute(r'"known_trip_count":\{"n":"(\d+)"'):
+        return int(known)
+    condition = loop.attribute(r"condition=%?([\w.\-]+)")
+    limits, todo = [], [condition]
+    while todo:
+        for each in computations.get(todo.pop(), {}).values():
+            if each.op == "constant" and _counts(each):
+                limits.append(int(each.literal))
+            todo += each.called()
+    counters = [
+        int(each.attribute(r"index=(\d+)"))
+        for each in computations[condition].values()
+        if each.op == "get-tuple-element" and _counts(each)
+    ]
+    if not limits or not counters:
+        return max(limits, default=0)
+    start = _element(computations[around], loop.operands[0], counters[-1])
+    body = computations[loop.attribute(r"body=%?([\w.\-]+)")]
+    step = _element(body, body.root, counters[-1]) or 1  # 2 where the compiler unrolled once
+    return max(-(-(max(limits) - start) // step), 1)
+
+
+def _element(computation: Computation, name: str, index: int) -> int:
+    """The constant in element `index` of tuple `name`, or what is added to it; else 0."""
+    made = computation.get(name)
+    return _constant(computation, made.operands[index]) if made and made.op == "tuple" else 0
+
+
+def _counts(each: Instruction) -> bool:
+    """Whether its value can be a loop's counter or limit."""
+    return each.shapes[0].dtype in ("s32", "u32") and each.shapes[0].sizes == ()
+
+
+def _constant(computation: Computation, name: str, depth: int = 0) -> int:
+    """The value of a scalar that is a constant, or a copy of one; else 0 (peeled loops start at 1)."""
+    each = computation.get(name)
+    if each is None or depth > 4:
+        return 0
+    if each.op == "constant":
+        return int(each.literal)
+    if each.op in ("copy", "bitcast", "add"):
+        return sum(_constant(computation, operand, depth + 1) for operand in each.operands)
+    return 0

@@ -1,0 +1,74 @@
+"""Where a run's state and batches lie on a mesh: the same for `train.loop`, which has them, and `train.plan`,
+which compiles the step without any."""
+
+import jax
+from flax.core import meta
+from jax.sharding import Mesh, NamedSharding
+
+from unitoken_jax import sharding
+from unitoken_jax.config import Config
+from unitoken_jax.model.init import abstract_params
+from unitoken_jax.train import state as states
+from unitoken_jax.train.optimizer import transformation
+
+
+def check_rows(config: Config, mesh: Mesh) -> None:
+    """ValueError unless the mesh splits the batch's rows evenly."""
+    groups = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.data.rows % (groups * config.train.accumulate):
+        raise ValueError(
+            f"data.rows is {config.data.rows}, and the mesh splits rows {groups} ways (data x fsdp), each in "
+            f"{config.train.accumulate} parts (train.accumulate): make it a multiple of the product"
+        )
+
+
+def parameter_layout(config: Config, mesh: Mesh) -> dict[str, NamedSharding]:
+    """Where each parameter of config.model lies, by path."""
+    return states.flatten(sharding.shardings(mesh, abstract_params(config.model)))
+
+
+def abstract_state(config: Config, params: dict, rates: dict[str, float], mesh: Mesh) -> states.State:
+    """The state at step 0 of flat `params` (arrays or ShapeDtypeStructs): ShapeDtypeStructs that say where
+    they lie."""
+    abstract = jax.eval_shape(_creator(config, rates), params)
+    shardings = states.state_shardings(abstract, parameter_layout(config, mesh), mesh)
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), abstract, shardings
+    )
+
+
+def shardings_of(abstract):
+    """The tree of NamedShardings of a tree of ShapeDtypeStructs."""
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+
+def initial_state(config: Config, params: dict, rates: dict[str, float], mesh: Mesh):
+    """(state at step 0, the same abstractly), every array where it belongs."""
+    layout = parameter_layout(config, mesh)
+    flat = states.flatten(meta.unbox(params))
+    unknown = [path for path in flat if path not in layout]
+    if unknown:
+        raise ValueError(
+            f"config.model has no parameters {', '.join(unknown[:8])}, which were given to start from"
+        )
+    flat = {path: jax.device_put(value, layout[path]) for path, value in flat.items()}
+    abstract = abstract_state(config, flat, rates, mesh)
+    create = jax.jit(_creator(config, rates), out_shardings=shardings_of(abstract))
+    return create(flat), abstract
+
+
+def _creator(config: Config, rates: dict[str, float]):
+    """Flat parameters -> the state at step 0."""
+    optimizer, window = transformation(config.optimizer), config.train.spike_window
+    return lambda flat: states.create(states.merge(flat, {}), rates, optimizer, window)
+
+
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """Where every field of a batch lies: rows split over the mesh."""
+    return NamedSharding(mesh, sharding.spec("batch"))
+
+
+def place(batch: dict, mesh: Mesh) -> dict:
+    """This process's rows of a batch -> global arrays."""
+    rows = row_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(rows, value) for name, value in batch.items()}
