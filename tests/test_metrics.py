@@ -40,6 +40,15 @@ def test_a_cut_last_line_is_left_out_and_others_are_named(tmp_path):
         read_metrics(tmp_path)
 
 
+def test_what_a_crash_cut_off_does_not_spoil_the_next_line(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    for left in ('{"step": 1}\n{"ste', '{"ste', ""):
+        file.write_text(left)
+        with MetricsLog(tmp_path) as log:
+            log.push(2, {})
+        assert file.read_text() == ('{"step": 1}\n' if "1" in left else "") + '{"step": 2}\n'
+
+
 def test_progress_says_the_last_step_and_the_time_left_where_there_is_no_terminal(monkeypatch):
     seconds = iter([0.0, 1.0, 6.0, 6.0, 7.0, 8.0, 8.0])
     monkeypatch.setattr(m.time, "monotonic", lambda: next(seconds))

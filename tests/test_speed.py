@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_model import CONFIG
 
-from unitoken_jax.train import flops, goodput, speed
+from unitoken_jax.train import flops, goodput, profile, speed
 from unitoken_jax.train.goodput import Goodput
 from unitoken_jax.train.speed import Speed
 
@@ -77,6 +77,30 @@ def test_speeds_and_flops_of_a_step():
 def test_no_mfu_where_the_peak_is_unknown():
     found = Speed(CONFIG, ["decoder/a"], devices("cpu"))
     assert "mfu" not in found.of(found.count(batch()), 1.0, 0.0)
+
+
+def test_a_profile_of_the_steps_asked_for(tmp_path, monkeypatch, caplog):
+    calls = []
+    monkeypatch.setattr(profile.jax.profiler, "start_trace", lambda folder: calls.append("start"))
+    monkeypatch.setattr(profile.jax.profiler, "stop_trace", lambda: calls.append("stop"))
+
+    def run(first, steps, last):
+        calls.clear()
+        with profile.Profile(tmp_path, first, steps) as traced:
+            for step in range(first, last + 1):
+                with traced.begin(step):
+                    calls.append(step)
+                traced.end(step, None)
+        return calls
+
+    assert run(11, 2, 16) == [11, 12, 13, "start", 14, 15, "stop", 16]
+    assert run(1, 9, 5) == [1, 2, 3, "start", 4, 5, "stop"]  # the run ends first
+    assert run(1, 0, 5) == [1, 2, 3, 4, 5]
+    assert not caplog.records
+    assert run(1, 2, 3) == [1, 2, 3]
+    assert "ended before step 4" in caplog.text
+    with pytest.raises(ValueError, match=r"train\.profile_steps is -1"):
+        profile.Profile(tmp_path, 1, -1)
 
 
 def test_memory_is_the_fullest_devices(monkeypatch):

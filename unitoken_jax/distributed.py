@@ -52,11 +52,12 @@ def fail() -> None:
     They can only wait for it now, and it would wait for them to end. The cluster ends them when it is gone.
     """
     if jax.distributed.is_initialized() and jax.process_count() > 1:
-        print(f"process {jax.process_index()} of {jax.process_count()} failed:", file=sys.stderr)
-        traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
+        try:
+            print(f"process {jax.process_index()} of {jax.process_count()} failed:", file=sys.stderr)
+            traceback.print_exc()
+            sys.stdout.flush()
+        finally:  # the log's disk may be full, too
+            os._exit(1)
 
 
 def _detect() -> None:

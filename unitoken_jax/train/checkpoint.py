@@ -7,6 +7,7 @@ A step's checkpoint holds every parameter (frozen ones too), the optimizer's mom
 import contextlib
 import json
 import pathlib
+import time
 
 import jax
 
@@ -99,7 +100,6 @@ class Checkpoints:
 
         Raises SaveError where that fails, or the save before it has.
         """
-        self.check()
         self.wait()
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -116,18 +116,20 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises SaveError where the save in the background has failed; never waits for it."""
-        if self._failures:
-            with self._failing(self._saving):
+        if self._saving is None:
+            return
+        with self._failing(self._saving):
+            if self._failures:
                 raise self._failures[0]
-        if self._saving is not None and not self._manager.is_saving_in_progress():
-            self.wait()
+            if not self._manager.is_saving_in_progress():
+                self._manager.wait_until_finished()  # it is: says whether it went well
+                self._saving = None
 
     def wait(self) -> None:
         """Returns when everything is on disk; SaveError where it could not be."""
-        step, self._saving = self._saving, None
-        if step is not None:
-            with self._failing(step):
-                self._manager.wait_until_finished()
+        while self._saving is not None:
+            self.check()
+            time.sleep(0.002)
 
     @contextlib.contextmanager
     def _failing(self, step: int):
@@ -135,13 +137,13 @@ class Checkpoints:
             yield
         except Exception as error:  # whatever a file system, tensorstore or Orbax raises
             intact = [int(path.name) for path in self._folder.iterdir() if path.name.isdigit()]
-            before = (
-                f"The checkpoint of step {max(intact)} is" if intact else "There is none before it that is"
+            newest = (
+                f"The checkpoint of step {max(intact)} is intact" if intact else "There is none before it"
             )
             raise SaveError(
-                f"the checkpoint of step {step} could not be written to {self._folder}: {error}\n{before} "
-                "intact. Make room there, or put right what is wrong, and give the same command again: the "
-                "run goes on from its newest checkpoint."
+                f"the checkpoint of step {step} could not be written to {self._folder}: {error}\n{newest}. "
+                "Make room there, or put right what is wrong, and give the same command again: it goes on "
+                "from its newest checkpoint."
             ) from error
 
     def restore(self, abstract: State, step: int | None = None) -> tuple[State, int]:
@@ -168,10 +170,8 @@ class Checkpoints:
         )
         found = self._manager.restore(step, args=items)
         arrays = _named(found["state"]) | begun
-        structure = jax.tree.structure(abstract)
-        return jax.tree.unflatten(structure, [arrays[name] for name in _named(abstract)]), found["data"][
-            "next"
-        ]
+        leaves = [arrays[name] for name in _named(abstract)]
+        return jax.tree.unflatten(jax.tree.structure(abstract), leaves), found["data"]["next"]
 
     def _check(self, wanted: dict, stored: dict, step: int) -> None:
         problems = [f"missing from the checkpoint: {name}" for name in wanted if name not in stored]
@@ -256,6 +256,10 @@ def check_workdir(workdir, config: Config) -> None:
     Those in FREE_KEYS may, and the data, where a larger `data.mixture_start` says that it changes on purpose
     at the row the run has reached. A folder without config.json holds no run.
     """
+    if "://" in str(workdir):
+        raise ValueError(
+            f"the work directory {workdir} is a URL: give a folder that all hosts share (say, by NFS)"
+        )
     path = pathlib.Path(workdir) / CONFIG_FILE
     if path.exists():
         try:

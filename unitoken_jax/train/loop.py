@@ -64,9 +64,9 @@ def train(
     (settings, data, another run's directory) and where nothing is learnt any more (`train.skip_limit`),
     SaveError where a checkpoint could not be written, Preempted after SIGTERM on any process.
     """
-    workdir, clock = pathlib.Path(workdir), Goodput()
     check_workdir(workdir, config)  # before anything slow
     require_wandb(config.train.wandb)
+    workdir, clock = pathlib.Path(workdir), Goodput()
     mesh = sharding.make_mesh(config.mesh)
     check_rows(config, mesh)
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
@@ -74,9 +74,8 @@ def train(
             params, tokenizer = _start(config, params, tokenizer, mesh)
         loader = Loader(config.data, config.model, tokenizer, config.train.seed, *_process())
         stack.callback(loader.close)
-        validation = None
-        if config.data.validation:
-            validation = Validation(config.data, config.model, tokenizer, *_process())
+        sets = config.data.validation
+        validation = Validation(config.data, config.model, tokenizer, *_process()) if sets else None
         samples = Samples(config, tokenizer, mesh, validation, workdir) if config.train.sample_every else None
         rates = peak_rates(states.flatten(params), config.optimizer.groups)
         state, abstract = initial_state(config, params, rates, mesh)
@@ -90,18 +89,16 @@ def train(
             loader.restore(position)
             clock.lap("restore")
             _resume(clock, workdir, int(state.step))
-        model = make_model(config, rates, mesh.devices.flat[0].platform)
-        vocabulary, first = tokenizer.vocabulary, int(state.step) + 1
+        first = int(state.step) + 1
         run = _Run(
             config,
             mesh,
-            make_train_step(model, config, rates, vocabulary, shardings_of(abstract)),
-            make_evaluation_step(model, config, vocabulary),
+            *_programs(config, mesh, rates, tokenizer.vocabulary, shardings_of(abstract)),
             loader,
             validation,
             samples,
             checkpoints,
-            stack.enter_context(_open_log(config, workdir, progress, int(state.step))),
+            stack.enter_context(_open_log(config, workdir, progress, first - 1)),
             SkipLog(workdir, config, loader.examples, write=jax.process_index() == 0),
             stack.enter_context(Profile(workdir / "profile", first, config.train.profile_steps)),
             Speed(config.model, rates, mesh.devices.flatten().tolist()),
@@ -190,6 +187,13 @@ class _Run:
             total = sums if total is None else jax.tree.map(jax.numpy.add, total, sums)
         means = LossSums(*total).means()
         return {f"validation_{name}": float(means[name]) for name in means if not name.endswith("_tokens")}
+
+
+def _programs(config: Config, mesh, rates, vocabulary, shardings) -> tuple[Callable, Callable]:
+    """The training step and the evaluation step."""
+    model = make_model(config, rates, mesh.devices.flat[0].platform)
+    step = make_train_step(model, config, rates, vocabulary, shardings)
+    return step, make_evaluation_step(model, config, vocabulary)
 
 
 def _start(config: Config, params, tokenizer, mesh) -> tuple[dict, Tokenizer]:

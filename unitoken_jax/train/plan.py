@@ -5,6 +5,7 @@ Nothing is allocated and nothing runs: state and batch are shapes, laid out as `
 """
 
 import dataclasses
+import importlib.metadata
 import math
 import pathlib
 import re
@@ -144,6 +145,7 @@ def plan(config: Config, name: str = LOCAL) -> Plan:
     kind = devices[0].device_kind
     peaks = flops.device(kind)
     state, batch, step, trained = _step(config, mesh)
+    packages = ("jax", "libtpu") if part else ("jax",)
     found = Plan(
         topology=name,
         device=kind,
@@ -157,13 +159,14 @@ def plan(config: Config, name: str = LOCAL) -> Plan:
         trained=trained,
         memory=_arguments(state, batch),
         flops=_formula(config, trained, len(devices)),
-        versions={"jax": jax.__version__} | ({"libtpu": _libtpu()} if part else {}),
+        versions={package: importlib.metadata.version(package) for package in packages},
     )
     found.memory.limit = _memory_limit(devices[0], peaks, part)
-    before = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh):
+        options = _dump(folder) if devices[0].platform == "tpu" else None
+        before = time.perf_counter()
         try:
-            compiled = step.lower(state, batch).compile(_dump(folder) if part else None)
+            compiled = step.lower(state, batch).compile(options)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -171,11 +174,7 @@ def plan(config: Config, name: str = LOCAL) -> Plan:
             _refused(found.memory, found.error)
             return found
         found.compile_seconds = time.perf_counter() - before
-        memory = compiled.memory_analysis()
-        found.memory.peak = memory.peak_memory_in_bytes
-        found.memory.temporaries = memory.temp_size_in_bytes
-        found.memory.program = memory.generated_code_size_in_bytes
-        found.memory.largest = _largest(folder)
+        _allocated(found.memory, compiled.memory_analysis(), folder)
         found.cost = cost(_text(compiled, folder), len(devices), _loss_trips(config, mesh))
     _estimate(found, config, peaks, part)
     return found
@@ -256,8 +255,16 @@ def _dump(folder: str) -> dict:
 
 
 def _text(compiled, folder: str) -> str:
-    dumped = sorted(pathlib.Path(folder).glob("*jit_compiled*after_codegen.txt"))
-    return dumped[-1].read_text(encoding="utf-8") if dumped else compiled.as_text()
+    dumped = list(pathlib.Path(folder).glob("*after_codegen.txt"))
+    return dumped[0].read_text(encoding="utf-8") if dumped else compiled.as_text()
+
+
+def _allocated(memory: Memory, analysis, folder: str) -> None:
+    """Fills in what the compiler planned."""
+    memory.peak = analysis.peak_memory_in_bytes
+    memory.temporaries = analysis.temp_size_in_bytes
+    memory.program = analysis.generated_code_size_in_bytes
+    memory.largest = _largest(folder)
 
 
 def _largest(folder: str, number: int = 8) -> list[tuple[float, str]]:
@@ -289,7 +296,7 @@ def _refused(memory: Memory, message: str) -> None:
 
 def _loss_trips(config: Config, mesh: Mesh) -> int:
     """Trips of the loss's loop, the one loop whose length is data: chunks of a group's learnt positions."""
-    groups = mesh.shape["data"] * mesh.shape["fsdp"]
+    groups = mesh.shape["data"] * mesh.shape["fsdp"] * config.train.accumulate
     positions = SUPERVISED * config.data.rows * config.data.row_length / groups
     return max(math.ceil(positions / config.train.loss_chunk), 1)
 
@@ -333,9 +340,3 @@ def _link_rate(group: int, peaks: flops.Device, part: topology.Slice | None) -> 
     if 2 * group >= part.chips:
         return peaks.link * peaks.axes * (1 if all(part.wrap) else 0.5)
     return peaks.link / 2 * (1 if group <= max(part.sides) else peaks.axes)
-
-
-def _libtpu() -> str:
-    import importlib.metadata
-
-    return importlib.metadata.version("libtpu")

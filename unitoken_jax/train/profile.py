@@ -1,6 +1,10 @@
 """A trace of a few steps, for XProf, Perfetto or TensorBoard's profiler."""
 
+import logging
+
 import jax
+
+log = logging.getLogger(__name__)
 
 WARM_UP = 3  # steps of this process before the trace: the first compiles
 
@@ -12,15 +16,17 @@ class Profile:
     """
 
     def __init__(self, folder, first: int, steps: int):
+        if steps < 0:
+            raise ValueError(f"train.profile_steps is {steps}; expected 0 (no trace) or more")
         self._folder, self._steps = str(folder), steps
         self._first, self._last = first + WARM_UP, first + WARM_UP + steps - 1
-        self._running = False
+        self._begun = self._running = False
 
     def begin(self, step: int) -> jax.profiler.StepTraceAnnotation:
         """To be called, and entered, before each step."""
         if self._steps and step == self._first:
             jax.profiler.start_trace(self._folder)
-            self._running = True
+            self._begun = self._running = True
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
     def end(self, step: int, state) -> None:
@@ -39,3 +45,5 @@ class Profile:
 
     def __exit__(self, *_) -> None:
         self.close()
+        if self._steps and not self._begun:
+            log.warning("nothing was traced: the run ended before step %d, with which it begins", self._first)

@@ -1,4 +1,4 @@
-"""`python topology.py WORKDIR DATA FSDP TENSOR`: a state on this mesh, restored if there is one, then saved.
+"""`python other_mesh.py WORKDIR DATA FSDP TENSOR`: a state on this mesh, restored if it is there, and saved.
 
 Its values are known, so that each process can compare the parts that it holds, bit by bit.
 """
@@ -12,9 +12,10 @@ from tiny_model import tiny_params
 
 from unitoken_jax import distributed, sharding
 from unitoken_jax.config import Config, MeshConfig, OptimizerConfig, ParameterGroup
-from unitoken_jax.train import loop, state
+from unitoken_jax.train import state
 from unitoken_jax.train.checkpoint import Checkpoints
 from unitoken_jax.train.optimizer import peak_rates
+from unitoken_jax.train.placement import abstract_state
 
 CONFIG = Config(model=MODEL, optimizer=OptimizerConfig(groups=(ParameterGroup("adapter|decoder", 1e-3),)))
 ROW = 40
@@ -30,8 +31,7 @@ def main(workdir: str, *sizes: str) -> None:
     mesh = sharding.make_mesh(MeshConfig(*map(int, sizes)))
     rates = peak_rates(state.flatten(tiny_params()), CONFIG.optimizer.groups)
     with jax.set_mesh(mesh), Checkpoints(workdir, 1) as checkpoints:
-        made, shardings = loop._place(CONFIG, tiny_params(), rates, mesh)
-        abstract = loop._abstract(made, shardings)
+        abstract = abstract_state(CONFIG, state.flatten(tiny_params()), rates, mesh)
         leaves, structure = jax.tree.flatten(abstract)
         values = [np.asarray(known(i, leaf), leaf.dtype) for i, leaf in enumerate(leaves)]
         values[0] = np.int32(0 if checkpoints.latest() is None else checkpoints.latest())
