@@ -14,7 +14,6 @@ import functools
 import importlib.metadata
 import json
 import os
-import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -27,12 +26,14 @@ from flax.core import meta
 
 from unitoken_jax import sharding
 from unitoken_jax.config import ModelConfig, from_dict, to_dict
+from unitoken_jax.host.storage import absolute, as_path, is_remote, write_text
 from unitoken_jax.host.tokenizer import Tokenizer
 from unitoken_jax.model.quantize import KERNELS, QuantizedKernel, bits_of, quantize_kernel
 from unitoken_jax.param_store import SMALL_BYTES, StoredParams
 
 FORMAT = 1
 CONFIG, TOKENIZER, PARAMS, MANIFEST = "config.json", "tokenizer.json", "params", "manifest.json"
+UNFINISHED = "unfinished"  # an object at a URL whose parameters are being written
 NETWORK = ("siglip", "adapter", "decoder")  # what UniTokenModel reads; the VQ-GAN stands apart
 # What a directory may lack as a whole: published checkpoints carry no VQ-GAN, or its encoder alone.
 OPTIONAL = ("vqgan", "vqgan/encoder", "vqgan/quant_conv", "vqgan/decoder", "vqgan/post_quant_conv")
@@ -65,7 +66,8 @@ def save_model(
     tokenizer: Tokenizer,
     manifest: Mapping | None = None,
 ) -> None:
-    """Writes the model directory `path`: complete, or not at all. An older model directory there is replaced.
+    """Writes the model directory `path`: complete, or not at all. An older model directory there is replaced;
+    at a URL, where nothing can be renamed, it is gone from the beginning of that.
 
     `manifest` adds to what manifest.json says (`sources`, `licences`, ...). Every process of a multi-host
     run calls this with the same arguments. Raises FileExistsError where `path` is something else than a model
@@ -73,19 +75,22 @@ def save_model(
     """
     import orbax.checkpoint as ocp
 
-    path = pathlib.Path(path).absolute()
+    path = absolute(path)
     params = meta.unbox(dict(params))
     _check_params(config, params, f"the parameters for {path}")
     check_place(path)
     part = part_of(path)
     main = jax.process_index() == 0
-    if main:
+    if main and is_remote(path):
+        write_text(part / UNFINISHED, "")  # says that what is here may go, in place of the manifest
+        (part / MANIFEST).unlink(missing_ok=True)
+    elif main:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
     _wait("save_model: directory made")
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(part / PARAMS, params, save_args=_save_args(params))
+        checkpointer.save(part / PARAMS, params, save_args=_save_args(params), force=True)
     if main:
         publish(path, config, tokenizer, manifest)
     _wait("save_model: done")
@@ -101,21 +106,24 @@ def _save_args(params: Mapping) -> dict:
     return traverse_util.unflatten_dict(args, sep="/")
 
 
-def part_of(path: str | os.PathLike) -> pathlib.Path:
-    """Where a model directory grows before it becomes `path`."""
-    path = pathlib.Path(path).absolute()
-    return path.with_name(f".{path.name}.part")
+def part_of(path: str | os.PathLike):
+    """Where a model directory grows before it becomes `path`; at a URL, that is `path`."""
+    path = absolute(path)
+    return path if is_remote(path) else path.with_name(f".{path.name}.part")
 
 
 def publish(
     path: str | os.PathLike, config: ModelConfig, tokenizer: Tokenizer, manifest: Mapping | None = None
 ) -> None:
     """Makes the model directory `path` of `part_of(path)`, which holds the parameters already."""
-    path = pathlib.Path(path).absolute()
+    path = absolute(path)
     part, old = part_of(path), path.with_name(f".{path.name}.old")
     _write_json(part / CONFIG, to_dict(config))
     tokenizer.save(part / TOKENIZER)
-    _write_json(part / MANIFEST, _manifest() | dict(manifest or {}))
+    _write_json(part / MANIFEST, _manifest() | dict(manifest or {}))  # last: a URL becomes one with it
+    if part == path:
+        (path / UNFINISHED).unlink()
+        return
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():
         os.rename(path, old)
@@ -125,15 +133,16 @@ def publish(
 
 def check_place(path: str | os.PathLike) -> None:
     """Raises FileExistsError where `path` is neither free, nor empty, nor a model directory to replace."""
-    path = pathlib.Path(path)
-    if path.exists() and not is_model_dir(path) and not (path.is_dir() and not any(path.iterdir())):
+    path = as_path(path)
+    free = not path.exists() or is_model_dir(path) or (path / UNFINISHED).exists()
+    if not free and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path} exists and is no model directory: choose another place, or remove it")
 
 
 def load_settings(path: str | os.PathLike) -> tuple[ModelConfig, Tokenizer, dict]:
     """(config, tokenizer, manifest) of the model directory `path`, without its parameters. Raises as
     `load_model`."""
-    path = pathlib.Path(path).absolute()
+    path = absolute(path)
     _check_directory(path)
     try:
         config = from_dict(ModelConfig, json.loads((path / CONFIG).read_text(encoding="utf-8")))
@@ -151,7 +160,7 @@ def load_settings(path: str | os.PathLike) -> tuple[ModelConfig, Tokenizer, dict
 
 def open_model(path: str | os.PathLike) -> LoadedModel:
     """The model directory `path`, checked as by `load_model`; `params` are StoredParams, not read yet."""
-    path = pathlib.Path(path).absolute()
+    path = absolute(path)
     config, tokenizer, manifest = load_settings(path)
     stored = StoredParams(path / PARAMS)
     _check_params(config, stored.tree, str(path / PARAMS))
@@ -174,7 +183,7 @@ def load_model(
     if quantize is not None:
         return opened._replace(params=_quantized(opened.params, targets, bits_of(quantize)))
     with ocp.StandardCheckpointer() as checkpointer:
-        params = checkpointer.restore(pathlib.Path(path).absolute() / PARAMS, targets)
+        params = checkpointer.restore(absolute(path) / PARAMS, targets)
     return opened._replace(params=params)
 
 
@@ -197,11 +206,11 @@ def _quantized(stored: StoredParams, targets: dict, bits: int) -> dict:
 
 def is_model_dir(path: str | os.PathLike) -> bool:
     """Whether `path` is a model directory (complete: they never exist half-written)."""
-    path = pathlib.Path(path)
+    path = as_path(path)
     return all((path / name).exists() for name in (CONFIG, TOKENIZER, PARAMS, MANIFEST))
 
 
-def _check_directory(path: pathlib.Path) -> None:
+def _check_directory(path) -> None:
     if not path.is_dir():
         old = path.with_name(f".{path.name}.old")
         hint = f" (a save was cut short: {old} is the one before it, rename it)" if is_model_dir(old) else ""
@@ -225,8 +234,8 @@ def _manifest() -> dict:
     return {"format": FORMAT, "created": created, "versions": versions(), "sources": {}, "licences": []}
 
 
-def _write_json(path: pathlib.Path, values: Mapping) -> None:
-    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+def _write_json(path, values: Mapping) -> None:
+    write_text(path, json.dumps(values, indent=1) + "\n")
 
 
 def _wait(where: str) -> None:

@@ -12,9 +12,12 @@ import os
 import pathlib
 import shutil
 import threading
+import urllib.parse
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+
+from unitoken_jax.host.storage import is_remote
 
 CHUNK_BYTES = 64 * 2**20
 SMALL_BYTES = 2**20  # arrays up to this have a single chunk, not one a layer
@@ -135,11 +138,11 @@ class ParamStore:
 class StoredParams:
     """The arrays of an Orbax checkpoint, written with OCDBT (training) or without (conversion), by path.
 
-    `shapes` says what there is. Where chunks span layers, small arrays and the last large one are kept in
-    memory, nothing else. Not for several threads.
+    `checkpoint` is a path of `storage.as_path`; `shapes` says what there is. Where chunks span layers, small
+    arrays and the last large one are kept in memory, nothing else. Not for several threads.
     """
 
-    def __init__(self, checkpoint: pathlib.Path):
+    def __init__(self, checkpoint):
         import orbax.checkpoint as ocp
         from flax.traverse_util import flatten_dict
 
@@ -174,6 +177,8 @@ class StoredParams:
 
         name = path.replace("/", ".") + "/"
         store = {"driver": "file", "path": str(self._checkpoint) + "/"}
+        if is_remote(self._checkpoint):
+            store = tensorstore.KvStore.Spec(urllib.parse.quote(f"{self._checkpoint}/", safe=":/")).to_json()
         if (self._checkpoint / "manifest.ocdbt").exists():
             store = {"driver": "ocdbt", "base": store, "path": name}
         else:

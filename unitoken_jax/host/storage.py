@@ -29,9 +29,17 @@ def as_path(path: str | os.PathLike):
     """A pathlib.Path, or etils' epath.Path for a URL; both open, list and stat alike."""
     if not is_remote(path):
         return pathlib.Path(path)
+    import fsspec.config
     from etils import epath
 
+    # gcsfs would answer from what it has listed before, blind to what other hosts and tensorstore write.
+    fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
     return epath.Path(path)
+
+
+def absolute(path: str | os.PathLike):
+    """As `as_path`, from the root on."""
+    return as_path(path) if is_remote(path) else pathlib.Path(path).absolute()  # etils' would prefix a URL
 
 
 def expand(pattern: str | os.PathLike, suffix: str = "") -> list:
@@ -191,9 +199,12 @@ def write_whole(path: pathlib.Path, write: Callable[[io.BufferedWriter], object]
         part.unlink(missing_ok=True)
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file of UTF-8, whole or not at all."""
-    write_whole(path, lambda out: out.write(text.encode()))
+def write_text(path, text: str) -> None:
+    """Writes a file of UTF-8 at `path` (of `as_path`), whole or not at all."""
+    if is_remote(path):
+        path.write_bytes(text.encode())  # an object appears when it is complete
+    else:
+        write_whole(path, lambda out: out.write(text.encode()))
 
 
 def save_array(path: pathlib.Path, array: np.ndarray) -> None:

@@ -6,14 +6,13 @@ clear error where sequences are built (`control_name_in`). Control ids are put i
 
 import hashlib
 import os
-import pathlib
 import re
 from collections.abc import Iterable, Sequence
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from unitoken_jax.host.storage import write_text
+from unitoken_jax.host.storage import as_path, write_text
 from unitoken_jax.vocabulary import Vocabulary, control_names
 
 _CONTROL_SHAPE = re.compile(r"<[^<>\s]+>|IMGIMG[A-J]+Z")
@@ -41,18 +40,18 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Tokenizer":
         """Reads `path`, a tokenizer.json. Raises ValueError naming the file where it is not one."""
-        path = pathlib.Path(path)
+        path = as_path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no tokenizer at {path}: expected a tokenizer.json")
         try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
+            backend = tokenizers.Tokenizer.from_buffer(path.read_bytes())
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"{path} is not a tokenizer.json that `tokenizers` can read: {error}") from None
         return cls(backend, str(path))
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the tokenizer.json at `path`, atomically."""
-        write_text(pathlib.Path(path), self._backend.to_str(pretty=False))
+        write_text(as_path(path), self._backend.to_str(pretty=False))
 
     def fingerprint(self) -> str:
         """Changes when any text might be tokenized differently."""

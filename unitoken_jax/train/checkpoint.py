@@ -6,13 +6,12 @@ A step's checkpoint holds every parameter (frozen ones too), the optimizer's mom
 
 import contextlib
 import json
-import pathlib
 import time
 
 import jax
 
 from unitoken_jax.config import Config, from_dict, to_dict
-from unitoken_jax.host.storage import write_text
+from unitoken_jax.host.storage import absolute, as_path, write_text
 from unitoken_jax.train.state import State
 
 CONFIG_FILE, DATA_FILE = "config.json", "data.json"
@@ -55,7 +54,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
-        self._folder = pathlib.Path(workdir).absolute() / "checkpoints"
+        self._folder = absolute(workdir) / "checkpoints"
         self._saving: int | None = None
         self._failures: list[Exception] = []
         managers = ocp.checkpoint_managers
@@ -256,11 +255,7 @@ def check_workdir(workdir, config: Config) -> None:
     Those in FREE_KEYS may, and the data, where a larger `data.mixture_start` says that it changes on purpose
     at the row the run has reached. A folder without config.json holds no run.
     """
-    if "://" in str(workdir):
-        raise ValueError(
-            f"the work directory {workdir} is a URL: give a folder that all hosts share (say, by NFS)"
-        )
-    path = pathlib.Path(workdir) / CONFIG_FILE
+    path = as_path(workdir) / CONFIG_FILE
     if path.exists():
         try:
             theirs = json.loads(path.read_text(encoding="utf-8"))
@@ -308,7 +303,7 @@ def claim_data(workdir, fingerprint: str, start: int) -> None:
     Raises ValueError where the run noted other rows for the same start: files, bad rows or weights have
     changed, and going on would repeat and leave out examples.
     """
-    path = pathlib.Path(workdir) / DATA_FILE
+    path = as_path(workdir) / DATA_FILE
     ours = {"fingerprint": fingerprint, "mixture_start": start}
     if path.exists():
         theirs = json.loads(path.read_text(encoding="utf-8"))
@@ -325,7 +320,7 @@ def claim_workdir(workdir, config: Config) -> None:
     """Writes `workdir`/config.json, atomically. Raises as `check_workdir`."""
     check_workdir(workdir, config)
     if jax.process_index() == 0:
-        path = pathlib.Path(workdir) / CONFIG_FILE
+        path = as_path(workdir) / CONFIG_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(to_dict(config), indent=1) + "\n")
 

@@ -14,11 +14,13 @@ import jax
 from unitoken_jax import model_dir, sharding
 from unitoken_jax.config import Config, to_dict
 from unitoken_jax.host.loader import Loader, Validation
+from unitoken_jax.host.storage import as_path
 from unitoken_jax.host.tokenizer import Tokenizer
 from unitoken_jax.model.init import init_params
 from unitoken_jax.train import state as states
 from unitoken_jax.train.checkpoint import Checkpoints, check_workdir, claim_data, claim_workdir, differences
 from unitoken_jax.train.goodput import Goodput
+from unitoken_jax.train.log_folder import LogFolder
 from unitoken_jax.train.loss import LossSums
 from unitoken_jax.train.metrics import (
     METRICS_FILE,
@@ -58,6 +60,7 @@ def train(
 ) -> states.State:
     """Trains as `config` says in run directory `workdir`, resuming from what is there; the final state.
 
+    `workdir` may be a URL (gs://bucket/run), which hosts without a common disk need.
     Starts from `params` (nested tree) and `tokenizer` where given, else from the model directory
     `config.train.init_from`, else from random weights and `config.train.tokenizer`. `progress` labels the
     progress bar; None: silent. Writes `workdir`/model at the end. Raises ValueError for what cannot be done
@@ -66,17 +69,19 @@ def train(
     """
     check_workdir(workdir, config)  # before anything slow
     require_wandb(config.train.wandb)
-    workdir, clock = pathlib.Path(workdir), Goodput()
+    workdir, clock = as_path(workdir), Goodput()
     mesh = sharding.make_mesh(config.mesh)
     check_rows(config, mesh)
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+        logs = stack.enter_context(LogFolder(workdir))  # left last, when all is written
         if params is None or tokenizer is None:
             params, tokenizer = _start(config, params, tokenizer, mesh)
         loader = Loader(config.data, config.model, tokenizer, config.train.seed, *_process())
         stack.callback(loader.close)
         sets = config.data.validation
         validation = Validation(config.data, config.model, tokenizer, *_process()) if sets else None
-        samples = Samples(config, tokenizer, mesh, validation, workdir) if config.train.sample_every else None
+        sampling = config.train.sample_every
+        samples = Samples(config, tokenizer, mesh, validation, logs.path) if sampling else None
         rates = peak_rates(states.flatten(params), config.optimizer.groups)
         state, abstract = initial_state(config, params, rates, mesh)
         del params
@@ -88,7 +93,7 @@ def train(
             state, position = checkpoints.restore(abstract)
             loader.restore(position)
             clock.lap("restore")
-            _resume(clock, workdir, int(state.step))
+            _resume(clock, logs.path, int(state.step))
         first = int(state.step) + 1
         run = _Run(
             config,
@@ -98,9 +103,10 @@ def train(
             validation,
             samples,
             checkpoints,
-            stack.enter_context(_open_log(config, workdir, progress, first - 1)),
-            SkipLog(workdir, config, loader.examples, write=jax.process_index() == 0),
-            stack.enter_context(Profile(workdir / "profile", first, config.train.profile_steps)),
+            stack.enter_context(_open_log(config, logs, progress, first - 1)),
+            logs,
+            SkipLog(logs, config, loader.examples, write=jax.process_index() == 0),
+            stack.enter_context(Profile(logs.path / "profile", first, config.train.profile_steps)),
             Speed(config.model, rates, mesh.devices.flatten().tolist()),
             clock,
         )
@@ -123,6 +129,7 @@ class _Run:
     samples: Samples | None
     checkpoints: Checkpoints
     log: "MetricsLog | _NoLog"
+    logs: LogFolder
     skips: SkipLog
     profile: Profile
     speed: Speed
@@ -152,6 +159,7 @@ class _Run:
             if step % settings.save_every == 0 or step == settings.steps or stopping:
                 self.flush()  # a step that a checkpoint holds is never done again, so its numbers go first
                 clock.lap("productive")
+                self.logs.send()
                 self.checkpoints.save(state, self.loader.state(), self.config)
                 clock.lap("save")
             if stopping and step < settings.steps:
@@ -230,19 +238,19 @@ def _process() -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
 
 
-def _resume(clock: Goodput, workdir: pathlib.Path, step: int) -> None:
+def _resume(clock: Goodput, folder: pathlib.Path, step: int) -> None:
     """The clock goes on from what the processes before have written."""
-    if jax.process_index() == 0 and (workdir / METRICS_FILE).exists():
-        clock.resume(read_metrics(workdir), step)
+    if jax.process_index() == 0 and (folder / METRICS_FILE).exists():
+        clock.resume(read_metrics(folder), step)
 
 
-def _open_log(config: Config, workdir, progress: str | None, start: int):
+def _open_log(config: Config, logs: LogFolder, progress: str | None, start: int):
     """The metrics' log on the first process; the others keep quiet."""
     if jax.process_index() > 0:
         return _NoLog()
     bar = Progress(progress, config.train.steps, start) if progress is not None else None
-    wandb = wandb_run(config.train.wandb, workdir, to_dict(config))
-    return MetricsLog(workdir, config.train.log_every, bar, wandb)
+    wandb = wandb_run(config.train.wandb, logs.place, to_dict(config))
+    return MetricsLog(logs.path, config.train.log_every, bar, wandb)
 
 
 class _NoLog(contextlib.nullcontext):

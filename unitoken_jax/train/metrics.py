@@ -15,6 +15,8 @@ import sys
 import time
 from typing import TextIO
 
+from unitoken_jax.host.storage import absolute, as_path, is_remote
+
 METRICS_FILE = "metrics.jsonl"
 LINE_EVERY = 5.0  # seconds between log lines where there is no terminal
 
@@ -106,10 +108,11 @@ def wandb_run(project: str, workdir, config: dict):
         return None
     import wandb
 
-    workdir = pathlib.Path(workdir).absolute()
+    workdir = absolute(workdir)
     run_id = hashlib.sha256(str(workdir).encode()).hexdigest()[:16]
+    folder = None if is_remote(workdir) else str(workdir)  # None: as wandb likes
     return wandb.init(
-        project=project, name=workdir.name, id=run_id, resume="allow", dir=str(workdir), config=config
+        project=project, name=workdir.name, id=run_id, resume="allow", dir=folder, config=config
     )
 
 
@@ -124,7 +127,7 @@ def read_metrics(workdir) -> list[dict]:
 
     A last line cut off by a crash is left out; any other unreadable line is a ValueError naming it.
     """
-    path = pathlib.Path(workdir) / METRICS_FILE
+    path = as_path(workdir) / METRICS_FILE
     lines = path.read_text(encoding="utf-8").splitlines()
     rows: dict[int, dict] = {}
     for number, line in enumerate(lines, 1):

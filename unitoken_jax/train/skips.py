@@ -2,24 +2,24 @@
 
 import json
 import math
-import pathlib
 from collections.abc import Callable
 
 from unitoken_jax.config import Config
+from unitoken_jax.train.log_folder import LogFolder
 from unitoken_jax.train.metrics import append_lines
 
 SKIPPED_FILE = "skipped.jsonl"
 
 
 class SkipLog:
-    """Writes a line to `workdir`/skipped.jsonl for each step left out, one step late, as MetricsLog does.
+    """Writes a line to `folder`'s skipped.jsonl for each step left out, one step late, as MetricsLog does.
 
     `examples` says what a global row holds (`Loader.examples`). Every process has one, as all must stop at
     the same step; `write` is for one of them.
     """
 
-    def __init__(self, workdir, config: Config, examples: Callable[[int], list[dict]], write: bool):
-        self._path = pathlib.Path(workdir) / SKIPPED_FILE
+    def __init__(self, folder: LogFolder, config: Config, examples: Callable[[int], list[dict]], write: bool):
+        self._path, self._place = folder.path / SKIPPED_FILE, folder.place / SKIPPED_FILE
         self._rows, self._limit = config.data.rows, config.train.skip_limit
         self._examples, self._write = examples, write
         self._waiting: tuple[int, int, dict] | None = None
@@ -48,7 +48,7 @@ class SkipLog:
         if in_a_row >= self._limit:
             raise ValueError(
                 f"{in_a_row} steps in a row were left out, the last one, {step}, because {reason}. Their "
-                f"examples are in {self._path}: look at them with `unitoken inspect FILE --row NUMBER`. If "
+                f"examples are in {self._place}: look at them with `unitoken inspect FILE --row NUMBER`. If "
                 "the data is right, train at lower rates (optimizer.groups) or with a longer warm-up; "
                 "--config.train.spike_sigma=0 leaves out only what is not finite. The newest checkpoint is "
                 "intact, and the run goes on from it."
