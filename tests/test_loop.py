@@ -140,13 +140,6 @@ def test_starts_from_a_model_directory(data, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_a_run_does_not_live_at_a_url(data, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="gs://bucket/run is a URL: give a folder"):
-        run(make_config(data), "gs://bucket/run")
-    assert not any(tmp_path.iterdir())
-
-
 def test_nothing_to_start_from(data, tmp_path):
     with pytest.raises(ValueError, match="nothing to start from"):
         loop.train(make_config(data), tmp_path / "run", progress=None)
