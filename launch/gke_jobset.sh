@@ -12,7 +12,7 @@
 #   --slices N              how many slices (default 1)
 #   --spot                  only on spot nodes
 #   --chips-per-host N      of the node pool's machines (default 4)
-#   --service-account SA    of Kubernetes, which may read and write the bucket (default: default)
+#   --service-account SA    of Kubernetes, with access to the data (default: default)
 #   --restarts N            at most (default 100)
 #   --grace SECONDS         between SIGTERM and the end, in which all is saved (default 600)
 #   --namespace NS          default: kubectl's

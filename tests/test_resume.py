@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -83,9 +84,14 @@ def run(folder, count, workers, state, steps):
         for index in range(count)
     ]
     try:
-        while min(map(len, lines(folder, count))) < steps:
-            assert all(process.poll() is None for process in running)
-            time.sleep(0.02)
+        for made in (1, steps):
+            while min(map(len, lines(folder, count))) < made:
+                assert all(process.poll() is None for process in running)
+                time.sleep(0.02)
+            told = [child for process in running for child in children(process.pid)]
+            assert made == 1 or all(map(runs, told))
+            for child in told:
+                os.kill(int(child), signal.SIGTERM)  # as to a whole group; it is not for workers
     finally:
         started = [child for process in running for child in children(process.pid)]
         for process in running:

@@ -12,6 +12,7 @@ from tiny_run import start, write_run
 
 from unitoken_jax.config import Config, SourceConfig, TrainConfig
 from unitoken_jax.host.loader import Validation
+from unitoken_jax.host.sequence import PICTURE_PROMPT
 from unitoken_jax.train.metrics import read_metrics
 from unitoken_jax.train.samples import Samples
 
@@ -34,6 +35,16 @@ def test_prompts_and_questions_are_the_first_of_each_validation_set(tmp_path):
         "how many red ?",
     ]
     assert [question.truth for question in samples.questions] == ["red", "two"]
+
+
+def test_a_file_of_questions_needs_no_answers(tmp_path):
+    file = tmp_path / "asked.jsonl"
+    asked = ("what is this ?", PICTURE_PROMPT + "a red circle")
+    lines = [{"conversations": [{"from": "human", "value": text}]} for text in asked]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    samples = Samples(config_of(samples=str(file)), tiny_tokenizer(), None, None, tmp_path)
+    assert [question.text for question in samples.questions] == [asked[0]]
+    assert samples.prompts == [asked[1]]
 
 
 @pytest.mark.slow

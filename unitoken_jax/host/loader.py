@@ -9,6 +9,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -197,12 +198,16 @@ class _Rows:
 
 
 def _end_with_parent() -> None:
-    """In a worker process: ends it when the one that started it is gone, which grain leaves to chance.
+    """In a worker process: ends it when the one that started it is gone, and no sooner.
 
-    A worker of a process that was killed would otherwise wait for ever, and keep its shared memory.
+    Grain leaves the first to chance: a worker of a process that was killed would wait for ever, and keep its
+    shared memory. A SIGTERM to a whole group of processes is for the one that trains, which needs batches up
+    to the step at which it stops.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:
+        if threading.current_thread() is threading.main_thread():  # no other may
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 

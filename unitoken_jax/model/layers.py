@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from unitoken_jax.model.attention import CONTEXT, QKV
 from unitoken_jax.model.quantize import QuantizedKernel
-from unitoken_jax.sharding import gather, logical, shard
+from unitoken_jax.sharding import gather, logical, settle, shard
 
 Dtype = jnp.dtype | type
 Remat = Literal["none", "dots", "qkv", "full"]
@@ -120,8 +120,7 @@ class Embed(nn.Module):
         return self.embedding.astype(self.dtype)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        # Its width gathered first: rows looked up of a split width would be made whole for all devices' rows.
-        return jnp.take(gather(self.table(), *self.axes), ids, axis=0)
+        return settle(jnp.take(self.table(), ids, axis=0), self.axes[1])
 
 
 class LayerNorm(nn.Module):

@@ -17,6 +17,7 @@ from unitoken_jax.config import Config
 from unitoken_jax.host.conversation import Conversation, read_conversations
 from unitoken_jax.host.loader import Validation
 from unitoken_jax.host.picture import open_picture
+from unitoken_jax.host.sequence import PICTURE_PROMPT
 from unitoken_jax.host.tokenizer import Tokenizer
 
 FOLDER = "samples"
@@ -39,8 +40,8 @@ class Question:
 class Samples:
     """Draws held-out prompts and answers held-out questions.
 
-    They are those of the conversation file `config.train.samples`, else the first of the validation sets:
-    `config.train.sample_count` of each kind.
+    They are those of the conversation file `config.train.samples` (answers may be left out there), else the
+    first of the validation sets: `config.train.sample_count` of each kind.
     """
 
     def __init__(self, config: Config, tokenizer: Tokenizer, mesh, validation: Validation | None, workdir):
@@ -49,7 +50,7 @@ class Samples:
         self._config, self._tokenizer, self._mesh = config, tokenizer, mesh
         self._folder = pathlib.Path(workdir) / FOLDER
         if settings.samples:
-            found = read_conversations(settings.samples)
+            found = read_conversations(settings.samples, need_answers=False)
         else:
             found = _first_of(validation.sources if validation else [])
         self.prompts, self.questions = _prompts_and_questions(found, settings.sample_count)
@@ -89,7 +90,8 @@ class Samples:
                 open_picture(getattr(asked, "path", asked)).save(part / f"question_{i}_{j}.png")
                 lines += [f"![](question_{i}_{j}.png)"]
             lines += [f"- asked: {_line(question.text)}", f"- answered: {_line(answer)}"]
-            lines += [f"- in the data: {_line(question.truth)}", ""]
+            lines += [f"- in the data: {_line(question.truth)}"] if question.truth else []
+            lines += [""]
         (part / "answers.md").write_text("\n".join(lines), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)  # of a step that is done again after a crash
         os.rename(part, folder)
@@ -114,9 +116,10 @@ def _prompts_and_questions(
         parts = answered[0].parts if answered else ()
         text = all(isinstance(part, str) for part in parts)
         question = Question(dataclasses.replace(conversation, turns=(asked,)), "".join(parts) if text else "")
-        if text and len(questions) < count:
+        draws = not text or (not parts and question.text.startswith(PICTURE_PROMPT))
+        if not draws and len(questions) < count:
             questions.setdefault(conversation.source, question)
-        elif not text and not question.asked.pictures and len(prompts) < count:
+        elif draws and not question.asked.pictures and len(prompts) < count:
             prompts.setdefault(question.text)
     return list(prompts), list(questions.values())
 
