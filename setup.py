@@ -31,6 +31,7 @@ REQUIRES = [
 EXTRAS = {
     "test": [
         "pytest>=8",
+        "etils[epath-gcs]>=1.9",  # the clients that talk to tests/gcs_server.py
         "pytest-timeout>=2.3",
         "hypothesis>=6.100",
         "ruff>=0.9",
@@ -42,7 +43,7 @@ EXTRAS = {
     "docs": ["mkdocs>=1.6,<2", "mkdocstrings[python]>=0.29,<2"],  # pages; Python's from docstrings
     # Peers for the parity tests only; never imported at run time.
     "parity": ["torch>=2.6,<2.14", "transformers>=4.46,<5"],
-    "gcs": ["etils[epath-gcs]>=1.9"],  # data on gs://
+    "gcs": ["etils[epath-gcs]>=1.9"],  # data, runs and models on gs://
     "hub": ["huggingface_hub>=0.30"],
     "tpu": ["jax[tpu]"],
     "plan": ["libtpu>=0.0.52,<0.1"],  # the TPU compiler, for `unitoken plan` on machines without a TPU

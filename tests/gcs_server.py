@@ -26,7 +26,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.objects: dict[tuple[str, str], tuple[int, bytes]] = {}
         self.uploads: dict[str, tuple[str, str, dict, bytearray]] = {}
         self.generations, self.lock, self.log = itertools.count(1), threading.Lock(), []
-        self.refuse = ""  # a pattern; a request for a name that it matches is answered with 403
+        self.refused = ""
 
     def handle_error(self, *_):
         pass  # gcsfs asks two things at a time, and hangs up on the one that has become idle
@@ -49,6 +49,15 @@ class Server(http.server.ThreadingHTTPServer):
         """The objects there are, sorted."""
         with self.lock:
             return sorted(name for where, name in self.objects if where == bucket and name.startswith(prefix))
+
+    @contextlib.contextmanager
+    def refusing(self, pattern: str):
+        """Within it, a request for a name in which `pattern` is found is answered with 403."""
+        self.refused = pattern
+        try:
+            yield
+        finally:
+            self.refused = ""
 
     def put(self, name: str, data: bytes, bucket: str = "bucket") -> None:
         with self.lock:
@@ -90,7 +99,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._json({"error": {"code": 501, "message": f"no {self.command} {self.path}"}}, 501)
         kind, bucket, listing, name = (urllib.parse.unquote(part or "") for part in match.groups())
         name = name or query.get("name", "")
-        if self.server.refuse and re.search(self.server.refuse, name):
+        if self.server.refused and re.search(self.server.refused, name):
             return self._error(403)
         with self.server.lock:
             if kind == "/upload":

@@ -182,3 +182,21 @@ def test_picture_sizes():
     convert = ["convert", "--checkpoint", "C", "--out", "O", "--picture-size"]
     assert parse([*convert, "64"]).picture_size == 64
     assert parse([*convert, "96x64"]).picture_size == (64, 96)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "quickstart --out",
+        "tokenize --data D --out",
+        "convert --checkpoint D --out",
+        "plan --config C --json",
+        "answer --question Q --save-tokens",
+    ],
+)
+def test_only_train_writes_to_a_url(command, calls, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*command.split(), "gs://bucket/x"]) == 2
+    assert f"{command.split()[-1]} gs://bucket/x is a URL; expected a path" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+    assert not calls

@@ -83,6 +83,8 @@ def test_another_folder_and_the_cache(data, tmp_path, monkeypatch):
     assert not (data.parent / "data.jsonl.index").exists()
     remote = index.index_folder(SourceConfig("gs://bucket/train.jsonl"))
     assert remote.parent == tmp_path / "cache" / "unitoken" / "index"
+    with pytest.raises(ValueError, match=r"data\.index is gs://bucket/x, a URL"):
+        index.index_folder(SourceConfig(str(data)), "gs://bucket/x")
 
 
 SPOILT = {

@@ -11,6 +11,7 @@ from unitoken_jax.config_file import is_override
 
 QUICKSTART = "quickstart"
 DEFAULT_MODEL = f"{QUICKSTART}/model"  # what `unitoken quickstart` leaves behind
+OUTPUTS = ("out", "sheet", "json", "save_tokens")  # arguments that name what a verb writes
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,8 +27,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"{overrides[0]}: only `unitoken train` and `plan` take --config overrides")
     arguments.overrides, arguments.own_process = overrides, own_process
     try:
+        _refuse_urls(arguments)
         return arguments.run(arguments) or 0
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, ImportError) as error:
         if arguments.debug:
             raise
         # str(KeyError) and str(OSError) say less than they could, str(ValueError) all there is.
@@ -36,6 +38,16 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"unitoken {arguments.verb}: stopped", file=sys.stderr)
         return 130
+
+
+def _refuse_urls(arguments) -> None:
+    """ValueError where a verb would make a folder "gs:" of a URL; `train` alone writes to one."""
+    for name in OUTPUTS:
+        if "://" in (value := getattr(arguments, name, None) or ""):
+            raise ValueError(
+                f"--{name.replace('_', '-')} {value} is a URL; expected a path on this machine, as only "
+                "`unitoken train` writes to a URL: copy what you get there (gcloud storage cp --recursive)"
+            )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         "--config", required=True, metavar="FILE", help="configs/stage2.py or configs/stage2.py:argument"
     )
     train.add_argument(
-        "--workdir", required=True, metavar="DIR", help="where the run lives, and resumes from"
+        "--workdir", required=True, metavar="DIR", help="where the run lives, and resumes from; or gs://..."
     )
     train.add_argument(
         "--profile", type=int, metavar="STEPS", help="trace that many steps into WORKDIR/profile"
@@ -308,9 +320,11 @@ def _inspect(arguments):
 
 
 def _looks_like_data(what: str) -> bool:
-    """Whether `what` is a file, a pattern or URL, or a folder of a TFDS data set or ArrayRecord files."""
-    path = pathlib.Path(what)
-    if path.is_file() or "*" in what or "://" in what:
+    """Whether `what` is a file, a pattern, or a folder of a TFDS data set or ArrayRecord files."""
+    from unitoken_jax.host.storage import as_path
+
+    path = as_path(what)
+    if "*" in what or path.is_file():
         return True
     return (path / "dataset_info.json").exists() or any(path.glob("*array_record*"))
 

@@ -1,7 +1,6 @@
 """What a user points at -> one plan: the configuration, and which file gives which network."""
 
 import dataclasses
-import hashlib
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -11,6 +10,7 @@ from unitoken_jax.convert import configs
 from unitoken_jax.convert.assemble import Parameter, Shapes, assemble
 from unitoken_jax.convert.readers import read_file, read_folder, read_json
 from unitoken_jax.convert.report import ConversionError, Report, Tensor
+from unitoken_jax.host.storage import file_digest, size_of
 
 VQ_IN_CHECKPOINT = "model.vqmodel."
 _VISION = "vision_model."
@@ -167,11 +167,9 @@ def parameters(
     return made
 
 
-def checksum(path: pathlib.Path) -> dict:
+def checksum(path) -> dict:
     """For the manifest: bytes and SHA-256 of a source file."""
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
+    return {"bytes": size_of(path), "sha256": file_digest(path)}
 
 
 def describe(report: Report, notes: Iterable[str]) -> list[str]:

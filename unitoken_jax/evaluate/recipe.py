@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from unitoken_jax.convert.sources import checksum
-from unitoken_jax.host.storage import write_text
+from unitoken_jax.host.storage import as_path, write_text
 
 FORMAT = 1
 MAY_DIFFER = ("versions", "device")  # from a recipe that is repeated: said, not refused
@@ -29,7 +29,7 @@ def weights_id(model: str | os.PathLike) -> dict:
     """
     from unitoken_jax.model_dir import CONFIG, TOKENIZER, open_model
 
-    path = pathlib.Path(model)
+    path = as_path(model)
     opened = open_model(path)
     total = hashlib.sha256()
     for name, leaf in sorted(opened.params.shapes.items()):
@@ -62,7 +62,7 @@ def make(
         "data": {use: checksum(path) | {"file": path.name} for use, path in files.items()},
         "template": dict(template),
         "settings": dict(settings),
-        "model": {"name": pathlib.Path(model).resolve().name, "weights": weights_id(model)},
+        "model": {"name": as_path(model).resolve().name, "weights": weights_id(model)},
         "versions": versions() | {"pillow": PIL.__version__},
         "device": {
             "backend": jax.default_backend(),

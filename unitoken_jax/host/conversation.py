@@ -115,8 +115,8 @@ def read_conversations(
       on_error: called with each bad conversation's error, which is then left out; None raises the first.
       need_answers: refuse a conversation that ends with a question (nothing to learn).
     """
-    path = pathlib.Path(path)
-    root = pathlib.Path(pictures) if str(pictures) else path.parent
+    path = storage.as_path(path)
+    root = storage.as_path(pictures) if str(pictures) else path.parent
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

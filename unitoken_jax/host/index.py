@@ -144,7 +144,12 @@ def report_bad(bad: list[index_build.Bad], report: pathlib.Path, on_error) -> No
 
 
 def index_folder(config: SourceConfig, folder: str = "") -> pathlib.Path:
-    """Where the indexes of a source are kept."""
+    """Where the indexes of a source are kept. Raises ValueError where `folder` is a URL."""
+    if is_remote(folder):
+        raise ValueError(
+            f"data.index is {folder}, a URL, but an index is mapped into memory: expected a local folder, or "
+            "nothing for the user's cache folder"
+        )
     path = config.path
     by_name = kind_of(config) == "tfds" and not os.path.isdir(path)
     name = pathlib.PurePosixPath(path.rstrip("/")).name.replace("*", "_").replace("?", "_") + ".index"

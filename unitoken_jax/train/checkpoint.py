@@ -135,7 +135,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # whatever a file system, tensorstore or Orbax raises
-            intact = [int(path.name) for path in self._folder.iterdir() if path.name.isdigit()]
+            intact = [each for each in self._manager.all_steps() if each < step]  # it asks no disk or bucket
             newest = (
                 f"The checkpoint of step {max(intact)} is intact" if intact else "There is none before it"
             )
