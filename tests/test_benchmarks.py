@@ -16,5 +16,7 @@ def test_all_sides_of_generate_vs_transformers_choose_the_same_ids(capsys):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.main(["--small"])
-    assert capsys.readouterr().out.count("the first 22 of 22 ids are ours") == 2
+    module.main(["--small", "--speculate", "3"])
+    printed = capsys.readouterr().out
+    assert printed.count("the first 22 of 22 ids are ours") == 2
+    assert "speculation: 22 of 22 ids are plain decoding's" in printed

@@ -110,6 +110,9 @@ class GenerationConfig:
     top_k: int = 4000
     temperature: float = 1.0
     max_answer_tokens: int = 512
+    speculate: int = (
+        16  # tokens a pass reads while a picture is drawn; 0 is plain decoding, of the same tokens
+    )
 
 
 @dataclasses.dataclass(frozen=True)
