@@ -68,6 +68,8 @@ def write(
     of each row starts with, where `shape.guided`. `clock` notes the times.
     Raises ValueError where the cache does not fit into memory.
     """
+    if not jobs:
+        return
     params = model.run(decode.ready, model.network_params)
     order = sorted(range(len(jobs)), key=lambda i: -len(jobs[i].prompt.tokens))
     while order:
@@ -94,7 +96,8 @@ class _Group:
         self.rows = model.rows(min(batch, len(prompts)))
         # So many rows get new prompts together: one at a time would stop the others too often.
         self.fresh = model.rows(max(self.rows // 4, 1))
-        check_memory(model, self.rows * (2 if shape.guided else 1), self.slots, self.length)
+        most = self.rows + (self.fresh if len(prompts) > self.rows else 0)
+        check_memory(model, most * (2 if shape.guided else 1), self.slots, self.length)
 
     def write(self, every: int | None) -> Iterator[Written]:
         owners: list[int | None] = []  # the job of each row

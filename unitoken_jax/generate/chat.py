@@ -66,6 +66,8 @@ def chat(
         raise ValueError("conversations is one string; expected a list: [[question]] or [[image, question]]")
     if max_pictures < int(draws):
         raise ValueError(f"max_pictures is {max_pictures}; expected {int(draws)} or more")
+    if draws:
+        model.require("vqgan/decoder", "drawing pictures")
     limit = text.token_limit(model, max_tokens)
     chosen = text.choice(model, temperature, top_k)
     artist = _Artist(model, seed, batch, **(drawing or {}))

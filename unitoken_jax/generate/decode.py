@@ -178,7 +178,6 @@ def _stack_crops(crops: list, rows: int, number: int) -> np.ndarray | None:
     return stacked
 
 
-@jax.jit
 def ready(params):
     """The network's parameters as a loop best reads them.
 
@@ -188,7 +187,10 @@ def ready(params):
     """
     if jax.default_backend() != "cpu":
         return params
-    return {**params, "decoder": unstacked(params["decoder"])}
+    return {**params, "decoder": _unstacked(params["decoder"])}
+
+
+_unstacked = jax.jit(unstacked)
 
 
 @functools.partial(jax.jit, static_argnames=("module", "slots", "shape"))

@@ -26,6 +26,8 @@ from unitoken_jax.model.layers import to_pixels
 if TYPE_CHECKING:
     from unitoken_jax.model_dir import UniToken
 
+WINDOW = 16  # tokens a pass reads on an accelerator; the weights take longer to read than they to compute
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Drawing:
@@ -123,6 +125,8 @@ def settings(config: ModelConfig, guidance=None, top_k=None, temperature=None, s
         config.vq.codes,
     )
     window = own.speculate if speculate is None else speculate
+    if window is None:
+        window = 0 if jax.default_backend() == "cpu" else WINDOW
     if isinstance(window, bool) or not isinstance(window, int) or window < 0:
         raise ValueError(
             f"speculate is {window!r}; expected how many tokens a pass reads, 0 for plain decoding"

@@ -1,9 +1,13 @@
 """Does a cache fit? Asked before minutes are spent, or the system ends the process."""
 
+import functools
+import math
 import pathlib
 from typing import TYPE_CHECKING
 
 import jax
+
+from unitoken_jax.model.decoder import init_cache
 
 if TYPE_CHECKING:
     from unitoken_jax.model_dir import UniToken
@@ -12,9 +16,9 @@ GIB = 2**30
 
 
 def cache_bytes(model: "UniToken", rows: int, slots: int) -> int:
-    """Bytes of the keys and values of `rows` rows of `slots` tokens, on all devices together."""
-    c = model.config.decoder
-    return 2 * c.depth * rows * slots * c.kv_heads * c.head_dim * model.module.dtype.itemsize
+    """Bytes of a cache of `rows` rows of `slots` tokens, on all devices together."""
+    make = functools.partial(init_cache, model.config.decoder, rows, slots, model.module.dtype)
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(make)))
 
 
 def free_bytes(model: "UniToken") -> int | None:
