@@ -2,11 +2,13 @@
 
     python benchmarks/generate_vs_transformers.py            # about 100M parameters, 512 px: 1,058 tokens
     python benchmarks/generate_vs_transformers.py --small    # seconds, to see that it runs
+    python benchmarks/generate_vs_transformers.py --speculate 4
 
 One prompt, guidance 3, float32, greedy, so that all must choose the same ids. transformers' `generate` with a
 static cache, once as the published code does guidance (a second pass a token, batch 1) and once with both
 streams as rows of one pass. The peers' size and new-line ids are forced by a logits processor. Compiling is
-not counted, and is printed. Needs the extra "parity".
+not counted, and is printed. `--speculate W` also draws with windows of W tokens: of random weights, whose
+tokens nothing predicts, that is the worst case. Needs the extra "parity".
 """
 
 import argparse
@@ -32,7 +34,9 @@ SMALL = DecoderConfig(vocab_size=192, width=64, depth=2, heads=4, kv_heads=4, ml
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="a tiny decoder and a picture of 4 x 4 codes")
-    small = parser.parse_args(argv).small
+    parser.add_argument("--speculate", type=int, metavar="W", help="also with W tokens a pass")
+    arguments = parser.parse_args(argv)
+    small = arguments.small
     config, side, codes = (SMALL, 4, 128) if small else (FULL, 32, 8192)
     peer = make_peer(config)
     count = sum(weight.numel() for weight in peer.parameters())
@@ -48,8 +52,13 @@ def main(argv: list[str] | None = None) -> None:
     row = [-1] * side + [new_line]
     forced = [height, width, *row * side]
 
-    ours = draw_ours(config, decoder_params(peer, config), [*text, begin], [begin], forced, side, codes)
+    sides = config, decoder_params(peer, config), [*text, begin], [begin], forced, side, codes
+    ours = draw_ours(*sides, window=1)
     times = {"unitoken_jax": ours[1]}
+    if arguments.speculate:
+        ids, seconds = draw_ours(*sides, window=arguments.speculate)
+        times[f"unitoken_jax, {arguments.speculate} tokens a pass"] = seconds
+        print(f"speculation: {np.sum(ids == ours[0])} of {len(forced)} ids are plain decoding's", flush=True)
     for name, guided in (("two passes", two_passes), ("one batched pass", one_pass)):
         start = time.perf_counter()
         ids = guided(peer, [*text, begin], [begin], forced, codes)
@@ -114,20 +123,31 @@ def decoder_params(peer, config: DecoderConfig) -> dict:
     }
 
 
-def draw_ours(config, params, conditional, unconditional, forced, side, codes) -> tuple[np.ndarray, float]:
-    """The ids after begin-of-image, and the seconds that took without compiling."""
-    module = UniTokenModel(ModelConfig(decoder=config))
-    head = forced[:2]
-    prompts = [np.array([*prompt, *head], np.int32) for prompt in (conditional, unconditional)]
+def draw_ours(config, params, conditional, unconditional, forced, side, codes, window):
+    """The ids after begin-of-image int32[N], and the seconds that took without compiling."""
+    module, params = UniTokenModel(ModelConfig(decoder=config)), {"decoder": jax.device_put(params)}
+    prompts = [np.array([*prompt, *forced[:2]], np.int32) for prompt in (conditional, unconditional)]
     stacked = decode.stack([decode.Prompt(p, np.full(len(p), -1, np.int32)) for p in prompts], 2)
-    sampling = decode.Sampling(sample_keys(0, [0]), np.int32(1), np.float32(1.0))
-    arguments = module, jax.device_put({"decoder": params}), stacked, sampling, np.float32(GUIDANCE)
-    row_end, code_ids = np.array(forced[-1:], np.int32), np.arange(codes, dtype=np.int32)
-    drawn, timing = decode.draw(*arguments, row_end, code_ids, size=(side, side), guided=True)
-    print(f"unitoken_jax: {timing}", flush=True)
-    ids = np.array(forced)
-    ids[ids < 0] = np.asarray(drawn)[0]
-    return ids, timing.first + timing.rest
+    drawn = np.array(forced[2:], np.int32)
+    rules = decode.Rules(
+        top_k=np.int32(1),
+        temperature=np.float32(1),
+        guidance=np.float32(GUIDANCE),
+        forced=drawn,
+        ids=np.arange(codes, dtype=np.int32),
+        ends=np.zeros(0, np.int32),
+        stride=np.int32(side + 1),
+    )
+    shape, slots = decode.Shape(window, guided=True), stacked.tokens.shape[1] + len(drawn)
+    keys, limits = sample_keys(0, [0]), np.array([len(drawn) - 1], np.int32)
+    clock, params = decode.Clock(), decode.ready(params)
+    arguments = module, params, stacked, keys, limits, rules
+    state = clock.run("first", decode.prefill, *arguments, slots=slots, shape=shape)
+    arguments = module, params, state, rules, np.int32(1), np.int32(len(drawn))
+    state, passes = clock.run("rest", decode.proceed, *arguments, shape=shape)
+    clock.steps = int(passes)
+    print(f"unitoken_jax, window {window}: {clock.timing}", flush=True)
+    return np.array([*forced[:2], *state.tokens[0, : len(drawn)]]), clock.first + clock.rest
 
 
 class Grammar(transformers.LogitsProcessor):

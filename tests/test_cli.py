@@ -9,6 +9,7 @@ import types
 import pytest
 
 from unitoken_jax import cli
+from unitoken_jax.generate import verbs
 
 
 @pytest.fixture
@@ -122,8 +123,8 @@ def test_generate_checks_before_it_draws(argv, message, capsys):
 
 
 def test_picture_names():
-    assert [str(path) for path in cli._picture_files("a.png", 1)] == ["a.png"]
-    assert [str(path) for path in cli._picture_files("a.png", 2)] == ["a-0.png", "a-1.png"]
+    assert [str(path) for path in verbs.picture_files("a.png", 1)] == ["a.png"]
+    assert [str(path) for path in verbs.picture_files("a.png", 2)] == ["a-0.png", "a-1.png"]
     assert cli._size("64x32") == (32, 64)
 
 
@@ -145,11 +146,11 @@ def test_generate_and_answer_write_what_was_asked(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(UniToken, "load", lambda path: tiny_model())
     common = ["--model", "M", "--save-tokens", "t.json"]
     argv = ["generate", "--prompt", "a red circle", "--out", "a.png", "--number", "2", "--seed", "3"]
-    assert cli.main([*argv, "--size", "24x8", "--timing", *common]) == 0
+    assert cli.main([*argv, "--size", "24x8", "--timing", "--progress", "--speculate", "0", *common]) == 0
     printed = capsys.readouterr()
     assert printed.out == "a-0.png\na-1.png\n"
     assert re.fullmatch(
-        r"first token after .* s, then .* ms a token \(12 steps, .* s\); compiling took .* s\n", printed.err
+        r"first token after .* s, then .* ms a pass \(11 passes, .* s\); compiling took .* s\n", printed.err
     )
     expected = tiny_model().draw(["a red circle"], number=2, seed=3, size=(8, 24))
     saved = json.loads((tmp_path / "t.json").read_text())
@@ -164,11 +165,34 @@ def test_generate_and_answer_write_what_was_asked(tmp_path, monkeypatch, capsys)
     assert json.loads((tmp_path / "t.json").read_text())["tokens"] == reply.tokens.tolist()
     assert cli.main(["answer", "--image", "c.png", "--question", "what ?", "--model", "M"]) == 2
     assert "picture c.png does not exist" in capsys.readouterr().err
+    assert cli.main(["answer", "--image", "b.png", "--question", "what ?", "--model", "M", "--stream"]) == 0
+    assert capsys.readouterr().out == reply.text + "\n"
+
+
+def test_chat_prints_text_and_files(tmp_path, monkeypatch, capsys):
+    from tiny_model import noise, tiny_model
+
+    from unitoken_jax.model_dir import UniToken
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(UniToken, "load", lambda path: tiny_model())
+    noise(0).save("b.png")
+    turns = [{"from": "human", "value": "<image>what ?"}, {"from": "gpt", "value": "a red <image>"}]
+    asked = {"conversations": [*turns, {"from": "human", "value": "blue ?"}], "image": ["b.png", "b.png"]}
+    (tmp_path / "c.jsonl").write_text(json.dumps(asked) + "\n")
+    how = ["chat", "--model", "M", "--draw", "--out", "a.png", "--max-tokens", "3"]
+    assert cli.main([*how, "--image", "b.png", "--question", "what ?"]) == 0
+    assert capsys.readouterr().out.startswith("a-0.png\n")
+    assert cli.main([*how, "--conversation", "c.jsonl"]) == 0
+    assert (tmp_path / "a-0.png").exists()
+    for wrong in (how, [*how, "--question", "a", "--conversation", "c.jsonl"]):
+        assert cli.main(wrong) == 2
+        assert "one of them" in capsys.readouterr().err
 
 
 def test_where_pictures_stand_in_a_question():
     def parts(text, images):
-        (turn,) = cli._question(text, images).turns
+        (turn,) = verbs.question_of(text, images).turns
         return [part if isinstance(part, str) else part.name for part in turn.parts]
 
     assert parts("what ?", ["a.png", "b.png"]) == ["a.png", "b.png", "what ?"]

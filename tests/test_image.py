@@ -12,7 +12,7 @@ from tiny_model import CONFIG, noise, tiny_model
 
 from unitoken_jax.generate.grammar import SAMPLE, picture_grammar
 from unitoken_jax.generate.image import decode_codes, encode_pictures
-from unitoken_jax.generate.sampling import sample, step_keys, stream_keys
+from unitoken_jax.generate.sampling import place_keys, sample, stream_keys
 from unitoken_jax.host.sequence import picture_prompt
 
 PROMPTS = ["a red circle", "two blue squares left of a green circle and a square", "a"]
@@ -34,7 +34,7 @@ def test_tokens_obey_the_grammar():
         np.testing.assert_array_equal(body[forced != SAMPLE], forced[forced != SAMPLE])
         assert np.isin(body[forced == SAMPLE], vocabulary.code_ids).all()
         assert drawing.picture.size == (16, 16)
-        assert drawing.timing.steps == 16
+        assert drawing.timing.steps == 15
 
 
 @pytest.mark.parametrize(("guidance", "top_k"), [(1.0, 1), (3.0, 1), (3.0, 8)])
@@ -55,7 +55,7 @@ def test_guided_picture_equals_full_forward_passes(guidance, top_k):
 
     @jax.jit
     def chosen(guided, step):
-        return sample(guided[None], step_keys(key, step), top_k, 1.0)[0]
+        return sample(guided[None], place_keys(key, step[None, None])[0], top_k, 1.0)[0]
 
     for step, one in enumerate(forced, start=-2):  # keys count from the first code, new-lines included
         if one == SAMPLE:
@@ -82,11 +82,12 @@ def test_forced_ids_take_no_pass_of_their_own(monkeypatch):
     model = tiny_model()
     counted = Counted(model.module)
     monkeypatch.setattr(model, "module", counted)
-    (drawing,) = model.draw(["a"], size=(8, 24))
+    (drawing,) = model.draw(["a"], size=(8, 24), speculate=0)
     jax.effects_barrier()
     assert len(drawing.tokens) == 1 + 2 + 2 * 7 + 1
-    # The prompt, then a pass a code: a row's last one reads the new-line too.
-    assert sorted(counted.seen) == [1] * 10 + [2, 2, 64]
+    # The prompt gives the first code, each pass another one: where a row ends, it reads the new-line too.
+    assert sorted(counted.seen) == [1] * 10 + [2, 64]
+    assert drawing.timing.steps == 11
 
 
 def test_a_sample_is_the_same_anywhere():
@@ -96,6 +97,17 @@ def test_a_sample_is_the_same_anywhere():
     for prompts, batch in (([PROMPTS[1]], 16), (PROMPTS[::-1], 2), ([PROMPTS[2]] * 2, 1)):
         for drawing in model.draw(prompts, seed=5, batch=batch):
             np.testing.assert_array_equal(drawing.tokens, together[drawing.prompt, drawing.number])
+
+
+def test_progress_shows_the_rows_so_far():
+    seen = []
+    drawings = tiny_model().draw(PROMPTS[:2], progress=lambda number, picture: seen.append((number, picture)))
+    for number, drawing in enumerate(drawings):
+        own = [picture for one, picture in seen if one == number]
+        heights = [picture.height for picture in own]
+        assert {picture.width for picture in own} == {16}
+        assert heights == sorted(set(heights))
+        np.testing.assert_array_equal(np.asarray(own[-1]), np.asarray(drawing.picture))
 
 
 def test_seed_and_settings_matter():
@@ -160,6 +172,8 @@ def test_encoding_does_not_depend_on_the_batch():
         ({"top_k": 17}, "top_k is 17; there are only 16"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"number": 0}, "number is 0"),
+        ({"speculate": -1}, "speculate is -1"),
+        ({"speculate": 2.5}, "speculate is 2.5"),
         ({"prompts": "a red circle"}, "expected a list"),
         ({"prompts": ["<s>"]}, "control token"),
         ({"prompts": [""]}, "empty"),

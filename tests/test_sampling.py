@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unitoken_jax.generate.sampling import best, check_sampling, guide, sample, sample_keys, step_keys
+from unitoken_jax.generate.sampling import best, check_sampling, guide, place_keys, sample, sample_keys
 
 
 def _draws(logits, top_k=10**6, temperature=1.0, count=4000):
@@ -64,7 +64,7 @@ def test_a_sample_does_not_depend_on_its_place():
 def test_seeds_numbers_and_steps_give_different_draws():
     logits = jnp.zeros((1, 100_000))
     drawn = {
-        int(sample(logits, step_keys(sample_keys(seed, [number]), step), 10**6, 1.0)[0])
+        int(sample(logits, place_keys(sample_keys(seed, [number]), np.array([[step]]))[0], 10**6, 1.0)[0])
         for seed in (0, 1)
         for number in (0, 1)
         for step in (0, 1)

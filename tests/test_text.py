@@ -47,7 +47,7 @@ def test_pictures_matter():
 def test_answers_are_text_in_order_and_limited():
     model = tiny_model()
     replies = model.reply(ASKED, max_tokens=5)
-    assert replies[0].timing.steps == 5
+    assert replies[0].timing.steps == 4  # reading the prompts gives the first token
     assert all(len(reply.tokens) <= 5 for reply in replies)
     assert [reply.text for reply in replies] == model.answer(ASKED, max_tokens=5)
     longer = model.reply(ASKED)
@@ -61,11 +61,9 @@ def test_answers_are_text_in_order_and_limited():
 def test_what_is_written_becomes_an_answer():
     model, none = tiny_model(), decode.Timing(0.0, 0.0, 0.0, 0)
     vocabulary, hello = model.tokenizer.vocabulary, model.tokenizer.encode("a red circle")
-    ended = text._answer(
-        model, np.array([*hello, vocabulary.end_of_turn, decode.NOTHING, decode.NOTHING]), none
-    )
+    ended = text._answer(model, np.array([*hello, vocabulary.end_of_turn]), none)
     assert (ended.text, ended.tokens.tolist(), ended.complete) == ("a red circle", hello, True)
-    cut = text._answer(model, np.array([*hello, vocabulary.sep, decode.NOTHING]), none)
+    cut = text._answer(model, np.array([*hello, vocabulary.sep]), none)
     assert (cut.text, cut.tokens.tolist(), cut.complete) == ("a red circle", [*hello, vocabulary.sep], False)
 
 
@@ -84,6 +82,14 @@ def test_sampled_answers_do_not_depend_on_their_place():
     assert _tokens(model.reply([ASKED[2]], **settings)) == [together[2]]
     twice = _tokens(model.reply([ASKED[0], ASKED[0]], **settings))
     assert twice[0] == together[0] != twice[1]
+
+
+def test_streamed_pieces_make_the_answers():
+    model = tiny_model()
+    expected = model.answer(ASKED)
+    pieces = list(model.answer(ASKED, stream=True))
+    assert ["".join(piece for i, piece in pieces if i == n) for n in range(len(ASKED))] == expected
+    assert len(pieces) > len(ASKED)
 
 
 def test_nothing_recompiles_for_another_question_or_picture():
@@ -113,6 +119,7 @@ def test_bad_conversations_are_named(asked, message):
     ("settings", "message"),
     [
         ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": -1.0}, "temperature"),
         ({"top_k": -2}, "top_k"),
         ({"top_k": 0}, "top_k is 0"),

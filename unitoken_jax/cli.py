@@ -1,7 +1,6 @@
 """`unitoken <verb>`: parses, calls one library function, and turns our errors into one clear message."""
 
 import argparse
-import json
 import os
 import pathlib
 import sys
@@ -115,6 +114,10 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--temperature", type=float, help="0 is greedy (default: the model's)")
     generate.add_argument("--number", type=int, default=1, help="how many pictures")
     generate.add_argument("--size", type=_size, metavar="WxH", help="pixels (default: as in training)")
+    generate.add_argument(
+        "--speculate", type=int, metavar="W", help="tokens a pass reads; same pictures (default: the model's)"
+    )
+    generate.add_argument("--progress", action="store_true", help="write the rows so far while it draws")
     _tokens_argument(generate)
     _timing_argument(generate)
 
@@ -127,8 +130,25 @@ def _parser() -> argparse.ArgumentParser:
         "--question", required=True, metavar="TEXT", help="<|image|> in it says where a picture stands"
     )
     answer.add_argument("--max-tokens", type=int, help="longest answer (default: the model's)")
+    answer.add_argument("--stream", action="store_true", help="print the answer as it is written")
     _tokens_argument(answer)
     _timing_argument(answer)
+
+    chat = verb("chat", _chat, "answer with text and pictures: draw, or change a picture")
+    _model_argument(chat)
+    chat.add_argument(
+        "--image", action="append", default=[], metavar="PNG", help="may be given several times"
+    )
+    chat.add_argument("--question", metavar="TEXT", help="<|image|> in it says where a picture stands")
+    chat.add_argument(
+        "--conversation", metavar="FILE", help="instead: JSON or JSONL as for training, questions at the ends"
+    )
+    chat.add_argument("--draw", action="store_true", help="the answer begins with a picture")
+    chat.add_argument("--out", required=True, metavar="PNG", help="its pictures: PNG-0.png, PNG-1.png, ...")
+    chat.add_argument("--seed", type=int, default=0)
+    chat.add_argument("--guidance", type=float, help="of pictures (default: the model's)")
+    chat.add_argument("--max-tokens", type=int, help="of text in an answer (default: the model's)")
+    _timing_argument(chat)
 
     _convert_verbs(verb)
     verb("doctor", _doctor, "is this machine ready, and if not, what to do")
@@ -377,72 +397,21 @@ def _tokenize(arguments):
 
 
 def _generate(arguments):
-    from unitoken_jax.model_dir import UniToken
+    from unitoken_jax.generate import verbs
 
-    files = _picture_files(arguments.out, arguments.number)
-    drawings = UniToken.load(_model(arguments)).draw(
-        [arguments.prompt],
-        number=arguments.number,
-        seed=arguments.seed,
-        guidance=arguments.guidance,
-        top_k=arguments.top_k,
-        temperature=arguments.temperature,
-        size=arguments.size,
-    )
-    if arguments.timing:
-        # A batch's drawings share one record.
-        for timing in dict.fromkeys(drawing.timing for drawing in drawings):
-            print(timing, file=sys.stderr)
-    for file, drawing in zip(files, drawings):
-        drawing.picture.save(file)
-        print(file)
-    if arguments.save_tokens:
-        rows = [drawing.tokens.tolist() for drawing in drawings]
-        _save_tokens(
-            arguments.save_tokens, {"prompt": arguments.prompt, "seed": arguments.seed, "tokens": rows}
-        )
-
-
-def _picture_files(out: str, number: int) -> list[pathlib.Path]:
-    """Where the pictures go, checked before minutes are spent drawing them."""
-    from PIL import Image
-
-    path = pathlib.Path(out)
-    known = Image.registered_extensions()
-    if known.get(path.suffix.lower()) not in Image.SAVE:
-        raise ValueError(f"--out {out}: no picture format is known by the ending {path.suffix!r}; use .png")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"--out {out}: the folder {path.parent} does not exist")
-    if number < 1:
-        raise ValueError(f"--number is {number}; expected at least 1")
-    return [path] if number == 1 else [path.with_stem(f"{path.stem}-{i}") for i in range(number)]
+    verbs.generate(lambda: _model(arguments), arguments)
 
 
 def _answer(arguments):
-    from unitoken_jax.model_dir import UniToken
+    from unitoken_jax.generate import verbs
 
-    asked = _question(arguments.question, arguments.image)
-    (answer,) = UniToken.load(_model(arguments)).reply([asked], max_tokens=arguments.max_tokens)
-    print(answer.text)
-    if arguments.timing:
-        print(answer.timing, file=sys.stderr)
-    if arguments.save_tokens:
-        saved = {"question": arguments.question, "images": arguments.image, "tokens": answer.tokens.tolist()}
-        _save_tokens(arguments.save_tokens, saved)
+    verbs.answer(lambda: _model(arguments), arguments)
 
 
-def _question(text: str, images: list[str]):
-    """A conversation of one question: pictures where it says <|image|>, else before it."""
-    from unitoken_jax.host.conversation import parse
+def _chat(arguments):
+    from unitoken_jax.generate import verbs
 
-    marked = "<|image|>" in text or "<image>" in text
-    value = text if marked else "<|image|>" * len(images) + text
-    record = {"conversations": [{"from": "human", "value": value}], "image": images}
-    return parse(record, "--question", pathlib.Path(), need_answers=False)
-
-
-def _save_tokens(path: str, values: dict) -> None:
-    pathlib.Path(path).write_text(json.dumps(values) + "\n", encoding="utf-8")
+    verbs.chat(lambda: _model(arguments), arguments)
 
 
 def _doctor(arguments) -> int:

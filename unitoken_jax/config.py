@@ -110,6 +110,9 @@ class GenerationConfig:
     top_k: int = 4000
     temperature: float = 1.0
     max_answer_tokens: int = 512
+    # Tokens a pass reads while a picture is drawn: the same picture in fewer passes; 0 is plain decoding.
+    # None: 16 on an accelerator, where reading the weights is what takes a pass its time; 0 on a CPU.
+    speculate: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -344,7 +344,14 @@ class UniToken:
 
     def answer(self, conversations: Sequence, **settings) -> list[str]:
         """Answers, as text, to [[part, ...], ...]; settings as `generate.text.answer`."""
-        return [reply.text for reply in self.reply(conversations, **settings)]
+        replies = self.reply(conversations, **settings)
+        return replies if settings.get("stream") else [reply.text for reply in replies]
+
+    def chat(self, conversations: Sequence, **settings) -> list:
+        """Answers of text and pictures: a list of `generate.chat.Reply`; settings as `generate.chat.chat`."""
+        from unitoken_jax.generate.chat import chat
+
+        return chat(self, conversations, **settings)
 
     def draw(self, prompts: Sequence[str], **settings) -> list:
         """As `generate`, with the tokens: a list of `generate.image.Drawing`."""

@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from tqdm import tqdm
 
@@ -134,8 +135,11 @@ def _draw_all(
     how = {name: value for name, value in settings.items() if name != "dtype"} | {
         "size": tuple(settings["size"])
     }
-    drawn = 0
-    with tqdm(total=len(texts) * number, unit="picture", disable=None) as bar:
+    drawn, saving = 0, []
+    with (
+        tqdm(total=len(texts) * number, unit="picture", disable=None) as bar,
+        ThreadPoolExecutor(1) as saver,  # files are written while the next pictures are drawn
+    ):
         for start in range(0, len(prompts), step):
             group = prompts[start : start + step]
             for prompt in group:
@@ -146,11 +150,20 @@ def _draw_all(
                 before = [text for text in texts[:start] if text in own]
                 drawings = model.draw(before + [prompt.text for prompt in group], **how)
                 files = [file for prompt in group for file in prompt.files]
+                _finish(saving)
                 for file, drawing in zip(files, drawings[len(before) * number :], strict=True):
-                    _save(drawing.picture, part, out / file)
+                    saving.append(saver.submit(_save, drawing.picture, part, out / file))
                 drawn += len(files)
             bar.update(len(group) * number)
+        _finish(saving)
     return drawn
+
+
+def _finish(saving: list[Future]) -> None:
+    """Waits until everything is saved, and raises what went wrong."""
+    for one in saving:
+        one.result()
+    saving.clear()
 
 
 def _place(prompt: PicturePrompt, out: pathlib.Path) -> None:

@@ -3,9 +3,19 @@
 Prompts are right-padded to a bucket's length and each row goes on at its own length: the cache slot of a
 token is its position, so what a padded row holds beyond its length is overwritten before it is ever seen.
 Whatever a user varies between calls (text, seed, top-k, temperature, guidance, the answer's limit) is
-traced, not compiled in. Letters: B rows, T prompt tokens, C crops, D width.
+traced, not compiled in.
+
+One loop writes text and pictures, with speculation or without. A token is a pure function of what stands
+before it: the best of logits + noise, where the noise is its place's own (sampling.py). So one pass reads a
+window of W tokens, the last settled one and drafts, and gives the true token after each. Drafts that it
+confirms are settled; the rest are replaced by what it gave, and read again (Jacobi iteration). The result is
+that of plain decoding, W = 1, token by token: the one fixed point, reached in fewer passes. Because a draft
+and its check share their noise, they agree more often than independent draws (speculative Jacobi decoding,
+arXiv 2410.01699, with the coupling of arXiv 2510.24211). An id that the grammar forces is a draft that is
+always right. Letters: B rows, T prompt tokens, C crops, D width, M places for what is written.
 """
 
+import dataclasses
 import functools
 import time
 from collections.abc import Sequence
@@ -15,10 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unitoken_jax.generate.sampling import guide, sample, step_keys
-from unitoken_jax.model.decoder import unstacked
+from unitoken_jax.generate.sampling import guide, place_keys, sample
+from unitoken_jax.model.decoder import Cache, unstacked
 
-NOTHING = -1  # what a row holds after its end
+FREE = -1  # in Rules.forced: the model chooses
 
 
 class Prompt(NamedTuple):
@@ -38,19 +48,50 @@ class Prompts(NamedTuple):
     crops: Any  # uint8[B, C, S, S, 3] | None
 
 
-class Sampling(NamedTuple):
-    """What `sampling.sample` takes, traced. `keys` key[B]: one a row."""
+class Rules(NamedTuple):
+    """How tokens are chosen, traced: another value compiles nothing.
 
-    keys: jax.Array
+    `forced` int32[M]: the id at each place after the prompt, or FREE. `ids` int32[N]: those that may be
+    chosen; None: all. `ends` int32[E]: those that end a row. `stride`: places to the nearest similar one, an
+    unread token's first draft (a picture's row above).
+    """
+
     top_k: Any
     temperature: Any
+    guidance: Any
+    forced: Any
+    ids: Any
+    ends: Any
+    stride: Any = np.int32(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What is compiled in. `window`: tokens a pass reads, 1 is plain decoding. `guided`: conditional rows are
+    followed by as many unconditional ones, which read the same. `greedy`: the best token, no noise."""
+
+    window: int = 1
+    guided: bool = False
+    greedy: bool = False
+
+
+class State(NamedTuple):
+    """Rows being written. Of `tokens` int32[B, M + 2 W] the first `counts` are settled, the rest drafts; the
+    last settled one is not read yet. A row ends at its `limits`, at once where that is 0."""
+
+    cache: Cache  # of B rows, 2 B where guided
+    lengths: Any  # int32[B or 2 B], of the prompts
+    keys: Any  # key[B]
+    tokens: Any
+    counts: Any  # int32[B]
+    limits: Any  # int32[B]
 
 
 class Timing(NamedTuple):
     """Where a batch's seconds went; its rows took them together.
 
-    `compiling`: tracing, and compiling what the caches did not hold. `first`: reading the prompts, which the
-    first token waits for. `rest`: `steps` passes, of a token a row each (forced ids ride along).
+    `compiling`: tracing, and compiling what the caches did not hold. `first`: reading the prompts, which
+    gives the first token. `rest`: `steps` passes, each of a token a row or more.
     """
 
     compiling: float
@@ -61,28 +102,30 @@ class Timing(NamedTuple):
     def __str__(self) -> str:
         each = 1e3 * self.rest / max(self.steps, 1)
         return (
-            f"first token after {self.first:.3f} s, then {each:.2f} ms a token ({self.steps} steps, "
+            f"first token after {self.first:.3f} s, then {each:.2f} ms a pass ({self.steps} passes, "
             f"{self.rest:.2f} s); compiling took {self.compiling:.2f} s"
         )
 
 
-class _Clock:
+class Clock:
     """Runs compiled programs and notes how long they took to be ready and to run."""
 
     def __init__(self):
-        self.compiling, self.ran = 0.0, []
+        self.compiling, self.first, self.rest, self.steps = 0.0, 0.0, 0.0, 0
 
-    def run(self, program, *arguments, **settings):
+    def run(self, kind: str, program, *arguments, **settings):
+        """`kind`: "first" or "rest", where the time belongs."""
         start = time.perf_counter()
         out = program(*arguments, **settings)  # comes back once the program is compiled and under way
         began = time.perf_counter()
         jax.block_until_ready(out)
         self.compiling += began - start
-        self.ran.append(time.perf_counter() - began)
+        setattr(self, kind, getattr(self, kind) + time.perf_counter() - began)
         return out
 
-    def timing(self, steps: int) -> Timing:
-        return Timing(self.compiling, *self.ran, int(steps))
+    @property
+    def timing(self) -> Timing:
+        return Timing(self.compiling, self.first, self.rest, self.steps)
 
 
 def bucket(number: int, least: int = 64, an_octave: int = 2) -> int:
@@ -100,9 +143,12 @@ def batch_rows(number: int, multiple: int = 1) -> int:
     return -(-rows // multiple) * multiple
 
 
-def stack(prompts: Sequence[Prompt], rows: int) -> Prompts:
-    """Pads `prompts` to `rows` rows and to the buckets of length and crops."""
-    length = bucket(max(len(prompt.tokens) for prompt in prompts))
+def stack(
+    prompts: Sequence[Prompt], rows: int, length: int | None = None, crops: int | None = None
+) -> Prompts:
+    """Pads `prompts` to `rows` rows of `length` tokens and `crops` crops; None: their bucket."""
+    length = length or bucket(max(len(prompt.tokens) for prompt in prompts))
+    crops = crop_bucket(prompts) if crops is None else crops
     tokens = np.zeros((rows, length), np.int32)
     soft_index = np.full((rows, length), -1, np.int32)
     lengths = np.zeros(rows, np.int32)
@@ -110,58 +156,30 @@ def stack(prompts: Sequence[Prompt], rows: int) -> Prompts:
         lengths[row] = len(prompt.tokens)
         tokens[row, : lengths[row]] = prompt.tokens
         soft_index[row, : lengths[row]] = prompt.soft_index
-    return Prompts(tokens, lengths, soft_index, _stack_crops([prompt.crops for prompt in prompts], rows))
+    return Prompts(
+        tokens, lengths, soft_index, _stack_crops([prompt.crops for prompt in prompts], rows, crops)
+    )
 
 
-def _stack_crops(crops: list, rows: int) -> np.ndarray | None:
-    most = max(0 if one is None else len(one) for one in crops)
-    if most == 0:
+def crop_bucket(prompts: Sequence[Prompt]) -> int:
+    """Crops a row that each of `prompts` fits in."""
+    most = max(0 if prompt.crops is None else len(prompt.crops) for prompt in prompts)
+    return bucket(most, least=1, an_octave=4) if most else 0
+
+
+def _stack_crops(crops: list, rows: int, number: int) -> np.ndarray | None:
+    if number == 0:
         return None
-    side = next(one.shape[1:] for one in crops if one is not None and len(one))
-    stacked = np.zeros((rows, bucket(most, least=1, an_octave=4), *side), np.uint8)
+    side = next(one.shape[1:] for one in crops if one is not None)
+    stacked = np.zeros((rows, number, *side), np.uint8)
     for row, one in enumerate(crops):
         if one is not None:
             stacked[row, : len(one)] = one
     return stacked
 
 
-@functools.partial(jax.jit, static_argnames=("module", "room"))
-def prefill(module, params, prompts: Prompts, *, room: int):
-    """Reads the prompts: the last token's hidden state [B, 1, D], and a cache with `room` free slots."""
-    features = None
-    if prompts.crops is not None:
-        features = module.apply({"params": params}, prompts.crops, method="features")
-    rows, length = prompts.tokens.shape
-    cache = module.init_cache(rows, length + room)
-    positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (rows, length))
-    hidden, cache = module.apply(
-        {"params": params},
-        prompts.tokens,
-        positions,
-        cache,
-        soft_index=prompts.soft_index,
-        features=features,
-        method="extend",
-    )
-    last = jnp.maximum(prompts.lengths - 1, 0)
-    return jnp.take_along_axis(hidden, last[:, None, None], axis=1), cache
-
-
-def write(module, params, prompts: Prompts, sampling: Sampling, end, limit, *, room: int, greedy: bool):
-    """Continues every row up to its `end` token, `limit` tokens at most: int32[B, room], then NOTHING.
-
-    `limit` is traced and at most `room`. `greedy` takes the best token and ignores `sampling`.
-    Returns the tokens and a Timing.
-    """
-    clock = _Clock()
-    hidden, cache = clock.run(prefill, module, params, prompts, room=room)
-    arguments = module, params, hidden, cache, prompts.lengths, sampling, end, limit
-    written, steps, _ = clock.run(_write, *arguments, room=room, greedy=greedy)
-    return written, clock.timing(steps)
-
-
-def _ready(params):
-    """Parameters as a loop best reads them.
+def ready(params):
+    """The network's parameters as a loop best reads them.
 
     On a CPU, layer by layer: there XLA copies each layer's weights out of their stack in every pass, which
     takes several times as long as the pass, so they are copied once, before the loop. Elsewhere products
@@ -169,83 +187,146 @@ def _ready(params):
     """
     if jax.default_backend() != "cpu":
         return params
-    return {**params, "decoder": unstacked(params["decoder"])}
+    return {**params, "decoder": _unstacked(params["decoder"])}
 
 
-# Loops return the cache that they were given: only so can they work in its memory, without a copy.
-@functools.partial(jax.jit, static_argnames=("module", "room", "greedy"), donate_argnames="cache")
-def _write(module, params, hidden, cache, lengths, sampling: Sampling, end, limit, *, room, greedy):
-    params = _ready(params)
-
-    def unfinished(state):
-        step, _, _, _, ended = state
-        return (step < limit) & ~jnp.all(ended)
-
-    def one(state):
-        step, hidden, cache, written, ended = state
-        logits = module.apply({"params": params}, hidden, method="logits")[:, 0]
-        if greedy:
-            token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        else:
-            token = sample(logits, step_keys(sampling.keys, step), sampling.top_k, sampling.temperature)
-        written = written.at[:, step].set(jnp.where(ended, NOTHING, token))
-        ended = ended | (token == end)
-        positions = (lengths + step)[:, None]
-        hidden, cache = module.apply({"params": params}, token[:, None], positions, cache, method="extend")
-        return step + 1, hidden, cache, written, ended
-
-    written = jnp.full((len(lengths), room), NOTHING, jnp.int32)
-    start = (jnp.int32(0), hidden, cache, written, lengths == 0)
-    steps, _, cache, written, _ = jax.lax.while_loop(unfinished, one, start)
-    return written, steps, cache
+_unstacked = jax.jit(unstacked)
 
 
-def draw(module, params, prompts: Prompts, sampling: Sampling, guidance, row_end, code_ids, *, size, guided):
-    """Draws pictures' codes: token ids int32[B, R * C], for `size` = (R, C) rows and columns of codes.
+@functools.partial(jax.jit, static_argnames=("module", "slots", "shape"))
+def prefill(
+    module, params, prompts: Prompts, keys, limits, rules: Rules, *, slots: int, shape: Shape
+) -> State:
+    """Reads the prompts, into a cache of `slots` a row, and chooses each row's first token.
 
-    `row_end` int32[E] are the ids forced after each row of codes; the pass that reads a row's last code
-    reads them too, so that there are as many passes as codes. Where `guided`, `prompts` holds 2B rows: the
-    conditional ones, then the unconditional ones; both read what the guided conditional row chose. The
-    prompts end with whatever is forced before the first code. Returns the ids and a Timing.
+    Where `shape.guided`, `prompts` holds 2 B rows: the conditional ones, then the unconditional ones.
     """
-    clock = _Clock()
-    room = size[0] * (size[1] + len(row_end))
-    hidden, cache = clock.run(prefill, module, params, prompts, room=room)
-    arguments = module, params, hidden, cache, prompts.lengths, sampling, guidance, row_end, code_ids
-    codes, _ = clock.run(_draw, *arguments, size=size, guided=guided)
-    return codes, clock.timing(size[0] * size[1])
+    features = None
+    if prompts.crops is not None:
+        features = module.apply({"params": params}, prompts.crops, method="features")
+    rows, length = prompts.tokens.shape
+    hidden, cache = module.apply(
+        {"params": params},
+        prompts.tokens,
+        jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (rows, length)),
+        module.init_cache(rows, slots),
+        soft_index=prompts.soft_index,
+        features=features,
+        method="extend",
+    )
+    last = jnp.maximum(prompts.lengths - 1, 0)
+    hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
+    forced, head = _forced(rules, shape), _head(params, rules)
+    places = jnp.zeros((len(limits), 1), jnp.int32)
+    first = _choose(module, params, head, hidden, keys, places, rules, forced, shape)
+    tokens = jnp.where(forced == FREE, first, forced[None])
+    counts, limits = _settle(jnp.zeros_like(limits), limits, first, jnp.zeros_like(limits), rules)
+    return State(cache, prompts.lengths, keys, tokens, counts, limits)
 
 
-@functools.partial(jax.jit, static_argnames=("module", "size", "guided"), donate_argnames="cache")
-def _draw(module, params, hidden, cache, lengths, sampling, guidance, row_end, code_ids, *, size, guided):
-    rows, columns = size
-    params = _ready(params)
-    head = params["decoder"]["lm_head"]["kernel"][:, code_ids]  # nothing but codes can be drawn
+def _forced(rules: Rules, shape: Shape) -> jax.Array:
+    """int32[M + 2 W]: `rules.forced`, and room for drafts beyond it."""
+    return jnp.pad(rules.forced, (0, 2 * shape.window), constant_values=FREE)
 
-    def one(state, step, forced):
-        """Draws the `step`-th token after the prompt, a code, and reads it and what is `forced` after it."""
-        hidden, cache = state
-        logits = code_logits(hidden[:, 0], head, module.dtype)
-        logits = guide(logits, guidance) if guided else logits
-        keys = step_keys(sampling.keys, step)
-        token = code_ids[sample(logits, keys, sampling.top_k, sampling.temperature)]
-        both = jnp.concatenate([token, token]) if guided else token
-        read = jnp.concatenate([both[:, None], jnp.tile(forced, (len(both), 1))], axis=1)
-        positions = lengths[:, None] + step + jnp.arange(read.shape[1])
-        hidden, cache = module.apply({"params": params}, read, positions, cache, method="extend")
-        return (hidden[:, -1:], cache), token
 
-    def row(state, first):
-        steps = first + jnp.arange(columns, dtype=jnp.int32)
-        state, codes = jax.lax.scan(lambda state, step: one(state, step, row_end[:0]), state, steps[:-1])
-        state, last = one(state, steps[-1], row_end)
-        return state, jnp.concatenate([codes, last[None]])
+def _head(params, rules: Rules):
+    """The columns of lm_head that can be chosen; None: all."""
+    return None if rules.ids is None else params["decoder"]["lm_head"]["kernel"][:, rules.ids]
 
-    firsts = jnp.arange(rows, dtype=jnp.int32) * (columns + len(row_end))
-    (_, cache), codes = jax.lax.scan(row, (hidden, cache), firsts)
-    return codes.reshape(rows * columns, -1).T, cache
+
+@functools.partial(jax.jit, donate_argnames="state")
+def replace_rows(state: State, other: State, rows) -> State:
+    """`state` with the rows of `other` put at `rows` int32[b] (those beyond its end are left out)."""
+    both = rows
+    if len(state.lengths) != len(state.limits):  # unconditional rows follow the conditional ones
+        number = len(state.limits)
+        both = jnp.concatenate([rows, jnp.where(rows < number, rows + number, 2 * number)])
+
+    def put(old, new):
+        return old.at[rows if len(new) == len(rows) else both].set(new, mode="drop")
+
+    return jax.tree.map(put, state, other)
+
+
+# A loop returns the cache that it was given: only so can it work in its memory, without a copy.
+@functools.partial(jax.jit, static_argnames=("module", "shape"), donate_argnames="state")
+def proceed(module, params, state: State, rules: Rules, least, most, *, shape: Shape):
+    """Writes while at least `least` rows are unfinished, `most` passes at most: the state, passes taken."""
+    forced, head = _forced(rules, shape), _head(params, rules)
+
+    def step(state: State, width: int) -> State:
+        return _pass(module, params, head, state, rules, forced, shape, width)
+
+    def body(loop):
+        state, passes = loop
+        if shape.window > 1:
+            state = step(state, shape.window)
+        elif head is None:
+            state = step(state, 1)
+        else:  # a forced id is read with the token before it, so that it takes no pass of its own
+            along = jnp.any((state.counts < state.limits) & (forced[state.counts] != FREE))
+            state = jax.lax.cond(along, lambda s: step(s, 2), lambda s: step(s, 1), state)
+        return state, passes + 1
+
+    def unfinished(loop):
+        state, passes = loop
+        return (jnp.sum(state.counts < state.limits) >= least) & (passes < most)
+
+    return jax.lax.while_loop(unfinished, body, (state, jnp.int32(0)))
+
+
+def _pass(module, params, head, state: State, rules: Rules, forced, shape: Shape, width: int) -> State:
+    """One pass: reads each row's last settled token and `width` - 1 drafts, settles what they confirm."""
+    places = state.counts[:, None] - 1 + jnp.arange(width)
+    read = jnp.take_along_axis(state.tokens, jnp.maximum(places, 0), axis=1)
+    streams = len(state.lengths) // len(state.limits)
+    positions = state.lengths[:, None] + jnp.tile(places, (streams, 1))
+    hidden, cache = module.apply(
+        {"params": params}, jnp.tile(read, (streams, 1)), positions, state.cache, method="extend"
+    )
+    found = _choose(module, params, head, hidden, state.keys, places + 1, rules, forced, shape)
+    agreed = jnp.sum(jnp.cumprod(found[:, :-1] == read[:, 1:], axis=1), axis=1)
+    rows = jnp.arange(len(found))[:, None]
+    tokens = state.tokens.at[rows, places + 1].set(found, mode="drop")
+    if width > 1:
+        later = places + 1 + width
+        draft = jnp.take_along_axis(tokens, jnp.maximum(later - rules.stride, 0), axis=1)
+        draft = jnp.where(later < rules.stride, found[:, -1:], draft)
+        tokens = tokens.at[rows, later].set(
+            jnp.where(forced[later] == FREE, draft, forced[later]), mode="drop"
+        )
+    counts, limits = _settle(state.counts, state.limits, found, agreed, rules)
+    return state._replace(cache=cache, tokens=tokens, counts=counts, limits=limits)
+
+
+def _settle(counts, limits, found, agreed, rules: Rules):
+    """(counts, limits) after the first `agreed` + 1 of `found` int32[B, W] were settled, if they matter."""
+    if len(rules.ends):
+        ending = jnp.isin(found, rules.ends) & (jnp.arange(found.shape[1]) <= agreed[:, None])
+        ended = counts + 1 + jnp.argmax(ending, axis=1).astype(jnp.int32)
+        limits = jnp.where(jnp.any(ending, axis=1), jnp.minimum(limits, ended), limits)
+    return jnp.minimum(counts + 1 + agreed.astype(jnp.int32), limits), limits
+
+
+def _choose(module, params, head, hidden, keys, places, rules: Rules, forced, shape: Shape) -> jax.Array:
+    """int32[B, W]: the tokens at `places` int32[B, W], of hidden [B or 2 B, W, D], the states before them."""
+    B, W = places.shape
+    if head is None:
+        logits = module.apply({"params": params}, hidden, method="logits")
+    else:
+        logits = code_logits(hidden, head, module.dtype)
+    logits = guide(logits, rules.guidance) if shape.guided else logits
+    if shape.greedy:
+        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    else:
+        flat = logits.reshape(B * W, -1)
+        token = sample(flat, place_keys(keys, places).reshape(-1), rules.top_k, rules.temperature).reshape(
+            B, W
+        )
+    token = token if head is None else rules.ids[token]
+    return jnp.where(forced[places] == FREE, token, forced[places])
 
 
 def code_logits(hidden, head, dtype):
-    """float32[B, codes] of hidden [B, D] and the head's code columns [D, codes]."""
+    """float32[..., codes] of hidden [..., D] and the head's code columns [D, codes]."""
     return jnp.dot(hidden.astype(dtype), head.astype(dtype), preferred_element_type=jnp.float32)

@@ -6,26 +6,27 @@ ids are forced, then codes alone are chosen, with new-lines and end forced (refe
 
 import dataclasses
 import functools
-import zlib
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
 from PIL import Image
 
+from unitoken_jax.batch import NO_INDEX
 from unitoken_jax.config import ModelConfig
-from unitoken_jax.generate import decode
-from unitoken_jax.generate.grammar import PictureGrammar, picture_grammar
-from unitoken_jax.generate.sampling import check_sampling, stream_keys
+from unitoken_jax.generate import batching, decode
+from unitoken_jax.generate.batching import BATCH
+from unitoken_jax.generate.grammar import SAMPLE, PictureGrammar, picture_grammar
+from unitoken_jax.generate.sampling import check_sampling
 from unitoken_jax.host import sequence
 from unitoken_jax.model.layers import to_pixels
 
 if TYPE_CHECKING:
     from unitoken_jax.model_dir import UniToken
 
-BATCH = 16  # pictures drawn at one time; with guidance each is two rows
+WINDOW = 16  # tokens a pass reads on an accelerator; the weights take longer to read than they to compute
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,6 +43,15 @@ class Drawing:
     timing: decode.Timing
 
 
+class Settings(NamedTuple):
+    """How codes are chosen, checked; see `settings`."""
+
+    guidance: float
+    top_k: int
+    temperature: float
+    window: int
+
+
 def draw(
     model: "UniToken",
     prompts: Sequence[str],
@@ -53,13 +63,16 @@ def draw(
     temperature: float | None = None,
     size: tuple[int, int] | None = None,
     batch: int = BATCH,
+    speculate: int | None = None,
+    progress: Callable[[int, Image.Image], None] | None = None,
 ) -> list[Drawing]:
     """`number` pictures of each of `prompts`, in order: all of the first, then all of the second, ...
 
     `size` = (height, width) px, default: as in training. What is None is the model's default
     (`config.generation`). A sample depends on (seed, prompt, its number among this prompt's samples)
-    alone: not on the other prompts, its place among them, or `batch` (up to the last bit of a matrix
-    product, which only a near-tie between two codes can make visible).
+    alone: not on the other prompts, its place among them, `batch`, or `speculate`, how many tokens a pass
+    reads (up to the last bit of a matrix product, which only a near-tie between two codes can make visible).
+    `progress` is called with a picture's number and its rows so far, about once a row.
     Raises ValueError for an unsupported size or meaningless settings.
     """
     if isinstance(prompts, str):
@@ -69,32 +82,125 @@ def draw(
             raise ValueError(f"prompt {i} is empty; say what to draw")
     if number < 1:
         raise ValueError(f"number is {number}; expected at least 1 picture a prompt")
-    settings, config = model.config.generation, model.config
+    found = settings(model.config, guidance, top_k, temperature, speculate)
+    model.require("vqgan/decoder", "drawing pictures")
+    grammar = grammar_of(model, size)
+
+    read = {text: _prompt(model, text) for text in dict.fromkeys(prompts)}
+    numbers, jobs = Counter(), []
+    for text in prompts:
+        jobs += [(text, numbers[text] + i) for i in range(number)]
+        numbers[text] += number
+    clock, told = decode.Clock(), Counter()
+    ids = np.zeros((len(jobs), grammar.rows * grammar.columns), np.int32)
+    for one in draw_codes(
+        model,
+        [(read[text], i) for text, i in jobs],
+        grammar,
+        clock,
+        found,
+        seed=seed,
+        batch=batch,
+        every=grammar.columns if progress else None,
+    ):
+        rows = len(one.tokens) // grammar.columns
+        if one.done:
+            ids[one.job] = one.tokens
+        if progress and rows > told[one.job]:
+            progress(one.job, _rows_so_far(model, grammar, one.tokens, rows))
+            told[one.job] = rows
+    tokens = grammar.tokens(ids)
+    pictures = decode_codes(model, grammar.codes(tokens), batch)
+    tokens = np.concatenate([np.full((len(jobs), 1), grammar.begin, np.int32), tokens], axis=1)
+    return [Drawing(*job, row, picture, clock.timing) for job, row, picture in zip(jobs, tokens, pictures)]
+
+
+def settings(config: ModelConfig, guidance=None, top_k=None, temperature=None, speculate=None) -> Settings:
+    """The given settings, the model's where they are None. Raises ValueError for what means nothing."""
+    own = config.generation
     top_k, temperature, guidance = check_sampling(
         default_top_k(config) if top_k is None else top_k,
-        settings.temperature if temperature is None else temperature,
-        settings.guidance if guidance is None else guidance,
+        own.temperature if temperature is None else temperature,
+        own.guidance if guidance is None else guidance,
         config.vq.codes,
     )
-    model.require("vqgan/decoder", "drawing pictures")
-    grammar = picture_grammar(config, model.tokenizer.vocabulary, *(size or config.sequence.picture_size))
+    window = own.speculate if speculate is None else speculate
+    if window is None:
+        window = 0 if jax.default_backend() == "cpu" else WINDOW
+    if isinstance(window, bool) or not isinstance(window, int) or window < 0:
+        raise ValueError(
+            f"speculate is {window!r}; expected how many tokens a pass reads, 0 for plain decoding"
+        )
+    return Settings(guidance, top_k, temperature, max(window, 1))
 
-    read = {text: _prompt(model, text, grammar) for text in dict.fromkeys(prompts)}
-    seen = Counter()
+
+def grammar_of(model: "UniToken", size: tuple[int, int] | None) -> PictureGrammar:
+    """The grammar of a picture of `size` = (height, width) px, None: as in training."""
+    height, width = size or model.config.sequence.picture_size
+    return picture_grammar(model.config, model.tokenizer.vocabulary, height, width)
+
+
+def draw_codes(
+    model: "UniToken",
+    prompts: Sequence[tuple[decode.Prompt, int]],
+    grammar: PictureGrammar,
+    clock: decode.Clock,
+    settings: Settings,
+    *,
+    seed: int,
+    batch: int,
+    every: int | None = None,
+) -> Iterator[batching.Written]:
+    """Draws a picture's codes, as token ids, for each (prompt that ends with begin-of-image, its number).
+
+    They come as each is done; `every`: also what there is of the others, after so many passes.
+    """
+    drawn = grammar.forced[len(grammar.head) : -1]
+    rules = decode.Rules(
+        top_k=np.int32(settings.top_k),
+        temperature=np.float32(settings.temperature),
+        guidance=np.float32(settings.guidance),
+        forced=drawn,
+        ids=grammar.code_ids,
+        ends=np.zeros(0, np.int32),
+        stride=np.int32(len(drawn) // grammar.rows),
+    )
+    limit = len(drawn) - len(grammar.row_end)  # what follows the last code is known
     jobs = []
-    for text in prompts:
-        jobs += [(text, seen[text] + i) for i in range(number)]
-        seen[text] += number
+    for prompt, number in prompts:
+        prompt = followed(prompt, grammar.head)
+        jobs.append(batching.Job(prompt, (batching.checksum(prompt), number), limit))
+    unconditional = plain(sequence.unconditional_prompt(model.tokenizer.vocabulary))
+    for job, tokens, done in batching.write(
+        model,
+        jobs,
+        rules,
+        decode.Shape(min(settings.window, len(drawn)), guided=settings.guidance != 1.0),
+        clock,
+        seed=seed,
+        batch=batch,
+        every=every,
+        unconditional=followed(unconditional, grammar.head),
+    ):
+        yield batching.Written(job, tokens[drawn[: len(tokens)] == SAMPLE], done)
 
-    drawings = []
-    for start in range(0, len(jobs), batch):
-        group = jobs[start : start + batch]
-        tokens, timing = _draw_group(model, grammar, group, read, seed, guidance, top_k, temperature)
-        pictures = decode_codes(model, grammar.codes(tokens))
-        begin = np.full((len(group), 1), grammar.begin, np.int32)
-        rows = np.concatenate([begin, tokens], axis=1)
-        drawings += [Drawing(*job, row, picture, timing) for job, row, picture in zip(group, rows, pictures)]
-    return drawings
+
+def plain(tokens: np.ndarray) -> decode.Prompt:
+    """A prompt without pictures."""
+    return decode.Prompt(np.asarray(tokens, np.int32), np.full(len(tokens), NO_INDEX, np.int32))
+
+
+def followed(prompt: decode.Prompt, ids: np.ndarray) -> decode.Prompt:
+    """`prompt`, then `ids`."""
+    more = plain(ids)
+    return decode.Prompt(*map(np.concatenate, zip(prompt[:2], more[:2])), prompt.crops)
+
+
+def _rows_so_far(model, grammar: PictureGrammar, ids: np.ndarray, rows: int) -> Image.Image:
+    """The upper `rows` rows of codes of a picture, as pixels; whole pictures are decoded, of one shape."""
+    ids = np.pad(ids, (0, grammar.rows * grammar.columns - len(ids)), mode="edge")
+    (picture,) = decode_codes(model, grammar.codes(grammar.tokens(ids[None])))
+    return picture.crop((0, 0, picture.width, picture.height * rows // grammar.rows))
 
 
 def default_top_k(config: ModelConfig) -> int:
@@ -102,43 +208,8 @@ def default_top_k(config: ModelConfig) -> int:
     return min(config.generation.top_k, config.vq.codes)
 
 
-def _prompt(model: "UniToken", text: str, grammar: PictureGrammar) -> np.ndarray:
-    """int32[T]: the prompt's tokens up to and with the forced sizes."""
-    tokens = sequence.picture_prompt(text, model.tokenizer, model.config).tokens
-    return np.concatenate([tokens, grammar.head]).astype(np.int32)
-
-
-def _draw_group(model, grammar, group, read, seed, guidance, top_k, temperature):
-    """The tokens of each (text, number) of `group` after begin-of-image, int32[len(group), N]; a Timing."""
-    guided = guidance != 1.0
-    rows = model.rows(len(group))
-    unconditional = np.concatenate([sequence.unconditional_prompt(model.tokenizer.vocabulary), grammar.head])
-    filler = rows - len(group)
-    texts = [read[text] for text, _ in group]
-    if guided:
-        # Rows come in two halves, so what fills the bucket must sit at the end of each.
-        texts += [texts[0]] * filler + [unconditional] * rows
-    prompts = decode.stack(
-        [decode.Prompt(tokens, np.full(len(tokens), -1, np.int32)) for tokens in texts],
-        rows * (2 if guided else 1),
-    )
-    streams = [(zlib.crc32(read[text].tobytes()), sample) for text, sample in group]
-    streams += [(0, 0)] * filler
-    keys = stream_keys(np.uint32(seed), np.array(streams, np.uint32))
-    sampling = decode.Sampling(keys, np.int32(top_k), np.float32(temperature))
-    drawn, timing = model.run(
-        decode.draw,
-        model.module,
-        model.network_params,
-        model.place(prompts),
-        sampling,
-        np.float32(guidance),
-        grammar.row_end,
-        grammar.code_ids,
-        size=(grammar.rows, grammar.columns),
-        guided=guided,
-    )
-    return grammar.tokens(model.fetch(drawn)[: len(group)]), timing
+def _prompt(model: "UniToken", text: str) -> decode.Prompt:
+    return plain(sequence.picture_prompt(text, model.tokenizer, model.config).tokens)
 
 
 def decode_codes(model: "UniToken", codes: np.ndarray, batch: int = BATCH) -> list[Image.Image]:

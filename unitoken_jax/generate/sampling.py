@@ -27,9 +27,9 @@ def stream_keys(seed, streams) -> jax.Array:
     return jax.vmap(jax.random.fold_in)(sample_keys(seed, streams[:, 0]), streams[:, 1])
 
 
-def step_keys(keys: jax.Array, step) -> jax.Array:
-    """The samples' keys key[B] for their `step`-th token."""
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+def place_keys(keys: jax.Array, places) -> jax.Array:
+    """The keys key[B, W] of the samples' tokens at `places` int32[B, W] after the prompt."""
+    return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, places)
 
 
 def guide(logits: jax.Array, guidance) -> jax.Array:

@@ -1,24 +1,24 @@
 """Conversations -> answers: pictures are read once, text is decoded (greedily or not) to the end of turn."""
 
 import dataclasses
-import zlib
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from unitoken_jax.generate import decode
+from unitoken_jax.generate import batching, decode
+from unitoken_jax.generate.batching import BATCH
 from unitoken_jax.generate.image import encode_pictures
-from unitoken_jax.generate.sampling import check_sampling, stream_keys
+from unitoken_jax.generate.sampling import check_sampling
 from unitoken_jax.host import sequence
 from unitoken_jax.host.conversation import Conversation, dialogue
 
 if TYPE_CHECKING:
     from unitoken_jax.model_dir import UniToken
 
-BATCH = 16  # conversations answered at one time
 LEAST_ROOM = 32
+STREAMED = 4  # tokens between two pieces of a streamed answer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,6 +34,14 @@ class Answer:
     timing: decode.Timing
 
 
+class Choice(NamedTuple):
+    """How a text's tokens are chosen, checked; see `choice`."""
+
+    top_k: int
+    temperature: float
+    greedy: bool
+
+
 def answer(
     model: "UniToken",
     conversations: Sequence[Conversation | Sequence],
@@ -43,68 +51,109 @@ def answer(
     top_k: int | None = None,
     seed: int = 0,
     batch: int = BATCH,
-) -> list[Answer]:
+    stream: bool = False,
+) -> list[Answer] | Iterator[tuple[int, str]]:
     """The next turn of each conversation, in order.
 
     A conversation is one question's parts (text, PIL images, pathlib.Paths), or a `Conversation` that ends
     with a question. Temperature 0 is greedy, as the published code answers; else an answer is sampled
     and depends on (seed, prompt, its number among equal prompts) alone. `max_tokens` None is the model's
-    default.
+    default. `batch` are written at one time; a finished one makes room for the next. `stream`: instead, the
+    answers' text as it comes, an iterator of (the conversation's number, next piece).
     Raises ValueError (ConversationError, PictureError) naming the conversation's number and what is wrong.
     """
     if isinstance(conversations, str):
         raise ValueError("conversations is one string; expected a list: [[question]] or [[image, question]]")
+    limit = token_limit(model, max_tokens)
+    chosen = choice(model, temperature, top_k)
+    prompts = read(model, conversations, batch)
+    clock, limits = decode.Clock(), [limit] * len(prompts)
+    every = STREAMED if stream else None
+    written = write_text(model, prompts, limits, chosen, clock, seed=seed, batch=batch, every=every)
+    if stream:
+        return _pieces(model, written)
+    found = {one.job: one.tokens for one in written}
+    return [_answer(model, found[i], clock.timing) for i in range(len(prompts))]
+
+
+def token_limit(model: "UniToken", max_tokens: int | None) -> int:
+    """`max_tokens`, or the model's default. Raises ValueError unless that is a positive number."""
     limit = model.config.generation.max_answer_tokens if max_tokens is None else max_tokens
-    if limit < 1:
-        raise ValueError(f"max_tokens is {limit}; expected at least 1")
-    greedy = temperature == 0
+    if isinstance(limit, bool) or int(limit) != limit or limit < 1:
+        raise ValueError(f"max_tokens is {limit!r}; expected a whole number of at least 1")
+    return int(limit)
+
+
+def choice(model: "UniToken", temperature: float, top_k: int | None) -> Choice:
+    """The settings, checked. Raises ValueError for what means nothing."""
     most = model.config.decoder.vocab_size
+    greedy = temperature == 0
     top_k, temperature, _ = check_sampling(most if top_k is None else top_k, temperature, most=most)
-
-    prompts = _prompts(model, conversations, batch)
-    streams = _streams(prompts)
-    # Rows of like lengths together: less padding, fewer compiled shapes.
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].tokens))
-    answers: list[Answer | None] = [None] * len(prompts)
-    for start in range(0, len(order), batch):
-        group = order[start : start + batch]
-        rows = model.rows(len(group))
-        numbers = np.zeros((rows, 2), np.uint32)
-        numbers[: len(group)] = streams[group]
-        written, timing = model.run(
-            decode.write,
-            model.module,
-            model.network_params,
-            model.place(decode.stack([prompts[i] for i in group], rows)),
-            decode.Sampling(stream_keys(np.uint32(seed), numbers), np.int32(top_k), np.float32(temperature)),
-            np.int32(model.tokenizer.vocabulary.end_of_turn),
-            np.int32(limit),
-            room=decode.bucket(limit, LEAST_ROOM),
-            greedy=greedy,
-        )
-        for i, tokens in zip(group, model.fetch(written)):
-            answers[i] = _answer(model, tokens, timing)
-    return answers
+    return Choice(top_k, temperature, greedy)
 
 
-def _prompts(model: "UniToken", conversations: Sequence, batch: int) -> list[decode.Prompt]:
-    """Every conversation as the model reads it, its pictures' codes made on the device."""
+def write_text(
+    model: "UniToken",
+    prompts: Sequence[decode.Prompt],
+    limits: Sequence[int],
+    choice: Choice,
+    clock: decode.Clock,
+    *,
+    seed: int,
+    batch: int,
+    every: int | None = None,
+    ends: Sequence[int] = (),
+) -> Iterator[batching.Written]:
+    """Continues each prompt, by its limit of tokens at most, up to the end of turn or another of `ends`."""
+    rules = decode.Rules(
+        top_k=np.int32(choice.top_k),
+        temperature=np.float32(choice.temperature),
+        guidance=np.float32(1),
+        forced=np.full(decode.bucket(max(limits, default=1), LEAST_ROOM), decode.FREE, np.int32),
+        ids=None,
+        ends=np.array([model.tokenizer.vocabulary.end_of_turn, *ends], np.int32),
+    )
+    jobs = [batching.Job(*job) for job in zip(prompts, batching.streams(prompts), limits)]
+    shape = decode.Shape(greedy=choice.greedy)
+    return batching.write(model, jobs, rules, shape, clock, seed=seed, batch=batch, every=every)
+
+
+def _pieces(model: "UniToken", written: Iterator[batching.Written]) -> Iterator[tuple[int, str]]:
+    """(number of the conversation, the next piece of its answer), as they come."""
+    told = Counter()
+    for job, tokens, done in written:
+        text = _answer(model, tokens, None).text
+        if not done and text.endswith("\N{REPLACEMENT CHARACTER}"):
+            continue  # the rest of a character is still to come
+        if len(text) > told[job]:
+            yield job, text[told[job] :]
+            told[job] = len(text)
+
+
+def read(
+    model: "UniToken",
+    conversations: Sequence,
+    batch: int,
+    codes: sequence.Codes | None = None,
+    begun: Sequence[Sequence] | None = None,
+) -> list[decode.Prompt]:
+    """Every conversation as the model reads it, its pictures' codes made on the device unless `codes` has
+    them. `begun`: each answer's parts so far (`sequence.prompt`)."""
     examples = []
     for number, parts in enumerate(conversations):
-        name = f"conversation {number}"
-        if isinstance(parts, str):
-            raise ValueError(f"{name} is one string; expected a list of its parts: [question]")
-        asked = parts if isinstance(parts, Conversation) else dialogue([parts], name)
-        examples.append(sequence.prompt(asked, model.tokenizer, model.config))
+        answer = begun[number] if begun else ()
+        examples.append(
+            sequence.prompt(as_asked(parts, number), model.tokenizer, model.config, codes, answer=answer)
+        )
     if any(len(example.crops) for example in examples):
         model.require("siglip", "reading pictures")
     pictures = [example.pictures for example in examples if len(example.pictures)]
-    codes = encode_pictures(model, np.concatenate(pictures), batch) if pictures else None
+    made = encode_pictures(model, np.concatenate(pictures), batch) if pictures else None
     prompts, used = [], 0
     for example in examples:
         tokens = example.tokens
         if len(example.pictures):
-            own = codes[used : used + len(example.pictures)].reshape(-1)
+            own = made[used : used + len(example.pictures)].reshape(-1)
             used += len(example.pictures)
             code = own[np.maximum(example.code_index, 0)]
             tokens = np.where(example.code_index < 0, tokens, model.tokenizer.vocabulary.code_ids[code])
@@ -112,21 +161,16 @@ def _prompts(model: "UniToken", conversations: Sequence, batch: int) -> list[dec
     return prompts
 
 
-def _streams(prompts: Sequence[decode.Prompt]) -> np.ndarray:
-    """uint32[B, 2]: (checksum of the prompt, how many equal ones came before); see `sampling.stream_keys`."""
-    checksums = []
-    for prompt in prompts:
-        picture = b"" if prompt.crops is None else prompt.crops.tobytes()
-        checksums.append(zlib.crc32(picture, zlib.crc32(np.asarray(prompt.tokens, np.int32).tobytes())))
-    seen, streams = Counter(), []
-    for checksum in checksums:
-        streams.append((checksum, seen[checksum]))
-        seen[checksum] += 1
-    return np.array(streams, np.uint32).reshape(-1, 2)
+def as_asked(parts, number: int) -> Conversation:
+    """Conversation number `number` of a call: a `Conversation`, or a question's parts."""
+    if isinstance(parts, Conversation):
+        return parts
+    if isinstance(parts, str):
+        raise ValueError(f"conversation {number} is one string; expected a list of its parts: [question]")
+    return dialogue([parts], f"conversation {number}")
 
 
 def _answer(model: "UniToken", written: np.ndarray, timing: decode.Timing) -> Answer:
-    ends = np.flatnonzero(written == model.tokenizer.vocabulary.end_of_turn)
-    stop = ends[0] if len(ends) else np.count_nonzero(written != decode.NOTHING)
-    tokens = written[:stop].astype(np.int32)
-    return Answer(model.tokenizer.decode(tokens), tokens, bool(len(ends)), timing)
+    complete = bool(len(written)) and written[-1] == model.tokenizer.vocabulary.end_of_turn
+    tokens = written[:-1] if complete else written
+    return Answer(model.tokenizer.decode(tokens), tokens, bool(complete), timing)

@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
+import numpy as np
 from PIL import Image
 
 from unitoken_jax.host import storage
@@ -46,7 +47,15 @@ class PictureFile:
     path: pathlib.Path | storage.Slice | storage.Inline
 
 
-Picture = PictureFile | Image.Image
+@dataclasses.dataclass(frozen=True, eq=False)
+class Drawn:
+    """A picture that the model drew: its pixels, and the VQ codes int32[h, w] they were made of."""
+
+    image: Image.Image
+    codes: np.ndarray
+
+
+Picture = PictureFile | Image.Image | Drawn
 Part = str | Picture
 
 
@@ -78,7 +87,7 @@ def dialogue(turns: Sequence[Sequence], source: str = "the prompt") -> Conversat
     """
     built = []
     for number, parts in enumerate(turns):
-        parts = [parts] if isinstance(parts, str | Image.Image | pathlib.Path) else parts
+        parts = [parts] if isinstance(parts, str | Image.Image | pathlib.Path | Drawn) else parts
         built.append(Turn(("question", "answer")[number % 2], tuple(_part(part, source) for part in parts)))
         _check_turn(built[-1], source)
     if not built:
@@ -89,7 +98,7 @@ def dialogue(turns: Sequence[Sequence], source: str = "the prompt") -> Conversat
 def _part(part, source: str) -> Part:
     if isinstance(part, os.PathLike):
         return PictureFile(os.fspath(part), pathlib.Path(part))
-    if isinstance(part, Image.Image | PictureFile):
+    if isinstance(part, Image.Image | PictureFile | Drawn):
         return part
     if not isinstance(part, str):
         raise ConversationError(

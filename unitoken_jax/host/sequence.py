@@ -22,6 +22,7 @@ from unitoken_jax.host import anyres
 from unitoken_jax.host.conversation import (
     Conversation,
     ConversationError,
+    Drawn,
     Picture,
     PictureFile,
     Turn,
@@ -180,9 +181,11 @@ def prompt(
     codes: Codes | None = None,
     *,
     picture: bool = False,
+    answer: Sequence[np.ndarray | Drawn] = (),
 ) -> Example:
     """The sequence to continue: as in training up to the last question's end of turn; no labels.
 
+    `answer` is what the model has answered so far: its ids int32[n], and the pictures that it drew.
     `picture` adds begin-of-image (after `SequenceConfig.picture_lead`), so that a picture follows.
     Raises ConversationError or PictureError, beginning with the conversation's source.
     """
@@ -192,6 +195,11 @@ def prompt(
     writer.ids([tokenizer.vocabulary.bos])
     for turn in conversation.turns:
         writer.turn(turn)
+    for part in answer:
+        if isinstance(part, Drawn):
+            writer.picture(part, Turn("answer", (part,)))
+        else:
+            writer.ids(part)
     if picture:
         writer.ids(tokenizer.encode(config.sequence.picture_lead))
         writer.ids([tokenizer.vocabulary.begin_of_image])
@@ -272,9 +280,16 @@ def text_ids(text: str, tokenizer: Tokenizer, source: str) -> list[int]:
     return tokenizer.encode(text)
 
 
+def _pixels_of(picture: Picture):
+    """What `picture.open_picture` takes."""
+    if isinstance(picture, Drawn):
+        return picture.image
+    return picture.path if isinstance(picture, PictureFile) else picture
+
+
 def _sized(picture: Picture, source: str) -> tuple[int, int]:
     try:
-        return picture_size(picture.path if isinstance(picture, PictureFile) else picture)
+        return picture_size(_pixels_of(picture))
     except PictureError as error:
         raise PictureError(f"{source}: {error}", error.reason) from None
 
@@ -315,13 +330,14 @@ class _Writer:
 
     def picture(self, picture: Picture, turn: Turn) -> None:
         codes, features = has_codes(turn, self.config), has_features(turn, self.config)
-        template = picture_template(self.config, self.vocabulary)
+        size = (picture.image.height, picture.image.width) if isinstance(picture, Drawn) else None
+        template = picture_template(self.config, self.vocabulary, size)
         learn = turn.role == "answer" and self.config.sequence.picture_labels == "all"
         begin, end = template[:1], template[-1:]
         offline = isinstance(self.codes, Mapping) and isinstance(picture, PictureFile)
         image = None
         if features or not offline:
-            image = open_picture(picture.path if isinstance(picture, PictureFile) else picture)
+            image = open_picture(_pixels_of(picture))
         if codes:
             self._discrete(picture, image, template[:-1], turn.role == "answer")
         else:
@@ -337,7 +353,9 @@ class _Writer:
         """begin, sizes and rows of codes; without the closing end of image."""
         place = template == CODE
         index = np.full(len(template), NO_INDEX, np.int32)
-        if self.codes is None:
+        if isinstance(picture, Drawn):
+            codes = picture.codes.reshape(-1)
+        elif self.codes is None:
             count = int(place.sum())
             index[place] = np.arange(count, dtype=np.int32) + count * len(self.pictures)
             self.pictures.append(self._crop(image))

@@ -1,0 +1,169 @@
+"""Conversations -> answers of text and pictures in turn.
+
+Text is written up to its end or to begin-of-image; then a picture is drawn under its grammar, read back as
+training shows a picture in an answer, and text goes on. Each piece is one call of the loop that answers or
+draws, with all before it as its prompt.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from unitoken_jax.generate import batching, decode, image, text
+from unitoken_jax.generate.grammar import PictureGrammar
+from unitoken_jax.host.conversation import Conversation, Drawn
+from unitoken_jax.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from unitoken_jax.model_dir import UniToken
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reply:
+    """An answer. `parts`: text and drawn pictures, in order; as they are, they can be the conversation's next
+    turn. `tokens` int32[n]: all of it as the model wrote and read it, without the end of turn."""
+
+    parts: tuple[str | Drawn, ...]
+    tokens: np.ndarray
+    complete: bool  # the model ended its turn; False: a limit did
+    timing: decode.Timing
+
+    @property
+    def text(self) -> str:
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def pictures(self) -> list[Image.Image]:
+        return [part.image for part in self.parts if isinstance(part, Drawn)]
+
+
+def chat(
+    model: "UniToken",
+    conversations: Sequence[Conversation | Sequence],
+    *,
+    draws: bool = False,
+    max_tokens: int | None = None,
+    max_pictures: int = 4,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    drawing: Mapping | None = None,
+    seed: int = 0,
+    batch: int = batching.BATCH,
+) -> list[Reply]:
+    """The next turn of each conversation (as for `text.answer`), with pictures where the model begins one.
+
+    Args:
+      draws: the answer begins with a picture, whatever the model thinks: "make it blue", after a picture.
+      max_tokens: of text, in an answer; `max_pictures`: pictures in it. A turn ends there at the latest.
+      temperature, top_k: of the text, as for `text.answer`.
+      drawing: settings of the pictures: guidance, top_k, temperature, speculate, size, as for `image.draw`.
+    Raises ValueError as `text.answer` and `image.draw`.
+    """
+    if isinstance(conversations, str):
+        raise ValueError("conversations is one string; expected a list: [[question]] or [[image, question]]")
+    if max_pictures < int(draws):
+        raise ValueError(f"max_pictures is {max_pictures}; expected {int(draws)} or more")
+    if draws:
+        model.require("vqgan/decoder", "drawing pictures")
+    limit = text.token_limit(model, max_tokens)
+    chosen = text.choice(model, temperature, top_k)
+    artist = _Artist(model, seed, batch, **(drawing or {}))
+    asked = [text.as_asked(parts, number) for number, parts in enumerate(conversations)]
+    lead = model.tokenizer.encode(model.config.sequence.picture_lead) if draws else []
+    answers = [_Answer(limit, max_pictures, lead, "picture" if draws else "text") for _ in asked]
+    clock, begin = decode.Clock(), model.tokenizer.vocabulary.begin_of_image
+
+    def begun(mode: str) -> tuple[list[_Answer], list[decode.Prompt]]:
+        """The answers that go on with `mode`, and what the model reads to do so."""
+        numbers = [i for i, one in enumerate(answers) if one.mode == mode]
+        parts = [answers[i].parts for i in numbers]
+        prompts = text.read(model, [asked[i] for i in numbers], batch, artist.codes, parts)
+        return [answers[i] for i in numbers], prompts
+
+    while any(one.mode != "over" for one in answers):
+        writing, prompts = begun("text")
+        limits, how = [one.tokens_left for one in writing], {"seed": seed, "batch": batch, "ends": (begin,)}
+        for job, tokens, _ in text.write_text(model, prompts, limits, chosen, clock, **how):
+            writing[job].add_text(tokens, model.tokenizer.vocabulary)
+        drawing_now, prompts = begun("picture")
+        for one, picture in zip(drawing_now, artist.draw(prompts, clock)):
+            one.add_picture(picture)
+    return [_reply(model, one, artist.grammar, clock.timing) for one in answers]
+
+
+class _Answer:
+    """An answer in the making. `parts`: ids int32[n] and Drawn; `mode`: what comes next."""
+
+    def __init__(self, tokens_left: int, pictures_left: int, lead: Sequence[int], mode: str):
+        self.parts: list[np.ndarray | Drawn] = [np.array(lead, np.int32)]
+        self.tokens_left, self.pictures_left, self.mode = tokens_left, pictures_left, mode
+        self.complete = False
+
+    def add_text(self, tokens: np.ndarray, vocabulary: Vocabulary) -> None:
+        """Takes what was written up to an end, which says how it goes on, or to the limit."""
+        self.tokens_left -= len(tokens)
+        self.complete = tokens[-1] == vocabulary.end_of_turn
+        begins = tokens[-1] == vocabulary.begin_of_image
+        self.parts.append(tokens[:-1] if self.complete or begins else tokens)
+        self.mode = "picture" if begins and self.pictures_left else "over"
+
+    def add_picture(self, picture: Drawn) -> None:
+        self.parts.append(picture)
+        self.pictures_left -= 1
+        self.mode = "text" if self.tokens_left else "over"
+
+
+class _Artist:
+    """Reads and draws the pictures of a call."""
+
+    def __init__(self, model: "UniToken", seed: int, batch: int, *, size=None, **settings):
+        unknown = settings.keys() - {"guidance", "top_k", "temperature", "speculate"}
+        if unknown:
+            raise ValueError(
+                f"drawing has no setting {min(unknown)!r}; it takes guidance, top_k, temperature, "
+                "speculate and size"
+            )
+        self.model, self.seed, self.batch = model, seed, batch
+        self.settings = image.settings(model.config, **settings)
+        self.grammar = image.grammar_of(model, size)
+        self.known: dict[bytes, np.ndarray] = {}
+
+    def codes(self, crop: np.ndarray) -> np.ndarray:
+        """VQ codes int32[h, w] of a discrete crop uint8[H, W, 3]; each is read once, however many rounds."""
+        key = crop.tobytes()
+        if key not in self.known:
+            (self.known[key],) = image.encode_pictures(self.model, crop[None])
+        return self.known[key]
+
+    def draw(self, prompts: Sequence[decode.Prompt], clock: decode.Clock) -> list[Drawn]:
+        """A picture after each of `prompts`."""
+        if not prompts:
+            return []
+        self.model.require("vqgan/decoder", "drawing pictures")
+        begin, numbered = np.array([self.grammar.begin]), []
+        for prompt, (_, number) in zip(prompts, batching.streams(prompts)):
+            numbered.append((image.followed(prompt, begin), number))
+        ids = np.zeros((len(prompts), self.grammar.rows * self.grammar.columns), np.int32)
+        how = {"seed": self.seed, "batch": self.batch}
+        for job, tokens, _ in image.draw_codes(
+            self.model, numbered, self.grammar, clock, self.settings, **how
+        ):
+            ids[job] = tokens
+        codes = self.grammar.codes(self.grammar.tokens(ids))
+        return [Drawn(*pair) for pair in zip(image.decode_codes(self.model, codes, self.batch), codes)]
+
+
+def _reply(model: "UniToken", answer: _Answer, grammar: PictureGrammar, timing: decode.Timing) -> Reply:
+    parts, tokens = [], []
+    for part in answer.parts:
+        if isinstance(part, Drawn):
+            parts.append(part)
+            ids = grammar.code_ids[part.codes.reshape(1, -1)]
+            tokens += [[grammar.begin], *grammar.tokens(ids)]
+        else:
+            parts += [written] if (written := model.tokenizer.decode(part)) else []
+            tokens.append(part)
+    return Reply(tuple(parts), np.concatenate(tokens).astype(np.int32), bool(answer.complete), timing)

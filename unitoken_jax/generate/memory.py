@@ -1,0 +1,49 @@
+"""Does a cache fit? Asked before minutes are spent, or the system ends the process."""
+
+import functools
+import math
+import pathlib
+from typing import TYPE_CHECKING
+
+import jax
+
+if TYPE_CHECKING:
+    from unitoken_jax.model_dir import UniToken
+
+GIB = 2**30
+
+
+def cache_bytes(model: "UniToken", rows: int, slots: int) -> int:
+    """Bytes of a cache of `rows` rows of `slots` tokens, on all devices together."""
+    cache = jax.eval_shape(functools.partial(model.module.init_cache, rows, slots))
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
+
+
+def free_bytes(model: "UniToken") -> int | None:
+    """Free bytes on the model's devices together, the machine's where that is a CPU; None: not known."""
+    devices = jax.local_devices()[:1] if model.mesh is None else model.mesh.local_devices
+    stats = [device.memory_stats() for device in devices]
+    if all(found and "bytes_limit" in found for found in stats):
+        return sum(found["bytes_limit"] - found["bytes_in_use"] for found in stats)
+    return _free_host_bytes() if devices[0].platform == "cpu" else None
+
+
+def _free_host_bytes() -> int | None:
+    try:
+        text = pathlib.Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:  # not Linux
+        return None
+    found = dict(line.split(":") for line in text.splitlines())
+    return int(found["MemAvailable"].split()[0]) * 1024
+
+
+def check_memory(model: "UniToken", rows: int, slots: int, length: int) -> None:
+    """Raises ValueError with the figures where a cache of `rows` rows, `length` of whose `slots` tokens are
+    the prompt's, is larger than what is free."""
+    needed, free = cache_bytes(model, rows, slots), free_bytes(model)
+    if free is not None and needed > free:
+        raise ValueError(
+            f"a cache of {rows} rows of {slots} tokens (prompts up to {length}, {slots - length} to write) "
+            f"takes {needed / GIB:.2f} GiB ({needed} bytes), but {free / GIB:.2f} GiB are free: write "
+            "fewer at one time (batch) or less (max_tokens, a smaller picture), or shorten the conversation"
+        )
