@@ -70,6 +70,21 @@ def test_fused_kernels_are_the_plain_one(kernel, queries):
         np.testing.assert_allclose(np.where(seen, a, 0), np.where(seen, b, 0), atol=2e-5)
 
 
+@pytest.mark.parametrize("queries", [256, 64], ids=["whole row", "its last quarter"])
+def test_stripes_are_the_whole(queries, monkeypatch):
+    rng = np.random.default_rng(0)
+    q = rng.normal(size=(1, queries, 2, 8)).astype(np.float32)
+    k, v = rng.normal(size=(2, 1, 256, 2, 8)).astype(np.float32)
+    segments = np.repeat([[1, 2]], 128, axis=1)
+
+    def run(stripes):
+        monkeypatch.setattr(module, "STRIPES", stripes)
+        return jax.jit(lambda: jax.vjp(lambda *qkv: attention(*qkv, segments), q, k, v)[1](q))()
+
+    for found, expected in zip(run(queries // 64), run(1)):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_attention_keeps_its_dtype():
     q, k = jnp.ones((1, 3, 4, 8), jnp.bfloat16), jnp.ones((1, 3, 2, 8), jnp.bfloat16)
     out = jax.eval_shape(attention, q, k, k)
@@ -87,6 +102,8 @@ def test_the_kernel_follows_the_device():
 def test_chunked_attention_has_the_gradient_and_needs_the_memory_of_a_chunk(monkeypatch):
     q, k, v = np.random.default_rng(0).normal(size=(3, 1, 256, 2, 8)).astype(np.float32)
     segments = np.repeat([[1, 2]], 128, axis=1)
+
+    monkeypatch.setattr(module, "STRIPES", 1)
 
     def compiled():
         slope = jax.grad(lambda q, k, v: jnp.sum(attention(q, k, v, segments) ** 2), argnums=(0, 1, 2))
