@@ -2,13 +2,13 @@
 
     python benchmarks/generate_vs_transformers.py            # about 100M parameters, 512 px: 1,058 tokens
     python benchmarks/generate_vs_transformers.py --small    # seconds, to see that it runs
-    python benchmarks/generate_vs_transformers.py --speculate 4
+    python benchmarks/generate_vs_transformers.py --speculate 4 --quantize int8
 
 One prompt, guidance 3, float32, greedy, so that all must choose the same ids. transformers' `generate` with a
 static cache, once as the published code does guidance (a second pass a token, batch 1) and once with both
 streams as rows of one pass. The peers' size and new-line ids are forced by a logits processor. Compiling is
 not counted, and is printed. `--speculate W` also draws with windows of W tokens: of random weights, whose
-tokens nothing predicts, that is the worst case. Needs the extra "parity".
+tokens nothing predicts, that is the worst case. `--quantize` draws from 8-bit weights, too. Needs the extra "parity".
 """
 
 import argparse
@@ -23,6 +23,7 @@ from transformers.models.chameleon import ChameleonConfig, ChameleonForCondition
 from unitoken_jax.config import DecoderConfig, ModelConfig
 from unitoken_jax.generate import decode
 from unitoken_jax.generate.sampling import sample_keys
+from unitoken_jax.model.quantize import quantize_params
 from unitoken_jax.model.unitoken import UniTokenModel
 
 GUIDANCE = 3.0
@@ -35,6 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="a tiny decoder and a picture of 4 x 4 codes")
     parser.add_argument("--speculate", type=int, metavar="W", help="also with W tokens a pass")
+    parser.add_argument("--quantize", choices=("int8",), help="also with weights and cache in 8 bits")
     arguments = parser.parse_args(argv)
     small = arguments.small
     config, side, codes = (SMALL, 4, 128) if small else (FULL, 32, 8192)
@@ -59,6 +61,12 @@ def main(argv: list[str] | None = None) -> None:
         ids, seconds = draw_ours(*sides, window=arguments.speculate)
         times[f"unitoken_jax, {arguments.speculate} tokens a pass"] = seconds
         print(f"speculation: {np.sum(ids == ours[0])} of {len(forced)} ids are plain decoding's", flush=True)
+    if arguments.quantize:
+        ids, seconds = draw_ours(*sides, window=1, quantize=arguments.quantize)
+        times[f"unitoken_jax, {arguments.quantize}"] = seconds
+        print(
+            f"{arguments.quantize}: {np.sum(ids == ours[0])} of {len(forced)} ids are float32's", flush=True
+        )
     for name, guided in (("two passes", two_passes), ("one batched pass", one_pass)):
         start = time.perf_counter()
         ids = guided(peer, [*text, begin], [begin], forced, codes)
@@ -123,9 +131,11 @@ def decoder_params(peer, config: DecoderConfig) -> dict:
     }
 
 
-def draw_ours(config, params, conditional, unconditional, forced, side, codes, window):
+def draw_ours(config, params, conditional, unconditional, forced, side, codes, window, quantize=None):
     """The ids after begin-of-image int32[N], and the seconds that took without compiling."""
-    module, params = UniTokenModel(ModelConfig(decoder=config)), {"decoder": jax.device_put(params)}
+    module = UniTokenModel(ModelConfig(decoder=config), cache_dtype=quantize and np.dtype(quantize))
+    params = {"decoder": params}
+    params = jax.device_put(quantize_params(params, quantize) if quantize else params)
     prompts = [np.array([*prompt, *forced[:2]], np.int32) for prompt in (conditional, unconditional)]
     stacked = decode.stack([decode.Prompt(p, np.full(len(p), -1, np.int32)) for p in prompts], 2)
     drawn = np.array(forced[2:], np.int32)

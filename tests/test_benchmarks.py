@@ -24,7 +24,7 @@ def load(name: str):
 @pytest.mark.slow
 def test_all_sides_of_generate_vs_transformers_choose_the_same_ids(capsys):
     pytest.importorskip("transformers.models.chameleon", reason="needs the parity extra")
-    load("generate_vs_transformers").main(["--small", "--speculate", "3"])
+    load("generate_vs_transformers").main(["--small", "--speculate", "3", "--quantize", "int8"])
     printed = capsys.readouterr().out
     assert printed.count("the first 22 of 22 ids are ours") == 2
     assert "speculation: 22 of 22 ids are plain decoding's" in printed

@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--progress", action="store_true", help="write the rows so far while it draws")
     _tokens_argument(generate)
-    _timing_argument(generate)
+    _running_arguments(generate)
 
     answer = verb("answer", _answer, "answer a question, about a picture or without one")
     _model_argument(answer)
@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     answer.add_argument("--max-tokens", type=int, help="longest answer (default: the model's)")
     answer.add_argument("--stream", action="store_true", help="print the answer as it is written")
     _tokens_argument(answer)
-    _timing_argument(answer)
+    _running_arguments(answer)
 
     chat = verb("chat", _chat, "answer with text and pictures: draw, or change a picture")
     _model_argument(chat)
@@ -148,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--seed", type=int, default=0)
     chat.add_argument("--guidance", type=float, help="of pictures (default: the model's)")
     chat.add_argument("--max-tokens", type=int, help="of text in an answer (default: the model's)")
-    _timing_argument(chat)
+    _running_arguments(chat)
 
     _convert_verbs(verb)
     verb("doctor", _doctor, "is this machine ready, and if not, what to do")
@@ -227,8 +227,9 @@ def _tokens_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save-tokens", metavar="FILE.json", help="also write the token ids")
 
 
-def _timing_argument(parser: argparse.ArgumentParser) -> None:
+def _running_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timing", action="store_true", help="say how long the tokens took")
+    parser.add_argument("--quantize", choices=("int8", "int4"), help="the decoder in so many bits")
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from unitoken_jax.model_dir import UniToken
 def generate(find_model: Callable[[], str], arguments) -> None:
     files = picture_files(arguments.out, arguments.number)
     progress = (lambda number, picture: picture.save(files[number])) if arguments.progress else None
-    drawings = UniToken.load(find_model()).draw(
+    drawings = _load(find_model, arguments).draw(
         [arguments.prompt],
         number=arguments.number,
         seed=arguments.seed,
@@ -57,12 +57,12 @@ def answer(find_model: Callable[[], str], arguments) -> None:
     if arguments.stream:
         if arguments.timing or arguments.save_tokens:
             raise ValueError("--stream prints the text alone: leave out --timing and --save-tokens")
-        loaded = UniToken.load(find_model())
+        loaded = _load(find_model, arguments)
         for _, piece in loaded.answer([asked], max_tokens=arguments.max_tokens, stream=True):
             print(piece, end="", flush=True)
         print()
         return
-    (reply,) = UniToken.load(find_model()).reply([asked], max_tokens=arguments.max_tokens)
+    (reply,) = _load(find_model, arguments).reply([asked], max_tokens=arguments.max_tokens)
     print(reply.text)
     if arguments.timing:
         print(reply.timing, file=sys.stderr)
@@ -81,7 +81,7 @@ def chat(find_model: Callable[[], str], arguments) -> None:
     else:
         asked = [question_of(arguments.question, arguments.image)]
     (out,) = picture_files(arguments.out, 1)
-    replies = UniToken.load(find_model()).chat(
+    replies = _load(find_model, arguments).chat(
         asked,
         draws=arguments.draw,
         max_tokens=arguments.max_tokens,
@@ -106,6 +106,10 @@ def question_of(text: str, images: list[str]) -> Conversation:
     value = text if marked else "<|image|>" * len(images) + text
     record = {"conversations": [{"from": "human", "value": value}], "image": images}
     return parse(record, "--question", pathlib.Path(), need_answers=False)
+
+
+def _load(find_model: Callable[[], str], arguments) -> UniToken:
+    return UniToken.load(find_model(), quantize=arguments.quantize)
 
 
 def _save_tokens(path: str, values: dict) -> None:
