@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from etils.epath import backend
 from tiny_model import CONFIG, tiny_params, tiny_tokenizer
-from tiny_run import launch, start, write_run
+from tiny_run import start, write_run
 
 from unitoken_jax import UniToken, cli
 from unitoken_jax.model_dir import MANIFEST, load_model, open_model, save_model
@@ -46,11 +46,9 @@ def upload(folder: pathlib.Path, server, name: str) -> None:
 
 def host(folder: pathlib.Path, name: str):
     """A host with nothing on its disk but data and compiled programs, which takes the run up."""
-    command = ["-m", "unitoken_jax.cli", "train", "--config", str(folder / "config.py")]
-    command += ["--workdir", f"gs://bucket/{RUN}", "--config.train.init_from=gs://bucket/start"]
     (folder / name).mkdir()
-    variables = {"UNITOKEN_CACHE": str(folder / "xla"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    (process,) = launch(command, folder / name, **variables, TMPDIR=str(folder / name))
+    start_from, own = "--config.train.init_from=gs://bucket/start", str(folder / name)
+    (process,) = start(folder, f"gs://bucket/{RUN}", 1, 1, start_from, log=folder / name, TMPDIR=own)
     return process
 
 
