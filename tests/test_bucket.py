@@ -15,6 +15,7 @@ from tiny_model import CONFIG, tiny_params, tiny_tokenizer
 from tiny_run import start, write_run
 
 from unitoken_jax import UniToken, cli
+from unitoken_jax.host.storage import as_path
 from unitoken_jax.model_dir import MANIFEST, load_model, open_model, save_model
 from unitoken_jax.train.checkpoint import SaveError
 from unitoken_jax.train.curves import draw_curves
@@ -131,3 +132,10 @@ def test_logs_that_cannot_be_sent(server, caplog):
             write(lambda: 1 // 0)
     assert caplog.text.count("could not be written") == 1
     assert not any(folder.exists() for folder in folders)
+
+
+def test_what_other_hosts_have_written_is_seen(server):
+    folder = as_path("gs://bucket/shared")
+    for count, name in enumerate("ab", 1):
+        server.put(f"shared/{name}", b"")
+        assert len(list(folder.iterdir())) == count
