@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from etils.epath import backend
 from tiny_model import CONFIG, tiny_params, tiny_tokenizer
-from tiny_run import launch, start, write_run
+from tiny_run import start, write_run
 
 from unitoken_jax import UniToken, cli
+from unitoken_jax.host.storage import as_path
 from unitoken_jax.model_dir import MANIFEST, load_model, open_model, save_model
 from unitoken_jax.train.checkpoint import SaveError
 from unitoken_jax.train.curves import draw_curves
@@ -46,11 +47,9 @@ def upload(folder: pathlib.Path, server, name: str) -> None:
 
 def host(folder: pathlib.Path, name: str):
     """A host with nothing on its disk but data and compiled programs, which takes the run up."""
-    command = ["-m", "unitoken_jax.cli", "train", "--config", str(folder / "config.py")]
-    command += ["--workdir", f"gs://bucket/{RUN}", "--config.train.init_from=gs://bucket/start"]
     (folder / name).mkdir()
-    variables = {"UNITOKEN_CACHE": str(folder / "xla"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    (process,) = launch(command, folder / name, **variables, TMPDIR=str(folder / name))
+    start_from, own = "--config.train.init_from=gs://bucket/start", str(folder / name)
+    (process,) = start(folder, f"gs://bucket/{RUN}", 1, 1, start_from, log=folder / name, TMPDIR=own)
     return process
 
 
@@ -133,3 +132,10 @@ def test_logs_that_cannot_be_sent(server, caplog):
             write(lambda: 1 // 0)
     assert caplog.text.count("could not be written") == 1
     assert not any(folder.exists() for folder in folders)
+
+
+def test_what_other_hosts_have_written_is_seen(server):
+    folder = as_path("gs://bucket/shared")
+    for count, name in enumerate("ab", 1):
+        server.put(f"shared/{name}", b"")
+        assert len(list(folder.iterdir())) == count

@@ -76,6 +76,11 @@ def test_tar_shards(tmp_path):
         np.testing.assert_array_equal(found, np.asarray(noise(number, 30 + number, 20)))
 
 
+def test_an_unknown_kind_of_url():
+    with pytest.raises(ValueError, match=r"gcs://bucket/run is no URL that can be opened; expected gs://"):
+        as_path("gcs://bucket/run")
+
+
 def test_codes_are_kept_on_a_local_disk():
     for path in ("gs://b/a.jsonl", "docvqa:1.0.0"):
         with pytest.raises(CodesError, match=f"{path} is no local file.*set the source's `codes`"):

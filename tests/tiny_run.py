@@ -75,16 +75,12 @@ def launch(command: list[str], log: pathlib.Path, processes: int = 1, devices: i
     return running
 
 
-def start(folder: pathlib.Path, workdir: pathlib.Path, processes: int = 1, devices: int = 1):
-    """`unitoken train` of what `write_run` left in `folder`, launched; runs there share compiled programs."""
-    train = [
-        "-m",
-        "unitoken_jax.cli",
-        "train",
-        "--config",
-        str(folder / "config.py"),
-        "--workdir",
-        str(workdir),
-    ]
+def start(folder: pathlib.Path, workdir, processes=1, devices=1, *more: str, log=None, **variables: str):
+    """`unitoken train ... more` of what `write_run` left in `folder`, launched.
+
+    Runs there share compiled programs. `log` as in `launch`, beside `workdir` where not given.
+    """
+    train = ["-m", "unitoken_jax.cli", "train", "--config", str(folder / "config.py")]
+    train += ["--workdir", str(workdir), *more]
     cache = {"UNITOKEN_CACHE": str(folder / "xla"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return launch(train, workdir, processes, devices, **cache)
+    return launch(train, log or workdir, processes, devices, **cache | variables)

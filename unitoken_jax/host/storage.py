@@ -26,7 +26,8 @@ def is_remote(path: str | os.PathLike) -> bool:
 
 
 def as_path(path: str | os.PathLike):
-    """A pathlib.Path, or etils' epath.Path for a URL; both open, list and stat alike."""
+    """A pathlib.Path, or etils' epath.Path for a URL; both open, list and stat alike. Raises ValueError for
+    a URL of an unknown kind."""
     if not is_remote(path):
         return pathlib.Path(path)
     import fsspec.config
@@ -34,7 +35,10 @@ def as_path(path: str | os.PathLike):
 
     # gcsfs would answer from what it has listed before, blind to what other hosts and tensorstore write.
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
-    return epath.Path(path)
+    try:
+        return epath.Path(path)
+    except KeyError:  # etils names the scheme, no more
+        raise ValueError(f"{path} is no URL that can be opened; expected gs://bucket/...") from None
 
 
 def absolute(path: str | os.PathLike):
