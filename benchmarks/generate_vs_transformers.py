@@ -8,7 +8,8 @@ One prompt, guidance 3, float32, greedy, so that all must choose the same ids. t
 static cache, once as the published code does guidance (a second pass a token, batch 1) and once with both
 streams as rows of one pass. The peers' size and new-line ids are forced by a logits processor. Compiling is
 not counted, and is printed. `--speculate W` also draws with windows of W tokens: of random weights, whose
-tokens nothing predicts, that is the worst case. `--quantize` draws from 8-bit weights, too. Needs the extra "parity".
+tokens nothing predicts, that is the worst case. `--quantize` draws from 8-bit weights, too. Needs the extra
+"parity".
 """
 
 import argparse
