@@ -7,10 +7,13 @@ import math
 import pathlib
 from collections.abc import Callable
 
+import jax
+
 from unitoken_jax.config import Config, MeshConfig
 from unitoken_jax.host.storage import write_text
-from unitoken_jax.train.plan import Plan, devices_of, plan
+from unitoken_jax.train.plan import LOCAL, Plan, plan
 from unitoken_jax.train.plan_report import line, lines
+from unitoken_jax.train.topology import parse
 
 TENSOR = (1, 2, 4)
 ROWS = (1, 2, 4)  # of each group of devices that holds rows of its own
@@ -58,7 +61,8 @@ def search(
     `report` gets a line a plan, as it is done: one that fits takes the compiler minutes, another seconds.
     """
     found: list[Plan] = []
-    for mesh in meshes(config, len(devices_of(topology)[0])):
+    number = len(jax.devices()) if topology == LOCAL else parse(topology).chips
+    for mesh in meshes(config, number):
         for rows in ROWS:
             for remat in REMAT:
                 one = compile(_with(config, mesh, rows, remat), topology)
