@@ -5,6 +5,9 @@
 The published sampler sorts samples by their recorded length (text and discrete tokens), shuffles them within
 stretches of 500 global batches of 128, and pads each micro-batch of 16 to its longest sample; continuous
 features are added afterwards.
+
+At the end: what a sample of stage I takes of stage II's FLOPs, in rows whose first places (`data.row_prefix`)
+go through no backward pass. Whole rows are counted, padding too, each as one long example.
 """
 
 import argparse
@@ -13,10 +16,14 @@ import time
 import numpy as np
 from paper_mixture import paper_lengths
 
+from unitoken_jax.config import ModelConfig
 from unitoken_jax.host import pack
 from unitoken_jax.host.sequence import Lengths
 from unitoken_jax.host.shuffle import shuffled
+from unitoken_jax.train import flops
 
+MODEL = ModelConfig()
+STAGE_1, STAGE_2 = ("siglip", "adapter"), ("siglip", "adapter", "decoder")
 ROWS = [(5120, 10, 5), (8192, 10, 8), (10240, 10, 10), (16384, 20, 16), (16384, 10, 16)]
 MICRO, GLOBAL = 16, 128
 
@@ -61,6 +68,31 @@ def main() -> None:
                 f"{crops:.3f} of crops; {tokens / micro:.2f} ({tokens / waiting:.2f}) times the padding's; "
                 f"{len(lengths) / len(chosen):.3f} of samples fit; {seconds / len(lengths) * 1e6:.1f} us each"
             )
+    stage_one(table[table[:, 1] > 0][:65536])
+
+
+def stage_one(chosen: np.ndarray) -> None:
+    """Stage I's FLOPs a sample over stage II's, for rows as configs/stage1.py has them and other prefixes."""
+    length, crops, pictures = 8192, 10, 8
+    whole = flops.five_crop_example(MODEL)
+    ratio = _flops(whole, STAGE_1) / _flops(whole, STAGE_2)
+    print(f"stage I / stage II in FLOPs: one five-crop sample without padding {ratio:.3f}")
+    for name, table in (("five-crop samples", chosen[chosen[:, 1] == 5]), ("all of stage I", chosen)):
+        base = None
+        for prefix in (0, 1024, 1536, 2048, 2304):
+            rows = len(pack.make_plan(table[:, :4], Lengths(length, crops, pictures, length - prefix), [0]))
+            row = flops.example(length, 0.03 * length, prefix, crops, pictures)
+            if base is None:
+                base = rows * _flops(row, STAGE_2)
+            fill = table[:, 0].sum() / (rows * length)
+            print(
+                f"{name}, {prefix:4} of {length} places set apart: "
+                f"{rows * _flops(row, STAGE_1) / base:.3f}, rows {fill:.3f} full"
+            )
+
+
+def _flops(work: flops.Work, trained: tuple[str, ...]) -> float:
+    return sum(flops.training(MODEL, work, trained).values())
 
 
 if __name__ == "__main__":

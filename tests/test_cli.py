@@ -143,7 +143,7 @@ def test_generate_and_answer_write_what_was_asked(tmp_path, monkeypatch, capsys)
     from unitoken_jax.model_dir import UniToken
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(UniToken, "load", lambda path: tiny_model())
+    monkeypatch.setattr(UniToken, "load", lambda path, quantize: tiny_model())
     common = ["--model", "M", "--save-tokens", "t.json"]
     argv = ["generate", "--prompt", "a red circle", "--out", "a.png", "--number", "2", "--seed", "3"]
     assert cli.main([*argv, "--size", "24x8", "--timing", "--progress", "--speculate", "0", *common]) == 0
@@ -175,7 +175,7 @@ def test_chat_prints_text_and_files(tmp_path, monkeypatch, capsys):
     from unitoken_jax.model_dir import UniToken
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(UniToken, "load", lambda path: tiny_model())
+    monkeypatch.setattr(UniToken, "load", lambda path, quantize: tiny_model())
     noise(0).save("b.png")
     turns = [{"from": "human", "value": "<image>what ?"}, {"from": "gpt", "value": "a red <image>"}]
     asked = {"conversations": [*turns, {"from": "human", "value": "blue ?"}], "image": ["b.png", "b.png"]}

@@ -77,6 +77,9 @@ class Counted:
         jax.debug.callback(lambda: self.seen.append(tokens.shape[1]))
         return self.module.apply(variables, tokens, *rest, **settings)
 
+    def init_cache(self, rows, length):
+        return self.module.init_cache(rows, length)
+
 
 def test_forced_ids_take_no_pass_of_their_own(monkeypatch):
     model = tiny_model()

@@ -47,11 +47,11 @@ def bytes_of(tree) -> float:
 
 @pytest.mark.parametrize(("name", "cosine", "share"), [("int8", 0.999, 0.55), ("int4", 0.85, 0.32)])
 def test_logits_and_bytes(name, cosine, share):
-    """A decoder of the 7B model's proportions, 24 tokens read in and 8 one by one, all from an int8 cache.
+    """A decoder of the 7B model's proportions, 30 tokens read in and 2 one by one, all from an int8 cache.
 
     Random weights are the worst case: every one of them matters alike.
     """
-    config = DecoderConfig(vocab_size=512, width=256, depth=8, heads=2, kv_heads=2, mlp=640, dropout=0.0)
+    config = DecoderConfig(vocab_size=512, width=256, depth=4, heads=2, kv_heads=2, mlp=640, dropout=0.0)
     boxed = abstract_params(dataclasses.replace(CONFIG, decoder=config))["decoder"]
     module, params = Decoder(config), random_params(boxed)
     small = quantize_params({"decoder": params}, name)["decoder"]
@@ -61,7 +61,7 @@ def test_logits_and_bytes(name, cosine, share):
     @jax.jit
     def run(params, cache):
         out = []
-        for at in (slice(24), *(slice(i, i + 1) for i in range(24, 32))):
+        for at in (slice(30), slice(30, 31), slice(31, 32)):
             hidden, cache = module.apply(
                 {"params": params}, x[:, at], positions[:, at], cache, method="extend"
             )

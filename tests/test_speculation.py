@@ -13,6 +13,7 @@ from tiny_model import tiny_model
 from unitoken_jax.config import DecoderConfig
 from unitoken_jax.generate import decode
 from unitoken_jax.generate.sampling import sample_keys
+from unitoken_jax.model.decoder import init_cache
 
 V, NEW_LINE, GUIDANCE, TOP_K, TEMPERATURE = 4, 4, 1.7, 3, 0.8
 FORCED = np.array([decode.FREE, decode.FREE, NEW_LINE] * 2, np.int32)
@@ -34,6 +35,9 @@ class Chain:
         first, before = (seen[rows, 0, at, 0].astype(jnp.int32) for at in (0 * positions, positions - 1))
         hidden = variables["params"]["table"][first, before, tokens]
         return hidden, cache._replace(k=(seen,))
+
+    def init_cache(self, rows, length):
+        return init_cache(self.config.decoder, rows, length)
 
 
 TABLE = np.random.default_rng(0).normal(size=(2, V + 1, V + 1, V)).astype(np.float32) * 1.5
