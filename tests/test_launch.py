@@ -277,10 +277,12 @@ def test_the_babysitter(case, outside):
     assert done.returncode == code, done.stderr
 
 
-def wait_for(path: pathlib.Path, lines: int = 1, seconds: float = 30) -> None:
+def wait_for(path: pathlib.Path, lines: int = 1, seconds: float = 30, process=None) -> None:
+    """`process` is what should write it: where that has ended, nothing more will come."""
     until = time.monotonic() + seconds
     while not path.exists() or len(path.read_text().splitlines()) < lines:
         assert time.monotonic() < until, path
+        assert process is None or process.poll() is None, f"ended with {process.returncode} before {path}"
         time.sleep(0.02)
 
 
@@ -378,7 +380,7 @@ def test_two_real_processes_train(tmp_path, monkeypatch):
     command = [LAUNCH / "cpu_processes.sh", "--processes", "2", "train"]
     command += ["--config", tmp_path / "files/config.py", "--workdir", tmp_path / "run"]
     with started(command) as launcher:
-        wait_for(metrics, seconds=300)
+        wait_for(metrics, seconds=300, process=launcher)
         launcher.send_signal(signal.SIGTERM)
         assert launcher.wait(120) == 75
     reached = len(metrics.read_text().splitlines())
