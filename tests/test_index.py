@@ -246,6 +246,19 @@ def test_another_process_may_be_faster(data, monkeypatch):
     assert len(make(data)) == len(KINDS)
 
 
+def test_another_process_may_be_faster_by_a_moment(data, monkeypatch):
+    """It ends between this one's measuring and joining, and leaves nothing to join."""
+    join = index_build.join
+
+    def overtaken(job, folder):
+        monkeypatch.setattr(index_build, "join", join)
+        make(data)
+        join(job, folder)
+
+    monkeypatch.setattr(index_build, "join", overtaken)
+    assert len(make(data)) == len(KINDS)
+
+
 def test_a_failing_worker_says_why(tmp_path, monkeypatch):
     path = tmp_path / "a.jsonl"
     lines_of_text(path, 9000)

@@ -117,7 +117,7 @@ def open_index(
         try:
             index_build.measure_all(job, workers, share, on_error)
             _finish(job, place, about)
-        except (OSError, RuntimeError):
+        except Exception:  # whatever comes of a folder that vanishes under our hands
             if not (place / ABOUT).exists():  # else another process was faster, and has cleaned up behind us
                 raise
     index = Index(config, place, key)
