@@ -66,15 +66,20 @@ def _xla(q, k, v, segments):
     stripes = []
     for start in range(0, T, size):
         end = S - T + start + size
-        keys, values, theirs, places = k[:, :end], v[:, :end], segments[:, :end], jnp.arange(end)
-
-        def some(q, own, place, keys=keys, values=values, theirs=theirs, places=places):
-            visible = (own[:, :, None] == theirs[:, None]) & (places <= place[:, :, None])
-            return _weighted(q, keys, values, visible, "bskh")
-
-        place = jnp.broadcast_to(places[-size:], (len(q), size))
-        stripes.append(_in_chunks(some, end, q[:, start : start + size], theirs[:, -size:], place))
+        stripes.append(_stripe(q[:, start : start + size], k[:, :end], v[:, :end], segments[:, :end]))
     return checkpoint_name(jnp.concatenate(stripes, axis=1), CONTEXT)
+
+
+def _stripe(q, k, v, segments):
+    (B, T), S = q.shape[:2], k.shape[1]
+    places = jnp.arange(S)
+
+    def some(q, own, place):
+        visible = (own[:, :, None] == segments[:, None]) & (places <= place[:, :, None])
+        return _weighted(q, k, v, visible, "bskh")
+
+    place = jnp.broadcast_to(places[S - T :], (B, T))
+    return _in_chunks(some, S, q, segments[:, S - T :], place)
 
 
 def _weighted(q, k, v, visible, axes: str, k_scales=None, v_scales=None) -> jax.Array:
