@@ -18,6 +18,7 @@ import time
 from typing import Literal
 
 from unitoken_jax.config import to_dict
+from unitoken_jax.host.storage import write_text
 from unitoken_jax.quickstart import checker, evaluate, findings, questions, recipe
 from unitoken_jax.quickstart.recipe import Stage, muon
 from unitoken_jax.quickstart.run import Quickstart, claim
@@ -56,14 +57,7 @@ _ALL = "siglip|adapter|decoder"
 # The paper starts from a SigLIP that sees and a decoder that draws and reads codes, and aligns the two (stage
 # I) where features are read. Each starts where the one before ended; its steps are those at scale 1.
 PRETRAINING = (
-    Stage(
-        "sight",
-        "SigLIP learns to see, the decoder to draw",
-        300,
-        {"train_generation": 3.0, "train_captions": 7.0},
-        muon(_ALL, 1.5e-3),
-        encoding="continuous",
-    ),
+    recipe.SIGHT,
     Stage(
         "codes",
         "the decoder learns to read codes",
@@ -141,9 +135,7 @@ class Ablation:
         self._train(stage, folder / cell.name, start, seed)
         found = self._score(cell, folder / cell.name / "model", seed)
         found |= {"steps": self._steps(stage), "seconds": time.monotonic() - began}
-        part = scores.with_suffix(".part")
-        part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        part.rename(scores)
+        write_text(scores, json.dumps(found, indent=1) + "\n")
         shutil.rmtree(folder / cell.name / "checkpoints")  # its optimizer state is four fifths of the disk
 
     def scores(self, seeds: int) -> list[dict]:

@@ -78,15 +78,16 @@ def muon(parts: str, rate: float) -> OptimizerConfig:
     return OptimizerConfig(name="muon", groups=groups, clip_norm=1.0, warmup_fraction=0.03, weight_decay=0.1)
 
 
+SIGHT = Stage(
+    "sight",
+    "from random weights: SigLIP learns to see by describing pictures, the decoder to draw",
+    300,
+    {"train_generation": 3.0, "train_captions": 7.0},
+    muon("siglip|adapter|decoder", 1.5e-3),
+    encoding="continuous",
+)
 STAGES = (
-    Stage(
-        "sight",
-        "from random weights: SigLIP learns to see by describing pictures, the decoder to draw",
-        300,
-        {"train_generation": 3.0, "train_captions": 7.0},
-        muon("siglip|adapter|decoder", 1.5e-3),
-        encoding="continuous",
-    ),
+    SIGHT,
     Stage(
         "base",
         "the rest of what pretraining would have brought: questions, and more drawing",
