@@ -390,9 +390,7 @@ class UniToken:
         """Rows of the compiled program that `number` prompts run in."""
         from unitoken_jax.generate.decode import batch_rows
 
-        return batch_rows(
-            number, 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        )
+        return batch_rows(number, 1 if self.mesh is None else sharding.row_groups(self.mesh))
 
     def place(self, tree):
         """Host arrays [B, ...] on the devices, their rows spread over the mesh."""

@@ -68,6 +68,11 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices=None) -> Mesh:
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
+def row_groups(mesh) -> int:
+    """How many groups of devices hold rows of their own."""
+    return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+
+
 def spec(*names: str | None) -> PartitionSpec:
     """PartitionSpec of an array whose axes have these logical names (None: not split)."""
     unknown = [name for name in names if name is not None and name not in RULES]

@@ -14,7 +14,7 @@ from unitoken_jax.train.optimizer import transformation
 
 def check_rows(config: Config, mesh: Mesh) -> None:
     """ValueError unless the mesh splits the batch's rows evenly."""
-    groups = mesh.shape["data"] * mesh.shape["fsdp"]
+    groups = sharding.row_groups(mesh)
     if config.data.rows % (groups * config.train.accumulate):
         raise ValueError(
             f"data.rows is {config.data.rows}, and the mesh splits rows {groups} ways (data x fsdp), each in "
