@@ -215,14 +215,8 @@ def _prompt(model: "UniToken", text: str) -> decode.Prompt:
 def decode_codes(model: "UniToken", codes: np.ndarray, batch: int = BATCH) -> list[Image.Image]:
     """Pictures of VQ codes int32[M, h, w], `batch` at one time."""
     model.require("vqgan/decoder", "decoding pictures")
-    pictures = []
-    for start in range(0, len(codes), batch):
-        group = codes[start : start + batch]
-        padded = np.zeros((model.rows(len(group)), *group.shape[1:]), np.int32)
-        padded[: len(group)] = group
-        pixels = model.fetch(model.run(_pixels, model.vq, model.params["vqgan"], model.place(padded)))
-        pictures += [Image.fromarray(one) for one in pixels[: len(group)]]
-    return pictures
+    groups = _in_groups(model, _pixels, np.asarray(codes, np.int32), batch)
+    return [Image.fromarray(one) for pixels in groups for one in pixels]
 
 
 @functools.partial(jax.jit, static_argnames=("vq",))
@@ -234,17 +228,21 @@ def _pixels(vq, params, codes):
 def encode_pictures(model: "UniToken", crops: np.ndarray, batch: int = BATCH) -> np.ndarray:
     """VQ codes int32[M, h, w] of discrete crops uint8[M, H, W, 3]."""
     model.require("vqgan/encoder", "reading discrete picture tokens")
-    found = []
-    for start in range(0, len(crops), batch):
-        group = crops[start : start + batch]
-        padded = np.zeros((model.rows(len(group)), *group.shape[1:]), np.uint8)
-        padded[: len(group)] = group
-        codes = model.run(_codes, model.vq, model.params["vqgan"], model.place(padded))
-        found.append(model.fetch(codes)[: len(group)])
-    return np.concatenate(found)
+    return np.concatenate(list(_in_groups(model, _codes, np.asarray(crops, np.uint8), batch)))
 
 
 @functools.partial(jax.jit, static_argnames=("vq",))
 def _codes(vq, params, crops):
     latents = vq.apply({"params": params}, crops, method="encode")
     return vq.apply({"params": params}, latents, method="quantize")[1]
+
+
+def _in_groups(model: "UniToken", program: Callable, inputs: np.ndarray, batch: int) -> Iterator[np.ndarray]:
+    """What the VQ-GAN's `program` makes of `inputs` [M, ...], `batch` at one time, padded as compiled."""
+    for start in range(0, len(inputs), batch):
+        group = inputs[start : start + batch]
+        padded = np.zeros((model.rows(len(group)), *group.shape[1:]), inputs.dtype)
+        padded[: len(group)] = group
+        yield model.fetch(model.run(program, model.vq, model.params["vqgan"], model.place(padded)))[
+            : len(group)
+        ]
