@@ -9,6 +9,9 @@ from tiny_model import CONFIG, tiny_model
 
 from unitoken_jax.generate import decode
 from unitoken_jax.generate.sampling import sample_keys
+from unitoken_jax.model.quantize import quantize_params
+from unitoken_jax.model.unitoken import UniTokenModel
+from unitoken_jax.train.hlo import parse
 
 
 def _prompts(lengths, seed=0):
@@ -118,6 +121,43 @@ def test_nothing_recompiles_within_a_bucket():
     with compiles.counted() as found:
         _write(_prompts([5, 65], seed=1), greedy=False)
     assert found
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+@pytest.mark.parametrize("window", [1, 3])
+def test_a_pass_copies_neither_cache_nor_weights(quantize, window):
+    """Guided drawing under forced ids: the loop moves nothing of the size of keys or kernels."""
+    module = UniTokenModel(CONFIG, cache_dtype=quantize and np.dtype(quantize))
+    params = {"decoder": tiny_model().network_params["decoder"]}
+    params = decode.ready(quantize_params(params, quantize) if quantize else params)
+    forced = np.array([decode.FREE, decode.FREE, 7] * 5, np.int32)
+    ids, ends, one = np.arange(20, dtype=np.int32), np.zeros(0, np.int32), np.int32(1)
+    rules = decode.Rules(one, np.float32(1), np.float32(3), forced, ids, ends, np.int32(3))
+    shape = decode.Shape(window, guided=True)
+    arguments = (
+        module,
+        params,
+        decode.stack(_prompts([9, 3]), 2),
+        sample_keys(0, [0]),
+        np.array([14], np.int32),
+    )
+    state = decode.prefill(*arguments, rules, slots=79, shape=shape)
+    text = decode.proceed.lower(module, params, state, rules, one, one, shape=shape).compile().as_text()
+    large = [leaf for leaf in jax.tree.leaves((state.cache, params["decoder"]["layers"])) if leaf.ndim > 1]
+    sizes = {_dimensions(leaf.shape) for leaf in large}
+    program = parse(text)
+    moved = [
+        f"{each.op} {each.shapes[0]}"
+        for name, computation in program.computations.items()
+        for each in computation.values()
+        if name != program.entry and each.op in ("copy", "transpose")
+        if _dimensions(each.shapes[0].sizes) in sizes
+    ]
+    assert not moved
+
+
+def _dimensions(sizes) -> tuple[int, ...]:
+    return tuple(sorted(size for size in sizes if size != 1))
 
 
 def test_code_columns_equal_the_whole_heads():

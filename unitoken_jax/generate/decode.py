@@ -254,25 +254,31 @@ def proceed(module, params, state: State, rules: Rules, least, most, *, shape: S
     """Writes while at least `least` rows are unfinished, `most` passes at most: the state, passes taken."""
     forced, head = _forced(rules, shape), _head(params, rules)
 
-    def step(state: State, width: int) -> State:
-        return _pass(module, params, head, state, rules, forced, shape, width)
-
-    def body(loop):
-        state, passes = loop
-        if shape.window > 1:
-            state = step(state, shape.window)
-        elif head is None:
-            state = step(state, 1)
-        else:  # a forced id is read with the token before it, so that it takes no pass of its own
-            along = jnp.any((state.counts < state.limits) & (forced[state.counts] != FREE))
-            state = jax.lax.cond(along, lambda s: step(s, 2), lambda s: step(s, 1), state)
-        return state, passes + 1
-
     def unfinished(loop):
         state, passes = loop
         return (jnp.sum(state.counts < state.limits) >= least) & (passes < most)
 
-    return jax.lax.while_loop(unfinished, body, (state, jnp.int32(0)))
+    def along(loop):  # whether a forced id comes next: read with the token before it, it takes no pass
+        state, _ = loop
+        return jnp.any((state.counts < state.limits) & (forced[state.counts] != FREE))
+
+    def passes_of(width: int, when, loop):
+        def body(loop):
+            state, passes = loop
+            return _pass(module, params, head, state, rules, forced, shape, width), passes + 1
+
+        return jax.lax.while_loop(lambda loop: unfinished(loop) & when(loop), body, loop)
+
+    loop = (state, jnp.int32(0))
+    if shape.window > 1 or head is None:
+        return passes_of(shape.window, lambda _: True, loop)
+
+    # Loops within a loop, as a branch inside one would copy the cache that it changes.
+    def body(loop):
+        loop = passes_of(1, lambda loop: ~along(loop), loop)
+        return passes_of(2, along, loop)
+
+    return jax.lax.while_loop(unfinished, body, loop)
 
 
 def _pass(module, params, head, state: State, rules: Rules, forced, shape: Shape, width: int) -> State:
