@@ -63,6 +63,75 @@ def test_gpu_train_goes_on_by_the_layer_where_not_all_fit():
     assert gpu_train.row_layout(gpu_train.configs.ModelConfig())["length"] == 5120
 
 
+WITHOUT = "grain tensorflow_datasets ml_collections transformers torch orbax optax PIL tokenizers safetensors"
+
+
+@pytest.mark.slow
+def test_gpu_generate_draws_with_nothing_but_jax_flax_and_numpy(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.split('.')[0] in {WITHOUT.split()}:\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+    )
+    environment = os.environ | {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(tmp_path)}
+    out, script = tmp_path / "out.json", BENCHMARKS / "gpu_generate.sh"
+    command = [script, "--small", "--only", "int4,window16,batch-bf16", "--pictures", "3", "--out", out]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    plain, window, batch = json.loads(out.read_text())
+    assert plain["passes"] == 15  # of 16 codes the prompt's pass gives the first
+    assert 1 <= window["passes"] <= 15
+    assert (batch["pictures"], [run["passes"] for run in batch["runs"]]) == (3, [3, 3, 3])
+    assert batch["pictures_per_second"] == pytest.approx(3 / batch["batch_seconds"])
+    assert "by arithmetic, not measured" in done.stdout
+
+
+def test_gpu_generate_counts_the_7b_models_bytes():
+    gpu_generate, timing = load("gpu_generate"), load("decode_timing")
+    config = gpu_generate.configs.ModelConfig().decoder
+    layers, head = 32 * (4 * 4096**2 + 3 * 4096 * 11008), 8192 * 4096 * 2
+    assert timing.weight_bytes(config, "bfloat16", 8192) == 2 * layers + head == 13_019_119_616
+    outputs = 32 * (5 * 4096 + 2 * 11008)  # a float32 scale each
+    assert timing.weight_bytes(config, "int8", 8192) == layers + 4 * outputs + head
+    assert timing.weight_bytes(config, "int4", 8192) == layers / 2 + 4 * layers / 128 + head
+    assert timing.token_bytes(config, "bfloat16") == 524_288
+    assert timing.token_bytes(config, "int8") == 2 * 32 * 32 * (128 + 4)
+    shape = gpu_generate.geometry(gpu_generate.configs.ModelConfig())
+    assert shape == {"codes": 1024, "columns": 32, "drawn": 1056, "slots": 1120}
+
+
+def test_gpu_generate_finds_the_largest_batch_by_arithmetic():
+    gpu_generate = load("gpu_generate")
+    plain, whole = gpu_generate.Plan(), gpu_generate.Plan(weights="int8")
+    # (134 - 18.03) GB / 1.229 GB, and (134 - 11.56) / 0.697: cache, scores of the prompts, and what is fixed.
+    assert (gpu_generate.largest(plain, 134e9), gpu_generate.largest(whole, 134e9)) == (94, 175)
+    assert gpu_generate.needs(plain, 94) <= 134e9 < gpu_generate.needs(plain, 95)
+    assert gpu_generate.largest(plain, 10e9) == 0
+
+
+def test_gpu_generate_makes_a_batch_that_does_not_fit_smaller(monkeypatch):
+    gpu_generate, tried = load("gpu_generate"), []
+
+    def attempt(name, plan, until):
+        tried.append(plan.pictures)
+        return {"pictures": plan.pictures} if plan.pictures <= 50 else None
+
+    monkeypatch.setattr(gpu_generate, "attempt", attempt)
+    plan, later = gpu_generate.MEASUREMENTS["batch-bf16"], float("inf")
+    assert gpu_generate.measured("batch-bf16", plan, 134e9, later, later) == {"pictures": 39}
+    assert tried == [94, 70, 52, 39]
+    assert gpu_generate.measured("batch-bf16", plan, 134e9, 0, later) is None  # no time is left
+
+
+def test_gpu_generate_names_what_it_can_measure(capsys):
+    with pytest.raises(SystemExit):
+        load("gpu_generate").main(["--only", "bf16,fp8"])
+    assert "--only names fp8; expected some of bf16, int8" in capsys.readouterr().err
+
+
 @pytest.mark.parity
 @pytest.mark.slow
 def test_step_vs_torch_takes_the_same_steps_on_all_sides(capsys):
