@@ -132,6 +132,24 @@ def test_gpu_generate_names_what_it_can_measure(capsys):
     assert "--only names fp8; expected some of bf16, int8" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_decode_speed_goes_on_after_the_last_point_and_draws(tmp_path, capsys):
+    decode_speed, out = load("decode_speed"), tmp_path / "out.json"
+    command = ["--small", "--weights", "float32", "--out", str(out), "--png", str(tmp_path / "docs/out.png")]
+    assert decode_speed.main(command) == 0
+    assert capsys.readouterr().out.count("tokens/s") == 4  # the first point is in all three panels
+    results = json.loads(out.read_text())
+    results["points"].pop()
+    out.write_text(json.dumps(results))
+    assert decode_speed.main(command) == 0
+    assert capsys.readouterr().out.count("tokens/s") == 1
+    assert (tmp_path / "docs/out.png").read_bytes().startswith(b"\x89PNG")
+    out.write_text(json.dumps({"machine": {"device": "another"}, "points": []}))
+    with pytest.raises(SystemExit):
+        decode_speed.main(command)
+    assert "name another file" in capsys.readouterr().err
+
+
 @pytest.mark.parity
 @pytest.mark.slow
 def test_step_vs_torch_takes_the_same_steps_on_all_sides(capsys):
