@@ -100,6 +100,14 @@ def test_what_a_program_does():
     assert cost._traffic(body["fusion.1"], body, hlo.parse(PROGRAM)) == 2 * (128 * 256 + 64 * 256) + 4
 
 
+def test_one_trip_of_a_loop():
+    trip = cost.cost(PROGRAM, devices=8, start="body")
+    assert trip.flops == {"decoder": 2 * 64 * 128 * 256}
+    assert 0 < trip.traffic < cost.cost(PROGRAM, devices=8).traffic / 3
+    fixed = PROGRAM.replace("dynamic-slice(%p1, %p2), dynamic_slice_sizes", "slice(%p1), sizes")
+    assert cost.cost(fixed, devices=8, start="body").traffic == trip.traffic - 4  # it reads no number
+
+
 def test_no_program():
     with pytest.raises(ValueError, match="no HLO program"):
         hlo.parse("HloModule nothing\n")

@@ -50,9 +50,12 @@ class Cost:
     loops: list[float] = dataclasses.field(default_factory=list)
 
 
-def cost(text: str, devices: int, unknown_trips: float = 1) -> Cost:
-    """Counts the program in HLO `text` for `devices`; loops of unknown length run `unknown_trips` times."""
-    program = parse(text, unknown_trips)
+def cost(text: str, devices: int, unknown_trips: float = 1, start: str = "") -> Cost:
+    """Counts the program in HLO `text` for `devices`; loops of unknown length run `unknown_trips` times.
+
+    `start`: count what one computation does, a loop's body say, instead of the whole program.
+    """
+    program = parse(text, unknown_trips, start)
     flops, cycles, kernels = collections.Counter(), collections.Counter(), collections.Counter()
     found = Cost(loops=sorted(program.loops.values()))
     collectives: dict[tuple[str, int], Collective] = {}
@@ -169,8 +172,8 @@ def _traffic(each: Instruction, around: Computation, program: Program) -> float:
     operands = [around[name] for name in each.operands if name in around]
     if each.op == "dynamic-update-slice":
         return 2 * main(operands[1])
-    if each.op in ("dynamic-slice", "slice", "gather"):
-        return 2 * main(each)
+    if each.op in ("dynamic-slice", "slice", "gather"):  # of what is read, as much as comes out
+        return main(each) + (each.bytes if operands and main(operands[0]) else 0)
     if each.op in ("copy-start", "slice-start"):
         moved = min((shape.bytes for shape in each.shapes if shape.sizes), default=0)
         return moved * sum(shape.space == 0 for shape in each.shapes[:2])
@@ -181,14 +184,14 @@ def _traffic(each: Instruction, around: Computation, program: Program) -> float:
 
 
 def _read(called: Computation, place: int, program: Program) -> float:
-    """What a fusion reads of its operand `place`: of what it only slices, the slices; of what it updates in
-    place, nothing."""
+    """What a fusion reads of its operand `place`: of what it only slices or gathers from, that; of what it
+    updates in place, nothing."""
     parameters = (one for one in called.values() if one.op == "parameter")
     name = next((one.name for one in parameters if one.literal == str(place)), "")
     total = 0.0
     for use in called.values():
         for position in (i for i, operand in enumerate(use.operands) if operand == name):
-            if use.op == "dynamic-slice" and position == 0:
+            if use.op in ("slice", "dynamic-slice", "gather") and position == 0:
                 total += use.bytes
             elif use.op == "fusion" and use.called()[0] in program.computations:
                 total += _read(program.computations[use.called()[0]], position, program)

@@ -9,6 +9,7 @@ instruction counts times the trips of the loops around it.
 
 import collections
 import math
+import pathlib
 import re
 from typing import NamedTuple
 
@@ -83,8 +84,25 @@ class Program(NamedTuple):
     context: dict[str, str]
 
 
-def parse(text: str, unknown_trips: float = 1) -> Program:
-    """HLO text -> Program. Loops whose length is data run `unknown_trips` times."""
+def dump_options(folder: str) -> dict:
+    """Compiler options that leave the program's text and memory report in `folder`.
+
+    `as_text()` fails on programs with work on SparseCores, and has no such report.
+    """
+    return {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+
+
+def dumped_text(compiled, folder: str) -> str:
+    """The text of a program compiled with `dump_options(folder)`."""
+    dumped = list(pathlib.Path(folder).glob("*after_codegen.txt"))
+    return dumped[0].read_text(encoding="utf-8") if dumped else compiled.as_text()
+
+
+def parse(text: str, unknown_trips: float = 1, start: str = "") -> Program:
+    """HLO text -> Program. Loops whose length is data run `unknown_trips` times.
+
+    `start`: the computation whose runs count, once; default: the whole program's entry.
+    """
     computations, entry, current = {}, "", None
     for line in _joined(text):
         if current is not None and (found := _LINE.match(line)):
@@ -100,7 +118,7 @@ def parse(text: str, unknown_trips: float = 1) -> Program:
     if not entry:
         raise ValueError("this text holds no HLO program: no ENTRY computation")
     program = Program(computations, entry, collections.Counter(), {}, {})
-    _run(program, entry, 1, unknown_trips, "plain")
+    _run(program, start or entry, 1, unknown_trips, "plain")
     return program
 
 

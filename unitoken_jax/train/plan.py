@@ -20,7 +20,7 @@ from unitoken_jax import batch as batches
 from unitoken_jax import sharding
 from unitoken_jax.config import Config
 from unitoken_jax.model.init import abstract_params
-from unitoken_jax.train import flops, topology
+from unitoken_jax.train import flops, hlo, topology
 from unitoken_jax.train.cost import Cost, cost
 from unitoken_jax.train.optimizer import peak_rates
 from unitoken_jax.train.placement import abstract_state, check_rows, row_sharding, shardings_of
@@ -163,7 +163,7 @@ def plan(config: Config, name: str = LOCAL) -> Plan:
     )
     found.memory.limit = _memory_limit(devices[0], peaks, part)
     with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh):
-        options = _dump(folder) if devices[0].platform == "tpu" else None
+        options = hlo.dump_options(folder) if devices[0].platform == "tpu" else None
         before = time.perf_counter()
         try:
             compiled = step.lower(state, batch).compile(options)
@@ -175,7 +175,7 @@ def plan(config: Config, name: str = LOCAL) -> Plan:
             return found
         found.compile_seconds = time.perf_counter() - before
         _allocated(found.memory, compiled.memory_analysis(), folder)
-        found.cost = cost(_text(compiled, folder), len(devices), _loss_trips(config, mesh))
+        found.cost = cost(hlo.dumped_text(compiled, folder), len(devices), _loss_trips(config, mesh))
     _estimate(found, config, peaks, part)
     return found
 
@@ -244,19 +244,6 @@ def _memory_limit(device, peaks: flops.Device | None, part) -> float | None:
     if part is None and (stats := device.memory_stats()) and "bytes_limit" in stats:
         return stats["bytes_limit"]
     return peaks.hbm if peaks else None
-
-
-def _dump(folder: str) -> dict:
-    """Compiler options that leave the program's text and memory report in `folder`.
-
-    `as_text()` fails on programs with work on SparseCores, and has no such report.
-    """
-    return {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-
-
-def _text(compiled, folder: str) -> str:
-    dumped = list(pathlib.Path(folder).glob("*after_codegen.txt"))
-    return dumped[0].read_text(encoding="utf-8") if dumped else compiled.as_text()
 
 
 def _allocated(memory: Memory, analysis, folder: str) -> None:
