@@ -14,6 +14,7 @@ from unitoken_jax.generate.grammar import SAMPLE, picture_grammar
 from unitoken_jax.generate.image import decode_codes, encode_pictures
 from unitoken_jax.generate.sampling import place_keys, sample, stream_keys
 from unitoken_jax.host.sequence import picture_prompt
+from unitoken_jax.model_dir import UniToken
 
 PROMPTS = ["a red circle", "two blue squares left of a green circle and a square", "a"]
 
@@ -188,9 +189,9 @@ def test_bad_requests(settings, message):
         tiny_model().draw(settings.pop("prompts"), **settings)
 
 
-def test_a_model_without_a_vq_decoder_refuses_to_draw(monkeypatch):
+def test_a_model_without_a_vq_decoder_refuses_to_draw():
     model = tiny_model()
     rest = {name: tree for name, tree in model.params["vqgan"].items() if name != "decoder"}
-    monkeypatch.setattr(model, "params", model.params | {"vqgan": rest})
+    model = UniToken(model.config, model.params | {"vqgan": rest}, model.tokenizer)
     with pytest.raises(ValueError, match="no vqgan/decoder parameters, which drawing pictures needs"):
         model.draw(["a"])

@@ -315,7 +315,8 @@ class UniToken:
         from unitoken_jax.model.vqgan import VQModel
 
         check(config, tokenizer.vocabulary)
-        self.config, self.params, self.tokenizer = config, dict(params), tokenizer
+        self.config, self.tokenizer = config, tokenizer
+        self._params = {name: dict(tree) for name, tree in params.items()}
         self.mesh, self.manifest = mesh, dict(manifest or {})
         self.module = UniTokenModel(
             config,
@@ -371,13 +372,41 @@ class UniToken:
         return self.module.apply({"params": network}, batch)
 
     @property
+    def params(self) -> dict:
+        """All parameters, as stored. Once the model has been decoding, the decoder's layers are a copy."""
+        from unitoken_jax.model.decoder import restacked
+
+        params = dict(self._params)
+        if "decoder" in params:
+            params["decoder"] = self.run(restacked, params["decoder"])
+        return params
+
+    @property
     def network_params(self) -> dict:
-        """The parameters without the VQ-GAN's."""
-        return {name: self.params[name] for name in NETWORK if name in self.params}
+        """The parameters without the VQ-GAN's, the decoder's layers stacked or apart."""
+        return {name: self._params[name] for name in NETWORK if name in self._params}
+
+    @property
+    def vq_params(self) -> dict:
+        """The VQ-GAN's parameters."""
+        return self._params["vqgan"]
+
+    def decoding_params(self) -> dict:
+        """`network_params`, the decoder's layers apart as loops best read them (`decode.ready`).
+
+        From now on the model holds them so, and no longer as a stack: there need not be room for both.
+        """
+        from unitoken_jax.model.decoder import take_apart
+
+        decoder = self._params["decoder"]
+        if "0" not in decoder["layers"]:
+            stacks = traverse_util.flatten_dict(decoder.pop("layers"))
+            decoder["layers"] = self.run(take_apart, stacks)
+        return self.network_params
 
     def require(self, group: str, purpose: str) -> None:
         """Raises ValueError where the parameter group ("vqgan/decoder") that `purpose` needs is absent."""
-        tree = self.params
+        tree = self._params
         for name in group.split("/"):
             tree = tree.get(name) if isinstance(tree, Mapping) else None
         if not tree:

@@ -32,7 +32,7 @@ def attention_weights(model, example: Example) -> np.ndarray:
     """
     if (example.code_index != NO_INDEX).any():
         raise ValueError("the example's codes are not filled in yet: see example_of")
-    config, params = model.config.decoder, unstacked(model.params["decoder"])
+    config, params = model.config.decoder, unstacked(model.network_params["decoder"])
     positions = jnp.arange(len(example.tokens))[None]
     rope = rope_table(positions, config.head_dim, config.rope_theta)
     x = _embedded(model, example)

@@ -70,7 +70,7 @@ def write(
     """
     if not jobs:
         return
-    params = model.run(decode.ready, model.network_params)
+    params = model.decoding_params()
     order = sorted(range(len(jobs)), key=lambda i: -len(jobs[i].prompt.tokens))
     while order:
         # Prompts of like lengths together: less padding, one compiled shape.

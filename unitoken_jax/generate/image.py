@@ -243,6 +243,4 @@ def _in_groups(model: "UniToken", program: Callable, inputs: np.ndarray, batch: 
         group = inputs[start : start + batch]
         padded = np.zeros((model.rows(len(group)), *group.shape[1:]), inputs.dtype)
         padded[: len(group)] = group
-        yield model.fetch(model.run(program, model.vq, model.params["vqgan"], model.place(padded)))[
-            : len(group)
-        ]
+        yield model.fetch(model.run(program, model.vq, model.vq_params, model.place(padded)))[: len(group)]

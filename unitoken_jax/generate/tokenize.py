@@ -80,7 +80,7 @@ def _write_shards(model, work: "_Work", folder, shards: range, count: int, batch
 
 
 def _about(model: UniToken, source: SourceConfig) -> dict:
-    codebook = np.ascontiguousarray(model.params["vqgan"]["codebook"])
+    codebook = np.ascontiguousarray(model.vq_params["codebook"])
     return describe_codes(
         model.config,
         encoding=model.config.sequence.encoding,

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 from jax.ad_checkpoint import checkpoint_name
 
 from unitoken_jax.config import DecoderConfig
@@ -71,10 +72,37 @@ def _write(old: Entries, positions: jax.Array, new: jax.Array) -> Entries:
 
 
 def unstacked(params: Mapping) -> dict:
-    """A Decoder's parameters, "layers" being {"0": ..., "1": ...} instead of a stack; `extend` takes both."""
-    depth = len(params["layers"]["mlp_norm"]["scale"])
-    layers = {str(i): jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in range(depth)}
-    return {**params, "layers": layers}
+    """A Decoder's parameters, its layers {"0": ..., "1": ...}, not a stack; a Decoder takes both."""
+    if "0" in params["layers"]:
+        return dict(params)
+    return {**params, "layers": take_apart(traverse_util.flatten_dict(params["layers"]))}
+
+
+def take_apart(stacks: dict) -> dict:
+    """{"0": ..., "1": ...} of layers' flattened stacks.
+
+    Each is taken out of `stacks` as it is copied, so that no more than one need be held twice.
+    """
+    layers: dict[str, dict] = {}
+    while stacks:
+        path, stack = stacks.popitem()
+        for i, part in enumerate(_slices(stack)):
+            layers.setdefault(str(i), {})[path] = part
+    return {i: traverse_util.unflatten_dict(layer) for i, layer in layers.items()}
+
+
+@jax.jit
+def _slices(stack) -> list:
+    depth = len(jax.tree.leaves(stack)[0])
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], stack) for i in range(depth)]
+
+
+def restacked(params: Mapping) -> dict:
+    """The inverse of `unstacked`: a copy, or the same if they are stacked."""
+    if "0" not in params["layers"]:
+        return dict(params)
+    layers = (params["layers"][str(i)] for i in range(len(params["layers"])))
+    return {**params, "layers": jax.tree.map(lambda *parts: jnp.stack(parts), *layers)}
 
 
 class Attention(nn.Module):
@@ -94,6 +122,8 @@ class Attention(nn.Module):
 
         def heads(name: str, number: int, axis: str) -> jax.Array:
             y = Dense(number * c.head_dim, ("embed", axis), False, _INIT, self.dtype, name=name)(x)
+            if cache is not None:  # else TPUs lay the kernels out anew to suit what follows (libtpu 0.0.52)
+                y = jax.lax.optimization_barrier(y)
             y = shard(y.reshape(B, T, number, c.head_dim), "batch", "seq", axis, "head_dim")
             return checkpoint_name(y, QKV)
 
@@ -216,7 +246,14 @@ class Decoder(nn.Module):
         `segments`, `positions` int32[B, T] as in a Batch. Dropout needs the rng "dropout".
         """
         rope, x = self._start(x, positions)
-        x, _ = self.layers(x, rope, segments, positions, deterministic)
+        layers = self.layers.variables.get("params", {})
+        if "0" in layers:  # a model that has been decoding
+            block = DecoderBlock(self.config, self.dtype, self.kernel, parent=None)
+            for i in range(self.config.depth):
+                own = {"params": layers[str(i)]}
+                x, _ = block.apply(own, x, rope, segments, positions, deterministic)
+        else:
+            x, _ = self.layers(x, rope, segments, positions, deterministic)
         return self.norm(x)
 
     def extend(self, x, positions, cache: Cache) -> tuple[jax.Array, Cache]:

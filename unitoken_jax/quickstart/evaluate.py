@@ -48,7 +48,7 @@ def evaluate(model, dataset: Dataset, seed: int) -> Results:
         drawn = draw_prompts(model, prompts, seed)
         verdicts = [check(picture, prompt) for picture, prompt in zip(drawn, prompts)]
         bar.update(len(prompts))
-        reconstructions, codes = reconstruct(model.config.vq, model.params["vqgan"], originals, BATCH)
+        reconstructions, codes = reconstruct(model.config.vq, model.vq_params, originals, BATCH)
         readable = [detect(before) == detect(after) for before, after in zip(originals, reconstructions)]
         bar.update(len(originals))
     return Results(
