@@ -16,6 +16,7 @@ from flax import traverse_util
 from unitoken_jax.config import DecoderConfig, ModelConfig
 from unitoken_jax.generate import decode
 from unitoken_jax.generate.sampling import sample_keys
+from unitoken_jax.model.decoder import take_apart
 from unitoken_jax.model.init import abstract_params
 from unitoken_jax.model.layers import Normal
 from unitoken_jax.model.quantize import BITS, GROUP, KERNELS, QuantizedKernel
@@ -31,11 +32,11 @@ def make_module(model: ModelConfig, weights: str) -> UniTokenModel:
     return UniTokenModel(model, jnp.dtype(dtype), cache_dtype=cache)
 
 
-def random_network(boxes, dtype: str, bits: int | None = None) -> dict:
+def random_network(boxes, dtype: str, bits: int | None = None, prefix: str = "") -> dict:
     """Parameters for a tree of `sharding.Axes` boxes, made leaf by leaf on the device in their own dtype.
 
     Matrices are N(0, 1 / in), what is of lower rank is as training starts it. `bits` 8 or 4: the KERNELS are
-    whole numbers, all equally likely, with scales of the same variance.
+    whole numbers, all equally likely, with scales of the same variance; `prefix` is where `boxes` stand.
     """
     flat = traverse_util.flatten_dict(boxes, sep="/")
     # The generator that XLA has built in: threefry's, for 7 billion numbers, takes long to compile and run.
@@ -45,7 +46,7 @@ def random_network(boxes, dtype: str, bits: int | None = None) -> dict:
         shape, init = box.value.shape, box.init
         if path.endswith("/kernel"):
             init = Normal(math.prod(shape[int(box.names[0] == "layers") : -1]) ** -0.5)
-        if bits and KERNELS.match(path):
+        if bits and KERNELS.match(prefix + path):
             made[path] = _whole_numbers(key, shape, bits, init.std)
         else:
             made[path] = _normal(key, init, shape, dtype)
@@ -67,14 +68,12 @@ def _whole_numbers(key, shape, bits: int, std: float) -> QuantizedKernel:
     return QuantizedKernel(values, jnp.full(scales, std * math.sqrt(12) / 2**bits, jnp.float32))
 
 
-def random_decoder(model: ModelConfig, weights: str, apart: bool = False) -> dict:
-    """{"decoder": ...} as `make_module` reads it and `decode.ready` leaves it; `apart`: layer by layer."""
+def random_decoder(model: ModelConfig, weights: str) -> dict:
+    """{"decoder": ...} as `make_module` reads it, its layers apart as `UniToken.decoding_params` has them."""
     dtype = str(make_module(model, weights).dtype)
-    params = random_network({"decoder": abstract_params(model)["decoder"]}, dtype, BITS.get(weights))
-    params = decode.ready(params)
-    if apart and "0" not in params["decoder"]["layers"]:
-        params = {"decoder": jax.jit(decode.unstacked)(params["decoder"])}
-    return jax.block_until_ready(params)
+    decoder = random_network(abstract_params(model)["decoder"], dtype, BITS.get(weights), "decoder/")
+    decoder["layers"] = take_apart(traverse_util.flatten_dict(decoder.pop("layers")))
+    return jax.block_until_ready({"decoder": decoder})
 
 
 def timed(module, params, prompts: decode.Prompts, rules, shape: decode.Shape, starts, most: int) -> dict:

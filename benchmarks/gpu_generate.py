@@ -41,7 +41,6 @@ class Plan:
     pictures: int = 1  # 0: as many as fit
     window: int = 1
     part: int = 0  # passes at each third of a picture; 0: a whole picture
-    apart: bool = False  # weights layer by layer, not stacked
     greedy: bool = False  # no sampling: what it takes
     small: bool = False
 
@@ -59,7 +58,6 @@ MEASUREMENTS = {
     "window64": Plan(window=64),
     "int4": Plan(weights="int4"),
     "bf16-greedy": Plan(greedy=True),
-    "bf16-apart": Plan(apart=True),
     "vq": Plan("vq", "float32", pictures=32),
     "siglip": Plan("siglip", pictures=128),
 }
@@ -136,7 +134,7 @@ def _draw(plan: Plan) -> dict:
     starts = [1] if whole else [shape["drawn"] * (2 * third + 1) // 6 for third in range(3)]
     found = decode_timing.timed(
         decode_timing.make_module(model, plan.weights),
-        decode_timing.random_decoder(model, plan.weights, plan.apart),
+        decode_timing.random_decoder(model, plan.weights),
         decode.stack(prompts, len(prompts), BUCKET),
         rules,
         decode.Shape(window, guided=True, greedy=plan.greedy),
@@ -242,7 +240,7 @@ def lines_of(figures: dict) -> list[str]:
     share = f", {f['hbm_share']:.0%} of the HBM's bandwidth" if "hbm_share" in f else ""
     lines = [
         f"{name}: {f['pictures']} at one time, weights {f['weights']}, cache {cache}, window {f['window']}"
-        f"{', greedy' if f['greedy'] else ''}{', layers apart' if f['apart'] else ''}",
+        f"{', greedy' if f['greedy'] else ''}",
         f"  {f['picture_seconds']:.3f} s a picture{wanted}, {rate}, {f['tokens_per_second']:,.0f} tokens/s",
         f"  first token after {f['first_seconds']:.3f} s, then {f['passes']} passes of "
         f"{1e3 * f['pass_seconds']:.2f} ms",
