@@ -200,6 +200,8 @@ def test_other_files_predictions_are_refused(done, tmp_path):
         scored(*mmmu_rows()[:5])
     with pytest.raises(TableError, match=r"VAL\.tsv:4 \(index 2\), column 'question': 'what .* another file"):
         scored(*bad_row("question", "why?"))
+    with pytest.raises(TableError, match=r"VAL\.tsv:4 \(index 2\), column 'answer': 'A'; .* says 'B': pred"):
+        scored(*bad_row("answer", "B"))
     with pytest.raises(TableError, match=r"lacks the columns prediction"):
         score_predictions("MMMU", tmp_path / "d.tsv", tmp_path)
     with pytest.raises(ValueError, match="--predictions needs --benchmark"):
