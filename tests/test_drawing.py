@@ -65,8 +65,10 @@ def test_t2i_pictures_are_the_models_and_equal_prompts_get_different_ones(drawn)
     assert {path.name for path in drawn.rglob("*") if path.parent != samples} == {
         "color",
         "samples",
+        "prompts.jsonl",
         "recipe.json",
         "report.html",
+        "report.md",
     }
     expected = tiny_model().draw(PROMPTS, number=2, guidance=5.0, batch=2)
     for name, drawing in zip(names, expected):
@@ -141,9 +143,13 @@ def test_geneval_keeps_metadata_where_another_prompt_is_drawn(model, tmp_path, c
         "00000/metadata.jsonl",
         "00000/samples/00000.png",
         "00000/samples/00001.png",
+        "prompts.jsonl",
         "recipe.json",
         "report.html",
+        "report.md",
     ]
+    drawn = {"prompt": "a red circle", "files": [f"00000/samples/0000{n}.png" for n in range(2)]}
+    assert json.loads((run / "prompts.jsonl").read_text()) == drawn
     assert (run / "00000" / "metadata.jsonl").read_text() == geneval_line("a bench") + "\n"
     expected = tiny_model().draw(["a red circle"], number=2, guidance=5.5)
     np.testing.assert_array_equal(pixels(run / "00000/samples/00001.png"), np.asarray(expected[1].picture))

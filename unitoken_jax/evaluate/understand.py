@@ -228,7 +228,7 @@ def _finish(
     out.mkdir(parents=True, exist_ok=True)
     results = write_results(out, model, benchmark, dataset, table, scored, cut_off, pictures)
     report = write_report(out, model)
-    shown = f"{results['score']:.2f}" if results["score"] is not None else "none of these rows alone"
+    shown = f"{results['score']:.2f}" if results["score"] is not None else "none (see the notes)"
     if results["score"] is None and (benchmark.needs_judge or "answer" not in table.columns):
         shown = "none without a judge or server"
     lines = [f"{benchmark.name} ({dataset}, {results['rows']} rows): score {shown}"]
