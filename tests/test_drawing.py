@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -92,6 +93,28 @@ def test_a_killed_run_draws_only_what_is_missing(drawn, model, tmp_path, monkeyp
         ValueError, match=r"choose another --out\) is another run's:\n  settings\.seed: 0 there, 1"
     ):
         draw_benchmark("T2I-CompBench++", model, data, tmp_path, seed=1, **SETTINGS)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_leaves_what_the_next_one_ends(drawn, model, tmp_path):
+    code = (
+        "import os, signal, sys\n"
+        "from unitoken_jax.evaluate import drawing\n"
+        "save = drawing._save\n"
+        "def dies(picture, part, file):\n"
+        "    if '000003' in file.name:\n"
+        "        part.write_bytes(b'half')\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    save(picture, part, file)\n"
+        "drawing._save = dies\n"
+        "drawing.draw_benchmark('T2I-CompBench++', *sys.argv[1:], number=2, batch=2)"
+    )
+    argv = [str(model), str(drawn.parent / "color_val.txt"), str(tmp_path)]
+    killed = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert len(list(tmp_path.glob("color/samples/*.png"))) == 3
+    draw_benchmark("T2I-CompBench++", model, drawn.parent / "color_val.txt", tmp_path, **SETTINGS)
+    assert content(tmp_path) == content(drawn)
 
 
 def test_a_recipe_repeats_a_run_byte_for_byte(drawn, model, tmp_path):
