@@ -81,6 +81,13 @@ def places(tmp_path_factory):
     write(root / "MMMU_DEV_VAL.tsv", test_evaluate.HEADER, *test_evaluate.mmmu_rows())
     (root / "evaluation_metadata.jsonl").write_text(geneval_line("a red circle") + "\n")
     (root / "color_val.txt").write_text("a red circle\n")
+    judged = {"tag": "single_object", "correct": True, "metadata": geneval_line("a red circle")}
+    names = [f"geneval/00000/samples/0000{sample}.png" for sample in range(4)]
+    lines = [json.dumps({"filename": name} | judged) + "\n" for name in names]
+    (root / "results.jsonl").write_text("".join(lines))
+    (root / "t2i/color/annotation_blip").mkdir(parents=True)
+    scores = [{"question_id": number, "answer": "0.5"} for number in range(10)]
+    (root / "t2i/color/annotation_blip/vqa_result.json").write_text(json.dumps(scores))
     requirement = {"category": "single", "prompt": "a circle", "include": [{"kind": "circle"}]}
     (root / "quickstart" / "data").mkdir()
     (root / "quickstart" / "data" / "held_out_prompts.jsonl").write_text(json.dumps(requirement) + "\n")

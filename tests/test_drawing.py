@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -65,8 +66,10 @@ def test_t2i_pictures_are_the_models_and_equal_prompts_get_different_ones(drawn)
     assert {path.name for path in drawn.rglob("*") if path.parent != samples} == {
         "color",
         "samples",
+        "prompts.jsonl",
         "recipe.json",
         "report.html",
+        "report.md",
     }
     expected = tiny_model().draw(PROMPTS, number=2, guidance=5.0, batch=2)
     for name, drawing in zip(names, expected):
@@ -90,6 +93,28 @@ def test_a_killed_run_draws_only_what_is_missing(drawn, model, tmp_path, monkeyp
         ValueError, match=r"choose another --out\) is another run's:\n  settings\.seed: 0 there, 1"
     ):
         draw_benchmark("T2I-CompBench++", model, data, tmp_path, seed=1, **SETTINGS)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_leaves_what_the_next_one_ends(drawn, model, tmp_path):
+    code = (
+        "import os, signal, sys\n"
+        "from unitoken_jax.evaluate import drawing\n"
+        "save = drawing._save\n"
+        "def dies(picture, part, file):\n"
+        "    if '000003' in file.name:\n"
+        "        part.write_bytes(b'half')\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    save(picture, part, file)\n"
+        "drawing._save = dies\n"
+        "drawing.draw_benchmark('T2I-CompBench++', *sys.argv[1:], number=2, batch=2)"
+    )
+    argv = [str(model), str(drawn.parent / "color_val.txt"), str(tmp_path)]
+    killed = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert len(list(tmp_path.glob("color/samples/*.png"))) == 3
+    draw_benchmark("T2I-CompBench++", model, drawn.parent / "color_val.txt", tmp_path, **SETTINGS)
+    assert content(tmp_path) == content(drawn)
 
 
 def test_a_recipe_repeats_a_run_byte_for_byte(drawn, model, tmp_path):
@@ -141,9 +166,13 @@ def test_geneval_keeps_metadata_where_another_prompt_is_drawn(model, tmp_path, c
         "00000/metadata.jsonl",
         "00000/samples/00000.png",
         "00000/samples/00001.png",
+        "prompts.jsonl",
         "recipe.json",
         "report.html",
+        "report.md",
     ]
+    drawn = {"prompt": "a red circle", "files": [f"00000/samples/0000{n}.png" for n in range(2)]}
+    assert json.loads((run / "prompts.jsonl").read_text()) == drawn
     assert (run / "00000" / "metadata.jsonl").read_text() == geneval_line("a bench") + "\n"
     expected = tiny_model().draw(["a red circle"], number=2, guidance=5.5)
     np.testing.assert_array_equal(pixels(run / "00000/samples/00001.png"), np.asarray(expected[1].picture))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
 
@@ -153,6 +154,31 @@ def test_a_killed_run_goes_on_with_the_same_answers(done, data, model, tmp_path,
         run_benchmark("MMMU", model, data, tmp_path / "cut", max_tokens=7, batch=2)
 
 
+@pytest.mark.slow
+def test_a_process_that_is_killed_leaves_what_the_next_one_ends(done, data, model, tmp_path):
+    code = (
+        "import os, signal, sys\n"
+        "from unitoken_jax.evaluate import answering\n"
+        "from unitoken_jax.evaluate.understand import run_benchmark\n"
+        "answering.CHUNK, append, entries = 2, answering._append, []\n"
+        "def dies(file, entry):\n"
+        "    entries.append(entry)\n"
+        "    if len(entries) == 3:\n"
+        "        print(str(entry)[:9], end='', file=file, flush=True)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    append(file, entry)\n"
+        "answering._append = dies\n"
+        "run_benchmark('MMMU', *sys.argv[1:], max_tokens=6, batch=2)"
+    )
+    argv = [str(model), str(data), str(tmp_path)]
+    killed = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny_MMMU_DEV_VAL_answers.jsonl"]
+    run_benchmark("MMMU", model, data, tmp_path, max_tokens=6, batch=2)
+    for name in ("tiny_MMMU_DEV_VAL.tsv", "tiny_MMMU_DEV_VAL_recipe.json", "tiny_MMMU_DEV_VAL_results.json"):
+        assert (tmp_path / name).read_bytes() == (done / name).read_bytes()
+
+
 def bad_row(column, value):
     rows = mmmu_rows()
     rows[2][HEADER.index(column)] = value
@@ -200,6 +226,8 @@ def test_other_files_predictions_are_refused(done, tmp_path):
         scored(*mmmu_rows()[:5])
     with pytest.raises(TableError, match=r"VAL\.tsv:4 \(index 2\), column 'question': 'what .* another file"):
         scored(*bad_row("question", "why?"))
+    with pytest.raises(TableError, match=r"VAL\.tsv:4 \(index 2\), column 'answer': 'A'; .* says 'B': pred"):
+        scored(*bad_row("answer", "B"))
     with pytest.raises(TableError, match=r"lacks the columns prediction"):
         score_predictions("MMMU", tmp_path / "d.tsv", tmp_path)
     with pytest.raises(ValueError, match="--predictions needs --benchmark"):

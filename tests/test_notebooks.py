@@ -1,6 +1,8 @@
 """The notebooks run from their first cell to their last, in order, in one folder, as a reader would."""
 
+import importlib.util
 import pathlib
+import subprocess
 
 import pytest
 
@@ -41,7 +43,20 @@ def test_is_small_valid_and_ready_for_colab(path):
     notebook = read(path)
     nbformat.validate(notebook)
     assert path.stat().st_size < 300_000
-    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
-    assert "find_spec" in first.source
-    assert '"pip", "install"' in first.source
     assert not [name for name in ("/home/", "/tmp/", "/root/") if name in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_first_cell_installs_the_clone_or_asks_for_a_place(path, tmp_path, monkeypatch):
+    first = next(cell for cell in read(path).cells if cell.cell_type == "code").source
+    ran = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: ran.append(command[1:]))
+    monkeypatch.chdir(path.parent)
+    exec(first, {})
+    assert ran == []  # it is installed
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    exec(first, {})
+    assert ran == [["-m", "pip", "install", "--quiet", ".."]]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="set SOURCE to 'git"):
+        exec(first, {})

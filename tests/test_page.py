@@ -3,10 +3,13 @@
 import base64
 import html.parser
 import io
+import pathlib
 
 from PIL import Image
 
-from unitoken_jax.evaluate import page
+from unitoken_jax.evaluate import examples, page
+from unitoken_jax.evaluate.scoring import Scored
+from unitoken_jax.evaluate.table import Table
 
 _EMPTY = {"meta", "img", "br", "link"}
 
@@ -56,6 +59,17 @@ def test_whatever_a_model_says_stays_text(tmp_path):
     assert found.text.count(nasty) == 8
     assert "script" not in found.tags
     assert found.pictures == [("JPEG", (224, 45))]
+
+
+def test_examples_say_where_a_text_was_cut_and_where_there_was_none():
+    row = {"index": "1", "question": "q" * 700, "A": "red", "J": "blue", "answer": "A", "prediction": ""}
+    table = Table(pathlib.Path("d.tsv"), tuple(row), [row], [2])
+    (example,) = examples.choose(table, Scored(0.0, {}, [None], [False]), None)
+    assert example["lines"]["question"] == "q" * 600 + " ..."
+    assert example["lines"]["prediction"] == "(nothing)"
+    row["question"] = "which?"
+    (example,) = examples.choose(table, Scored(0.0, {}, [None], [False]), None)
+    assert example["lines"]["question"] == "which?\nA. red\nJ. blue"
 
 
 def test_what_is_transparent_becomes_white():

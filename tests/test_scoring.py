@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from unitoken_jax.evaluate.benchmarks import BENCHMARKS, find, has_answers
+from unitoken_jax.evaluate.benchmarks import BENCHMARKS, find, find_for, has_answers
 from unitoken_jax.evaluate.scoring import JUDGE, PERCEPTION, REASONING, score
 from unitoken_jax.evaluate.table import Table, TableError
 
@@ -184,10 +184,21 @@ def test_files_without_answers_are_for_the_server():
         ("MME", said("Yes", "Yes", category="color", image_path="1"), "1 questions about '1'; MME asks two"),
         ("HallusionBench", said("Yes", "Yes", index="VD_1_2", **{"l2-category": "x"}), "at least six parts"),
         ("OCRBench", said("a word", "x", category="x"), "is no Python list"),
+        ("OCRBench", said("['a', ' ']", "x", category="x"), "a blank reading stands in every"),
         (
             "MathVista",
             said("x", "1", question_type="free_form", answer_type="integer", answer_option="", choices=""),
             "'x' is no integer",
+        ),
+        (
+            "MathVista",
+            said("x", "C", question_type="multi_choice", answer_option="C", choices="['x', 'y']"),
+            "column 'answer_option': 'C' is none of A, B",
+        ),
+        (
+            "MathVista",
+            said("x", "C", question_type="choice", answer_type="text"),
+            "column 'question_type': 'choice'; expected multi_choice or free_form",
         ),
     ],
 )
@@ -202,3 +213,15 @@ def test_names():
     assert sum(benchmark.group == "General" for benchmark in BENCHMARKS) == 8
     with pytest.raises(ValueError, match=r"unknown benchmark 'MMStarr'\. Did you mean MMStar\?"):
         find("MMStarr")
+
+
+def test_a_files_name_tells_its_data_set():
+    assert find_for("MMBench_EN", "a/M_MMBench_DEV_EN_V11.tsv")[1] == "MMBench_DEV_EN_V11"
+    assert find_for("MMBench_EN", "MMBench_TEST_EN.tsv", "my_own.tsv")[1] == "MMBench_TEST_EN"
+    assert find_for("mme", "ft_MME.tsv", "mme.tsv")[1] == find_for("MME", "awesome.tsv")[1] == "MME"
+    with pytest.raises(ValueError, match=r"M_MMStar\.tsv bears the name of MMStar, but AI2D was asked for"):
+        find_for("AI2D", "M_MMStar.tsv")
+    with pytest.raises(ValueError, match=r"of AI2D_TEST_NO_MASK, but AI2D_TEST was asked for"):
+        find_for("AI2D_TEST", "AI2D_TEST_NO_MASK.tsv")
+    with pytest.raises(ValueError, match=r"b/MMBench_DEV_CN\.tsv bears the name of MMBench_DEV_CN, but"):
+        find_for("MMBench_EN", "M_MMBench_DEV_EN.tsv", "b/MMBench_DEV_CN.tsv")

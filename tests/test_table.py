@@ -9,6 +9,7 @@ from tiny_model import noise
 
 from unitoken_jax.evaluate.table import (
     TableError,
+    check_pictures,
     decode_picture,
     literal_list,
     read_table,
@@ -87,8 +88,13 @@ def test_files_of_another_kind(tmp_path):
     (tmp_path / "d.tsv").write_text('index\timage\n1\t"open\n')
     with pytest.raises(TableError, match=r"d\.tsv:2: .* quotation mark not closed"):
         read_table(tmp_path / "d.tsv")
-    with pytest.raises(TableError, match=r"only tab-separated"):
+    (tmp_path / "d.tsv").write_bytes(b"PK\x03\x04\xff")
+    with pytest.raises(TableError, match=r"d\.tsv: an Excel or zip file, whatever its name"):
+        read_table(tmp_path / "d.tsv")
+    with pytest.raises(TableError, match=r"only tab-separated .* PRED_FORMAT=tsv"):
         read_table(tmp_path / "d.xlsx")
+    with pytest.raises(TableError, match="a folder; expected a tab-separated file"):
+        read_table(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no file at .*none\.tsv"):
         read_table(tmp_path / "none.tsv")
 
@@ -109,6 +115,15 @@ def test_bad_pictures(tmp_path, cell, message):
     table = read(tmp_path, ["index", "image"], ["1", picture()], ["2", cell])
     with pytest.raises(TableError, match=message):
         decode_picture(table, 1, row_pictures(table)[1][0])
+
+
+def test_a_picture_that_is_cut_off_is_found_by_decoding(tmp_path):
+    data = base64.b64decode(picture(5, "JPEG"))
+    cut = base64.b64encode(data[: len(data) * 9 // 10]).decode()
+    table = read(tmp_path, ["index", "image"], ["1", picture()], ["2", "1"], ["3", str([picture(), cut])])
+    with pytest.raises(TableError, match=r"d\.tsv:4 \(index 3\), column 'image': .*damaged or truncated"):
+        check_pictures(table, row_pictures(table))
+    check_pictures(table, row_pictures(table)[:2])
 
 
 def test_lists_are_read_without_running_them(tmp_path):

@@ -207,6 +207,7 @@ def _convert_verbs(verb) -> None:
     evaluate.add_argument("--data", metavar="FILE", help="the benchmark's file, as VLMEvalKit has it (TSV)")
     evaluate.add_argument("--out", required=True, metavar="DIR", help="a killed run goes on from here")
     evaluate.add_argument("--predictions", metavar="FILE", help="score this file, without a model")
+    evaluate.add_argument("--scores", metavar="FILE", help="take up what GenEval's or T2I's scorer wrote")
     evaluate.add_argument("--recipe", metavar="FILE", help="repeat the run that this recipe is of")
     evaluate.add_argument("--template", help="how questions are put: vlmevalkit (default) or direct")
     evaluate.add_argument("--max-tokens", type=int, help="longest answer (default: the model's)")
@@ -381,7 +382,7 @@ def _score(arguments):
 def _evaluate(arguments):
     from unitoken_jax.evaluate.verb import evaluate
 
-    names = ("benchmark", "data", "out", "predictions", "recipe", "template", "max_tokens", "batch")
+    names = ("benchmark", "data", "out", "predictions", "scores", "recipe", "template", "max_tokens", "batch")
     names += ("rewritten", "number", "seed", "guidance", "top_k", "temperature")
     given = {name: getattr(arguments, name) for name in names}
     print("\n".join(evaluate(lambda: _model(arguments), **given)))

@@ -6,6 +6,8 @@ and 6 of arXiv 2504.04423.
 
 import dataclasses
 import difflib
+import os
+import pathlib
 from typing import Literal
 
 Family = Literal["choice", "circular", "mmmu", "mme", "hallusion", "ocr", "mathvista", "mmvet"]
@@ -101,3 +103,33 @@ def find(name: str) -> tuple[Benchmark, str]:
         f"unknown benchmark {name!r}.{hint} Known: {names}, or VLMEvalKit's data set names; for pictures: "
         "GenEval, T2I-CompBench++, quickstart"
     )
+
+
+def find_for(name: str, *files: str | os.PathLike) -> tuple[Benchmark, str]:
+    """`find(name)`; the data set is the one that the names of `files` (D.tsv, or MODEL_D.tsv) end with.
+
+    Raises ValueError as `find`, and where a file bears another benchmark's or data set's name: many have the
+    same columns, and would be scored by wrong rules without a word.
+    """
+    benchmark, dataset = find(name)
+    chosen = name.casefold() != benchmark.name.casefold()  # as a data set, not as a benchmark
+    for file in files:
+        named = _dataset_in(pathlib.Path(file).stem)
+        if named is None or named == dataset:
+            chosen |= named is not None
+            continue
+        if chosen or named not in benchmark.datasets:
+            wanted = dataset if chosen else benchmark.name
+            raise ValueError(
+                f"{file} bears the name of {named}, but {wanted} was asked for: give --benchmark {named}, or "
+                "rename the file if its name is wrong"
+            )
+        dataset, chosen = named, True
+    return benchmark, dataset
+
+
+def _dataset_in(stem: str) -> str | None:
+    """The longest data set name that `stem` is or, after an underscore, ends with."""
+    names = [dataset for benchmark in BENCHMARKS for dataset in benchmark.datasets]
+    ended = [name for name in names if f"_{stem}".casefold().endswith(f"_{name}".casefold())]
+    return max(ended, key=len, default=None)

@@ -14,13 +14,14 @@ from tqdm import tqdm
 
 from unitoken_jax.evaluate import recipe as recipes
 from unitoken_jax.evaluate.devices import load_model
-from unitoken_jax.evaluate.gallery import write_gallery
+from unitoken_jax.evaluate.gallery import RESULTS, write_gallery
 from unitoken_jax.evaluate.picture_prompts import (
     PictureBenchmark,
     PicturePrompt,
     PromptError,
     find_pictures,
     read_prompts,
+    write_drawn,
 )
 from unitoken_jax.evaluate.scenes import score_scenes
 from unitoken_jax.host.sequence import PICTURE_PROMPT, picture_prompt
@@ -74,6 +75,7 @@ def draw_benchmark(
     out = pathlib.Path(out)
     root = out / pathlib.Path(prompts[0].files[0]).parts[0] if found.name == "T2I-CompBench++" else out
     _claim(root / "recipe.json", made)
+    write_drawn(root, prompts)
     drawn = _draw_all(loaded, prompts, out, root / ".part.png", settings)
     lines = [
         *notes,
@@ -85,6 +87,10 @@ def draw_benchmark(
         )
     if found.name == "quickstart":
         lines += score_scenes(out)
+    elif not (root / RESULTS).exists():
+        lines.append(
+            f"  to score: its authors' scorer on {root}, then `unitoken evaluate --scores FILE --out {root}`"
+        )
     return [*lines, f"report: {write_gallery(root, out, found, prompts, settings)}"]
 
 

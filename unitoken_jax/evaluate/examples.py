@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from PIL import Image
 
 from unitoken_jax.evaluate import page
+from unitoken_jax.evaluate.prompts import options_of
 from unitoken_jax.evaluate.scoring import JUDGE, Scored
 from unitoken_jax.evaluate.table import INDEX, PREDICTION, QUESTION, Table
 
@@ -37,22 +38,26 @@ def choose(
 
 def _example(table: Table, scored: Scored, row: int, kind: str, pictures) -> dict:
     cells = table.rows[row]
-    options = [f"{name}. {cells[name]}" for name in "ABCDEFGHI" if cells.get(name, "").strip()]
+    options = [f"{letter}. {text}" for letter, text in options_of(cells).items()]
     match = scored.matches[row]
     lines = {
         kind: "",
         "index": cells[INDEX],
         "question": "\n".join([cells.get(QUESTION, ""), *options]),
         "answer": cells.get("answer", ""),
-        "prediction": cells[PREDICTION],
+        "prediction": cells[PREDICTION] or "(nothing)",
         "taken for": "" if match in (None, JUDGE) else match,
     }
     shown = [] if pictures is None else [page.small_jpeg(picture) for picture in pictures(row)]
     return {
         "kind": kind,
         "pictures": shown,
-        "lines": {name: text[:_LONGEST] for name, text in lines.items() if text or name == kind},
+        "lines": {name: _cut(text) for name, text in lines.items() if text or name == kind},
     }
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
 
 
 def cards(examples: Sequence[dict]) -> str:

@@ -12,10 +12,12 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+from unitoken_jax.host.storage import write_text
 from unitoken_jax.quickstart.prompts import Requirement
 
+DRAWN = "prompts.jsonl"
 _LONGEST_NAME = 255  # bytes, on common file systems
 
 
@@ -105,6 +107,29 @@ def read_prompts(
         dataclasses.replace(prompt, text=text, source=source)
         for prompt, (text, source) in zip(prompts, texts)
     ]
+
+
+def write_drawn(root: pathlib.Path, prompts: Sequence[PicturePrompt]) -> None:
+    """Writes prompts.jsonl in `root`: what is drawn into which files, a line a prompt."""
+    lines = [json.dumps({"prompt": p.text, "files": p.files}, ensure_ascii=False) + "\n" for p in prompts]
+    write_text(root / DRAWN, "".join(lines))
+
+
+def read_drawn(root: pathlib.Path) -> list[PicturePrompt]:
+    """The prompts of `write_drawn`. FileNotFoundError saying how to write them where they are not there."""
+    path = root / DRAWN
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{root} holds no {DRAWN}: call the command that drew the pictures again, it writes the file"
+        )
+    prompts = []
+    for number, line in _lines(path):
+        try:
+            found = json.loads(line)
+            prompts.append(PicturePrompt(found["prompt"], f"{path}:{number}", tuple(found["files"])))
+        except (ValueError, KeyError, TypeError) as error:
+            raise PromptError(f"{path}:{number}: expected a prompt and its files ({error!r})") from None
+    return prompts
 
 
 def _lines(path: pathlib.Path) -> list[tuple[int, str]]:

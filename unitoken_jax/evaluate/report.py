@@ -128,7 +128,9 @@ def write_report(out: pathlib.Path, model: str) -> pathlib.Path:
     title = f"{model} on the paper's understanding benchmarks"
     tables = _scores(results, judged), _averages(groups)
     path = out / f"{model}_report.md"
-    text = "\n\n".join([f"# {title}", *(_markdown(*table) for table in tables), "\n".join(_REMARKS)])
+    text = "\n\n".join(
+        [f"# {title}", *(page.markdown_table(*table) for table in tables), "\n".join(_REMARKS)]
+    )
     write_text(path, text + "\n")
     body = [page.table(*table) for table in tables] + [page.paragraph(" ".join(_REMARKS))]
     for name, result in results.items():
@@ -175,13 +177,6 @@ def _averages(groups: Mapping) -> tuple[list, list[list]]:
         for group, found in groups.items()
     ]
     return ["average", "here", "paper, Table 6: 2M + 2M", "10M + 10M", "still missing"], rows
-
-
-def _markdown(header: Sequence, rows: Sequence[Sequence]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    text = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
-    text[1] = text[1].replace(" ", "")
-    return "\n".join(text)
 
 
 def _number(value: float | None) -> str:

@@ -214,9 +214,12 @@ def _hallusion(table: Table) -> Scored:
 
 def _ocr(table: Table) -> Scored:
     """Right readings, of 1,000."""
+    readings = [literal_list(table, number, "answer") for number in range(len(table.rows))]
+    for number, answers in enumerate(readings):
+        if not all(answer.strip() for answer in answers):
+            raise table.fault(number, "answer", f"{answers}: a blank reading stands in every prediction")
     hits = [
-        reads_right(literal_list(table, number, "answer"), row[PREDICTION], row["category"])
-        for number, row in enumerate(table.rows)
+        reads_right(answers, row[PREDICTION], row["category"]) for answers, row in zip(readings, table.rows)
     ]
     notes = [] if len(hits) == 1000 else [f"{len(hits)} rows: their share of right ones, times 1000"]
     matches = [row[PREDICTION] for row in table.rows]
@@ -236,8 +239,16 @@ def _mathvista_row(table: Table, number: int) -> tuple[str, bool]:
     row = table.rows[number]
     if row["question_type"] == "multi_choice":
         choices = literal_list(table, number, "choices")
-        match = match_option(row[PREDICTION], {chr(ord("A") + i): text for i, text in enumerate(choices)})
-        return match or JUDGE, match == row["answer_option"]
+        options = {chr(ord("A") + i): text for i, text in enumerate(choices)}
+        gold = row["answer_option"]
+        if gold not in options:
+            raise table.fault(number, "answer_option", f"{gold!r} is none of {', '.join(options)}")
+        match = match_option(row[PREDICTION], options)
+        return match or JUDGE, match == gold
+    if row["question_type"] != "free_form":
+        raise table.fault(
+            number, "question_type", f"{row['question_type']!r}; expected multi_choice or free_form"
+        )
     kinds: dict[str, Callable] = {"integer": int, "float": float}
     if row["answer_type"] not in kinds:
         return JUDGE, False

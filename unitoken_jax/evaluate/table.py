@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 
 from PIL import Image
 
-from unitoken_jax.host.picture import PictureError, picture_size
+from unitoken_jax.host.picture import PictureError, open_picture, picture_size
 from unitoken_jax.host.storage import write_text
 
 INDEX, QUESTION, IMAGE, PREDICTION = "index", "question", "image", "prediction"
@@ -56,12 +56,19 @@ def read_table(path: str | os.PathLike, need: Iterable[str] = (), pictures: bool
     """
     path = pathlib.Path(path)
     if path.suffix.lower() in (".xlsx", ".xls", ".json", ".csv", ".pkl"):
-        raise TableError(f"{path}: only tab-separated files (.tsv) are read; save it as one")
+        raise TableError(
+            f"{path}: only tab-separated files (.tsv) are read; save it as one (VLMEvalKit does with "
+            "PRED_FORMAT=tsv)"
+        )
+    if path.is_dir():
+        raise TableError(f"{path}: a folder; expected a tab-separated file")
     limit = csv.field_size_limit(_LARGEST_CELL)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             return _read(path, csv.reader(file, delimiter="\t", strict=True), tuple(need), pictures)
     except UnicodeDecodeError as error:
+        if error.object[:2] == b"PK":
+            raise TableError(f"{path}: an Excel or zip file, whatever its name; save it as .tsv") from None
         raise TableError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from None
     except FileNotFoundError:
         raise FileNotFoundError(f"no file at {path}") from None
@@ -191,3 +198,17 @@ def decode_picture(table: Table, number: int, text: str) -> Image.Image:
     except (OSError, SyntaxError, PictureError, Image.DecompressionBombError) as error:
         raise table.fault(number, IMAGE, f"the base64 text is no usable picture ({error})") from None
     return picture
+
+
+def check_pictures(table: Table, pictures: Sequence[Sequence[str]]) -> None:
+    """Decodes every picture of `row_pictures` once. TableError for one that is damaged or cut off."""
+    seen = set()
+    for number, cells in enumerate(pictures):
+        for text in cells:
+            if text in seen:
+                continue
+            seen.add(text)
+            try:
+                open_picture(decode_picture(table, number, text))
+            except PictureError as error:
+                raise table.fault(number, IMAGE, str(error)) from None

@@ -18,7 +18,7 @@ import pathlib
 
 from unitoken_jax.evaluate import recipe as recipes
 from unitoken_jax.evaluate.answering import answer_rows
-from unitoken_jax.evaluate.benchmarks import Benchmark, find, has_answers
+from unitoken_jax.evaluate.benchmarks import Benchmark, find, find_for, has_answers
 from unitoken_jax.evaluate.devices import load_model
 from unitoken_jax.evaluate.prompts import Template, find_template, question_parts
 from unitoken_jax.evaluate.report import write_report, write_results
@@ -30,6 +30,7 @@ from unitoken_jax.evaluate.table import (
     QUESTION,
     Table,
     TableError,
+    check_pictures,
     decode_picture,
     read_table,
     row_pictures,
@@ -48,9 +49,10 @@ def score_predictions(
     """Scores a predictions file, ours or VLMEvalKit's (M_D.tsv); lines for the user.
 
     Right answers come from `data`, the benchmark's file, or from the predictions file itself. Raises
-    TableError where a file lacks columns, or where the two are not about the same rows.
+    TableError where a file lacks columns, or where the two are not about the same rows; ValueError where a
+    file's name is another benchmark's.
     """
-    found, dataset = find(benchmark)
+    found, dataset = find_for(benchmark, predictions, *([] if data is None else [data]))
     predictions, out = pathlib.Path(predictions), pathlib.Path(out)
     if data is None:
         table = read_table(predictions, (PREDICTION, *_needed(found, dataset)), pictures=False)
@@ -58,7 +60,8 @@ def score_predictions(
         answers = read_table(data, (QUESTION, *_needed(found, dataset)), pictures=False)
         table = _joined(answers, read_table(predictions, (PREDICTION,), pictures=False))
     name = predictions.stem
-    model = name[: -len(dataset) - 1] if name.endswith(f"_{dataset}") and name != f"_{dataset}" else name
+    ending = f"_{dataset}".casefold()
+    model = name[: -len(ending)] if name.casefold().endswith(ending) and len(name) > len(ending) else name
     return _finish(out, model, found, dataset, table, 0)
 
 
@@ -83,12 +86,13 @@ def run_benchmark(
         benchmark, template = _same_choice(repeated, benchmark, template, str(recipe))
     elif benchmark is None:
         raise ValueError("which benchmark? give its name, or an earlier run's recipe")
-    found, dataset = find(benchmark)
+    found, dataset = find_for(benchmark, data)
     shape = find_template(template or "vlmevalkit")
     table = read_table(data, (QUESTION, IMAGE, *_needed(found, dataset)))
     cells = row_pictures(table)
     question = functools.partial(_conversation, found, table, cells, shape)
     _check(model, found, table, question)
+    check_pictures(table, cells)
 
     given = {"max_tokens": max_tokens, "batch": batch}
     if repeated is None:
@@ -184,11 +188,28 @@ def _joined(answers: Table, given: Table) -> Table:
                 f"{other[QUESTION][:60]!r}; {answers.path} asks {row[QUESTION][:60]!r} there: predictions of "
                 "another file",
             )
+        if not _same_answer(other.get("answer", ""), row.get("answer", "")):
+            raise given.fault(
+                known[row[INDEX]],
+                "answer",
+                f"{other['answer'][:60]!r}; {answers.path} says {row['answer'][:60]!r}: predictions of "
+                "another file",
+            )
     if len(known) > len(answers.rows):
         wanted = {row[INDEX] for row in answers.rows}
         surplus = next(number for number, row in enumerate(given.rows) if row[INDEX] not in wanted)
         raise given.fault(surplus, INDEX, f"{answers.path} has no such row: predictions of another file")
     return with_predictions(answers, [given.rows[known[row[INDEX]]][PREDICTION] for row in answers.rows])
+
+
+def _same_answer(one: str, other: str) -> bool:
+    """Whether two cells may mean the same: pandas writes numbers anew, and drops "None"."""
+    if not one.strip() or not other.strip() or one.strip() == other.strip():
+        return True
+    try:
+        return float(one) == float(other)
+    except ValueError:
+        return False
 
 
 def _finish(
@@ -207,7 +228,9 @@ def _finish(
     out.mkdir(parents=True, exist_ok=True)
     results = write_results(out, model, benchmark, dataset, table, scored, cut_off, pictures)
     report = write_report(out, model)
-    shown = "none without a judge or server" if results["score"] is None else f"{results['score']:.2f}"
+    shown = f"{results['score']:.2f}" if results["score"] is not None else "none (see the notes)"
+    if results["score"] is None and (benchmark.needs_judge or "answer" not in table.columns):
+        shown = "none without a judge or server"
     lines = [f"{benchmark.name} ({dataset}, {results['rows']} rows): score {shown}"]
     lines += [f"  {name}: {value:.2f}" for name, value in results["parts"].items() if ": " not in name]
     return [*lines, *(f"  note: {note}" for note in results["notes"]), f"report: {report}"]

@@ -1,5 +1,6 @@
-"""`unitoken evaluate`: which of its three ways was meant, and options that have no place in it."""
+"""`unitoken evaluate`: which of its four ways was meant, and options that have no place in it."""
 
+import pathlib
 from collections.abc import Callable
 
 from unitoken_jax.evaluate import recipe as recipes
@@ -18,6 +19,7 @@ def evaluate(
     data: str | None,
     predictions: str | None,
     recipe: str | None,
+    scores: str | None,
     batch: int | None,
     **given,
 ) -> list[str]:
@@ -27,6 +29,14 @@ def evaluate(
     """
     if batch is not None and batch < 1:
         raise ValueError(f"--batch is {batch}; expected at least 1")
+    if pathlib.Path(out).is_file():
+        raise ValueError(f"--out {out} is a file; expected a folder")
+    if scores:
+        from unitoken_jax.evaluate.scorers import take_scores
+
+        other = {"data": data, "predictions": predictions, "recipe": recipe, "batch": batch}
+        _refuse(given | other, "--scores, which only takes up what a scorer wrote")
+        return take_scores(scores, out, benchmark)
     if predictions:
         if not benchmark:
             raise ValueError("--predictions needs --benchmark NAME, whose rules it is scored by")
@@ -54,7 +64,8 @@ def _score(benchmark: str, predictions: str, out: str, data: str | None) -> list
         return score_predictions(benchmark, predictions, out, data)
     if found.name != "quickstart":
         raise ValueError(
-            f"{found.name} is scored by its authors' own scorer, which needs detectors: run it on the folder"
+            f"{found.name} is scored by its authors' own scorer, which needs detectors: run it on the "
+            "folder, and give the file it writes as --scores FILE, with --out FOLDER"
         )
     from unitoken_jax.evaluate.scenes import score_scenes
 
