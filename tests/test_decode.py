@@ -128,7 +128,7 @@ def test_nothing_recompiles_within_a_bucket():
 def test_a_pass_copies_neither_cache_nor_weights(quantize, window):
     """Guided drawing under forced ids: the loop moves nothing of the size of keys or kernels."""
     module = UniTokenModel(CONFIG, cache_dtype=quantize and np.dtype(quantize))
-    params = {"decoder": tiny_model().network_params["decoder"]}
+    params = {"decoder": tiny_model().params["decoder"]}
     params = decode.ready(quantize_params(params, quantize) if quantize else params)
     forced = np.array([decode.FREE, decode.FREE, 7] * 5, np.int32)
     ids, ends, one = np.arange(20, dtype=np.int32), np.zeros(0, np.int32), np.int32(1)

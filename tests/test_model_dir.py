@@ -91,9 +91,9 @@ def test_dtype_casts_all_but_the_vqgan(saved):
 def test_decoding_holds_the_layers_once_and_keeps_the_parameters():
     model, before = tiny_model(), tiny_model().params
     model.answer([["what is this ?"]], max_tokens=2)
-    layers = model.network_params["decoder"]["layers"]
+    layers = model.decoding_params()["decoder"]["layers"]
     assert sorted(layers) == [str(i) for i in range(CONFIG.decoder.depth)]
-    assert model.decoding_params()["decoder"]["layers"]["0"]["mlp"]["up"]["kernel"].ndim == 2
+    assert layers["0"] is model.decoding_params()["decoder"]["layers"]["0"]
     jax.tree.map(np.testing.assert_array_equal, model.params, before)
 
 

@@ -383,8 +383,8 @@ class UniToken:
 
     @property
     def network_params(self) -> dict:
-        """The parameters without the VQ-GAN's, the decoder's layers stacked or apart."""
-        return {name: self._params[name] for name in NETWORK if name in self._params}
+        """`params` without the VQ-GAN's."""
+        return {name: tree for name, tree in self.params.items() if name in NETWORK}
 
     @property
     def vq_params(self) -> dict:
@@ -392,7 +392,8 @@ class UniToken:
         return self._params["vqgan"]
 
     def decoding_params(self) -> dict:
-        """`network_params`, the decoder's layers apart as loops best read them (`decode.ready`).
+        """The parameters without the VQ-GAN's, the decoder's layers apart as loops best read them
+        (`decode.ready`).
 
         From now on the model holds them so, and no longer as a stack: there need not be room for both.
         """
@@ -402,7 +403,7 @@ class UniToken:
         if "0" not in decoder["layers"]:
             stacks = traverse_util.flatten_dict(decoder.pop("layers"))
             decoder["layers"] = self.run(take_apart, stacks)
-        return self.network_params
+        return {name: self._params[name] for name in NETWORK if name in self._params}
 
     def require(self, group: str, purpose: str) -> None:
         """Raises ValueError where the parameter group ("vqgan/decoder") that `purpose` needs is absent."""

@@ -32,10 +32,11 @@ def score(model: UniToken | str | os.PathLike, data: str | os.PathLike) -> Itera
     Raises ConversationError or PictureError at a bad example.
     """
     model = model if isinstance(model, UniToken) else UniToken.load(model)
+    params = model.network_params
     for index, conversation in enumerate(read_conversations(data)):
         example = sequence.build(conversation, model.tokenizer, model.config, codes=_codes(model))
         row = _row(example, model.config)
-        sums = jax.device_get(model.run(_sums, model.module, model.network_params, row))
+        sums = jax.device_get(model.run(_sums, model.module, params, row))
         count = int(sums.count.sum())
         yield {
             "index": index,

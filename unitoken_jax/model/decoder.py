@@ -72,7 +72,7 @@ def _write(old: Entries, positions: jax.Array, new: jax.Array) -> Entries:
 
 
 def unstacked(params: Mapping) -> dict:
-    """A Decoder's parameters, its layers {"0": ..., "1": ...}, not a stack; a Decoder takes both."""
+    """A Decoder's parameters, its layers {"0": ..., "1": ...}, not a stack; `extend` takes both."""
     if "0" in params["layers"]:
         return dict(params)
     return {**params, "layers": take_apart(traverse_util.flatten_dict(params["layers"]))}
@@ -246,14 +246,7 @@ class Decoder(nn.Module):
         `segments`, `positions` int32[B, T] as in a Batch. Dropout needs the rng "dropout".
         """
         rope, x = self._start(x, positions)
-        layers = self.layers.variables.get("params", {})
-        if "0" in layers:  # a model that has been decoding
-            block = DecoderBlock(self.config, self.dtype, self.kernel, parent=None)
-            for i in range(self.config.depth):
-                own = {"params": layers[str(i)]}
-                x, _ = block.apply(own, x, rope, segments, positions, deterministic)
-        else:
-            x, _ = self.layers(x, rope, segments, positions, deterministic)
+        x, _ = self.layers(x, rope, segments, positions, deterministic)
         return self.norm(x)
 
     def extend(self, x, positions, cache: Cache) -> tuple[jax.Array, Cache]:
