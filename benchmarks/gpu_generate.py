@@ -8,7 +8,6 @@ One picture is drawn whole; of a batch, some passes at each third of a picture a
 import argparse
 import dataclasses
 import json
-import os
 import pathlib
 import statistics
 import subprocess
@@ -16,6 +15,7 @@ import sys
 import time
 
 import numpy as np
+from gpu_train import device_memory
 
 from unitoken_jax import config as configs
 
@@ -293,17 +293,6 @@ def main(argv: list[str] | None = None) -> int:
     if left:
         print(f"not measured, too little memory or time: {', '.join(left)}", file=sys.stderr)
     return 0 if results else 1
-
-
-def device_memory() -> float | None:
-    """Bytes of the first GPU that a process may use; None without one. Asked in another process, which
-    gives the memory back."""
-    ask = "import jax; print((jax.devices()[0].memory_stats() or {}).get('bytes_limit', 0))"
-    environ = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    done = subprocess.run([sys.executable, "-c", ask], env=environ, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"jax finds no device:\n{done.stderr[-2000:]}")
-    return float(done.stdout.split()[-1]) or None
 
 
 if __name__ == "__main__":
