@@ -181,8 +181,8 @@ def _stack_crops(crops: list, rows: int, number: int) -> np.ndarray | None:
 def ready(params: Mapping) -> dict:
     """A model's parameters with the decoder's layers apart, as a loop best reads them.
 
-    Of a stack, XLA copies layers out in every pass: on a CPU that takes several times as long as the pass; on
-    a TPU, where it reads most of them in place, it doubles the bytes.
+    Of a stack, XLA copies layers out in every pass: on a CPU all of them, several times the time of the pass;
+    on a TPU some, which it then keeps beside the stack.
     """
     return {**params, "decoder": unstacked(params["decoder"])}
 
