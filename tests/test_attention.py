@@ -1,5 +1,7 @@
 """Attention: the formula in numpy, the fused kernels (interpreted), chunks, and part of a row."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +70,31 @@ def test_fused_kernels_are_the_plain_one(kernel, queries):
     for a, b in zip(found, jax.jit(lambda: run(attention))()):
         seen = seen if a.shape == q.shape else True  # what padding attends to does not matter
         np.testing.assert_allclose(np.where(seen, a, 0), np.where(seen, b, 0), atol=2e-5)
+
+
+def test_remat_runs_the_gpu_kernel_once():
+    """What its backward pass reads is kept, the sums of exponentials, too."""
+    q, segments = jnp.ones((1, 128, 2, 64)), jnp.ones((1, 128), jnp.int32)
+    policy = jax.checkpoint_policies.save_only_these_names(module.CONTEXT)
+
+    @functools.partial(jax.checkpoint, policy=policy)
+    def loss(q):
+        return jnp.sum(attention(q, q, q, segments, "triton") ** 2)
+
+    called = list(kernel_calls(jax.make_jaxpr(jax.grad(loss))(q).jaxpr))
+    assert [name for name in called if "preprocess" not in name] == ["mha_forward", "mha_backward"]
+
+
+def kernel_calls(jaxpr):
+    """The names of Pallas kernels that a program calls, in their order."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "pallas_call":
+            yield equation.params["name"]
+            continue
+        for part in equation.params.values():
+            part = getattr(part, "jaxpr", part)  # a closed one
+            if hasattr(part, "eqns"):
+                yield from kernel_calls(part)
 
 
 @pytest.mark.parametrize("queries", [256, 64], ids=["whole row", "its last quarter"])

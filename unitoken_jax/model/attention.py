@@ -17,6 +17,7 @@ from unitoken_jax.sharding import fitted
 QKV, CONTEXT = "qkv", "context"  # names under which remat policies keep the projections and the output
 SCORES = 2**22  # of one head and row at one time without a fused kernel: 16 MiB of float32
 STRIPES = 4  # of a row's queries without a fused kernel: 5/8 of the products
+WARPS, STAGES = 4, 2  # of the Triton kernel; with jax's own choice, 8, an H200 takes 1.15 of the time
 _MASKED = -1e30  # finite, so that a row that sees nothing is uniform instead of NaN
 
 
@@ -185,15 +186,51 @@ def _splash(q, k, v, segments, interpret: bool = False):
 @_per_device
 def _triton(q, k, v, segments, interpret: bool = False):
     """JAX's Pallas flash attention for GPU, which wants as many queries, and query heads, as keys."""
-    from jax.experimental.pallas.ops.gpu.attention import BlockSizes, mha
-
     (T, N, H), S = q.shape[1:], k.shape[1]
     k, v = (jnp.repeat(part, N // k.shape[2], axis=2) for part in (k, v))
     q = jnp.pad(q, ((0, 0), (S - T, 0), (0, 0), (0, 0)))
     block = min(_blocks(S, 128), 64 if H > 64 else 128)
-    sizes = BlockSizes(block, block, block, block, block, block)
-    y = mha(q, k, v, segments, H**-0.5, True, sizes, interpret=interpret)
-    return checkpoint_name(y[:, S - T :], CONTEXT)
+    return _flash(q, k, v, segments, block, interpret)[:, S - T :]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _flash(q, k, v, segments, block: int, interpret: bool):
+    return _flash_forward(q, k, v, segments, block, interpret)[0]
+
+
+def _flash_forward(q, k, v, segments, block, interpret):
+    from jax.experimental.pallas.ops.gpu.attention import mha
+
+    y, sums = mha(q, k, v, segments, **_flash_settings(q, block, interpret), return_residuals=True)
+    # Named, both are kept for the backward pass. JAX's own rule names neither: remat ran the kernel again.
+    y, sums = checkpoint_name(y, CONTEXT), checkpoint_name(sums, CONTEXT)
+    return y, (q, k, v, segments, y, sums)
+
+
+def _flash_backward(block, interpret, saved, slope):
+    from jax.experimental.pallas.ops.gpu.attention import _mha_backward
+
+    settings = _flash_settings(saved[0], block, interpret)
+    return _mha_backward(**settings, return_residuals=False, res=saved, do=slope)
+
+
+def _flash_settings(q, block: int, interpret: bool) -> dict:
+    from jax.experimental.pallas.ops.gpu.attention import BlockSizes
+
+    return {
+        "sm_scale": q.shape[-1] ** -0.5,
+        "causal": True,
+        "block_sizes": BlockSizes(*[block] * 6),
+        "backward_pass_impl": "triton",
+        "num_warps": WARPS,
+        "num_stages": STAGES,
+        "grid": None,
+        "interpret": interpret,
+        "debug": False,
+    }
+
+
+_flash.defvjp(_flash_forward, _flash_backward)
 
 
 KERNELS: dict[str, Callable] = {"xla": _xla, "splash": _splash, "triton": _triton}
