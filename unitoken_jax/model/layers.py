@@ -14,6 +14,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from unitoken_jax.model.attention import CONTEXT, QKV
 from unitoken_jax.model.quantize import QuantizedKernel
@@ -21,6 +22,7 @@ from unitoken_jax.sharding import gather, logical, settle, shard
 
 Dtype = jnp.dtype | type
 Remat = Literal["none", "dots", "qkv", "full"]
+PRODUCT = "product"  # jax's policies for products do not see those within a custom_vjp, as `matmul`'s are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Dense(nn.Module):
         if isinstance(kernel, QuantizedKernel):
             y = kernel.product(x.astype(self.dtype))
         else:
-            y = matmul(x.astype(self.dtype), kernel.astype(self.dtype), self.axes)
+            y = checkpoint_name(matmul(x.astype(self.dtype), kernel.astype(self.dtype), self.axes), PRODUCT)
         if self.use_bias:
             bias = self.param("bias", logical(ZEROS, self.axes[1]), (self.features,))
             y = y + bias.astype(self.dtype)
@@ -204,9 +206,7 @@ def stacked(block: type[nn.Module], depth: int, remat: Remat, scan: bool, in_axe
     """
     policies = jax.checkpoint_policies
     policies = {
-        "dots": policies.save_from_both_policies(
-            policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(CONTEXT)
-        ),
+        "dots": policies.save_only_these_names(PRODUCT, CONTEXT),
         "qkv": policies.save_only_these_names(QKV, CONTEXT),
         "full": policies.nothing_saveable,
     }
