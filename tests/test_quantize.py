@@ -17,9 +17,11 @@ from unitoken_jax.model.quantize import quantize_entries, quantize_kernel, quant
 from unitoken_jax.model_dir import save_model
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
 @pytest.mark.parametrize("bits", [8, 4])
-def test_product_is_that_of_the_rounded_kernel(bits):
+def test_product_is_that_of_the_rounded_kernel(bits, backend, monkeypatch):
     """To the 15 bits that x keeps; and the kernel's own rounding is at most half a step."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     rng = np.random.default_rng(0)
     kernel, x = rng.normal(size=(256, 24)).astype(np.float32), rng.normal(size=(2, 3, 256)).astype(np.float32)
     stacked = quantize_kernel([kernel], bits)

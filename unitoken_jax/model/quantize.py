@@ -1,9 +1,11 @@
 """Weights in 8 or 4 bits and a cache in 8, for inference: what decoding waits for is reading them.
 
 A kernel W [in, out] is kept as whole numbers and a scale for each output, or, in 4 bits, for each output and
-GROUP inputs. Its product with x is one of whole numbers, too, which all backends do faster than they convert:
-x is split into a high and a low byte, so that it keeps 15 bits, and both go through one int8 product with
-twice the rows. While reading weights is the limit, those rows cost nothing.
+GROUP inputs. Its product with x is one of whole numbers, too, which CPUs and TPUs do faster than convert: x
+is split into a high and a low byte, so that it keeps 15 bits, and both go through one int8 product with
+twice the rows. While reading weights is the limit, those rows cost nothing. On a GPU, 8-bit weights are
+converted as they are read: its int8 products want them transposed, and XLA kept such a copy
+(benchmarks/RESULTS.md).
 """
 
 import re
@@ -33,16 +35,31 @@ class QuantizedKernel:
         """x [..., in] @ W [in, out] -> [..., out] in x's dtype."""
         groups, features = self.scales.shape
         # Groups first, x's side on the left: in another order XLA turns the weights around each time.
-        rows = x.astype(jnp.float32).reshape(-1, groups, x.shape[-1] // groups).swapaxes(0, 1)
-        step = jnp.maximum(jnp.max(jnp.abs(rows), axis=-1, keepdims=True), 1e-30) / _HIGHEST
-        whole = jnp.round(rows / step)
-        high = jnp.floor((whole + 128) / 256)
-        parts = jnp.concatenate([high, whole - 256 * high], axis=1).astype(jnp.int8)
-        values = self.values.astype(jnp.int8).reshape(groups, -1, features)
-        y = jax.lax.dot_general(parts, values, (((2,), (1,)), ((0,), (0,))), preferred_element_type=jnp.int32)
-        high, low = jnp.split(y.astype(jnp.float32), 2, axis=1)
-        y = ((256 * high + low) * step * self.scales[:, None]).sum(0)
+        rows = x.reshape(-1, groups, x.shape[-1] // groups).swapaxes(0, 1)
+        kernel = self.values.reshape(groups, -1, features)
+        product = _converting if groups == 1 and jax.default_backend() == "gpu" else _in_bytes
+        y = (product(rows, kernel) * self.scales[:, None]).sum(0)
         return y.reshape(*x.shape[:-1], features).astype(x.dtype)
+
+
+def _in_bytes(rows: jax.Array, kernel: jax.Array) -> jax.Array:
+    """float32[G, R, out] of rows [G, R, in] and whole numbers [G, in, out]: an int8 product of two bytes."""
+    rows = rows.astype(jnp.float32)
+    step = jnp.maximum(jnp.max(jnp.abs(rows), axis=-1, keepdims=True), 1e-30) / _HIGHEST
+    whole = jnp.round(rows / step)
+    high = jnp.floor((whole + 128) / 256)
+    parts = jnp.concatenate([high, whole - 256 * high], axis=1).astype(jnp.int8)
+    high, low = jnp.split(_batched(parts, kernel.astype(jnp.int8), jnp.int32).astype(jnp.float32), 2, axis=1)
+    return (256 * high + low) * step
+
+
+def _converting(rows: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The same in rows' dtype: on a GPU, XLA's Triton kernels convert what they read."""
+    return _batched(rows, kernel.astype(rows.dtype), jnp.float32)
+
+
+def _batched(rows, kernel, dtype) -> jax.Array:
+    return jax.lax.dot_general(rows, kernel, (((2,), (1,)), ((0,), (0,))), preferred_element_type=dtype)
 
 
 class QuantizedEntries(NamedTuple):
