@@ -39,24 +39,26 @@ def test_trains_scores_and_runs_nothing_twice(tmp_path, monkeypatch, capsys, qui
     command = ["ablate", "--out", str(tmp_path / "out"), "--seeds", "1", "--scale", "0.001"]
     assert main(command) == 0, capsys.readouterr().err
     assert "| unified-small |" in capsys.readouterr().out
-    run = tmp_path / "out" / "seed0" / "unified-small"
-    assert set(json.loads((run / "scores.json").read_text())) >= {
-        "general",
-        "textread",
-        "generation",
-        "steps",
-    }
-    assert not (run / "checkpoints").exists()
+    seed = tmp_path / "out" / "seed0"
+    scores = json.loads((seed / "scores.json").read_text())
+    assert set(scores["unified-small"]) >= {"general", "textread", "generation", "steps"}
+    assert not (seed / "unified-small" / "checkpoints").exists()
     assert (tmp_path / "out" / "seed0" / "pretrained" / "unified" / "model").is_dir()  # stage I came before
 
-    before = [path.stat().st_mtime_ns for path in (run / "scores.json", run / "model" / "manifest.json")]
+    watched = seed / "scores.json", seed / "unified-small" / "model" / "manifest.json"
+    before = [path.stat().st_mtime_ns for path in watched]
+    (tmp_path / "out" / "seed7").mkdir()  # of another machine
+    (tmp_path / "out" / "seed7" / "scores.json").write_text(json.dumps(scores))
     assert main(command) == 0
-    assert before == [path.stat().st_mtime_ns for path in (run / "scores.json", run / "model/manifest.json")]
+    assert before == [path.stat().st_mtime_ns for path in watched]
+    assert "standard deviation of 2 seeds" in capsys.readouterr().out
     assert main([*command[:-1], "0.002"]) == 2
     assert "other settings (scale)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("wrong", [["--scale", "0"], ["--seeds", "0"], ["--scale", "nan"]])
+@pytest.mark.parametrize(
+    "wrong", [["--scale", "0"], ["--seeds", "0"], ["--scale", "nan"], ["--first-seed", "-1"]]
+)
 def test_refuses_nothing_to_do(tmp_path, wrong, capsys):
     assert main(["ablate", "--out", str(tmp_path / "out"), *wrong]) == 2
     assert "expected numbers above 0" in capsys.readouterr().err

@@ -64,6 +64,7 @@ def test_the_papers_differences_are_those_it_prints():
 
 def test_the_report_names_every_model_and_score(tmp_path):
     text = findings.write(tmp_path, rows()).read_text()
+    assert "Not finished" not in text
     assert "| discrete-joint | 50.0 ± 0.0 (45.6) | 50.0 ± 0.0 (28.4) | 38.0 ± 2.0 (31.1) | 7 |" in text
     assert "| unified-generation | - | - | 50.0 ± 0.0 (51.1) | 7 |" in text
     assert "| discrete: joint against generation | Generation | -20.1 | -12.0 ± 5.0 | agrees |" in text
@@ -76,6 +77,7 @@ def test_the_report_names_every_model_and_score(tmp_path):
 def test_a_report_of_a_part_leaves_out_what_is_missing(tmp_path):
     text = findings.write(tmp_path, rows((0.1,), CELLS[:3])).read_text()
     assert "unified" not in text.split("## Table 5")[1].replace("unified-generation", "")
+    assert "**Not finished**: 7 models are still to be run." in text
     assert (
         "| discrete: joint against generation | Generation | -20.1 | -10.0 | one seed says nothing |" in text
     )

@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     ablate.add_argument("--out", default="ablation", metavar="DIR", help="a killed run goes on from here")
     ablate.add_argument("--scale", type=float, default=1.0, help="of data and steps (1: about 3 hours)")
     ablate.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of every model (default 3)")
+    ablate.add_argument("--first-seed", type=int, default=0, metavar="K", help="of those N (default 0)")
 
     train = verb("train", _train, "train as a config file says; --config.a.b=c changes one of its values")
     train.add_argument(
@@ -271,7 +272,8 @@ def _quickstart(arguments):
 def _ablate(arguments):
     from unitoken_jax.quickstart.ablation import run
 
-    print(run(arguments.out, scale=arguments.scale, seeds=arguments.seeds).read_text(encoding="utf-8"))
+    path = run(arguments.out, scale=arguments.scale, seeds=arguments.seeds, first_seed=arguments.first_seed)
+    print(path.read_text(encoding="utf-8"))
 
 
 def _train(arguments):

@@ -2,11 +2,13 @@
 
     data/ vq/ start/            made once, by the quickstart's own steps
     seed0/pretrained/           what the paper's pretrained decoder and SigLIP bring
-    seed0/<cell>/               one training run and its scores.json; a cell that has one is finished
-    findings.md, scores.csv, ablation.png
+    seed0/<cell>/               one training run
+    seed0/scores.json           by cell; one that is in it is finished
+    findings.md, scores.csv, ablation.png of what is finished
 
-A run that was stopped goes on where it was. Data is counted in packed rows of 256 tokens, not in examples:
-a conversation here has several times the tokens of a picture to draw, in the paper they are about as long.
+A run that was stopped goes on where it was, and seeds may come from several machines: of each, scores.json is
+enough. Data is counted in packed rows of 256 tokens, not in examples: a conversation here has several times
+the tokens of a picture to draw, in the paper they are about as long.
 """
 
 import dataclasses
@@ -88,13 +90,16 @@ def _stage_two(cell: Cell) -> Stage:
     )
 
 
-def run(out: str | os.PathLike, scale: float = 1.0, seeds: int = 3) -> pathlib.Path:
-    """Trains and scores every cell with `seeds` seeds in directory `out`, or goes on; the findings' path.
+def run(out: str | os.PathLike, scale: float = 1.0, seeds: int = 3, first_seed: int = 0) -> pathlib.Path:
+    """Trains and scores every cell in directory `out`, or goes on: with `seeds` seeds from `first_seed` on.
+
+    Returns the path of the findings, which cover all seeds that are there and are written after every cell.
 
     `scale` multiplies data and steps. Raises ValueError where `out` holds something else, or other settings.
     """
-    if not scale > 0 or seeds < 1:
-        raise ValueError(f"--scale is {scale} and --seeds {seeds}; expected numbers above 0")
+    if not scale > 0 or seeds < 1 or first_seed < 0:
+        given = f"--scale is {scale}, --seeds {seeds}, --first-seed {first_seed}"
+        raise ValueError(f"{given}; expected numbers above 0, and a first seed of 0 or more")
     ablation = Ablation(pathlib.Path(out).absolute(), float(scale))
     settings = {"scale": float(scale), "steps": STEPS_PER_MILLION, "model": to_dict(recipe.model_config())}
     claim(ablation.out, settings, "run of `unitoken ablate`")
@@ -105,12 +110,17 @@ def run(out: str | os.PathLike, scale: float = 1.0, seeds: int = 3) -> pathlib.P
     ):
         print(name, flush=True)
         step()
-    for seed in range(seeds):
+    for seed in range(first_seed, first_seed + seeds):
         for number, cell in enumerate(CELLS, 1):
             print(f"[seed {seed}, {number}/{len(CELLS)}] {cell.name}", flush=True)
             ablation.cell(cell, seed)
-        path = findings.write(ablation.out, ablation.scores(seed + 1))
+            path = findings.write(ablation.out, ablation.scores())
     return path
+
+
+def _read(path: pathlib.Path) -> dict[str, dict]:
+    """Scores by cell; none where there is no such file yet."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 @dataclasses.dataclass
@@ -126,8 +136,8 @@ class Ablation:
     def cell(self, cell: Cell, seed: int) -> None:
         """Trains and scores one cell, unless it is finished."""
         folder = self.out / f"seed{seed}"
-        scores = folder / cell.name / "scores.json"
-        if scores.exists():
+        finished = _read(folder / "scores.json")
+        if cell.name in finished:
             return
         began = time.monotonic()
         start = self._pretrained(cell, seed)
@@ -135,16 +145,16 @@ class Ablation:
         self._train(stage, folder / cell.name, start, seed)
         found = self._score(cell, folder / cell.name / "model", seed)
         found |= {"steps": self._steps(stage), "seconds": time.monotonic() - began}
-        write_text(scores, json.dumps(found, indent=1) + "\n")
+        write_text(folder / "scores.json", json.dumps(finished | {cell.name: found}, indent=1) + "\n")
         shutil.rmtree(folder / cell.name / "checkpoints")  # its optimizer state is four fifths of the disk
 
-    def scores(self, seeds: int) -> list[dict]:
-        """What every cell of the first `seeds` seeds scored: its scores.json with `seed` and `cell`."""
+    def scores(self) -> list[dict]:
+        """What finished cells scored, each with `seed` and `cell`: by seeds, then in the order of CELLS."""
+        found = {int(path.parent.name[4:]): _read(path) for path in self.out.glob("seed*/scores.json")}
         rows = []
-        for seed in range(seeds):
-            for cell in CELLS:
-                path = self.out / f"seed{seed}" / cell.name / "scores.json"
-                rows.append({"seed": seed, "cell": cell.name, **json.loads(path.read_text(encoding="utf-8"))})
+        for seed, finished in sorted(found.items()):
+            names = [cell.name for cell in CELLS if cell.name in finished]
+            rows += [{"seed": seed, "cell": name, **finished[name]} for name in names]
         return rows
 
     def _pretrained(self, cell: Cell, seed: int) -> pathlib.Path:

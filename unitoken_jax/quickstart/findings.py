@@ -134,9 +134,12 @@ def write(out: Path, rows: Sequence[Mapping]) -> Path:
 def lines(rows: Sequence[Mapping]) -> list[str]:
     """Markdown: both tables, then every finding beside the paper's."""
     seeds = len({row["seed"] for row in rows})
+    missing = seeds * len({_RUN.get(model, model) for model in PAPER}) - len(rows)
+    unfinished = [f"**Not finished**: {missing} models are still to be run.", ""] if missing else []
     text = [
         "# The paper's findings, here",
         "",
+        *unfinished,
         f"Points of 100: mean and standard deviation of {seeds} seeds. The paper's, in brackets, are of",
         "other benchmarks (Generation: GenEval): compare differences, not numbers. A model that only draws",
         "reads no pictures: here it is the same one for both encodings.",
