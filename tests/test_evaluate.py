@@ -129,6 +129,23 @@ def test_a_recipe_repeats_a_run_byte_for_byte(done, data, model, tmp_path):
         run_benchmark(None, model, other, tmp_path / "b", recipe=recipe)
 
 
+def test_the_command_repeats_a_recipe_with_its_own_weights_and_batch_only(
+    done, data, model, tmp_path, capsys
+):
+    from unitoken_jax.model_dir import load_model, save_model
+
+    loaded, other = load_model(model), tmp_path / "other"
+    loaded.params["decoder"]["norm"]["scale"] = loaded.params["decoder"]["norm"]["scale"] * 2
+    save_model(other, loaded.config, loaded.params, loaded.tokenizer)
+    argv = ["evaluate", "--data", str(data), "--out", str(tmp_path / "out")]
+    argv += ["--recipe", str(done / "tiny_MMMU_DEV_VAL_recipe.json")]
+    assert cli.main([*argv, "--model", str(other)]) == 2
+    assert "is another run's:\n  model.weights.params" in capsys.readouterr().err
+    assert cli.main([*argv, "--model", str(model), "--batch", "3"]) == 2
+    assert "batch 3 was asked for" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_killed_run_goes_on_with_the_same_answers(done, data, model, tmp_path, monkeypatch):
     monkeypatch.setattr(answering, "CHUNK", 2)
     settings = {"max_tokens": 6, "batch": 2}

@@ -62,20 +62,15 @@ class Measured:
     """
 
     values: tuple[float, ...]
-    mean: float
-    spread: float
-    half: float
+    half: float = math.nan
 
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Measured":
-        mean = statistics.fmean(values)
-        if len(values) < 2:
-            return cls(tuple(values), mean, math.nan, math.nan)
-        from scipy.stats import t
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
 
-        spread = statistics.stdev(values)
-        half = float(t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1)) * spread / math.sqrt(len(values))
-        return cls(tuple(values), mean, spread, half)
+    @property
+    def spread(self) -> float:
+        return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
 
     @property
     def effect(self) -> str:
@@ -90,13 +85,49 @@ def contrast(rows: Sequence[Mapping], terms: Mapping[str, int], metric: str) -> 
 
     Seed by seed: runs of one seed share their starting point. None where no seed has all of them.
     """
-    found = {(row["seed"], row["cell"]): 100 * row[metric] for row in rows if metric in row}
-    values = []
-    for seed in sorted({row["seed"] for row in rows}):
-        places = {(seed, _RUN.get(model, model)): sign for model, sign in terms.items()}
-        if all(place in found for place in places):
-            values.append(sum(sign * found[place] for place, sign in places.items()))
-    return Measured.of(values) if values else None
+    found = _points(rows, metric)
+    models = [_RUN.get(model, model) for model in terms]
+    seeds = [seed for seed in sorted(found) if all(model in found[seed] for model in models)]
+    if not seeds:
+        return None
+    signs = list(terms.values())
+    values = tuple(sum(sign * found[seed][model] for sign, model in zip(signs, models)) for seed in seeds)
+    half = _quantile(found) * math.sqrt(sum(sign**2 for sign in signs) / len(seeds))
+    return Measured(values, half if len(seeds) > 1 else math.nan)
+
+
+def _points(rows: Sequence[Mapping], metric: str) -> dict[int, dict[str, float]]:
+    """{seed: {model: points of 100}}."""
+    found: dict[int, dict[str, float]] = {}
+    for row in rows:
+        if metric in row:
+            found.setdefault(row["seed"], {})[row["cell"]] = 100 * row[metric]
+    return found
+
+
+def _quantile(points: Mapping[int, Mapping[str, float]]) -> float:
+    """Half of the 95 % interval of one run's points, as far as they are chance.
+
+    Chance is what is left when every model and every seed has its mean (two-way analysis of variance): a few
+    seeds of one model hardly say how much it scatters, all models together do. nan with one seed or model.
+    """
+    from scipy.stats import t
+
+    most = max(map(len, points.values()))
+    seeds = [seed for seed, found in points.items() if len(found) == most]  # an unfinished one does not count
+    models = set.intersection(*(set(points[seed]) for seed in seeds))
+    table = [[points[seed][model] for model in sorted(models)] for seed in seeds]
+    freedom = (len(seeds) - 1) * (len(models) - 1)
+    if freedom < 1:
+        return math.nan
+    all_, of_seeds = statistics.fmean(map(statistics.fmean, table)), [statistics.fmean(row) for row in table]
+    of_models = [statistics.fmean(column) for column in zip(*table)]
+    left = sum(
+        (value - seed - model + all_) ** 2
+        for row, seed in zip(table, of_seeds)
+        for value, model in zip(row, of_models)
+    )
+    return float(t.ppf((1 + _CONFIDENCE) / 2, freedom)) * math.sqrt(left / freedom)
 
 
 def claimed(terms: Mapping[str, int], metric: str) -> float | None:
@@ -160,7 +191,8 @@ def lines(rows: Sequence[Mapping]) -> list[str]:
         "## Differences",
         "",
         "Mean over the seeds of the difference between runs that share a starting point, with its 95 %",
-        "interval (t distribution). Questions and prompts are the same for all seeds.",
+        "interval: chance is what all runs scatter by when each model and each seed has its mean (two-way",
+        "analysis of variance, t distribution). Questions and prompts are the same for all seeds.",
         "",
         "| difference | in | paper | here | |",
         "|---|---|---|---|---|",
