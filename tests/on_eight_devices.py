@@ -17,11 +17,12 @@ from unitoken_jax.config import Config, MeshConfig, OptimizerConfig, TrainConfig
 from unitoken_jax.generate.tokenize import tokenize
 from unitoken_jax.host.loader import Loader
 from unitoken_jax.model.init import abstract_params, init_params
-from unitoken_jax.model_dir import UniToken, save_model
+from unitoken_jax.model_dir import save_model
 from unitoken_jax.train.optimizer import peak_rates, stage_groups, transformation
 from unitoken_jax.train.placement import initial_state, place, shardings_of
 from unitoken_jax.train.state import flatten
 from unitoken_jax.train.step import make_model, make_train_step
+from unitoken_jax.unitoken import UniToken
 
 ROWS, LENGTH, CROPS = 8, 72, 5
 ROW = {"rows": ROWS, "row_length": LENGTH, "row_crops": CROPS}

@@ -140,7 +140,7 @@ def test_generate_and_answer_write_what_was_asked(tmp_path, monkeypatch, capsys)
     from PIL import Image
     from tiny_model import noise, tiny_model
 
-    from unitoken_jax.model_dir import UniToken
+    from unitoken_jax.unitoken import UniToken
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(UniToken, "load", lambda path, quantize: tiny_model())
@@ -172,7 +172,7 @@ def test_generate_and_answer_write_what_was_asked(tmp_path, monkeypatch, capsys)
 def test_chat_prints_text_and_files(tmp_path, monkeypatch, capsys):
     from tiny_model import noise, tiny_model
 
-    from unitoken_jax.model_dir import UniToken
+    from unitoken_jax.unitoken import UniToken
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(UniToken, "load", lambda path, quantize: tiny_model())

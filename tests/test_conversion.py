@@ -25,8 +25,9 @@ from unitoken_jax.convert.report import ConversionError
 from unitoken_jax.convert.writers import write_safetensors
 from unitoken_jax.evaluate.compare import compare
 from unitoken_jax.export import export
-from unitoken_jax.model_dir import UniToken, load_model, save_model
+from unitoken_jax.model_dir import load_model, save_model
 from unitoken_jax.param_store import ParamStore
+from unitoken_jax.unitoken import UniToken
 
 SIZE = 32
 PUBLISHED = dataclasses.replace(

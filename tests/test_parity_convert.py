@@ -15,7 +15,7 @@ from torch_weights import randomise  # noqa: E402
 
 from unitoken_jax.conversion import convert  # noqa: E402
 from unitoken_jax.generate.image import encode_pictures  # noqa: E402
-from unitoken_jax.model_dir import UniToken  # noqa: E402
+from unitoken_jax.unitoken import UniToken  # noqa: E402
 
 pytestmark = pytest.mark.parity
 TEXT = 48

@@ -24,11 +24,11 @@ from unitoken_jax.host import sequence
 from unitoken_jax.host.conversation import read_conversations
 from unitoken_jax.host.pack import batch_of
 from unitoken_jax.host.picture import discrete_crop, open_picture
-from unitoken_jax.model_dir import UniToken
 from unitoken_jax.train import state as states
 from unitoken_jax.train.loss import cross_entropy
 from unitoken_jax.train.optimizer import peak_rates, transformation
 from unitoken_jax.train.step import make_model, make_train_step
+from unitoken_jax.unitoken import UniToken
 
 pytestmark = needs_reference
 ROW = 256

@@ -26,8 +26,9 @@ from unitoken_jax.generate.image import encode_pictures  # noqa: E402
 from unitoken_jax.host.conversation import read_conversations  # noqa: E402
 from unitoken_jax.host.pack import batch_of  # noqa: E402
 from unitoken_jax.host.sequence import build  # noqa: E402
-from unitoken_jax.model_dir import UniToken, load_model  # noqa: E402
+from unitoken_jax.model_dir import load_model  # noqa: E402
 from unitoken_jax.train.loss import cross_entropy  # noqa: E402
+from unitoken_jax.unitoken import UniToken  # noqa: E402
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 RELEASES = {

@@ -67,7 +67,7 @@ def tiny_params() -> dict:
 @functools.cache
 def tiny_model(**sequence):
     """A UniToken with `sequence` changes to its SequenceConfig."""
-    from unitoken_jax.model_dir import UniToken
+    from unitoken_jax.unitoken import UniToken
 
     config = dataclasses.replace(CONFIG, sequence=dataclasses.replace(CONFIG.sequence, **sequence))
     return UniToken(config, tiny_params(), tiny_tokenizer())

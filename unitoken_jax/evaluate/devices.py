@@ -4,7 +4,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from unitoken_jax.model_dir import UniToken
+    from unitoken_jax.unitoken import UniToken
 
 
 def load_model(model: str | os.PathLike, dtype: str | None = None) -> "UniToken":
@@ -14,8 +14,8 @@ def load_model(model: str | os.PathLike, dtype: str | None = None) -> "UniToken"
     """
     import jax
 
-    from unitoken_jax.model_dir import UniToken
     from unitoken_jax.sharding import make_mesh
+    from unitoken_jax.unitoken import UniToken
 
     if jax.process_count() > 1:
         raise ValueError(

@@ -17,8 +17,8 @@ from unitoken_jax.host import sequence
 from unitoken_jax.host.conversation import read_conversations
 from unitoken_jax.host.pack import batch_of
 from unitoken_jax.host.sequence import Example
-from unitoken_jax.model_dir import UniToken
 from unitoken_jax.train.loss import LossSums, cross_entropy
+from unitoken_jax.unitoken import UniToken
 
 CHUNK = 1024  # supervised positions whose logits exist at one time
 _STEP = 256  # rows are padded to multiples of this, so that few programs are compiled

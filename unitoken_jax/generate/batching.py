@@ -12,7 +12,7 @@ from unitoken_jax.generate.memory import check_memory
 from unitoken_jax.generate.sampling import stream_keys
 
 if TYPE_CHECKING:
-    from unitoken_jax.model_dir import UniToken
+    from unitoken_jax.unitoken import UniToken
 
 BATCH = 16  # prompts written at one time
 _NO_END = np.iinfo(np.int32).max

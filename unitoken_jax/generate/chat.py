@@ -18,7 +18,7 @@ from unitoken_jax.host.conversation import Conversation, Drawn
 from unitoken_jax.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from unitoken_jax.model_dir import UniToken
+    from unitoken_jax.unitoken import UniToken
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

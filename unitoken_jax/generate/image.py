@@ -24,7 +24,7 @@ from unitoken_jax.host import sequence
 from unitoken_jax.model.layers import to_pixels
 
 if TYPE_CHECKING:
-    from unitoken_jax.model_dir import UniToken
+    from unitoken_jax.unitoken import UniToken
 
 WINDOW = 16  # tokens a pass reads on an accelerator; the weights take longer to read than they to compute
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import jax
 
 if TYPE_CHECKING:
-    from unitoken_jax.model_dir import UniToken
+    from unitoken_jax.unitoken import UniToken
 
 GIB = 2**30
 

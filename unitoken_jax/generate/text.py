@@ -15,7 +15,7 @@ from unitoken_jax.host import sequence
 from unitoken_jax.host.conversation import Conversation, dialogue
 
 if TYPE_CHECKING:
-    from unitoken_jax.model_dir import UniToken
+    from unitoken_jax.unitoken import UniToken
 
 LEAST_ROOM = 32
 STREAMED = 4  # tokens between two pieces of a streamed answer

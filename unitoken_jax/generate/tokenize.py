@@ -21,7 +21,7 @@ from unitoken_jax.host.picture import PictureError
 from unitoken_jax.host.picture_store import name_hash
 from unitoken_jax.host.records import kind_of
 from unitoken_jax.host.storage import is_remote, save_array
-from unitoken_jax.model_dir import UniToken
+from unitoken_jax.unitoken import UniToken
 
 WORK = "work.npy"
 THREADS = 8  # pictures decoded at one time, while the device encodes those before

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from PIL import Image
 
 from unitoken_jax.host.conversation import Conversation, parse, read_conversations
-from unitoken_jax.model_dir import UniToken
+from unitoken_jax.unitoken import UniToken
 
 
 def generate(find_model: Callable[[], str], arguments) -> None:

@@ -192,7 +192,7 @@ class Ablation:
 
     def _score(self, cell: Cell, model: pathlib.Path, seed: int) -> dict:
         """Scores of what the cell was trained for: "general", "textread", "generation", and their parts."""
-        from unitoken_jax.model_dir import UniToken
+        from unitoken_jax.unitoken import UniToken
 
         loaded, dataset, found = UniToken.load(model), self.shared.dataset, {}
         if cell.understanding:

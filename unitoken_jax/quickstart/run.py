@@ -142,7 +142,8 @@ class Quickstart:
         train(config, self.out / stage.name, progress=stage.name)
 
     def evaluation(self) -> None:
-        from unitoken_jax.model_dir import UniToken, load_model, save_model
+        from unitoken_jax.model_dir import load_model, save_model
+        from unitoken_jax.unitoken import UniToken
 
         if not (self.out / "model").exists():
             last = load_model(self.out / recipe.STAGES[-1].name / "model")

@@ -63,7 +63,7 @@ class Samples:
     def make(self, params: dict, step: int) -> dict[str, np.ndarray]:
         """Draws and answers with `params` on every process; the first writes. uint8[H, W, 3] by name, for
         TensorBoard."""
-        from unitoken_jax.model_dir import UniToken
+        from unitoken_jax.unitoken import UniToken
 
         model = UniToken(
             self._config.model, params, self._tokenizer, mesh=self._mesh, dtype=self._config.train.dtype
