@@ -113,9 +113,9 @@ def run(out: str | os.PathLike, scale: float = 1.0, seeds: int = 3, first_seed: 
     for seed in range(first_seed, first_seed + seeds):
         for number, cell in enumerate(CELLS, 1):
             print(f"[seed {seed}, {number}/{len(CELLS)}] {cell.name}", flush=True)
-            ablation.cell(cell, seed)
-            path = findings.write(ablation.out, ablation.scores())
-    return path
+            if ablation.cell(cell, seed):
+                findings.write(ablation.out, ablation.scores())
+    return findings.write(ablation.out, ablation.scores())
 
 
 def _read(path: pathlib.Path) -> dict[str, dict]:
@@ -133,12 +133,12 @@ class Ablation:
     def __post_init__(self):
         self.shared = Quickstart(self.out, DATA_MINUTES * self.scale, 0)
 
-    def cell(self, cell: Cell, seed: int) -> None:
-        """Trains and scores one cell, unless it is finished."""
+    def cell(self, cell: Cell, seed: int) -> bool:
+        """Trains and scores one cell; False where it was finished already."""
         folder = self.out / f"seed{seed}"
         finished = _read(folder / "scores.json")
         if cell.name in finished:
-            return
+            return False
         began = time.monotonic()
         start = self._pretrained(cell, seed)
         stage = _stage_two(cell)
@@ -147,6 +147,7 @@ class Ablation:
         found |= {"steps": self._steps(stage), "seconds": time.monotonic() - began}
         write_text(folder / "scores.json", json.dumps(finished | {cell.name: found}, indent=1) + "\n")
         shutil.rmtree(folder / cell.name / "checkpoints")  # its optimizer state is four fifths of the disk
+        return True
 
     def scores(self) -> list[dict]:
         """What finished cells scored, each with `seed` and `cell`: by seeds, then in the order of CELLS."""
