@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 METRICS = {"general": "General", "textread": "TextRead", "generation": "Generation"}
 # Tables 5 and 6 of arXiv 2504.04423: General, TextRead, GenEval. Its discrete model is Chameleon.
 PAPER: dict[str, tuple[float | None, ...]] = {
@@ -116,18 +118,12 @@ def _quantile(points: Mapping[int, Mapping[str, float]]) -> float:
     most = max(map(len, points.values()))
     seeds = [seed for seed, found in points.items() if len(found) == most]  # an unfinished one does not count
     models = set.intersection(*(set(points[seed]) for seed in seeds))
-    table = [[points[seed][model] for model in sorted(models)] for seed in seeds]
     freedom = (len(seeds) - 1) * (len(models) - 1)
     if freedom < 1:
         return math.nan
-    all_, of_seeds = statistics.fmean(map(statistics.fmean, table)), [statistics.fmean(row) for row in table]
-    of_models = [statistics.fmean(column) for column in zip(*table)]
-    left = sum(
-        (value - seed - model + all_) ** 2
-        for row, seed in zip(table, of_seeds)
-        for value, model in zip(row, of_models)
-    )
-    return float(t.ppf((1 + _CONFIDENCE) / 2, freedom)) * math.sqrt(left / freedom)
+    table = np.array([[points[seed][model] for model in sorted(models)] for seed in seeds])
+    left = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
+    return float(t.ppf((1 + _CONFIDENCE) / 2, freedom)) * math.sqrt(np.sum(left**2) / freedom)
 
 
 def claimed(terms: Mapping[str, int], metric: str) -> float | None:
