@@ -63,5 +63,5 @@ setup(
     package_data={"unitoken_jax.quickstart": ["*.npz", "*.md"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["unitoken = unitoken_jax.cli:main"]},
+    entry_points={"console_scripts": ["unitoken = unitoken_jax.cli.main:main"]},
 )

@@ -22,16 +22,16 @@ import numpy as np
 
 from unitoken_jax.config import published_sequence
 from unitoken_jax.config_file import load_config
-from unitoken_jax.conversion import expected_shapes
-from unitoken_jax.convert import configs, rules, writers
-from unitoken_jax.convert.report import Tensor
-from unitoken_jax.host.tokenizer import train_tokenizer
+from unitoken_jax.convert.from_torch import expected_shapes
+from unitoken_jax.convert.torch import configs, rules, writers
+from unitoken_jax.convert.torch.report import Tensor
+from unitoken_jax.sequence.tokenizer import train_tokenizer
 
 SHARD_BYTES = 10**9
 # The command, and then the largest memory of its process, mapped files included ("VmHWM: 123 kB").
 COMMAND = """
 import sys
-from unitoken_jax.cli import main
+from unitoken_jax.cli.main import main
 code = main(sys.argv[1:])
 print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")))
 sys.exit(code)

@@ -96,7 +96,7 @@ def measure(plan: Plan) -> dict:
     import decode_timing
     import jax
 
-    from unitoken_jax.train import flops
+    from unitoken_jax.model import flops
 
     device = jax.devices()[0]
     figures = _draw(plan) if plan.what == "draw" else _pictures(plan)

@@ -114,7 +114,7 @@ def measure(plan: Plan) -> dict:
     """Compiles and runs a plan's step; its figures."""
     import jax
 
-    from unitoken_jax.train import flops
+    from unitoken_jax.model import flops
     from unitoken_jax.train.step import make_model, make_train_step
 
     config, device = plan.config(), jax.devices()[0]
@@ -156,9 +156,9 @@ def random_state(config: configs.Config):
     import jax
     import jax.numpy as jnp
 
-    from unitoken_jax import vocabulary
     from unitoken_jax.model.init import abstract_params
-    from unitoken_jax.sharding import Axes
+    from unitoken_jax.model.sharding import Axes
+    from unitoken_jax.sequence import vocabulary
     from unitoken_jax.train import state as states
     from unitoken_jax.train.optimizer import peak_rates, transformation
 

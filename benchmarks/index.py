@@ -17,9 +17,9 @@ import numpy as np
 from loader import CODES, MODEL, WORDS, make_data
 
 from unitoken_jax.config import DataConfig, SourceConfig
-from unitoken_jax.host.index import open_index
-from unitoken_jax.host.loader import Loader
-from unitoken_jax.host.tokenizer import train_tokenizer
+from unitoken_jax.data.index import open_index
+from unitoken_jax.data.loader import Loader
+from unitoken_jax.sequence.tokenizer import train_tokenizer
 
 PICTURES = 100
 

@@ -23,9 +23,9 @@ import numpy as np
 from PIL import Image
 
 from unitoken_jax.config import DataConfig, DecoderConfig, ModelConfig, SourceConfig, VQConfig
-from unitoken_jax.host.codes import codes_path, write_codes
-from unitoken_jax.host.loader import Loader
-from unitoken_jax.host.tokenizer import Tokenizer, train_tokenizer
+from unitoken_jax.data.codes import codes_path, write_codes
+from unitoken_jax.data.loader import Loader
+from unitoken_jax.sequence.tokenizer import Tokenizer, train_tokenizer
 
 WORDS = "what is in this picture ? a red door beside the green house and two old trees under a grey sky"
 CODES = 64  # entries of the small codebook; their number changes nothing here

@@ -17,10 +17,10 @@ import numpy as np
 from paper_mixture import paper_lengths
 
 from unitoken_jax.config import ModelConfig
-from unitoken_jax.host import pack
-from unitoken_jax.host.sequence import Lengths
-from unitoken_jax.host.shuffle import shuffled
-from unitoken_jax.train import flops
+from unitoken_jax.data import packing
+from unitoken_jax.data.shuffle import shuffled
+from unitoken_jax.model import flops
+from unitoken_jax.sequence.build import Lengths
 
 MODEL = ModelConfig()
 STAGE_1, STAGE_2 = ("siglip", "adapter"), ("siglip", "adapter", "decoder")
@@ -58,7 +58,7 @@ def main() -> None:
             lengths = chosen[chosen[:, 0] <= row[0], :4]
             start = time.process_time()
             rows = sum(
-                len(pack.make_plan(lengths[at : at + 65536], Lengths(*row, row[0]), [0, at]))
+                len(packing.make_plan(lengths[at : at + 65536], Lengths(*row, row[0]), [0, at]))
                 for at in range(0, len(lengths), 65536)
             )
             seconds = time.process_time() - start
@@ -80,7 +80,9 @@ def stage_one(chosen: np.ndarray) -> None:
     for name, table in (("five-crop samples", chosen[chosen[:, 1] == 5]), ("all of stage I", chosen)):
         base = None
         for prefix in (0, 1024, 1536, 2048, 2304):
-            rows = len(pack.make_plan(table[:, :4], Lengths(length, crops, pictures, length - prefix), [0]))
+            rows = len(
+                packing.make_plan(table[:, :4], Lengths(length, crops, pictures, length - prefix), [0])
+            )
             row = flops.example(length, 0.03 * length, prefix, crops, pictures)
             if base is None:
                 base = rows * _flops(row, STAGE_2)

@@ -8,7 +8,7 @@ alone. Picture sides: 300 to 1,600 px, aspects mostly 1 to 1.8 and rarely up to 
 import numpy as np
 
 from unitoken_jax.config import ModelConfig
-from unitoken_jax.host import anyres
+from unitoken_jax.sequence import anyres
 
 DISCRETE = 2 + 1 + 32 * 33 + 1  # sizes, begin, codes with new-lines, end: 1,060
 SIZES = 2000  # different pictures; the geometry of each is computed once

@@ -22,15 +22,15 @@ from flax import traverse_util
 from flax.core import meta
 from jax.sharding import NamedSharding, PartitionSpec
 
-from unitoken_jax import sharding
 from unitoken_jax.config import MeshConfig, ModelConfig
 from unitoken_jax.generate import decode
 from unitoken_jax.generate.sampling import sample_keys
+from unitoken_jax.model import flops, sharding
 from unitoken_jax.model.init import abstract_params
 from unitoken_jax.model.quantize import BITS, GROUP, KERNELS, QuantizedKernel
 from unitoken_jax.model.unitoken import UniTokenModel
-from unitoken_jax.train import flops, hlo, topology
-from unitoken_jax.train.cost import cost
+from unitoken_jax.planning import hlo, topology
+from unitoken_jax.planning.cost import cost
 
 SIDE, PROMPT = 32, 64  # codes of a 512-px picture's row, slots of the prompt
 GB = 1e9

@@ -20,10 +20,10 @@ import sys
 import numpy as np
 import pandas as pd
 
-from unitoken_jax.evaluate.benchmarks import find
-from unitoken_jax.evaluate.matching import match_option, match_yes_no
-from unitoken_jax.evaluate.scoring import PERCEPTION, REASONING, score
-from unitoken_jax.evaluate.table import Table
+from unitoken_jax.evaluate.understanding.benchmarks import find
+from unitoken_jax.evaluate.understanding.matching import match_option, match_yes_no
+from unitoken_jax.evaluate.understanding.scoring import PERCEPTION, REASONING, score
+from unitoken_jax.evaluate.understanding.table import Table
 
 ANSWERS, FILES = 200_000, 200
 OPTIONS = {"A": "a red cat", "B": "blue", "C": "none of it", "D": "a red cat and dog"}

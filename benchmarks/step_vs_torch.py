@@ -29,7 +29,6 @@ import torch
 import transformers
 from generate_vs_transformers import decoder_params, make_peer
 
-from unitoken_jax import vocabulary
 from unitoken_jax.config import (
     Config,
     DecoderConfig,
@@ -39,6 +38,7 @@ from unitoken_jax.config import (
     SiglipConfig,
     TrainConfig,
 )
+from unitoken_jax.sequence import vocabulary
 from unitoken_jax.train import state as states
 from unitoken_jax.train.loss import targets
 from unitoken_jax.train.optimizer import peak_rates, transformation

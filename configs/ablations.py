@@ -8,7 +8,7 @@ stage I, made with `--config configs/stage1.py --config.model.sequence.resolutio
 
 import stage2
 
-from unitoken_jax.quickstart.ablation import CELLS
+from unitoken_jax.ablate.run import CELLS
 from unitoken_jax.train.optimizer import stage_groups
 
 # About how many tokens an example takes: 1,060 of a picture's codes, 756 of its features, 150 of text.

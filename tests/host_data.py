@@ -39,7 +39,7 @@ def write_data(folder: pathlib.Path, kinds: list[str], name: str = "data.jsonl")
 
 def write_array_record(path: pathlib.Path, items: list[bytes]) -> None:
     """An ArrayRecord file of these records."""
-    from unitoken_jax.host.records import array_record_module
+    from unitoken_jax.data.readers import array_record_module
 
     writer = array_record_module().ArrayRecordWriter(str(path), "group_size:1")
     for item in items:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from unitoken_jax.config import DecoderConfig, ModelConfig, SiglipConfig, VQConfig
-from unitoken_jax.sharding import Axes
+from unitoken_jax.model.sharding import Axes
 
 SIGLIP = SiglipConfig(image_size=20, patch_size=6, width=16, depth=2, heads=2, mlp=24)
 DECODER = DecoderConfig(

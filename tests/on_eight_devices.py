@@ -12,12 +12,12 @@ from host_data import DRAWING, QUESTION, TEXT, data_config, write_data
 from jax.sharding import PartitionSpec as P
 from tiny_model import CONFIG, noise, tiny_model, tiny_params, tiny_tokenizer
 
-from unitoken_jax import sharding
+from unitoken_jax.checkpoint.model_directory import save_model
 from unitoken_jax.config import Config, MeshConfig, OptimizerConfig, TrainConfig
+from unitoken_jax.data.loader import Loader
 from unitoken_jax.generate.tokenize import tokenize
-from unitoken_jax.host.loader import Loader
+from unitoken_jax.model import sharding
 from unitoken_jax.model.init import abstract_params, init_params
-from unitoken_jax.model_dir import save_model
 from unitoken_jax.train.optimizer import peak_rates, stage_groups, transformation
 from unitoken_jax.train.placement import initial_state, place, shardings_of
 from unitoken_jax.train.state import flatten

@@ -10,8 +10,9 @@ import numpy as np
 from tiny_model import CONFIG as MODEL
 from tiny_model import tiny_params
 
-from unitoken_jax import distributed, sharding
+from unitoken_jax.cli import distributed
 from unitoken_jax.config import Config, MeshConfig, OptimizerConfig, ParameterGroup
+from unitoken_jax.model import sharding
 from unitoken_jax.train import state
 from unitoken_jax.train.checkpoint import Checkpoints
 from unitoken_jax.train.optimizer import peak_rates

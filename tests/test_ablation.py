@@ -5,17 +5,18 @@ import json
 import jax
 import pytest
 
-from unitoken_jax.cli import main
-from unitoken_jax.host.sequence import PICTURE_PROMPT
-from unitoken_jax.host.tokenizer import train_tokenizer
-from unitoken_jax.quickstart import ablation, recipe
+from unitoken_jax.ablate import run
+from unitoken_jax.cli.main import main
+from unitoken_jax.quickstart import recipe
 from unitoken_jax.quickstart.run import Quickstart
+from unitoken_jax.sequence.build import PICTURE_PROMPT
+from unitoken_jax.sequence.tokenizer import train_tokenizer
 
 
 def untrained(quickstart):
     """In place of `Quickstart.tokenizers`: the picture tokenizer's training has tests of its own."""
+    from unitoken_jax.checkpoint.model_directory import save_model
     from unitoken_jax.model.init import init_params
-    from unitoken_jax.model_dir import save_model
 
     config = recipe.model_config()
     texts = list(quickstart.dataset.train_texts())
@@ -34,8 +35,8 @@ def quick_to_compile():
 @pytest.mark.slow
 def test_trains_scores_and_runs_nothing_twice(tmp_path, monkeypatch, capsys, quick_to_compile):
     monkeypatch.setattr(Quickstart, "tokenizers", untrained)
-    monkeypatch.setattr(ablation, "CELLS", [cell for cell in ablation.CELLS if cell.name == "unified-small"])
-    monkeypatch.setattr(ablation, "PRETRAINING", ())
+    monkeypatch.setattr(run, "CELLS", [cell for cell in run.CELLS if cell.name == "unified-small"])
+    monkeypatch.setattr(run, "PRETRAINING", ())
     command = ["ablate", "--out", str(tmp_path / "out"), "--seeds", "1", "--scale", "0.001"]
     assert main(command) == 0, capsys.readouterr().err
     assert "| unified-small |" in capsys.readouterr().out

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unitoken_jax.config import SequenceConfig, SiglipConfig
-from unitoken_jax.host import anyres
+from unitoken_jax.sequence import anyres
 
 GRIDS = SequenceConfig().grids
 sides = st.integers(1, 700)

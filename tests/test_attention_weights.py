@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from tiny_model import noise, tiny_model
 
-from unitoken_jax.evaluate.attention import attention_weights, example_of
-from unitoken_jax.host import sequence
-from unitoken_jax.host.conversation import dialogue
-from unitoken_jax.host.show import CONTINUOUS, DISCRETE, kinds
+from unitoken_jax.inspection.attention import attention_weights, example_of
+from unitoken_jax.inspection.show import CONTINUOUS, DISCRETE, kinds
 from unitoken_jax.model.decoder import DecoderBlock, unstacked
 from unitoken_jax.model.layers import rope_table
+from unitoken_jax.sequence import build
+from unitoken_jax.sequence.conversation import dialogue
 
 
 def test_weights_times_values_are_what_the_first_layer_makes():
@@ -49,6 +49,6 @@ def test_weights_times_values_are_what_the_first_layer_makes():
 
 def test_codes_left_to_the_device_are_refused():
     model = tiny_model()
-    example = sequence.build(dialogue([[noise(0), "what?"], ["noise"]]), model.tokenizer, model.config)
+    example = build.build(dialogue([[noise(0), "what?"], ["noise"]]), model.tokenizer, model.config)
     with pytest.raises(ValueError, match="not filled in"):
         attention_weights(model, example)

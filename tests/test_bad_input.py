@@ -19,9 +19,9 @@ from test_picture_store import write_tar
 from tiny_model import CONFIG, noise, tiny_tokenizer
 
 from unitoken_jax.config import SourceConfig
-from unitoken_jax.host import sequence
-from unitoken_jax.host.index import open_index
-from unitoken_jax.host.loader import Loader
+from unitoken_jax.data.index import open_index
+from unitoken_jax.data.loader import Loader
+from unitoken_jax.sequence import build
 
 TOKENIZER = tiny_tokenizer()
 
@@ -97,7 +97,7 @@ def test_odd_pictures(tmp_path, in_tar):
     bad = {each.row: each.message for each in index.bad()}
     for row, (picture, (_, problem)) in enumerate(PICTURES.items()):
         if problem is None:
-            example = sequence.build(index.conversation(row), TOKENIZER, CONFIG)
+            example = build.build(index.conversation(row), TOKENIZER, CONFIG)
             assert example.lengths == tuple(index.lengths[row, :4].tolist()), picture
         else:
             assert problem in bad.pop(row)

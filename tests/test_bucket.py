@@ -14,14 +14,15 @@ from etils.epath import backend
 from tiny_model import CONFIG, tiny_params, tiny_tokenizer
 from tiny_run import start, write_run
 
-from unitoken_jax import UniToken, cli
-from unitoken_jax.host.storage import as_path
-from unitoken_jax.model_dir import MANIFEST, load_model, open_model, save_model
+from unitoken_jax import UniToken
+from unitoken_jax.checkpoint.model_directory import MANIFEST, load_model, open_model, save_model
+from unitoken_jax.cli import main
+from unitoken_jax.storage.paths import as_path
 from unitoken_jax.train.checkpoint import SaveError
-from unitoken_jax.train.curves import draw_curves
-from unitoken_jax.train.log_folder import LogFolder
+from unitoken_jax.train.logs.curves import draw_curves
+from unitoken_jax.train.logs.metrics import read_metrics
+from unitoken_jax.train.logs.run_folder import LogFolder
 from unitoken_jax.train.loop import RESUMABLE
-from unitoken_jax.train.metrics import read_metrics
 
 RUN = "a run"  # a space must be quoted where a URL is one, and only there
 MODEL = "gs://bucket/some/model"
@@ -85,7 +86,7 @@ def test_a_run_in_a_bucket_goes_on_at_another_host(tmp_path, server, capsys):
     assert not any(any((tmp_path / name).iterdir()) for name in ("first", "second"))
     assert draw_curves(f"gs://bucket/{RUN}", tmp_path / "curves.png").exists()
     command = ["train", "--config", str(tmp_path / "config.py"), "--workdir", f"gs://bucket/{RUN}"]
-    assert cli.main(command) == 2  # it began from another model
+    assert main.main(command) == 2  # it began from another model
     assert f"gs://bucket/{RUN} holds another run" in capsys.readouterr().err
 
 
@@ -109,7 +110,7 @@ def test_a_model_at_a_url_is_complete_or_none(server, capsys):
     server.put("else/notes.txt", b"")
     with pytest.raises(FileExistsError, match="gs://bucket/else exists and is no model directory"):
         save_model("gs://bucket/else", CONFIG, tiny_params(), tiny_tokenizer())
-    assert cli.main(["inspect", MODEL]) == 0
+    assert main.main(["inspect", MODEL]) == 0
     assert "decoder" in capsys.readouterr().out
 
 

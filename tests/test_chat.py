@@ -9,8 +9,8 @@ from tiny_model import CODES, noise, tiny_model
 from unitoken_jax import UniToken
 from unitoken_jax.generate import text
 from unitoken_jax.generate.image import encode_pictures
-from unitoken_jax.host import sequence
-from unitoken_jax.host.conversation import dialogue
+from unitoken_jax.sequence import build
+from unitoken_jax.sequence.conversation import dialogue
 
 QUESTION = [noise(0), "what is this ?"]
 BEFORE, AFTER = "a red circle", " and how many"
@@ -49,7 +49,7 @@ def test_text_picture_text_as_training_would_build_it(variant, monkeypatch):
     assert drawn.codes.max() < CODES
 
     answered = dialogue([QUESTION, [BEFORE, drawn, AFTER]])
-    built = sequence.build(
+    built = build.build(
         answered, model.tokenizer, model.config, lambda crop: encode_pictures(model, crop[None])[0]
     )
     (read_last,) = next(found for found in reversed(prompts) if found)

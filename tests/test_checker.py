@@ -5,10 +5,10 @@ import random
 import numpy as np
 import pytest
 
-from unitoken_jax.quickstart import checker
-from unitoken_jax.quickstart.checker import UNCLEAR, check, detect, score_pictures
-from unitoken_jax.quickstart.prompts import CATEGORIES, SCENE, Requirement, Wanted, random_pair, scene_prompt
-from unitoken_jax.quickstart.scenes import BACKGROUND, Thing, draw, tint
+from unitoken_jax.scenes import checker
+from unitoken_jax.scenes.checker import UNCLEAR, check, detect, score_pictures
+from unitoken_jax.scenes.prompts import CATEGORIES, SCENE, Requirement, Wanted, random_pair, scene_prompt
+from unitoken_jax.scenes.scene import BACKGROUND, Thing, draw, tint
 
 RED_CIRCLE, BLUE_SEVEN = Thing(0, "circle", "red"), Thing(5, "7", "blue")
 

@@ -8,8 +8,7 @@ import types
 
 import pytest
 
-from unitoken_jax import cli
-from unitoken_jax.generate import verbs
+from unitoken_jax.cli import generate, main
 
 
 @pytest.fixture
@@ -30,21 +29,21 @@ def calls(monkeypatch):
     module("unitoken_jax.quickstart.run", run=note("quickstart"))
     module("unitoken_jax.train.loop", train=note("train"))
     module("unitoken_jax.generate.tokenize", tokenize=note("tokenize", "codes.npz"))
-    module("unitoken_jax.doctor", run=note("doctor", 1))
+    module("unitoken_jax.cli.doctor", run=note("doctor", 1))
     return noted
 
 
 def test_quickstart(calls):
-    assert cli.main(["quickstart", "--out", "here", "--minutes", "2.5", "--seed", "3"]) == 0
+    assert main.main(["quickstart", "--out", "here", "--minutes", "2.5", "--seed", "3"]) == 0
     assert calls["quickstart"] == (("here",), {"minutes": 2.5, "seed": 3})
-    cli.main(["quickstart"])
+    main.main(["quickstart"])
     assert calls["quickstart"] == (("quickstart",), {"minutes": 15, "seed": 0})
 
 
 def test_train_reads_the_config_and_its_overrides(calls, tmp_path):
     path = tmp_path / "c.py"
     path.write_text("def get_config():\n    return {'train': {'steps': 5}}\n")
-    assert cli.main(["train", "--config", str(path), "--workdir", "run", "--config.train.seed=7"]) == 0
+    assert main.main(["train", "--config", str(path), "--workdir", "run", "--config.train.seed=7"]) == 0
     (config, workdir), _ = calls["train"]
     assert (config.train.steps, config.train.seed, workdir) == (5, 7, "run")
 
@@ -52,28 +51,28 @@ def test_train_reads_the_config_and_its_overrides(calls, tmp_path):
 def test_profile_is_a_setting_of_the_run(calls, tmp_path):
     (tmp_path / "config.py").write_text("def get_config():\n    return {'train': {'steps': 7}}\n")
     argv = ["train", "--config", str(tmp_path / "config.py"), "--workdir", "run", "--profile", "3"]
-    assert cli.main(argv) == 0
+    assert main.main(argv) == 0
     (config, _), _ = calls["train"]
     assert (config.train.steps, config.train.profile_steps) == (7, 3)
 
 
 def test_tokenize(calls, capsys):
-    assert cli.main(["tokenize", "--model", "M", "--data", "D", "--out", "O"]) == 0
+    assert main.main(["tokenize", "--model", "M", "--data", "D", "--out", "O"]) == 0
     assert calls["tokenize"] == (("M", "D", "O"), {})
     assert capsys.readouterr().out == "codes.npz\n"
-    cli.main(["tokenize", "--model", "M", "--data", "D", "--share", "1/4", "--pictures", "x/*.tar"])
+    main.main(["tokenize", "--model", "M", "--data", "D", "--share", "1/4", "--pictures", "x/*.tar"])
     assert calls["tokenize"] == (("M", "D", None), {"share": (1, 4), "pictures": "x/*.tar"})
     for wrong in ("4/4", "1", "-1/2", "a/b"):
         with pytest.raises(SystemExit):
-            cli.main(["tokenize", "--data", "D", "--share", wrong])
+            main.main(["tokenize", "--data", "D", "--share", wrong])
 
 
 def test_doctor_gives_its_exit_code(calls):
-    assert cli.main(["doctor"]) == 1
+    assert main.main(["doctor"]) == 1
 
 
 def test_errors_are_one_message_and_exit_2(calls, capsys):
-    assert cli.main(["train", "--config", "nowhere.py", "--workdir", "run"]) == 2
+    assert main.main(["train", "--config", "nowhere.py", "--workdir", "run"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("unitoken train: config file nowhere.py does not exist")
     assert "Traceback" not in error
@@ -81,15 +80,15 @@ def test_errors_are_one_message_and_exit_2(calls, capsys):
 
 def test_debug_shows_the_error_itself(calls):
     with pytest.raises(FileNotFoundError):
-        cli.main(["train", "--config", "nowhere.py", "--workdir", "run", "--debug"])
+        main.main(["train", "--config", "nowhere.py", "--workdir", "run", "--debug"])
 
 
 def test_without_model_the_quickstarts_is_taken(calls, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["tokenize", "--data", "D", "--out", "O"]) == 2
+    assert main.main(["tokenize", "--data", "D", "--out", "O"]) == 2
     assert "run `unitoken quickstart` in this folder first" in capsys.readouterr().err
     (tmp_path / "quickstart" / "model").mkdir(parents=True)
-    assert cli.main(["tokenize", "--data", "D", "--out", "O"]) == 0
+    assert main.main(["tokenize", "--data", "D", "--out", "O"]) == 0
     assert calls["tokenize"][0][0] == "quickstart/model"
 
 
@@ -104,7 +103,7 @@ def test_without_model_the_quickstarts_is_taken(calls, capsys, tmp_path, monkeyp
 )
 def test_usage_errors(argv, message, capsys):
     with pytest.raises(SystemExit, match="2"):
-        cli.main(argv)
+        main.main(argv)
     assert message in capsys.readouterr().err
 
 
@@ -118,19 +117,21 @@ def test_usage_errors(argv, message, capsys):
     ],
 )
 def test_generate_checks_before_it_draws(argv, message, capsys):
-    assert cli.main(["generate", "--prompt", "a", *argv]) == 2
+    assert main.main(["generate", "--prompt", "a", *argv]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_picture_names():
-    assert [str(path) for path in verbs.picture_files("a.png", 1)] == ["a.png"]
-    assert [str(path) for path in verbs.picture_files("a.png", 2)] == ["a-0.png", "a-1.png"]
-    assert cli._size("64x32") == (32, 64)
+    assert [str(path) for path in generate.picture_files("a.png", 1)] == ["a.png"]
+    assert [str(path) for path in generate.picture_files("a.png", 2)] == ["a-0.png", "a-1.png"]
+    assert main._size("64x32") == (32, 64)
 
 
 def test_help_needs_no_heavy_import():
     """`unitoken --help` must not wait for jax."""
-    code = "import sys; from unitoken_jax.cli import _parser; _parser().format_help(); print(*sys.modules)"
+    code = (
+        "import sys; from unitoken_jax.cli.main import _parser; _parser().format_help(); print(*sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert not {"jax", "numpy", "PIL", "orbax"} & set(done.stdout.split())
 
@@ -146,7 +147,7 @@ def test_generate_and_answer_write_what_was_asked(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(UniToken, "load", lambda path, quantize: tiny_model())
     common = ["--model", "M", "--save-tokens", "t.json"]
     argv = ["generate", "--prompt", "a red circle", "--out", "a.png", "--number", "2", "--seed", "3"]
-    assert cli.main([*argv, "--size", "24x8", "--timing", "--progress", "--speculate", "0", *common]) == 0
+    assert main.main([*argv, "--size", "24x8", "--timing", "--progress", "--speculate", "0", *common]) == 0
     printed = capsys.readouterr()
     assert printed.out == "a-0.png\na-1.png\n"
     assert re.fullmatch(
@@ -159,13 +160,13 @@ def test_generate_and_answer_write_what_was_asked(tmp_path, monkeypatch, capsys)
     np.testing.assert_array_equal(pixels, np.asarray(expected[1].picture))
 
     noise(0).save(tmp_path / "b.png")
-    assert cli.main(["answer", "--image", "b.png", "--question", "what ?", *common]) == 0
+    assert main.main(["answer", "--image", "b.png", "--question", "what ?", *common]) == 0
     (reply,) = tiny_model().reply([[noise(0), "what ?"]])
     assert capsys.readouterr().out == reply.text + "\n"
     assert json.loads((tmp_path / "t.json").read_text())["tokens"] == reply.tokens.tolist()
-    assert cli.main(["answer", "--image", "c.png", "--question", "what ?", "--model", "M"]) == 2
+    assert main.main(["answer", "--image", "c.png", "--question", "what ?", "--model", "M"]) == 2
     assert "picture c.png does not exist" in capsys.readouterr().err
-    assert cli.main(["answer", "--image", "b.png", "--question", "what ?", "--model", "M", "--stream"]) == 0
+    assert main.main(["answer", "--image", "b.png", "--question", "what ?", "--model", "M", "--stream"]) == 0
     assert capsys.readouterr().out == reply.text + "\n"
 
 
@@ -181,18 +182,18 @@ def test_chat_prints_text_and_files(tmp_path, monkeypatch, capsys):
     asked = {"conversations": [*turns, {"from": "human", "value": "blue ?"}], "image": ["b.png", "b.png"]}
     (tmp_path / "c.jsonl").write_text(json.dumps(asked) + "\n")
     how = ["chat", "--model", "M", "--draw", "--out", "a.png", "--max-tokens", "3"]
-    assert cli.main([*how, "--image", "b.png", "--question", "what ?"]) == 0
+    assert main.main([*how, "--image", "b.png", "--question", "what ?"]) == 0
     assert capsys.readouterr().out.startswith("a-0.png\n")
-    assert cli.main([*how, "--conversation", "c.jsonl"]) == 0
+    assert main.main([*how, "--conversation", "c.jsonl"]) == 0
     assert (tmp_path / "a-0.png").exists()
     for wrong in (how, [*how, "--question", "a", "--conversation", "c.jsonl"]):
-        assert cli.main(wrong) == 2
+        assert main.main(wrong) == 2
         assert "one of them" in capsys.readouterr().err
 
 
 def test_where_pictures_stand_in_a_question():
     def parts(text, images):
-        (turn,) = verbs.question_of(text, images).turns
+        (turn,) = generate.question_of(text, images).turns
         return [part if isinstance(part, str) else part.name for part in turn.parts]
 
     assert parts("what ?", ["a.png", "b.png"]) == ["a.png", "b.png", "what ?"]
@@ -202,7 +203,7 @@ def test_where_pictures_stand_in_a_question():
 
 
 def test_picture_sizes():
-    parse = cli._parser().parse_args
+    parse = main._parser().parse_args
     convert = ["convert", "--checkpoint", "C", "--out", "O", "--picture-size"]
     assert parse([*convert, "64"]).picture_size == 64
     assert parse([*convert, "96x64"]).picture_size == (64, 96)
@@ -220,7 +221,7 @@ def test_picture_sizes():
 )
 def test_only_train_writes_to_a_url(command, calls, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert cli.main([*command.split(), "gs://bucket/x"]) == 2
+    assert main.main([*command.split(), "gs://bucket/x"]) == 2
     assert f"{command.split()[-1]} gs://bucket/x is a URL; expected a path" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
     assert not calls

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_model import CODES, CONFIG
 
-from unitoken_jax.host import code_shards, codes
-from unitoken_jax.host.codes import CodesError, codes_path, read_codes, write_codes
-from unitoken_jax.host.conversation import read_conversations
-from unitoken_jax.host.picture import discrete_crop, open_picture
-from unitoken_jax.host.tf_example import decode_example, encode_example
+from unitoken_jax.data import code_shards, codes
+from unitoken_jax.data.codes import CodesError, codes_path, read_codes, write_codes
+from unitoken_jax.data.tf_example import decode_example, encode_example
+from unitoken_jax.sequence.conversation import read_conversations
+from unitoken_jax.sequence.image import discrete_crop, open_picture
 
 
 def table(*names: str) -> dict[str, np.ndarray]:

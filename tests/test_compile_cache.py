@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from unitoken_jax.compile_cache import JAX_VARIABLE, VARIABLE, enable
+from unitoken_jax.cli.compile_cache import JAX_VARIABLE, VARIABLE, enable
 
 
 def test_the_default_folder_is_in_the_users_cache(tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from unitoken_jax.host.conversation import (
+from unitoken_jax.sequence.conversation import (
     ConversationError,
     PictureFile,
     dialogue,

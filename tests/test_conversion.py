@@ -17,16 +17,16 @@ import numpy as np
 import pytest
 from tiny_model import CONFIG, tiny_params, tiny_tokenizer
 
-from unitoken_jax.cli import main
+from unitoken_jax.checkpoint.model_directory import load_model, save_model
+from unitoken_jax.checkpoint.param_store import ParamStore
+from unitoken_jax.cli.main import main
 from unitoken_jax.config import ModelConfig, SequenceConfig, published_sequence
-from unitoken_jax.conversion import convert, inspect
-from unitoken_jax.convert.readers import read_safetensors
-from unitoken_jax.convert.report import ConversionError
-from unitoken_jax.convert.writers import write_safetensors
-from unitoken_jax.evaluate.compare import compare
-from unitoken_jax.export import export
-from unitoken_jax.model_dir import load_model, save_model
-from unitoken_jax.param_store import ParamStore
+from unitoken_jax.convert.from_torch import convert, inspect
+from unitoken_jax.convert.to_torch import export
+from unitoken_jax.convert.torch.readers import read_safetensors
+from unitoken_jax.convert.torch.report import ConversionError
+from unitoken_jax.convert.torch.writers import write_safetensors
+from unitoken_jax.inspection.compare import compare
 from unitoken_jax.unitoken import UniToken
 
 SIZE = 32

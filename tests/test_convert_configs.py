@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from unitoken_jax.config import ModelConfig
-from unitoken_jax.convert import configs
-from unitoken_jax.convert.report import ConversionError
+from unitoken_jax.convert.torch import configs
+from unitoken_jax.convert.torch.report import ConversionError
 from unitoken_jax.quickstart import recipe
 
 NUMBERS = st.one_of(st.integers(), st.integers(-3, 70), st.floats(), st.booleans(), st.none())

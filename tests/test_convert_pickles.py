@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from unitoken_jax.convert.pickles import read_pickle
-from unitoken_jax.convert.report import ConversionError
+from unitoken_jax.convert.torch.pickles import read_pickle
+from unitoken_jax.convert.torch.report import ConversionError
 
 HEAD = b"\x80\x02"
 

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference import REFERENCE, needs_reference
 
-from unitoken_jax.convert.readers import read_folder, read_json, read_safetensors
-from unitoken_jax.convert.report import ConversionError, Report
-from unitoken_jax.convert.writers import write_safetensors, write_sharded
+from unitoken_jax.convert.torch.readers import read_folder, read_json, read_safetensors
+from unitoken_jax.convert.torch.report import ConversionError, Report
+from unitoken_jax.convert.torch.writers import write_safetensors, write_sharded
 
 TENSORS = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from unitoken_jax.config import SiglipConfig
-from unitoken_jax.convert import configs, rules
-from unitoken_jax.convert.assemble import assemble, disassemble
-from unitoken_jax.convert.report import ConversionError, Report, Tensor
+from unitoken_jax.convert.torch import configs, rules
+from unitoken_jax.convert.torch.assemble import assemble, disassemble
+from unitoken_jax.convert.torch.report import ConversionError, Report, Tensor
 
 SHAPES = {
     "decoder/embed/embedding": (7, 4),

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unitoken_jax.host.conversation import read_conversations
-from unitoken_jax.quickstart import dataset as dataset_module
-from unitoken_jax.quickstart import questions, scenes
-from unitoken_jax.quickstart.dataset import IMAGE, DatasetSettings, write_dataset
-from unitoken_jax.quickstart.prompts import CATEGORIES, SCENE, Requirement, Wanted, random_pair, random_prompt
-from unitoken_jax.quickstart.scenes import Thing
+from unitoken_jax.scenes import dataset as dataset_module
+from unitoken_jax.scenes import questions
+from unitoken_jax.scenes import scene as scenes
+from unitoken_jax.scenes.dataset import IMAGE, DatasetSettings, write_dataset
+from unitoken_jax.scenes.prompts import CATEGORIES, SCENE, Requirement, Wanted, random_pair, random_prompt
+from unitoken_jax.scenes.scene import Thing
+from unitoken_jax.sequence.conversation import read_conversations
 
 SMALL = DatasetSettings(
     seed=3,
@@ -155,7 +156,7 @@ def test_held_out_prompts_never_occur_in_training():
 
 
 def test_scene_for_an_impossible_split():
-    from unitoken_jax.quickstart.prompts import scene_for
+    from unitoken_jax.scenes.prompts import scene_for
 
     requirement = Requirement("position", "", (Wanted("circle", relation="left of", other=0),))
     with pytest.raises(ValueError, match="no scene of split 'train'"):

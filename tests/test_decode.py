@@ -11,7 +11,7 @@ from unitoken_jax.generate import decode
 from unitoken_jax.generate.sampling import sample_keys
 from unitoken_jax.model.quantize import quantize_params
 from unitoken_jax.model.unitoken import UniTokenModel
-from unitoken_jax.train.hlo import parse
+from unitoken_jax.planning.hlo import parse
 
 
 def _prompts(lengths, seed=0):

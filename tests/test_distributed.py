@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from unitoken_jax import distributed
+from unitoken_jax.cli import distributed
 
 TOGETHER = {
     distributed.COORDINATOR: "localhost:1234",

@@ -18,7 +18,7 @@ from test_picture_prompts import geneval_line
 from test_table import write
 from tiny_model import CONFIG, noise, tiny_params, tiny_tokenizer
 
-from unitoken_jax import cli
+from unitoken_jax.cli import main
 from unitoken_jax.config_file import is_override, load_config
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -46,7 +46,7 @@ def words_of(command: str) -> list[str]:
 def parse(words: list[str]) -> None:
     """A `unitoken` command's flags, and its config with the overrides."""
     overrides = [word for word in words if is_override(word)]
-    arguments = cli._parser().parse_args([word for word in words[1:] if not is_override(word)])
+    arguments = main._parser().parse_args([word for word in words[1:] if not is_override(word)])
     if overrides or arguments.verb == "train":
         config = pathlib.Path(arguments.config)
         if config.parts[0] == "configs":
@@ -58,8 +58,8 @@ def places(tmp_path_factory):
     """A folder with everything that the pages name: models, published files, pictures, data, benchmarks."""
     import dataclasses
 
-    from unitoken_jax.export import export
-    from unitoken_jax.model_dir import save_model
+    from unitoken_jax.checkpoint.model_directory import save_model
+    from unitoken_jax.convert.to_torch import export
 
     root = tmp_path_factory.mktemp("places")
     sequence = dataclasses.replace(CONFIG.sequence, picture_size=(24, 24))
@@ -104,7 +104,7 @@ def test_every_command_runs(page, places, tmp_path, monkeypatch, capsys):
         words = words_of(command)
         if run and not words[0].startswith("launch/"):  # those are tested below
             assert words[0] == "unitoken", f"{page.name}: {command}: not run by this test, mark it"
-            assert cli.main(words[1:]) == 0, f"{page.name}: {command}\n{capsys.readouterr().err}"
+            assert main.main(words[1:]) == 0, f"{page.name}: {command}\n{capsys.readouterr().err}"
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)

@@ -4,8 +4,8 @@ import importlib.metadata
 
 import pytest
 
-from unitoken_jax import doctor
-from unitoken_jax.doctor import Machine, cpu_fallback
+from unitoken_jax.cli import doctor
+from unitoken_jax.cli.doctor import Machine, cpu_fallback
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,13 @@ from test_page import read_page
 from test_picture_prompts import geneval_line, written
 from tiny_model import CONFIG, tiny_model, tiny_params, tiny_tokenizer
 
-from unitoken_jax import UniToken, cli
+from unitoken_jax import UniToken
+from unitoken_jax.checkpoint.model_directory import save_model
+from unitoken_jax.cli import main
 from unitoken_jax.evaluate import recipe as recipes
 from unitoken_jax.evaluate.devices import load_model
-from unitoken_jax.evaluate.drawing import draw_benchmark
-from unitoken_jax.evaluate.picture_prompts import PromptError
-from unitoken_jax.model_dir import save_model
+from unitoken_jax.evaluate.drawing.prompts import PromptError
+from unitoken_jax.evaluate.drawing.run import draw_benchmark
 
 PROMPTS = ["a red circle", "a blue square", "a red circle"]
 SETTINGS = {"number": 2, "batch": 2}
@@ -47,7 +48,7 @@ def drawn(model, tmp_path_factory):
     out = tmp_path_factory.mktemp("t2i")
     data = written(out / "color_val.txt", *PROMPTS)
     argv = ["evaluate", "--model", str(model), "--benchmark", "T2I-CompBench++", "--data", str(data)]
-    assert cli.main([*argv, "--out", str(out / "run"), "--number", "2", "--batch", "2", "--debug"]) == 0
+    assert main.main([*argv, "--out", str(out / "run"), "--number", "2", "--batch", "2", "--debug"]) == 0
     return out / "run"
 
 
@@ -135,7 +136,7 @@ def test_a_recipe_repeats_a_run_byte_for_byte(drawn, model, tmp_path):
 def test_a_run_is_spread_over_devices(drawn, model, tmp_path):
     code = (
         "import sys, jax\njax.config.update('jax_num_cpu_devices', 2)\n"
-        "from unitoken_jax.evaluate.drawing import draw_benchmark\n"
+        "from unitoken_jax.evaluate.drawing.run import draw_benchmark\n"
         "draw_benchmark('T2I-CompBench++', *sys.argv[1:], number=2, batch=2)"
     )
     argv = [str(model), str(drawn.parent / "color_val.txt"), str(tmp_path)]
@@ -159,7 +160,7 @@ def test_geneval_keeps_metadata_where_another_prompt_is_drawn(model, tmp_path, c
     rewritten = written(tmp_path / "r.txt", "a red circle")
     argv = ["evaluate", "--model", str(model), "--benchmark", "GenEval", "--data", str(data)]
     argv += ["--out", str(tmp_path / "run"), "--rewritten", str(rewritten), "--number", "2", "--batch", "2"]
-    assert cli.main([*argv, "--debug"]) == 0
+    assert main.main([*argv, "--debug"]) == 0
     assert "drawn from rewritten prompts" in capsys.readouterr().out
     run = tmp_path / "run"
     assert sorted(content(run)) == [
@@ -209,7 +210,7 @@ def test_a_bad_prompt_is_named_before_the_weights_are_read(model, tmp_path, monk
 )
 def test_options_that_say_nothing_together(argv, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        cli.main(["evaluate", "--out", str(tmp_path), "--debug", *argv])
+        main.main(["evaluate", "--out", str(tmp_path), "--debug", *argv])
 
 
 def test_the_quickstarts_pictures_are_judged(tmp_path, model, monkeypatch):
@@ -231,5 +232,5 @@ def test_the_quickstarts_pictures_are_judged(tmp_path, model, monkeypatch):
         "--out",
         str(tmp_path / "again"),
     ]
-    assert cli.main([*argv, "--debug"]) == 0
+    assert main.main([*argv, "--debug"]) == 0
     assert content(tmp_path / "again") == {"results.json": (tmp_path / "run" / "results.json").read_bytes()}

@@ -12,14 +12,14 @@ from test_page import read_page
 from test_table import picture, write
 from tiny_model import CONFIG, noise, tiny_params, tiny_tokenizer
 
-from unitoken_jax import cli
-from unitoken_jax.evaluate import answering
+from unitoken_jax.cli import main
 from unitoken_jax.evaluate import recipe as recipes
-from unitoken_jax.evaluate.benchmarks import find
-from unitoken_jax.evaluate.prompts import find_template, question_parts
-from unitoken_jax.evaluate.report import averages, read_judged, write_report
-from unitoken_jax.evaluate.table import TableError, read_table
-from unitoken_jax.evaluate.understand import run_benchmark, score_predictions
+from unitoken_jax.evaluate.understanding import answering
+from unitoken_jax.evaluate.understanding.benchmarks import find
+from unitoken_jax.evaluate.understanding.prompts import find_template, question_parts
+from unitoken_jax.evaluate.understanding.report import averages, read_judged, write_report
+from unitoken_jax.evaluate.understanding.run import run_benchmark, score_predictions
+from unitoken_jax.evaluate.understanding.table import TableError, read_table
 
 HEADER = ["index", "image", "question", "hint", "A", "B", "answer", "split"]
 
@@ -38,7 +38,7 @@ def mmmu_rows():
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    from unitoken_jax.model_dir import save_model
+    from unitoken_jax.checkpoint.model_directory import save_model
 
     path = tmp_path_factory.mktemp("models") / "tiny"
     save_model(path, CONFIG, tiny_params(), tiny_tokenizer())
@@ -55,7 +55,7 @@ def done(model, data, tmp_path_factory):
     """A whole run from the command line."""
     out = tmp_path_factory.mktemp("out")
     argv = ["evaluate", "--model", str(model), "--benchmark", "MMMU", "--data", str(data), "--out", str(out)]
-    assert cli.main([*argv, "--max-tokens", "6", "--batch", "2", "--debug"]) == 0
+    assert main.main([*argv, "--max-tokens", "6", "--batch", "2", "--debug"]) == 0
     return out
 
 
@@ -132,16 +132,16 @@ def test_a_recipe_repeats_a_run_byte_for_byte(done, data, model, tmp_path):
 def test_the_command_repeats_a_recipe_with_its_own_weights_and_batch_only(
     done, data, model, tmp_path, capsys
 ):
-    from unitoken_jax.model_dir import load_model, save_model
+    from unitoken_jax.checkpoint.model_directory import load_model, save_model
 
     loaded, other = load_model(model), tmp_path / "other"
     loaded.params["decoder"]["norm"]["scale"] = loaded.params["decoder"]["norm"]["scale"] * 2
     save_model(other, loaded.config, loaded.params, loaded.tokenizer)
     argv = ["evaluate", "--data", str(data), "--out", str(tmp_path / "out")]
     argv += ["--recipe", str(done / "tiny_MMMU_DEV_VAL_recipe.json")]
-    assert cli.main([*argv, "--model", str(other)]) == 2
+    assert main.main([*argv, "--model", str(other)]) == 2
     assert "is another run's:\n  model.weights.params" in capsys.readouterr().err
-    assert cli.main([*argv, "--model", str(model), "--batch", "3"]) == 2
+    assert main.main([*argv, "--model", str(model), "--batch", "3"]) == 2
     assert "batch 3 was asked for" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -176,7 +176,7 @@ def test_a_process_that_is_killed_leaves_what_the_next_one_ends(done, data, mode
     code = (
         "import os, signal, sys\n"
         "from unitoken_jax.evaluate import answering\n"
-        "from unitoken_jax.evaluate.understand import run_benchmark\n"
+        "from unitoken_jax.evaluate.understanding.run import run_benchmark\n"
         "answering.CHUNK, append, entries = 2, answering._append, []\n"
         "def dies(file, entry):\n"
         "    entries.append(entry)\n"
@@ -248,7 +248,7 @@ def test_other_files_predictions_are_refused(done, tmp_path):
     with pytest.raises(TableError, match=r"lacks the columns prediction"):
         score_predictions("MMMU", tmp_path / "d.tsv", tmp_path)
     with pytest.raises(ValueError, match="--predictions needs --benchmark"):
-        cli.main(["evaluate", "--predictions", str(predictions), "--out", str(tmp_path), "--debug"])
+        main.main(["evaluate", "--predictions", str(predictions), "--out", str(tmp_path), "--debug"])
 
 
 def test_prompts(tmp_path):
@@ -300,7 +300,7 @@ def test_a_judges_scores_enter_the_report(tmp_path):
 
 
 def test_weights_are_known_by_their_values(model, tmp_path):
-    from unitoken_jax.model_dir import save_model
+    from unitoken_jax.checkpoint.model_directory import save_model
 
     same, other = tmp_path / "same", tmp_path / "other"
     manifest = {"sources": {"model.safetensors": {"bytes": 3, "sha256": "abc"}}}

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from tiny_run import start, write_run
 
-from unitoken_jax.model_dir import load_model
+from unitoken_jax.checkpoint.model_directory import load_model
+from unitoken_jax.train.logs.metrics import read_metrics
 from unitoken_jax.train.loop import RESUMABLE
-from unitoken_jax.train.metrics import read_metrics
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import math
 import pytest
 from PIL import Image
 
-from unitoken_jax.quickstart import findings
-from unitoken_jax.quickstart.ablation import CELLS
+from unitoken_jax.ablate import findings
+from unitoken_jax.ablate.run import CELLS
 
 
 def rows(differences=(0.10, 0.12, 0.14), cells=CELLS):

@@ -10,8 +10,8 @@ import pytest
 from tiny_model import CONFIG as TINY
 
 from unitoken_jax.config import ModelConfig
+from unitoken_jax.model import flops
 from unitoken_jax.model.vqgan import VQModel
-from unitoken_jax.train import flops
 
 MODEL = ModelConfig()
 ALL = ("siglip", "adapter", "decoder")

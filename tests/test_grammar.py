@@ -5,7 +5,7 @@ import pytest
 
 from unitoken_jax.config import ModelConfig, SequenceConfig, VQConfig
 from unitoken_jax.generate.grammar import SAMPLE, picture_grammar
-from unitoken_jax.vocabulary import Vocabulary, control_names
+from unitoken_jax.sequence.vocabulary import Vocabulary, control_names
 
 CONFIG = ModelConfig(
     vq=VQConfig(codes=16, channel_multipliers=(1, 2, 2)),

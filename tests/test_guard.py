@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unitoken_jax.train.guard import create, judge
+from unitoken_jax.train.spike_guard import create, judge
 
 WINDOW, SIGMA = 8, 6.0
 judged = jax.jit(functools.partial(judge, sigma=SIGMA))

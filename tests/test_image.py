@@ -13,7 +13,7 @@ from tiny_model import CONFIG, noise, tiny_model
 from unitoken_jax.generate.grammar import SAMPLE, picture_grammar
 from unitoken_jax.generate.image import decode_codes, encode_pictures
 from unitoken_jax.generate.sampling import place_keys, sample, stream_keys
-from unitoken_jax.host.sequence import picture_prompt
+from unitoken_jax.sequence.build import picture_prompt
 from unitoken_jax.unitoken import UniToken
 
 PROMPTS = ["a red circle", "two blue squares left of a green circle and a square", "a"]

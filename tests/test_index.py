@@ -15,11 +15,12 @@ from host_data import DRAWING, QUESTION, TEXT, with_sequence, write_data
 from tiny_model import CONFIG, WORDS, tiny_tokenizer
 
 from unitoken_jax.config import SourceConfig
-from unitoken_jax.host import index, index_build, sequence
-from unitoken_jax.host.conversation import ConversationError
-from unitoken_jax.host.index import open_index
-from unitoken_jax.host.picture import PictureError
-from unitoken_jax.host.tokenizer import train_tokenizer
+from unitoken_jax.data import index, index_build
+from unitoken_jax.data.index import open_index
+from unitoken_jax.sequence import build
+from unitoken_jax.sequence.conversation import ConversationError
+from unitoken_jax.sequence.image import PictureError
+from unitoken_jax.sequence.tokenizer import train_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 KINDS = [QUESTION, DRAWING, TEXT] * 4
@@ -39,12 +40,12 @@ def test_lengths_are_those_of_the_built_examples(data):
     assert len(made) == len(KINDS)
     for i, kind in enumerate(KINDS):
         conversation = made.conversation(i)
-        example = sequence.build(conversation, TOKENIZER, CONFIG)
+        example = build.build(conversation, TOKENIZER, CONFIG)
         *whole, dropped = made.lengths[i].tolist()
         assert tuple(whole) == example.lengths
         assert bool(dropped) == (kind == DRAWING)
         if dropped:
-            assert dropped == len(sequence.build(conversation, TOKENIZER, CONFIG, drop_prompt=True).tokens)
+            assert dropped == len(build.build(conversation, TOKENIZER, CONFIG, drop_prompt=True).tokens)
     assert made.bad() == []
 
 

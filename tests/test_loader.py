@@ -22,10 +22,10 @@ from host_data import (
 from tiny_model import CONFIG, tiny_tokenizer
 
 from unitoken_jax.config import SourceConfig
-from unitoken_jax.host import codes, pack
-from unitoken_jax.host.conversation import ConversationError, read_conversations
-from unitoken_jax.host.loader import Loader, Validation
-from unitoken_jax.host.picture import PictureError
+from unitoken_jax.data import codes, packing
+from unitoken_jax.data.loader import Loader, Validation
+from unitoken_jax.sequence.conversation import ConversationError, read_conversations
+from unitoken_jax.sequence.image import PictureError
 
 TOKENIZER = tiny_tokenizer()
 KINDS = [QUESTION, DRAWING, TEXT] * 5
@@ -53,7 +53,7 @@ def whole_batch(parts):
 def test_batches_keep_the_contract(data):
     config = data_config(data)
     batch = take(load(config), 1)[0]
-    expected = pack.empty_batch(config.rows, config, CONFIG)
+    expected = packing.empty_batch(config.rows, config, CONFIG)
     assert {name: (a.shape, a.dtype) for name, a in batch.items()} == {
         name: (a.shape, a.dtype) for name, a in expected.items()
     }

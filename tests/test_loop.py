@@ -14,12 +14,12 @@ import pytest
 from tiny_model import CONFIG as MODEL
 from tiny_model import noise, tiny_params, tiny_tokenizer
 
+from unitoken_jax.checkpoint.model_directory import load_model, save_model
 from unitoken_jax.config import Config, DataConfig, OptimizerConfig, ParameterGroup, SourceConfig, TrainConfig
-from unitoken_jax.host.loader import Loader
-from unitoken_jax.model_dir import load_model, save_model
+from unitoken_jax.data.loader import Loader
 from unitoken_jax.train import loop
 from unitoken_jax.train.checkpoint import Checkpoints, SaveError
-from unitoken_jax.train.metrics import MetricsLog, read_metrics
+from unitoken_jax.train.logs.metrics import MetricsLog, read_metrics
 from unitoken_jax.train.placement import check_rows
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unitoken_jax import vocabulary
+from unitoken_jax.sequence import vocabulary
 from unitoken_jax.train.loss import cross_entropy, picture_token_table, targets
 
 B, T, D, V = 4, 12, 8, 23

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unitoken_jax.evaluate.matching import FORMULA, match_option, match_yes_no, reads_right
+from unitoken_jax.evaluate.understanding.matching import FORMULA, match_option, match_yes_no, reads_right
 
 OPTIONS = {"A": "a red circle", "B": "a blue square", "C": "nothing", "D": "a red circle and a star"}
 

@@ -13,9 +13,9 @@ from host_data import DRAWING, QUESTION, TEXT, data_config, write_data
 from test_distributed import free_port
 from tiny_model import CONFIG, tiny_params, tiny_tokenizer
 
+from unitoken_jax.checkpoint.model_directory import load_model, save_model
 from unitoken_jax.config import Config, MeshConfig, OptimizerConfig, TrainConfig, to_dict
-from unitoken_jax.model_dir import load_model, save_model
-from unitoken_jax.train.metrics import read_metrics
+from unitoken_jax.train.logs.metrics import read_metrics
 from unitoken_jax.train.optimizer import stage_groups
 
 HERE = pathlib.Path(__file__).parent
@@ -47,7 +47,7 @@ def run(folder: pathlib.Path, processes: int, devices: int) -> pathlib.Path:
             "UNITOKEN_COORDINATOR": f"localhost:{free_port()}",
             "UNITOKEN_PROCESSES": str(processes),
         }
-    command = [sys.executable, "-m", "unitoken_jax.cli", "train", "--config", folder / "config.py"]
+    command = [sys.executable, "-m", "unitoken_jax.cli.main", "train", "--config", folder / "config.py"]
     running = [
         subprocess.Popen(
             [*command, "--workdir", workdir],

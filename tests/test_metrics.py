@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unitoken_jax.train import metrics as m
-from unitoken_jax.train.curves import draw_curves
-from unitoken_jax.train.metrics import MetricsLog, Progress, read_metrics
+from unitoken_jax.train.logs import metrics as m
+from unitoken_jax.train.logs.curves import draw_curves
+from unitoken_jax.train.logs.metrics import MetricsLog, Progress, read_metrics
 
 
 def test_a_line_a_step_written_one_step_late(tmp_path):

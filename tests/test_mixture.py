@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from tiny_model import CONFIG, noise, tiny_tokenizer
 
 from unitoken_jax.config import SourceConfig
-from unitoken_jax.host import mixture, shuffle, source
-from unitoken_jax.host.mixture import Mixture, Pool
-from unitoken_jax.host.picture import PictureError
-from unitoken_jax.host.source import Source
+from unitoken_jax.data import mixture, shuffle, sources
+from unitoken_jax.data.mixture import Mixture, Pool
+from unitoken_jax.data.sources import Source
+from unitoken_jax.sequence.image import PictureError
 
 TOKENIZER = tiny_tokenizer()
 KINDS = [QUESTION, DRAWING, TEXT] * 5
@@ -146,14 +146,14 @@ def test_decoded_examples_are_kept_within_bounds(data, monkeypatch):
     made = make_pool(data).sources[0]
     first = made.example(0, 0, False)
     assert made.example(3, 0, False) is first
-    size = source._bytes(first)
-    monkeypatch.setattr(source, "CACHE_BYTES", 3 * size)
+    size = sources._bytes(first)
+    monkeypatch.setattr(sources, "CACHE_BYTES", 3 * size)
     for i in range(len(KINDS)):
         made.example(0, i, False)
     assert 0 < made._cached_bytes <= 3 * size
-    assert made._cached_bytes == sum(map(source._bytes, made._cache.values()))
+    assert made._cached_bytes == sum(map(sources._bytes, made._cache.values()))
     assert made.example(0, 0, False) is not first
-    monkeypatch.setattr(source, "CACHED_EXAMPLE_BYTES", 10)
+    monkeypatch.setattr(sources, "CACHED_EXAMPLE_BYTES", 10)
     assert make_pool(data).sources[0].example(0, 0, False) is not None
 
 

@@ -14,8 +14,9 @@ import pytest
 import tensorstore
 from tiny_model import CONFIG, noise, tiny_model, tiny_params, tiny_tokenizer
 
-from unitoken_jax import UniToken, model_dir
-from unitoken_jax.model_dir import is_model_dir, load_model, open_model, save_model
+from unitoken_jax import UniToken
+from unitoken_jax.checkpoint import model_directory
+from unitoken_jax.checkpoint.model_directory import is_model_dir, load_model, open_model, save_model
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def test_round_trip(saved):
 
 
 def test_a_layer_can_be_read_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(model_dir, "SMALL_BYTES", 4096)
+    monkeypatch.setattr(model_directory, "SMALL_BYTES", 4096)
     save_model(tmp_path / "m", CONFIG, tiny_params(), tiny_tokenizer())
     store = {
         "driver": "ocdbt",
@@ -217,7 +218,7 @@ jax.config.update("jax_num_cpu_devices", 4)
 from tiny_model import noise
 from unitoken_jax import UniToken
 from unitoken_jax.config import MeshConfig
-from unitoken_jax.sharding import make_mesh
+from unitoken_jax.model.sharding import make_mesh
 
 model = UniToken.load(sys.argv[1], mesh=make_mesh(MeshConfig(data=1, fsdp=2, tensor=2)))
 assert len(model.params["decoder"]["lm_head"]["kernel"].addressable_shards) == 4

@@ -13,9 +13,10 @@ from tiny_model import CONFIG, noise, tiny_tokenizer
 
 from unitoken_jax.batch import FIELDS, ROW_FIELDS, shapes
 from unitoken_jax.config import DataConfig
-from unitoken_jax.host import pack, sequence
-from unitoken_jax.host.conversation import dialogue
-from unitoken_jax.host.sequence import Lengths
+from unitoken_jax.data import packing
+from unitoken_jax.sequence import build
+from unitoken_jax.sequence.build import Lengths
+from unitoken_jax.sequence.conversation import dialogue
 from unitoken_jax.train.loss import targets
 
 ROW = Lengths(40, 6, 3, 30)
@@ -29,28 +30,28 @@ lengths = st.lists(
 @settings(deadline=None)
 @given(lengths, st.none() | st.lists(st.integers(0, 2**31), min_size=1, max_size=3))
 def test_every_example_once_and_no_row_overfull(lengths, seed):
-    plan = pack.make_plan(lengths, ROW, seed)
+    plan = packing.make_plan(lengths, ROW, seed)
     assert sorted(plan.order.tolist()) == list(range(len(lengths)))
     for row in range(len(plan)):
         assert len(plan[row])
         assert (lengths[plan[row]].sum(0) <= np.array(ROW)).all()
-    again = pack.make_plan(lengths, ROW, seed)
+    again = packing.make_plan(lengths, ROW, seed)
     np.testing.assert_array_equal(plan.order, again.order)
     np.testing.assert_array_equal(plan.starts, again.starts)
 
 
 def test_epochs_differ():
     lengths = np.tile([10, 1, 1, 0], (50, 1))
-    orders = [pack.make_plan(lengths, ROW, [0, epoch]).order.tolist() for epoch in range(3)]
+    orders = [packing.make_plan(lengths, ROW, [0, epoch]).order.tolist() for epoch in range(3)]
     assert orders[0] != orders[1] != orders[2]
-    assert pack.make_plan(lengths, ROW, None).order.tolist() == list(range(50))
+    assert packing.make_plan(lengths, ROW, None).order.tolist() == list(range(50))
 
 
 def test_full_rows_and_speed():
     rng = np.random.default_rng(0)
     lengths = rng.integers([20, 1, 1, 0], [60, 2, 2, 1], (20_000, 4))
     start = time.process_time()
-    plan = pack.make_plan(lengths, Lengths(512, 16, 16, 512), [0, 0])
+    plan = packing.make_plan(lengths, Lengths(512, 16, 16, 512), [0, 0])
     assert time.process_time() - start < 1
     assert lengths[:, 0].sum() / (len(plan) * 512) > 0.97
 
@@ -62,7 +63,7 @@ def test_the_papers_mixture_fills_rows(row, least):
     """Of the budget that binds: tokens, or crops."""
     lengths = paper_lengths(30_000)[:, :4]
     assert lengths.max(0).tolist()[1:3] == [5, 1]
-    plan = pack.make_plan(lengths, Lengths(*row, row[0]), [0, 0])
+    plan = packing.make_plan(lengths, Lengths(*row, row[0]), [0, 0])
     assert sorted(plan.order.tolist()) == list(range(len(lengths)))
     for budget, fill in least.items():
         assert lengths[:, budget].sum() / (len(plan) * row[budget]) >= fill
@@ -71,13 +72,13 @@ def test_the_papers_mixture_fills_rows(row, least):
 def test_two_budgets_share_rows_well():
     """Rows close by crops as well as by tokens: half text alone, half pictures."""
     lengths = np.array([[20, 0, 0, 0], [20, 3, 1, 10]] * 100)
-    plan = pack.make_plan(lengths, ROW, [1])
+    plan = packing.make_plan(lengths, ROW, [1])
     assert len(plan) <= 105
 
 
 def test_too_large_an_example_is_an_error():
     with pytest.raises(ValueError, match="example 1 does not fit a row"):
-        pack.make_plan(np.array([[1, 1, 1, 0], [1, 7, 1, 0]]), ROW, None)
+        packing.make_plan(np.array([[1, 1, 1, 0], [1, 7, 1, 0]]), ROW, None)
 
 
 @pytest.mark.parametrize(
@@ -94,13 +95,13 @@ def test_too_large_an_example_is_an_error():
 )
 def test_misfits_say_what_to_raise(lengths, message):
     config = data_config(row_prefix=16)
-    assert pack.misfit(Lengths(*lengths), config).startswith(message)
-    assert pack.misfit(Lengths(96, 8, 4, 80), config) is None
+    assert packing.misfit(Lengths(*lengths), config).startswith(message)
+    assert packing.misfit(Lengths(96, 8, 4, 80), config) is None
 
 
 def examples():
     turns = ([["what ", noise(0)], ["red"]], [["a red circle"], [noise(1)]], [["how many"], ["two"]])
-    return [sequence.build(dialogue(turn), tiny_tokenizer(), CONFIG) for turn in turns]
+    return [build.build(dialogue(turn), tiny_tokenizer(), CONFIG) for turn in turns]
 
 
 CONTENT = data_config(row_length=192, row_crops=8, row_pictures=4)
@@ -109,7 +110,7 @@ CONTENT = data_config(row_length=192, row_crops=8, row_pictures=4)
 @pytest.mark.parametrize("order", [[0, 1, 2], [1, 0, 0], [2, 1, 1, 0], []])
 def test_a_row_holds_its_examples_side_by_side(order):
     made = [examples()[i] for i in order]
-    batch = pack.batch_of([[], made], CONTENT, CONFIG)
+    batch = packing.batch_of([[], made], CONTENT, CONFIG)
     place = crops = pictures = 0
     for number, example in enumerate(made, 1):
         here = slice(place, place + len(example.tokens))
@@ -139,9 +140,9 @@ def test_a_row_holds_its_examples_side_by_side(order):
 def test_a_rows_first_places_hold_what_no_continuous_token_precedes(order, prefix):
     made = [examples()[i] for i in order]
     needs = np.sum([example.lengths for example in made], axis=0) if made else np.zeros(4)
-    if (needs > pack.budget(dataclasses.replace(CONTENT, row_prefix=prefix))).any():
+    if (needs > packing.budget(dataclasses.replace(CONTENT, row_prefix=prefix))).any():
         return
-    batch = pack.batch_of([made], dataclasses.replace(CONTENT, row_prefix=prefix), CONFIG)
+    batch = packing.batch_of([made], dataclasses.replace(CONTENT, row_prefix=prefix), CONFIG)
     assert (batch["soft_index"][0, :prefix] == -1).all()
     found = np.asarray(targets(batch["labels"], batch["segments"]))[0]
     for number, example in enumerate(made, 1):
@@ -155,7 +156,7 @@ def test_a_rows_first_places_hold_what_no_continuous_token_precedes(order, prefi
 
 @pytest.mark.parametrize("codes", ["online", "offline"])
 def test_fields_shapes_and_dtypes(codes):
-    batch = pack.empty_batch(3, dataclasses.replace(CONTENT, codes=codes), CONFIG)
+    batch = packing.empty_batch(3, dataclasses.replace(CONTENT, codes=codes), CONFIG)
     promised = shapes(3, 192, 8, 16, (4, 16, 16) if codes == "online" else ())
     assert list(batch) == [name for name in FIELDS if name in promised]
     for name, (shape, dtype) in promised.items():
@@ -172,4 +173,4 @@ def test_contract_of_a_real_batch():
 def test_an_overfull_row_is_an_error(changes):
     config = dataclasses.replace(CONTENT, **changes)
     with pytest.raises(ValueError, match="do not fit"):
-        pack.batch_of([examples()], config, CONFIG)
+        packing.batch_of([examples()], config, CONFIG)

@@ -7,9 +7,10 @@ import pathlib
 
 from PIL import Image
 
-from unitoken_jax.evaluate import examples, page
-from unitoken_jax.evaluate.scoring import Scored
-from unitoken_jax.evaluate.table import Table
+from unitoken_jax.evaluate import page
+from unitoken_jax.evaluate.understanding import examples
+from unitoken_jax.evaluate.understanding.scoring import Scored
+from unitoken_jax.evaluate.understanding.table import Table
 
 _EMPTY = {"meta", "img", "br", "link"}
 

@@ -6,8 +6,8 @@ import orbax.checkpoint as ocp
 import pytest
 from flax.traverse_util import unflatten_dict
 
-from unitoken_jax import param_store
-from unitoken_jax.param_store import ArraySpec, ParamStore, StoredParams, contiguous
+from unitoken_jax.checkpoint import param_store
+from unitoken_jax.checkpoint.param_store import ArraySpec, ParamStore, StoredParams, contiguous
 
 ARRAYS = {
     "a/kernel": ArraySpec((3, 50, 8), np.dtype(ml_dtypes.bfloat16), stacked=True),

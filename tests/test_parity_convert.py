@@ -13,7 +13,7 @@ siglip = pytest.importorskip("transformers.models.siglip", reason="needs the par
 
 from torch_weights import randomise  # noqa: E402
 
-from unitoken_jax.conversion import convert  # noqa: E402
+from unitoken_jax.convert.from_torch import convert  # noqa: E402
 from unitoken_jax.generate.image import encode_pictures  # noqa: E402
 from unitoken_jax.unitoken import UniToken  # noqa: E402
 

@@ -16,14 +16,14 @@ from PIL import Image
 from reference import REFERENCE, needs_reference
 
 from unitoken_jax.config import Config, DataConfig, OptimizerConfig, ParameterGroup, TrainConfig
-from unitoken_jax.conversion import convert
-from unitoken_jax.convert.assemble import disassemble
-from unitoken_jax.evaluate.score import score
+from unitoken_jax.convert.from_torch import convert
+from unitoken_jax.convert.torch.assemble import disassemble
+from unitoken_jax.data.packing import batch_of
 from unitoken_jax.generate.image import decode_codes, encode_pictures
-from unitoken_jax.host import sequence
-from unitoken_jax.host.conversation import read_conversations
-from unitoken_jax.host.pack import batch_of
-from unitoken_jax.host.picture import discrete_crop, open_picture
+from unitoken_jax.inspection.score import score
+from unitoken_jax.sequence import build
+from unitoken_jax.sequence.conversation import read_conversations
+from unitoken_jax.sequence.image import discrete_crop, open_picture
 from unitoken_jax.train import state as states
 from unitoken_jax.train.loss import cross_entropy
 from unitoken_jax.train.optimizer import peak_rates, transformation
@@ -56,7 +56,7 @@ def examples(model, golden):
         codes = model.tokenizer.vocabulary.codes_of_ids[golden[f"tokens_{i}"]]
         codes = codes[codes >= 0].reshape(-1, 4, 4)
         table = {picture.name: codes[k] for k, picture in enumerate(conversation.pictures)}
-        made.append(sequence.build(conversation, model.tokenizer, model.config, table))
+        made.append(build.build(conversation, model.tokenizer, model.config, table))
     return made
 
 
@@ -276,7 +276,7 @@ def test_the_whole_picture(guidance, near_ties, model, golden, conversations):
     prompt = conversations[5]["conversations"][0]["value"]
     # The record begins with the space that ends the prompt here, and goes on after the picture to its limit.
     recorded = golden[f"generated_cfg{guidance}"]
-    asked = sequence.picture_prompt(prompt, model.tokenizer, model.config).tokens[:-2]
+    asked = build.picture_prompt(prompt, model.tokenizer, model.config).tokens[:-2]
     logits, alone = forced(model, [np.concatenate([asked, recorded]), recorded[1:]])
     logits = logits[len(asked) :]
     (drawing,) = model.draw([prompt], guidance=guidance, top_k=1, size=(512, 512))

@@ -17,16 +17,16 @@ pytest.importorskip("transformers", reason="needs the parity extra")
 import safetensors.torch  # noqa: E402
 from published import GUIDANCE, PROMPT, WRITTEN, Judge, Reader, Release  # noqa: E402
 
+from unitoken_jax.checkpoint.model_directory import load_model  # noqa: E402
 from unitoken_jax.config import DataConfig  # noqa: E402
-from unitoken_jax.conversion import convert  # noqa: E402
-from unitoken_jax.convert.assemble import disassemble  # noqa: E402
-from unitoken_jax.evaluate.score import score  # noqa: E402
-from unitoken_jax.export import export  # noqa: E402
+from unitoken_jax.convert.from_torch import convert  # noqa: E402
+from unitoken_jax.convert.to_torch import export  # noqa: E402
+from unitoken_jax.convert.torch.assemble import disassemble  # noqa: E402
+from unitoken_jax.data.packing import batch_of  # noqa: E402
 from unitoken_jax.generate.image import encode_pictures  # noqa: E402
-from unitoken_jax.host.conversation import read_conversations  # noqa: E402
-from unitoken_jax.host.pack import batch_of  # noqa: E402
-from unitoken_jax.host.sequence import build  # noqa: E402
-from unitoken_jax.model_dir import load_model  # noqa: E402
+from unitoken_jax.inspection.score import score  # noqa: E402
+from unitoken_jax.sequence.build import build  # noqa: E402
+from unitoken_jax.sequence.conversation import read_conversations  # noqa: E402
 from unitoken_jax.train.loss import cross_entropy  # noqa: E402
 from unitoken_jax.unitoken import UniToken  # noqa: E402
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unitoken_jax.config import SequenceConfig, SiglipConfig
-from unitoken_jax.host import anyres, picture
-from unitoken_jax.host.picture import (
+from unitoken_jax.sequence import anyres
+from unitoken_jax.sequence import image as picture
+from unitoken_jax.sequence.image import (
     PictureError,
     discrete_crop,
     on_white,

@@ -6,10 +6,10 @@ import random
 import pytest
 from PIL import Image
 
-from unitoken_jax.evaluate.picture_prompts import PromptError, find_pictures, read_prompts
-from unitoken_jax.evaluate.scenes import score_scenes
-from unitoken_jax.quickstart.prompts import random_pair
-from unitoken_jax.quickstart.scenes import draw
+from unitoken_jax.evaluate.drawing.prompts import PromptError, find_pictures, read_prompts
+from unitoken_jax.evaluate.drawing.scenes import score_scenes
+from unitoken_jax.scenes.prompts import random_pair
+from unitoken_jax.scenes.scene import draw
 
 GENEVAL, T2I = find_pictures("geneval"), find_pictures("T2I-CompBench")
 

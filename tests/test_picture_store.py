@@ -7,9 +7,9 @@ import tarfile
 import pytest
 from tiny_model import noise
 
-from unitoken_jax.host.picture import PictureError, open_picture, picture_size
-from unitoken_jax.host.picture_store import Tars, open_pictures, scan_tars
-from unitoken_jax.host.storage import expand
+from unitoken_jax.data.image_store import Tars, open_pictures, scan_tars
+from unitoken_jax.sequence.image import PictureError, open_picture, picture_size
+from unitoken_jax.storage.paths import expand
 
 
 def write_tar(path, numbers, end=True):

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import pytest
 from tiny_model import CONFIG as MODEL
 
-from unitoken_jax import cli
+from unitoken_jax.cli import main
 from unitoken_jax.config import Config, MeshConfig, to_dict
+from unitoken_jax.model import flops
 from unitoken_jax.model.init import abstract_params
-from unitoken_jax.sharding import make_mesh
-from unitoken_jax.train import cost, flops, hlo, plan_search, topology
+from unitoken_jax.model.sharding import make_mesh
+from unitoken_jax.planning import cost, hlo, search, topology
+from unitoken_jax.planning.plan import Memory, Plan, Time
 from unitoken_jax.train.optimizer import stage_groups
-from unitoken_jax.train.plan import Memory, Plan, Time
 
 # A step on a TPU, as its compiler writes it: a loop of 3 layers whose body is unrolled once (counter + 2, up
 # to 6), a fused all-reduce that is a reduce-scatter, an asynchronous all-gather, VMEM as S(1).
@@ -197,9 +198,11 @@ TIMED = {"tokens_per_second_per_device", "mfu", "mfu_ceiling"}  # where the devi
 
 def test_plans_for_this_machine(config, tmp_path, capsys, monkeypatch):
     """Sizes and FLOPs are what they must be; where memory is too small for them, the exit code is 1."""
-    monkeypatch.setattr("unitoken_jax.train.plan._memory_limit", lambda *_: 1000.0)
+    monkeypatch.setattr("unitoken_jax.planning.plan._memory_limit", lambda *_: 1000.0)
     out = tmp_path / "plan.json"
-    assert cli.main(["plan", "--config", config, "--json", str(out), "--config.train.scan_layers=False"]) == 1
+    assert (
+        main.main(["plan", "--config", config, "--json", str(out), "--config.train.scan_layers=False"]) == 1
+    )
     assert "DOES NOT FIT" in capsys.readouterr().out
     (found,) = json.loads(out.read_text())["plans"]
     assert set(found) == KEYS | TIMED - {
@@ -230,7 +233,7 @@ def test_plans_for_a_tpu(config, tmp_path, capsys):
     pytest.importorskip("libtpu")
     out = tmp_path / "plan.json"
     arguments = ["--topology", "v5e:2x4", "--json", str(out), "--config.mesh.tensor=2"]
-    assert cli.main(["plan", "--config", config, "--config.data.rows=8", *arguments]) == 0
+    assert main.main(["plan", "--config", config, "--config.data.rows=8", *arguments]) == 0
     text = capsys.readouterr().out
     assert "8 x TPU v5 lite, mesh data 1 x fsdp 4 x tensor 2" in text
     assert "of 15.75 GiB a device: fits" in text
@@ -245,12 +248,14 @@ def test_plans_for_a_tpu(config, tmp_path, capsys):
 
     large = ["--config.model.decoder.width=4096", "--config.model.decoder.mlp=65536", "--config.data.rows=8"]
     large += ["--config.data.row_length=128"]
-    assert cli.main(["plan", "--config", config, "--config.model.decoder.depth=200", *large, *arguments]) == 1
+    assert (
+        main.main(["plan", "--config", config, "--config.model.decoder.depth=200", *large, *arguments]) == 1
+    )
     assert "the compiler: RESOURCE_EXHAUSTED" in capsys.readouterr().out
     (found,) = json.loads(out.read_text())["plans"]
     assert found["memory"]["peak"] > found["memory"]["limit"]
 
-    assert cli.main(["plan", "--config", config, "--config.data.rows=6", *arguments]) == 2
+    assert main.main(["plan", "--config", config, "--config.data.rows=6", *arguments]) == 2
     assert "data.rows is 6, and the mesh splits rows 4 ways" in capsys.readouterr().err
 
 
@@ -261,7 +266,7 @@ def test_a_search_keeps_the_fastest_policy_that_fits_and_ranks():
     def compile(config, name):
         mesh, remat = dataclasses.asdict(config.mesh), config.train.remat
         rows = config.data.rows // (mesh["data"] * mesh["fsdp"])
-        kept = 4 - plan_search.REMAT.index(remat)
+        kept = 4 - search.REMAT.index(remat)
         tried.append((mesh["tensor"], rows, remat))
         memory = Memory(limit=4.0, peak=rows * kept / mesh["tensor"] + 1.5)
         seconds = rows / kept * mesh["tensor"]
@@ -269,7 +274,7 @@ def test_a_search_keeps_the_fastest_policy_that_fits_and_ranks():
         return Plan(name, "TPU v5 lite", 8, mesh, rows, 1, 0, 0, remat, [], memory, {}, time=time)
 
     said = []
-    found = plan_search.search(Config(model=MODEL), "v5e:2x4", said.append, compile)
+    found = search.search(Config(model=MODEL), "v5e:2x4", said.append, compile)
     assert len(said) == len(found)
     assert tried == [
         *((1, 1, remat) for remat in ("none", "dots", "qkv")),
@@ -286,7 +291,7 @@ def test_a_search_keeps_the_fastest_policy_that_fits_and_ranks():
 
 def test_meshes_split_siglip():
     """1152 divides by 128 and not by 256."""
-    found = plan_search.meshes(Config(), 256)
+    found = search.meshes(Config(), 256)
     assert [(mesh.data, mesh.fsdp, mesh.tensor) for mesh in found] == [
         (2, 128, 1),
         (1, 128, 2),
@@ -304,5 +309,5 @@ def test_meshes_split_siglip():
     ],
 )
 def test_mistakes(config, capsys, arguments, message):
-    assert cli.main(["plan", "--config", config, *arguments]) == 2
+    assert main.main(["plan", "--config", config, *arguments]) == 2
     assert message in capsys.readouterr().err

@@ -10,11 +10,11 @@ from networks import random_params
 from tiny_model import CONFIG, noise, tiny_model, tiny_tokenizer
 
 from unitoken_jax import UniToken
+from unitoken_jax.checkpoint.model_directory import save_model
 from unitoken_jax.config import DecoderConfig
 from unitoken_jax.model.decoder import Decoder, init_cache
 from unitoken_jax.model.init import abstract_params
 from unitoken_jax.model.quantize import quantize_entries, quantize_kernel, quantize_params
-from unitoken_jax.model_dir import save_model
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])

@@ -85,5 +85,5 @@ def test_refuses_no_time(tmp_path):
 
 
 def unitoken(*arguments):
-    command = [sys.executable, "-m", "unitoken_jax.cli", *arguments]
+    command = [sys.executable, "-m", "unitoken_jax.cli.main", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

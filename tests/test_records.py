@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unitoken_jax.config import SourceConfig
-from unitoken_jax.host import records
-from unitoken_jax.host.conversation import ConversationError, parse
-from unitoken_jax.host.picture import picture_size
-from unitoken_jax.host.records import count_records, open_records, scan_json
+from unitoken_jax.data import readers
+from unitoken_jax.data.readers import count_records, open_records, scan_json
+from unitoken_jax.sequence.conversation import ConversationError, parse
+from unitoken_jax.sequence.image import picture_size
 
 VALUES = [{"a": 1, "b": "é 🙂 \n x"}, {"conversations": []}, {"c": [1, {"d": ']},"'}]}, {}]
 
@@ -27,7 +27,7 @@ def read_all(path, **config):
 @pytest.mark.parametrize("bom", ["", "\ufeff"])
 @pytest.mark.parametrize("block", [3, 1 << 20])
 def test_lines_and_arrays(tmp_path, monkeypatch, bom, block):
-    monkeypatch.setattr(records, "_BLOCK", block)
+    monkeypatch.setattr(readers, "_BLOCK", block)
     lines, array, one = tmp_path / "a.jsonl", tmp_path / "a.json", tmp_path / "one.json"
     texts = [json.dumps(value, ensure_ascii=False) for value in VALUES]
     lines.write_text(bom + "\n".join([texts[0], "", " \t", *texts[1:]]), encoding="utf-8")
@@ -49,7 +49,7 @@ def test_any_array_in_any_block_size(tmp_path_factory, values, data):
     text = "[" + ",".join(json.dumps({"v": v}, ensure_ascii=data.draw(st.booleans())) for v in values) + "]"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(records, "_BLOCK", data.draw(st.integers(1, 40)))
+        patch.setattr(readers, "_BLOCK", data.draw(st.integers(1, 40)))
         assert read_all(path)[0] == [{"v": v} for v in values]
 
 
@@ -80,7 +80,7 @@ def test_a_broken_record_says_its_line_and_the_others_can_be_read(tmp_path, text
 
 
 def test_a_huge_record_is_refused_unread(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "MAX_RECORD", 1000)
+    monkeypatch.setattr(readers, "MAX_RECORD", 1000)
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": 1}\n{"a": "' + "x" * 2000 + '"}\n{"a": 2}')
     found = open_records(SourceConfig(str(path)), scan_json(str(path)))
@@ -123,9 +123,9 @@ def test_tfds(tmp_path):
             open_records(SourceConfig(str(path), kind="tfds", split=split))
     with pytest.raises(ValueError, match="has no function 'nothing'"):
         open_records(SourceConfig(str(folder), mapping="host_data:nothing"))
-    digest = records.records_digest(config)
-    assert digest == records.records_digest(config)
-    assert digest != records.records_digest(SourceConfig(str(folder), mapping=config.mapping))
+    digest = readers.records_digest(config)
+    assert digest == readers.records_digest(config)
+    assert digest != readers.records_digest(SourceConfig(str(folder), mapping=config.mapping))
 
 
 def test_no_file():

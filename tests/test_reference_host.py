@@ -15,10 +15,10 @@ from unitoken_jax.config import (
     VQConfig,
     published_sequence,
 )
-from unitoken_jax.host import sequence
-from unitoken_jax.host.conversation import Conversation, read_conversations
-from unitoken_jax.host.picture import discrete_crop, open_picture, siglip_crops
-from unitoken_jax.host.tokenizer import Tokenizer
+from unitoken_jax.sequence import build as sequence
+from unitoken_jax.sequence.conversation import Conversation, read_conversations
+from unitoken_jax.sequence.image import discrete_crop, open_picture, siglip_crops
+from unitoken_jax.sequence.tokenizer import Tokenizer
 
 pytestmark = needs_reference
 

@@ -10,12 +10,12 @@ from test_picture_store import write_tar
 from tiny_model import CONFIG, noise, tiny_tokenizer
 
 from unitoken_jax.config import SourceConfig
-from unitoken_jax.host.code_shards import CodesError
-from unitoken_jax.host.codes import codes_path
-from unitoken_jax.host.loader import Loader
-from unitoken_jax.host.picture import open_picture
-from unitoken_jax.host.picture_store import open_pictures, scan_tars
-from unitoken_jax.host.storage import as_path, expand
+from unitoken_jax.data.code_shards import CodesError
+from unitoken_jax.data.codes import codes_path
+from unitoken_jax.data.image_store import open_pictures, scan_tars
+from unitoken_jax.data.loader import Loader
+from unitoken_jax.sequence.image import open_picture
+from unitoken_jax.storage.paths import as_path, expand
 
 
 class Bucket(MemoryFileSystem):

@@ -7,10 +7,11 @@ import types
 import numpy as np
 import pytest
 
-from unitoken_jax.quickstart import report, scenes
-from unitoken_jax.quickstart.checker import check, score_pictures
-from unitoken_jax.quickstart.dataset import DatasetSettings, write_dataset
-from unitoken_jax.quickstart.prompts import scene_for
+from unitoken_jax.quickstart import report
+from unitoken_jax.scenes import scene
+from unitoken_jax.scenes.checker import check, score_pictures
+from unitoken_jax.scenes.dataset import DatasetSettings, write_dataset
+from unitoken_jax.scenes.prompts import scene_for
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def run(tmp_path_factory):
     prompts = dataset.held_out_prompts()
     drawn = np.stack(
         [
-            scenes.draw(scene_for(prompt, rng, "train") if number % 2 else (), rng, "train")
+            scene.draw(scene_for(prompt, rng, "train") if number % 2 else (), rng, "train")
             for number, prompt in enumerate(prompts)
         ]
     )

@@ -16,7 +16,7 @@ from test_index import runs
 from tiny_model import CONFIG, tiny_tokenizer
 
 from unitoken_jax.config import SourceConfig
-from unitoken_jax.host.loader import Loader
+from unitoken_jax.data.loader import Loader
 
 ROWS = 8
 # One process of a run: its rows' digests go to a file, a line a batch, with the state after it.

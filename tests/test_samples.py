@@ -11,10 +11,10 @@ from tiny_model import CONFIG, tiny_params, tiny_tokenizer
 from tiny_run import start, write_run
 
 from unitoken_jax.config import Config, SourceConfig, TrainConfig
-from unitoken_jax.host.loader import Validation
-from unitoken_jax.host.sequence import PICTURE_PROMPT
-from unitoken_jax.train.metrics import read_metrics
-from unitoken_jax.train.samples import Samples
+from unitoken_jax.data.loader import Validation
+from unitoken_jax.sequence.build import PICTURE_PROMPT
+from unitoken_jax.train.logs.metrics import read_metrics
+from unitoken_jax.train.logs.samples import Samples
 
 
 def config_of(**train):

@@ -5,8 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from unitoken_jax.quickstart import scenes
-from unitoken_jax.quickstart.scenes import Thing
+from unitoken_jax.scenes import scene as scenes
+from unitoken_jax.scenes.scene import Thing
 
 
 def test_split_ignores_order_and_seed():

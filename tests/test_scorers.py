@@ -9,11 +9,11 @@ from test_page import read_page
 from test_picture_prompts import written
 from tiny_model import noise
 
-from unitoken_jax import cli
-from unitoken_jax.evaluate.gallery import write_gallery
-from unitoken_jax.evaluate.picture_prompts import find_pictures, read_prompts, write_drawn
+from unitoken_jax.cli import main
+from unitoken_jax.evaluate.drawing.gallery import write_gallery
+from unitoken_jax.evaluate.drawing.prompts import find_pictures, read_prompts, write_drawn
+from unitoken_jax.evaluate.drawing.scorers import ScoresError, take_scores
 from unitoken_jax.evaluate.recipe import write_json
-from unitoken_jax.evaluate.scorers import ScoresError, take_scores
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 RIGHT = {"single_object": 4, "two_object": 3, "counting": 1, "colors": 4, "position": 0, "color_attr": 2}
@@ -72,7 +72,7 @@ def test_genevals_verdicts_enter_the_report(geneval, tmp_path, capsys):
     before = (geneval / "report.md").read_text()
     assert "| overall | by its authors' scorer | 0.58 | 0.63 |" in before
     scores = lines_of(tmp_path / "results.jsonl", judged())
-    assert cli.main(["evaluate", "--scores", str(scores), "--out", str(geneval), "--debug"]) == 0
+    assert main.main(["evaluate", "--scores", str(scores), "--out", str(geneval), "--debug"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[:3] == ["GenEval (24 pictures): 0.5833", "  single object: 1.0000", "  two objects: 0.7500"]
     report = (geneval / "report.md").read_text()
@@ -204,8 +204,8 @@ def test_bad_t2i_files(t2i, tmp_path):
 
 def test_scores_stand_alone(geneval):
     with pytest.raises(ValueError, match="--data says nothing about --scores"):
-        cli.main(["evaluate", "--scores", "s", "--data", "d", "--out", str(geneval), "--debug"])
+        main.main(["evaluate", "--scores", "s", "--data", "d", "--out", str(geneval), "--debug"])
     with pytest.raises(ValueError, match=r"--out .*report\.md is a file; expected a folder"):
-        cli.main(["evaluate", "--scores", "s", "--out", str(geneval / "report.md"), "--debug"])
+        main.main(["evaluate", "--scores", "s", "--out", str(geneval / "report.md"), "--debug"])
     with pytest.raises(FileNotFoundError, match="no scores at"):
         take_scores(geneval / "none.jsonl", geneval)

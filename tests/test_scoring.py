@@ -4,9 +4,9 @@ import pathlib
 
 import pytest
 
-from unitoken_jax.evaluate.benchmarks import BENCHMARKS, find, find_for, has_answers
-from unitoken_jax.evaluate.scoring import JUDGE, PERCEPTION, REASONING, score
-from unitoken_jax.evaluate.table import Table, TableError
+from unitoken_jax.evaluate.understanding.benchmarks import BENCHMARKS, find, find_for, has_answers
+from unitoken_jax.evaluate.understanding.scoring import JUDGE, PERCEPTION, REASONING, score
+from unitoken_jax.evaluate.understanding.table import Table, TableError
 
 
 def table_of(*rows, **common):

@@ -8,10 +8,10 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from networks import MODEL
 
-from unitoken_jax import sharding
 from unitoken_jax.config import MeshConfig, ModelConfig
+from unitoken_jax.model import sharding
 from unitoken_jax.model.init import abstract_params
-from unitoken_jax.sharding import Axes
+from unitoken_jax.model.sharding import Axes
 
 SIZES = {"data": 2, "fsdp": 4, "tensor": 2}
 

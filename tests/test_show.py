@@ -8,11 +8,12 @@ from host_data import DRAWING, QUESTION, TEXT, with_sequence, write_data
 from PIL import Image
 from tiny_model import CONFIG, tiny_params, tiny_tokenizer
 
-from unitoken_jax import cli
+from unitoken_jax.checkpoint.model_directory import save_model
+from unitoken_jax.cli import main
 from unitoken_jax.config import SourceConfig
-from unitoken_jax.host import sequence, show
-from unitoken_jax.host.index import open_index
-from unitoken_jax.model_dir import save_model
+from unitoken_jax.data.index import open_index
+from unitoken_jax.inspection import show
+from unitoken_jax.sequence import build
 
 TOKENIZER = tiny_tokenizer()
 
@@ -24,7 +25,7 @@ def data(tmp_path):
 
 def example(data, row, model=CONFIG):
     conversation = open_index(SourceConfig(str(data)), model, TOKENIZER).conversation(row)
-    return conversation, sequence.build(conversation, TOKENIZER, model)
+    return conversation, build.build(conversation, TOKENIZER, model)
 
 
 @pytest.mark.parametrize("row", range(3))
@@ -80,7 +81,7 @@ def test_the_command_line(data, tmp_path, capsys):
         file.write(json.dumps({"conversations": []}) + "\n")
     sheet = tmp_path / "sheet.png"
     command = ["inspect", str(data), "--model", str(tmp_path / "model"), "--sheet", str(sheet)]
-    assert cli.main([*command, "--row", "1", "--row", "2"]) == 0
+    assert main.main([*command, "--row", "1", "--row", "2"]) == 0
     out = capsys.readouterr().out
     assert "4 rows, 1 of them bad\n  1 format\n" in out
     assert f"row 1 ({data}:2): " in out
@@ -88,10 +89,10 @@ def test_the_command_line(data, tmp_path, capsys):
     assert "\x1b[" not in out
     with Image.open(sheet) as image:
         assert image.format == "PNG"
-    assert cli.main([*command, "--color", "always"]) == 0
+    assert main.main([*command, "--color", "always"]) == 0
     assert "\x1b[36m" in capsys.readouterr().out
-    assert cli.main([*command, "--row", "7"]) == 2
+    assert main.main([*command, "--row", "7"]) == 2
     assert "it has rows 0 to 3" in capsys.readouterr().err
-    assert cli.main([*command, "--row", "3"]) == 2
+    assert main.main([*command, "--row", "3"]) == 2
     assert "data.jsonl:4: " in capsys.readouterr().err
-    assert cli.main(["inspect", str(tmp_path / "model")]) == 0
+    assert main.main(["inspect", str(tmp_path / "model")]) == 0

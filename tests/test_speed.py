@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from tiny_model import CONFIG
 
-from unitoken_jax.train import flops, goodput, profile, speed
-from unitoken_jax.train.goodput import Goodput
-from unitoken_jax.train.speed import Speed
+from unitoken_jax.model import flops
+from unitoken_jax.train.logs import goodput, profile, throughput
+from unitoken_jax.train.logs.goodput import Goodput
+from unitoken_jax.train.logs.throughput import Speed
 
 
 def run(monkeypatch, laps, before=(), step=0):
@@ -109,9 +110,9 @@ def test_memory_is_the_fullest_devices(monkeypatch):
         {"bytes_in_use": 4, "peak_bytes_in_use": 5},
     ]
     local = [types.SimpleNamespace(memory_stats=lambda one=one: one) for one in stats]
-    monkeypatch.setattr(speed.jax, "local_devices", lambda: local)
-    assert speed.memory() == {"hbm_bytes": 4, "hbm_peak_bytes": 9}
+    monkeypatch.setattr(throughput.jax, "local_devices", lambda: local)
+    assert throughput.memory() == {"hbm_bytes": 4, "hbm_peak_bytes": 9}
     monkeypatch.setattr(
-        speed.jax, "local_devices", lambda: [types.SimpleNamespace(memory_stats=lambda: None)]
+        throughput.jax, "local_devices", lambda: [types.SimpleNamespace(memory_stats=lambda: None)]
     )
-    assert speed.memory() == {}
+    assert throughput.memory() == {}

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from unitoken_jax.config import OptimizerConfig
-from unitoken_jax.sharding import make_mesh
+from unitoken_jax.model.sharding import make_mesh
 from unitoken_jax.train.optimizer import transformation
 from unitoken_jax.train.state import create, flatten, merge, state_shardings
 

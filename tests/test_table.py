@@ -7,7 +7,7 @@ import io
 import pytest
 from tiny_model import noise
 
-from unitoken_jax.evaluate.table import (
+from unitoken_jax.evaluate.understanding.table import (
     TableError,
     check_pictures,
     decode_picture,

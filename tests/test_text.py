@@ -6,7 +6,7 @@ import pytest
 from tiny_model import noise, tiny_model
 
 from unitoken_jax.generate import decode, text
-from unitoken_jax.host.conversation import dialogue
+from unitoken_jax.sequence.conversation import dialogue
 
 ASKED = [
     ["what is this ?"],

@@ -15,13 +15,13 @@ from test_picture_store import write_tar
 from tiny_model import CONFIG, noise, tiny_model, tiny_tokenizer
 
 from unitoken_jax.config import SourceConfig
+from unitoken_jax.data import code_shards
+from unitoken_jax.data.code_shards import CodesError
+from unitoken_jax.data.codes import codes_path, read_codes
+from unitoken_jax.data.loader import Loader
 from unitoken_jax.generate.image import encode_pictures
 from unitoken_jax.generate.tokenize import tokenize
-from unitoken_jax.host import code_shards
-from unitoken_jax.host.code_shards import CodesError
-from unitoken_jax.host.codes import codes_path, read_codes
-from unitoken_jax.host.loader import Loader
-from unitoken_jax.host.picture import discrete_crop, open_picture
+from unitoken_jax.sequence.image import discrete_crop, open_picture
 
 
 @pytest.fixture

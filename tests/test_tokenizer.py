@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_model import CODES, WORDS, tiny_tokenizer
 
-from unitoken_jax.host.tokenizer import Tokenizer, train_tokenizer
-from unitoken_jax.vocabulary import control_names
+from unitoken_jax.sequence.tokenizer import Tokenizer, train_tokenizer
+from unitoken_jax.sequence.vocabulary import control_names
 
 
 @given(st.text())

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from unitoken_jax import vocabulary
-from unitoken_jax.vocabulary import Vocabulary, code_name, control_names, size_name
+from unitoken_jax.sequence import vocabulary
+from unitoken_jax.sequence.vocabulary import Vocabulary, code_name, control_names, size_name
 
 
 def shuffled(codes: int, seed: int = 0) -> dict[str, int]:

@@ -14,7 +14,7 @@ from unitoken_jax.config import (
     SiglipConfig,
     VQConfig,
 )
-from unitoken_jax.host.tokenizer import train_tokenizer
+from unitoken_jax.sequence.tokenizer import train_tokenizer
 
 CODES = 16
 WORDS = "what is this ? a red blue green circle square left of the two three one and how many are there"

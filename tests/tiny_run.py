@@ -10,6 +10,7 @@ import sys
 
 from tiny_model import CONFIG, noise, tiny_params, tiny_tokenizer
 
+from unitoken_jax.checkpoint.model_directory import save_model
 from unitoken_jax.config import (
     Config,
     DataConfig,
@@ -19,7 +20,6 @@ from unitoken_jax.config import (
     TrainConfig,
     to_dict,
 )
-from unitoken_jax.model_dir import save_model
 
 
 def write_run(folder: pathlib.Path, **train) -> Config:
@@ -80,7 +80,7 @@ def start(folder: pathlib.Path, workdir, processes=1, devices=1, *more: str, log
 
     Runs there share compiled programs. `log` as in `launch`, beside `workdir` where not given.
     """
-    train = ["-m", "unitoken_jax.cli", "train", "--config", str(folder / "config.py")]
+    train = ["-m", "unitoken_jax.cli.main", "train", "--config", str(folder / "config.py")]
     train += ["--workdir", str(workdir), *more]
     cache = {"UNITOKEN_CACHE": str(folder / "xla"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     return launch(train, log or workdir, processes, devices, **cache | variables)

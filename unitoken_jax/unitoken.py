@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from unitoken_jax import sharding
+from unitoken_jax.checkpoint.model_directory import NETWORK, load_model
 from unitoken_jax.config import ModelConfig
-from unitoken_jax.host.tokenizer import Tokenizer
-from unitoken_jax.model_dir import NETWORK, load_model
+from unitoken_jax.model import sharding
+from unitoken_jax.sequence.tokenizer import Tokenizer
 
 
 class UniToken:
@@ -33,9 +33,9 @@ class UniToken:
 
         `cache_dtype` of keys and values; None: `dtype`, "int8" has scales beside it.
         """
-        from unitoken_jax.host.sequence import check
         from unitoken_jax.model.unitoken import UniTokenModel
         from unitoken_jax.model.vqgan import VQModel
+        from unitoken_jax.sequence.build import check
 
         check(config, tokenizer.vocabulary)
         self.config, self.tokenizer = config, tokenizer

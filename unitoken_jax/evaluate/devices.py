@@ -14,7 +14,7 @@ def load_model(model: str | os.PathLike, dtype: str | None = None) -> "UniToken"
     """
     import jax
 
-    from unitoken_jax.sharding import make_mesh
+    from unitoken_jax.model.sharding import make_mesh
     from unitoken_jax.unitoken import UniToken
 
     if jax.process_count() > 1:

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from unitoken_jax.convert.sources import checksum
-from unitoken_jax.host.storage import as_path, write_text
+from unitoken_jax.convert.torch.sources import checksum
+from unitoken_jax.storage.paths import as_path, write_text
 
 FORMAT = 1
 MAY_DIFFER = ("versions", "device")  # from a recipe that is repeated: said, not refused
@@ -27,7 +27,7 @@ def weights_id(model: str | os.PathLike) -> dict:
     time. "sources" are the published files that manifest.json names. They do not decide alone: conversion can
     change the dtype, or draw an adapter.
     """
-    from unitoken_jax.model_dir import CONFIG, TOKENIZER, open_model
+    from unitoken_jax.checkpoint.model_directory import CONFIG, TOKENIZER, open_model
 
     path = as_path(model)
     opened = open_model(path)
@@ -53,7 +53,7 @@ def make(
     import jax
     import PIL
 
-    from unitoken_jax.model_dir import versions
+    from unitoken_jax.checkpoint.model_directory import versions
 
     return {
         "format": FORMAT,

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from unitoken_jax.generate import batching, decode, image, text
+from unitoken_jax.generate import decode, image, scheduler, text
 from unitoken_jax.generate.grammar import PictureGrammar
-from unitoken_jax.host.conversation import Conversation, Drawn
-from unitoken_jax.vocabulary import Vocabulary
+from unitoken_jax.sequence.conversation import Conversation, Drawn
+from unitoken_jax.sequence.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from unitoken_jax.unitoken import UniToken
@@ -51,7 +51,7 @@ def chat(
     top_k: int | None = None,
     drawing: Mapping | None = None,
     seed: int = 0,
-    batch: int = batching.BATCH,
+    batch: int = scheduler.BATCH,
 ) -> list[Reply]:
     """The next turn of each conversation (as for `text.answer`), with pictures where the model begins one.
 
@@ -144,7 +144,7 @@ class _Artist:
             return []
         self.model.require("vqgan/decoder", "drawing pictures")
         begin, numbered = np.array([self.grammar.begin]), []
-        for prompt, (_, number) in zip(prompts, batching.streams(prompts)):
+        for prompt, (_, number) in zip(prompts, scheduler.streams(prompts)):
             numbered.append((image.followed(prompt, begin), number))
         ids = np.zeros((len(prompts), self.grammar.rows * self.grammar.columns), np.int32)
         how = {"seed": self.seed, "batch": self.batch}

@@ -10,9 +10,9 @@ import dataclasses
 import numpy as np
 
 from unitoken_jax.config import ModelConfig
-from unitoken_jax.host.sequence import CODE as SAMPLE
-from unitoken_jax.host.sequence import picture_template
-from unitoken_jax.vocabulary import Vocabulary
+from unitoken_jax.sequence.build import CODE as SAMPLE
+from unitoken_jax.sequence.build import picture_template
+from unitoken_jax.sequence.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

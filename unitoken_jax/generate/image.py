@@ -16,12 +16,12 @@ from PIL import Image
 
 from unitoken_jax.batch import NO_INDEX
 from unitoken_jax.config import ModelConfig
-from unitoken_jax.generate import batching, decode
-from unitoken_jax.generate.batching import BATCH
+from unitoken_jax.generate import decode, scheduler
 from unitoken_jax.generate.grammar import SAMPLE, PictureGrammar, picture_grammar
 from unitoken_jax.generate.sampling import check_sampling
-from unitoken_jax.host import sequence
+from unitoken_jax.generate.scheduler import BATCH
 from unitoken_jax.model.layers import to_pixels
+from unitoken_jax.sequence import build
 
 if TYPE_CHECKING:
     from unitoken_jax.unitoken import UniToken
@@ -150,7 +150,7 @@ def draw_codes(
     seed: int,
     batch: int,
     every: int | None = None,
-) -> Iterator[batching.Written]:
+) -> Iterator[scheduler.Written]:
     """Draws a picture's codes, as token ids, for each (prompt that ends with begin-of-image, its number).
 
     They come as each is done; `every`: also what there is of the others, after so many passes.
@@ -169,9 +169,9 @@ def draw_codes(
     jobs = []
     for prompt, number in prompts:
         prompt = followed(prompt, grammar.head)
-        jobs.append(batching.Job(prompt, (batching.checksum(prompt), number), limit))
-    unconditional = plain(sequence.unconditional_prompt(model.tokenizer.vocabulary))
-    for job, tokens, done in batching.write(
+        jobs.append(scheduler.Job(prompt, (scheduler.checksum(prompt), number), limit))
+    unconditional = plain(build.unconditional_prompt(model.tokenizer.vocabulary))
+    for job, tokens, done in scheduler.write(
         model,
         jobs,
         rules,
@@ -182,7 +182,7 @@ def draw_codes(
         every=every,
         unconditional=followed(unconditional, grammar.head),
     ):
-        yield batching.Written(job, tokens[drawn[: len(tokens)] == SAMPLE], done)
+        yield scheduler.Written(job, tokens[drawn[: len(tokens)] == SAMPLE], done)
 
 
 def plain(tokens: np.ndarray) -> decode.Prompt:
@@ -209,7 +209,7 @@ def default_top_k(config: ModelConfig) -> int:
 
 
 def _prompt(model: "UniToken", text: str) -> decode.Prompt:
-    return plain(sequence.picture_prompt(text, model.tokenizer, model.config).tokens)
+    return plain(build.picture_prompt(text, model.tokenizer, model.config).tokens)
 
 
 def decode_codes(model: "UniToken", codes: np.ndarray, batch: int = BATCH) -> list[Image.Image]:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from unitoken_jax.generate import batching, decode
-from unitoken_jax.generate.batching import BATCH
+from unitoken_jax.generate import decode, scheduler
 from unitoken_jax.generate.image import encode_pictures
 from unitoken_jax.generate.sampling import check_sampling
-from unitoken_jax.host import sequence
-from unitoken_jax.host.conversation import Conversation, dialogue
+from unitoken_jax.generate.scheduler import BATCH
+from unitoken_jax.sequence import build
+from unitoken_jax.sequence.conversation import Conversation, dialogue
 
 if TYPE_CHECKING:
     from unitoken_jax.unitoken import UniToken
@@ -103,7 +103,7 @@ def write_text(
     batch: int,
     every: int | None = None,
     ends: Sequence[int] = (),
-) -> Iterator[batching.Written]:
+) -> Iterator[scheduler.Written]:
     """Continues each prompt, by its limit of tokens at most, up to the end of turn or another of `ends`."""
     rules = decode.Rules(
         top_k=np.int32(choice.top_k),
@@ -113,12 +113,12 @@ def write_text(
         ids=None,
         ends=np.array([model.tokenizer.vocabulary.end_of_turn, *ends], np.int32),
     )
-    jobs = [batching.Job(*job) for job in zip(prompts, batching.streams(prompts), limits)]
+    jobs = [scheduler.Job(*job) for job in zip(prompts, scheduler.streams(prompts), limits)]
     shape = decode.Shape(greedy=choice.greedy)
-    return batching.write(model, jobs, rules, shape, clock, seed=seed, batch=batch, every=every)
+    return scheduler.write(model, jobs, rules, shape, clock, seed=seed, batch=batch, every=every)
 
 
-def _pieces(model: "UniToken", written: Iterator[batching.Written]) -> Iterator[tuple[int, str]]:
+def _pieces(model: "UniToken", written: Iterator[scheduler.Written]) -> Iterator[tuple[int, str]]:
     """(number of the conversation, the next piece of its answer), as they come."""
     told = Counter()
     for job, tokens, done in written:
@@ -134,7 +134,7 @@ def read(
     model: "UniToken",
     conversations: Sequence,
     batch: int,
-    codes: sequence.Codes | None = None,
+    codes: build.Codes | None = None,
     begun: Sequence[Sequence] | None = None,
 ) -> list[decode.Prompt]:
     """Every conversation as the model reads it, its pictures' codes made on the device unless `codes` has
@@ -143,7 +143,7 @@ def read(
     for number, parts in enumerate(conversations):
         answer = begun[number] if begun else ()
         examples.append(
-            sequence.prompt(as_asked(parts, number), model.tokenizer, model.config, codes, answer=answer)
+            build.prompt(as_asked(parts, number), model.tokenizer, model.config, codes, answer=answer)
         )
     if any(len(example.crops) for example in examples):
         model.require("siglip", "reading pictures")

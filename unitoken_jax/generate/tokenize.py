@@ -12,15 +12,15 @@ import numpy as np
 from tqdm import tqdm
 
 from unitoken_jax.config import ModelConfig, SourceConfig
+from unitoken_jax.data import code_shards, index_build
+from unitoken_jax.data.codes import codes_name, codes_needed, codes_path, crop_to_encode, describe_codes
+from unitoken_jax.data.image_store import name_hash
+from unitoken_jax.data.index import data_digest, index_folder
+from unitoken_jax.data.readers import kind_of
 from unitoken_jax.generate.image import BATCH, encode_pictures
-from unitoken_jax.host import code_shards, index_build
-from unitoken_jax.host.codes import codes_name, codes_needed, codes_path, crop_to_encode, describe_codes
-from unitoken_jax.host.conversation import ConversationError, PictureFile, parse
-from unitoken_jax.host.index import data_digest, index_folder
-from unitoken_jax.host.picture import PictureError
-from unitoken_jax.host.picture_store import name_hash
-from unitoken_jax.host.records import kind_of
-from unitoken_jax.host.storage import is_remote, save_array
+from unitoken_jax.sequence.conversation import ConversationError, PictureFile, parse
+from unitoken_jax.sequence.image import PictureError
+from unitoken_jax.storage.paths import is_remote, save_array
 from unitoken_jax.unitoken import UniToken
 
 WORK = "work.npy"

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from unitoken_jax.model.layers import Dense, Dtype, Normal
-from unitoken_jax.sharding import shard
+from unitoken_jax.model.sharding import shard
 
 
 class Adapter(nn.Module):

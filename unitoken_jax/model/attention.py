@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from unitoken_jax.model.quantize import QuantizedEntries
-from unitoken_jax.sharding import fitted
+from unitoken_jax.model.sharding import fitted
 
 QKV, CONTEXT = "qkv", "context"  # names under which remat policies keep the projections and the output
 SCORES = 2**22  # of one head and row at one time without a fused kernel: 16 MiB of float32

@@ -28,7 +28,7 @@ from unitoken_jax.model.layers import (
     stacked,
 )
 from unitoken_jax.model.quantize import QuantizedEntries, quantize_entries
-from unitoken_jax.sharding import shard
+from unitoken_jax.model.sharding import shard
 
 _INIT = Normal(0.02)
 

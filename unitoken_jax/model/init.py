@@ -11,9 +11,9 @@ from jax.sharding import Mesh
 
 from unitoken_jax.config import ModelConfig, VQConfig
 from unitoken_jax.model.layers import Normal
+from unitoken_jax.model.sharding import Axes, shardings
 from unitoken_jax.model.unitoken import UniTokenModel
 from unitoken_jax.model.vqgan import VQModel
-from unitoken_jax.sharding import Axes, shardings
 
 
 def init_params(config: ModelConfig, seed: int = 0, mesh: Mesh | None = None) -> dict:

@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from unitoken_jax.model.attention import CONTEXT, QKV
 from unitoken_jax.model.quantize import QuantizedKernel
-from unitoken_jax.sharding import gather, logical, settle, shard
+from unitoken_jax.model.sharding import gather, logical, settle, shard
 
 Dtype = jnp.dtype | type
 Remat = Literal["none", "dots", "qkv", "full"]

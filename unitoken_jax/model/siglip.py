@@ -19,7 +19,7 @@ from unitoken_jax.model.layers import (
     stacked,
     to_unit,
 )
-from unitoken_jax.sharding import shard
+from unitoken_jax.model.sharding import shard
 
 
 class SiglipBlock(nn.Module):

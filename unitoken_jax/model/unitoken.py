@@ -9,9 +9,9 @@ from unitoken_jax.config import ModelConfig
 from unitoken_jax.model.adapter import Adapter
 from unitoken_jax.model.decoder import Cache, Decoder, init_cache
 from unitoken_jax.model.layers import Dtype, Remat
+from unitoken_jax.model.sharding import shard
 from unitoken_jax.model.siglip import Siglip
 from unitoken_jax.model.vqgan import VQModel
-from unitoken_jax.sharding import shard
 
 
 class UniTokenModel(nn.Module):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from unitoken_jax.config import VQConfig
 from unitoken_jax.model.attention import attention
 from unitoken_jax.model.layers import ONES, ZEROS, Dtype, Normal, to_unit
-from unitoken_jax.sharding import logical, shard
+from unitoken_jax.model.sharding import logical, shard
 
 _SAME = ((1, 1), (1, 1))
 

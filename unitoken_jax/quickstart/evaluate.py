@@ -6,10 +6,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from unitoken_jax.quickstart.checker import Verdict, check, detect, score_pictures
-from unitoken_jax.quickstart.dataset import Dataset
-from unitoken_jax.quickstart.prompts import Requirement
-from unitoken_jax.quickstart.questions import score_answers
+from unitoken_jax.scenes.checker import Verdict, check, detect, score_pictures
+from unitoken_jax.scenes.dataset import Dataset
+from unitoken_jax.scenes.prompts import Requirement
+from unitoken_jax.scenes.questions import score_answers
 
 BATCH = 64
 

@@ -26,8 +26,8 @@ from unitoken_jax.config import (
     VQConfig,
     VQTrainConfig,
 )
-from unitoken_jax.quickstart.dataset import Dataset, DatasetSettings
-from unitoken_jax.quickstart.scenes import CELL, SIZE
+from unitoken_jax.scenes.dataset import Dataset, DatasetSettings
+from unitoken_jax.scenes.scene import CELL, SIZE
 
 BUDGET = 15.0  # minutes the numbers below are for
 VQ_PICTURES = 8000  # training pictures the VQ tokenizer sees

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from unitoken_jax.quickstart.checker import Verdict, score_pictures
-from unitoken_jax.quickstart.dataset import Dataset
-from unitoken_jax.quickstart.prompts import CATEGORIES, Requirement
-from unitoken_jax.quickstart.questions import QUESTIONS, is_right, majority_guess, score_answers
+from unitoken_jax.scenes.checker import Verdict, score_pictures
+from unitoken_jax.scenes.dataset import Dataset
+from unitoken_jax.scenes.prompts import CATEGORIES, Requirement
+from unitoken_jax.scenes.questions import QUESTIONS, is_right, majority_guess, score_answers
 
 _PAPER, _TEXT, _FAINT = (250, 250, 248), (35, 35, 40), (125, 125, 130)
 _RIGHT, _WRONG = (40, 160, 75), (210, 60, 50)

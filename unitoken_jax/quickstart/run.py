@@ -17,10 +17,11 @@ import time
 from tqdm import tqdm
 
 from unitoken_jax.config import to_dict
-from unitoken_jax.host.sequence import PICTURE_PROMPT
-from unitoken_jax.host.tokenizer import train_tokenizer
-from unitoken_jax.quickstart import checker, evaluate, recipe, report
-from unitoken_jax.quickstart.dataset import Dataset, write_dataset
+from unitoken_jax.quickstart import evaluate, recipe, report
+from unitoken_jax.scenes import checker
+from unitoken_jax.scenes.dataset import Dataset, write_dataset
+from unitoken_jax.sequence.build import PICTURE_PROMPT
+from unitoken_jax.sequence.tokenizer import train_tokenizer
 
 
 def run(out: str | os.PathLike, minutes: float = recipe.BUDGET, seed: int = 0) -> dict:
@@ -105,9 +106,9 @@ class Quickstart:
 
     def tokenizers(self) -> None:
         """Trains the text and the picture tokenizer: start/, a model whose other weights are random."""
+        from unitoken_jax.checkpoint.model_directory import save_model
         from unitoken_jax.model.init import init_params
-        from unitoken_jax.model_dir import save_model
-        from unitoken_jax.train.metrics import MetricsLog, Progress
+        from unitoken_jax.train.logs.metrics import MetricsLog, Progress
         from unitoken_jax.train.vq import train_vq
 
         start = self.out / "start"
@@ -124,8 +125,8 @@ class Quickstart:
         save_model(start, config, params, tokenizer)
 
     def codes(self) -> None:
+        from unitoken_jax.data.codes import codes_path
         from unitoken_jax.generate.tokenize import tokenize
-        from unitoken_jax.host.codes import codes_path
 
         for name in sorted({name for stage in recipe.STAGES for name in stage.mixture}):
             path = getattr(self.dataset, name)
@@ -142,7 +143,7 @@ class Quickstart:
         train(config, self.out / stage.name, progress=stage.name)
 
     def evaluation(self) -> None:
-        from unitoken_jax.model_dir import load_model, save_model
+        from unitoken_jax.checkpoint.model_directory import load_model, save_model
         from unitoken_jax.unitoken import UniToken
 
         if not (self.out / "model").exists():
@@ -152,7 +153,7 @@ class Quickstart:
         self.results = evaluate.evaluate(model, self.dataset, self.seed)
 
     def report(self) -> None:
-        from unitoken_jax.train.curves import draw_curves
+        from unitoken_jax.train.logs.curves import draw_curves
 
         self.summary = self._summary()
         report.write_report(self.out, self.dataset, self.results)
@@ -168,7 +169,7 @@ class Quickstart:
         (self.out / "cost.json").write_text(json.dumps(self.cost, indent=1) + "\n", encoding="utf-8")
 
     def _summary(self) -> dict:
-        from unitoken_jax.model_dir import versions
+        from unitoken_jax.checkpoint.model_directory import versions
 
         results = self.results
         return {

@@ -11,18 +11,17 @@ from collections.abc import Callable
 
 import jax
 
-from unitoken_jax import model_dir, sharding
+from unitoken_jax.checkpoint import model_directory
 from unitoken_jax.config import Config, to_dict
-from unitoken_jax.host.loader import Loader, Validation
-from unitoken_jax.host.storage import as_path
-from unitoken_jax.host.tokenizer import Tokenizer
+from unitoken_jax.data.loader import Loader, Validation
+from unitoken_jax.model import sharding
 from unitoken_jax.model.init import init_params
+from unitoken_jax.sequence.tokenizer import Tokenizer
+from unitoken_jax.storage.paths import as_path
 from unitoken_jax.train import state as states
 from unitoken_jax.train.checkpoint import Checkpoints, check_workdir, claim_data, claim_workdir, differences
-from unitoken_jax.train.goodput import Goodput
-from unitoken_jax.train.log_folder import LogFolder
-from unitoken_jax.train.loss import LossSums
-from unitoken_jax.train.metrics import (
+from unitoken_jax.train.logs.goodput import Goodput
+from unitoken_jax.train.logs.metrics import (
     METRICS_FILE,
     MetricsLog,
     Progress,
@@ -30,13 +29,15 @@ from unitoken_jax.train.metrics import (
     require_wandb,
     wandb_run,
 )
+from unitoken_jax.train.logs.profile import Profile
+from unitoken_jax.train.logs.run_folder import LogFolder
+from unitoken_jax.train.logs.samples import Samples
+from unitoken_jax.train.logs.skipped import SkipLog
+from unitoken_jax.train.logs.throughput import Speed, memory
+from unitoken_jax.train.loss import LossSums
 from unitoken_jax.train.optimizer import peak_rates
 from unitoken_jax.train.placement import check_rows, initial_state, place, shardings_of
 from unitoken_jax.train.preemption import Preemption
-from unitoken_jax.train.profile import Profile
-from unitoken_jax.train.samples import Samples
-from unitoken_jax.train.skips import SkipLog
-from unitoken_jax.train.speed import Speed, memory
 from unitoken_jax.train.step import make_evaluation_step, make_model, make_train_step
 
 MODEL_FOLDER = "model"
@@ -112,7 +113,7 @@ def train(
         )
         state = run.to_the_end(state, stack.enter_context(Preemption()))
     about = {"training": to_dict(config)}
-    model_dir.save_model(workdir / MODEL_FOLDER, config.model, state.tree, tokenizer, about)
+    model_directory.save_model(workdir / MODEL_FOLDER, config.model, state.tree, tokenizer, about)
     return state
 
 
@@ -208,7 +209,7 @@ def _start(config: Config, params, tokenizer, mesh) -> tuple[dict, Tokenizer]:
     """Parameters and tokenizer to start from, where the caller brought not both."""
     settings = config.train
     if settings.init_from:
-        loaded = model_dir.load_model(settings.init_from, mesh=mesh)
+        loaded = model_directory.load_model(settings.init_from, mesh=mesh)
         _check_same_network(config, loaded.config)
         return loaded.params if params is None else params, tokenizer or loaded.tokenizer
     if tokenizer is None:

@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unitoken_jax.sharding import RULES, row_groups, shard
-from unitoken_jax.vocabulary import Vocabulary
+from unitoken_jax.model.sharding import RULES, row_groups, shard
+from unitoken_jax.sequence.vocabulary import Vocabulary
 
 VOCABULARY_BLOCK = 8192  # ids whose logits a device makes at one time
 _LOWEST = -1e30  # below every logit, and finite

@@ -5,8 +5,8 @@ import jax
 from flax.core import meta
 from jax.sharding import Mesh, NamedSharding
 
-from unitoken_jax import sharding
 from unitoken_jax.config import Config
+from unitoken_jax.model import sharding
 from unitoken_jax.model.init import abstract_params
 from unitoken_jax.train import state as states
 from unitoken_jax.train.optimizer import transformation

@@ -12,8 +12,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unitoken_jax.config import TrainConfig
-from unitoken_jax.train import guard
-from unitoken_jax.train.guard import Guard
+from unitoken_jax.train import spike_guard
+from unitoken_jax.train.spike_guard import Guard
 
 
 @flax.struct.dataclass
@@ -56,7 +56,7 @@ def create(
     return State(
         step=jnp.zeros((), jnp.int32),
         skipped=jnp.zeros((), jnp.int32),
-        guard=guard.create(spike_window),
+        guard=spike_guard.create(spike_window),
         params=trained,
         frozen={path: value for path, value in sorted(flat.items()) if path not in rates},
         opt_state=optimizer.init(trained),

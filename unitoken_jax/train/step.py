@@ -8,13 +8,13 @@ import optax
 
 from unitoken_jax.config import Config
 from unitoken_jax.model.attention import kernel_for
+from unitoken_jax.model.sharding import shard
 from unitoken_jax.model.unitoken import UniTokenModel, fill_codes
-from unitoken_jax.sharding import shard
-from unitoken_jax.train.guard import judge
+from unitoken_jax.sequence.vocabulary import Vocabulary
 from unitoken_jax.train.loss import LossSums, cross_entropy, picture_token_table, targets
 from unitoken_jax.train.optimizer import schedule, transformation
+from unitoken_jax.train.spike_guard import judge
 from unitoken_jax.train.state import State, merge
-from unitoken_jax.vocabulary import Vocabulary
 
 
 def make_model(config: Config, rates: dict[str, float], platform: str | None = None) -> UniTokenModel:

@@ -1,0 +1,209 @@
+"""`unitoken ablate`: the paper's Tables 5 and 6 with the quickstart's model and data, several seeds.
+
+    data/ vq/ start/            made once, by the quickstart's own steps
+    seed0/pretrained/           what the paper's pretrained decoder and SigLIP bring
+    seed0/<cell>/               one training run
+    seed0/scores.json           by cell; one that is in it is finished
+    findings.md, scores.csv, ablation.png of what is finished
+
+A run that was stopped goes on where it was, and seeds may come from several machines: of each, scores.json is
+enough. Data is counted in packed rows of 256 tokens, not in examples: a conversation here has several times
+the tokens of a picture to draw, in the paper they are about as long.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import time
+from typing import Literal
+
+from unitoken_jax.ablate import findings
+from unitoken_jax.config import to_dict
+from unitoken_jax.quickstart import evaluate, recipe
+from unitoken_jax.quickstart.recipe import Stage, muon
+from unitoken_jax.quickstart.run import Quickstart, claim
+from unitoken_jax.scenes import checker, questions
+from unitoken_jax.storage.paths import write_text
+
+STEPS_PER_MILLION = 60  # training steps, at scale 1, for a million of the paper's examples
+DATA_MINUTES = 30.0  # the quickstart whose data and VQ tokenizer are used, at scale 1
+
+Encoding = Literal["unified", "discrete", "continuous"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One model of the tables: how it reads pictures, and the millions of examples the paper gave it."""
+
+    name: str
+    encoding: Encoding
+    understanding: float
+    generation: float
+
+
+CELLS = (
+    Cell("discrete-understanding", "discrete", 10, 0),
+    # One cell for every encoding: nothing is read in it, and stage I leaves the decoder as it is.
+    Cell("generation", "discrete", 0, 10),
+    Cell("discrete-joint", "discrete", 10, 10),
+    Cell("unified-understanding", "unified", 10, 0),
+    Cell("unified-joint", "unified", 10, 10),
+    Cell("continuous-understanding", "continuous", 10, 0),
+    Cell("continuous-joint", "continuous", 10, 10),
+    Cell("unified-joint-2to1", "unified", 10, 5),
+    Cell("unified-small", "unified", 2, 2),
+    Cell("unified-small-2to1", "unified", 2, 1),
+)
+
+_ALL = "siglip|adapter|decoder"
+# The paper starts from a SigLIP that sees and a decoder that draws and reads codes, and aligns the two (stage
+# I) where features are read. Each starts where the one before ended; its steps are those at scale 1.
+PRETRAINING = (
+    recipe.SIGHT,
+    Stage(
+        "codes",
+        "the decoder learns to read codes",
+        150,
+        {"train_generation": 3.0, "train_captions": 7.0},
+        muon("decoder", 1.5e-3),
+        encoding="discrete",
+    ),
+)
+
+
+def _stage_one(encoding: Encoding) -> Stage:
+    purpose = "SigLIP and the adapter align with the frozen decoder"
+    return Stage(
+        encoding, purpose, 40, {"train_captions": 1.0}, muon("siglip|adapter", 2.5e-4), encoding=encoding
+    )
+
+
+def _stage_two(cell: Cell) -> Stage:
+    mixture = {"train_generation": float(cell.generation), "train_understanding": float(cell.understanding)}
+    return Stage(
+        cell.name,
+        "",
+        round((cell.understanding + cell.generation) * STEPS_PER_MILLION),
+        {name: weight for name, weight in mixture.items() if weight},
+        muon("decoder" if cell.encoding == "discrete" else _ALL, 1.5e-3),
+        encoding=cell.encoding,
+    )
+
+
+def run(out: str | os.PathLike, scale: float = 1.0, seeds: int = 3, first_seed: int = 0) -> pathlib.Path:
+    """Trains and scores every cell in directory `out`, or goes on: with `seeds` seeds from `first_seed` on.
+
+    Returns the path of the findings, which cover all seeds that are there and are written after every cell.
+
+    `scale` multiplies data and steps. Raises ValueError where `out` holds something else, or other settings.
+    """
+    if not scale > 0 or seeds < 1 or first_seed < 0:
+        given = f"--scale is {scale}, --seeds {seeds}, --first-seed {first_seed}"
+        raise ValueError(f"{given}; expected numbers above 0, and a first seed of 0 or more")
+    ablation = Ablation(pathlib.Path(out).absolute(), float(scale))
+    settings = {"scale": float(scale), "steps": STEPS_PER_MILLION, "model": to_dict(recipe.model_config())}
+    claim(ablation.out, settings, "run of `unitoken ablate`")
+    for name, step in (
+        ("data", ablation.shared.data),
+        ("picture tokenizer", ablation.shared.tokenizers),
+        ("codes", ablation.shared.codes),
+    ):
+        print(name, flush=True)
+        step()
+    for seed in range(first_seed, first_seed + seeds):
+        for number, cell in enumerate(CELLS, 1):
+            print(f"[seed {seed}, {number}/{len(CELLS)}] {cell.name}", flush=True)
+            if ablation.cell(cell, seed):
+                findings.write(ablation.out, ablation.scores())
+    return findings.write(ablation.out, ablation.scores())
+
+
+def _read(path: pathlib.Path) -> dict[str, dict]:
+    """Scores by cell; none where there is no such file yet."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+@dataclasses.dataclass
+class Ablation:
+    """The run in directory `out`."""
+
+    out: pathlib.Path
+    scale: float
+
+    def __post_init__(self):
+        self.shared = Quickstart(self.out, DATA_MINUTES * self.scale, 0)
+
+    def cell(self, cell: Cell, seed: int) -> bool:
+        """Trains and scores one cell; False where it was finished already."""
+        folder = self.out / f"seed{seed}"
+        finished = _read(folder / "scores.json")
+        if cell.name in finished:
+            return False
+        began = time.monotonic()
+        start = self._pretrained(cell, seed)
+        stage = _stage_two(cell)
+        self._train(stage, folder / cell.name, start, seed)
+        found = self._score(cell, folder / cell.name / "model", seed)
+        found |= {"steps": self._steps(stage), "seconds": time.monotonic() - began}
+        write_text(folder / "scores.json", json.dumps(finished | {cell.name: found}, indent=1) + "\n")
+        shutil.rmtree(folder / cell.name / "checkpoints")  # its optimizer state is four fifths of the disk
+        return True
+
+    def scores(self) -> list[dict]:
+        """What finished cells scored, each with `seed` and `cell`: by seeds, then in the order of CELLS."""
+        found = {int(path.parent.name[4:]): _read(path) for path in self.out.glob("seed*/scores.json")}
+        rows = []
+        for seed, finished in sorted(found.items()):
+            names = [cell.name for cell in CELLS if cell.name in finished]
+            rows += [{"seed": seed, "cell": name, **finished[name]} for name in names]
+        return rows
+
+    def _pretrained(self, cell: Cell, seed: int) -> pathlib.Path:
+        """The model directory that `cell` starts from."""
+        from unitoken_jax.checkpoint.model_directory import load_model, save_model
+        from unitoken_jax.model.init import init_params
+
+        folder = self.out / f"seed{seed}" / "pretrained"
+        start = folder / "start"
+        if not start.exists():
+            shared = load_model(self.out / "start")
+            params = init_params(shared.config, seed) | {"vqgan": shared.params["vqgan"]}
+            save_model(start, shared.config, params, shared.tokenizer)
+        stages = PRETRAINING
+        if cell.encoding != "discrete":
+            stages += (_stage_one(cell.encoding),)
+        for stage in stages:
+            self._train(stage, folder / stage.name, start, seed)
+            start = folder / stage.name / "model"
+        return start
+
+    def _train(self, stage: Stage, folder: pathlib.Path, start: pathlib.Path, seed: int) -> None:
+        import jax
+
+        from unitoken_jax.train.loop import train
+
+        if (folder / "model").exists():
+            return
+        config = recipe.run_config(stage, self.shared.dataset, start, self._steps(stage), seed)
+        train(config, folder, progress=stage.name)
+        jax.clear_caches()  # dozens of runs in one process
+
+    def _steps(self, stage: Stage) -> int:
+        return max(4, round(stage.steps * self.scale))
+
+    def _score(self, cell: Cell, model: pathlib.Path, seed: int) -> dict:
+        """Scores of what the cell was trained for: "general", "textread", "generation", and their parts."""
+        from unitoken_jax.unitoken import UniToken
+
+        loaded, dataset, found = UniToken.load(model), self.shared.dataset, {}
+        if cell.understanding:
+            found |= questions.score_answers(evaluate.answer_questions(loaded, dataset))
+        if cell.generation:
+            prompts = dataset.held_out_prompts()
+            drawn = evaluate.draw_prompts(loaded, prompts, seed)
+            verdicts = [checker.check(picture, prompt) for picture, prompt in zip(drawn, prompts)]
+            pictures = checker.score_pictures(prompts, verdicts)
+            found |= {"generation": pictures["overall"], "categories": pictures["categories"]}
+        return found

@@ -1,0 +1,290 @@
+"""The model directory, which training and conversion write and everything else reads.
+
+    config.json      ModelConfig
+    tokenizer.json   text tokenizer with the control tokens
+    params/          Orbax: one tree {"siglip", "adapter", "decoder", "vqgan"}
+    manifest.json    versions, when it was made, source files and their SHA-256, licence notes
+
+Nothing else is needed to run it, and nothing in it is code.
+"""
+
+import contextlib
+import datetime
+import functools
+import importlib.metadata
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+from flax import traverse_util
+from flax.core import meta
+
+from unitoken_jax.checkpoint.param_store import SMALL_BYTES, StoredParams
+from unitoken_jax.config import ModelConfig, from_dict, to_dict
+from unitoken_jax.model import sharding
+from unitoken_jax.model.quantize import KERNELS, QuantizedKernel, bits_of, quantize_kernel
+from unitoken_jax.sequence.tokenizer import Tokenizer
+from unitoken_jax.storage.paths import absolute, as_path, is_remote, write_text
+
+FORMAT = 1
+CONFIG, TOKENIZER, PARAMS, MANIFEST = "config.json", "tokenizer.json", "params", "manifest.json"
+UNFINISHED = "unfinished"  # an object at a URL whose parameters are being written
+NETWORK = ("siglip", "adapter", "decoder")  # what UniTokenModel reads; the VQ-GAN stands apart
+# What a directory may lack as a whole: published checkpoints carry no VQ-GAN, or its encoder alone.
+OPTIONAL = ("vqgan", "vqgan/encoder", "vqgan/quant_conv", "vqgan/decoder", "vqgan/post_quant_conv")
+_VERSIONS = (
+    "unitoken_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "tokenizers",
+    "numpy",
+)
+
+
+class LoadedModel(NamedTuple):
+    """A model directory's content; `params` as in the module's docstring, or (`open_model`) StoredParams."""
+
+    config: ModelConfig
+    params: Any
+    tokenizer: Tokenizer
+    manifest: dict
+
+
+def save_model(
+    path: str | os.PathLike,
+    config: ModelConfig,
+    params: Mapping,
+    tokenizer: Tokenizer,
+    manifest: Mapping | None = None,
+) -> None:
+    """Writes the model directory `path`: complete, or not at all. An older model directory there is replaced;
+    at a URL, where nothing can be renamed, it is gone from the beginning of that.
+
+    `manifest` adds to what manifest.json says (`sources`, `licences`, ...). Every process of a multi-host
+    run calls this with the same arguments. Raises FileExistsError where `path` is something else than a model
+    directory, ValueError listing every parameter that does not fit `config`.
+    """
+    import orbax.checkpoint as ocp
+
+    path = absolute(path)
+    params = meta.unbox(dict(params))
+    _check_params(config, params, f"the parameters for {path}")
+    check_place(path)
+    part = part_of(path)
+    main = jax.process_index() == 0
+    if main and is_remote(path):
+        write_text(part / UNFINISHED, "")  # says that what is here may go, in place of the manifest
+        (part / MANIFEST).unlink(missing_ok=True)
+    elif main:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+    _wait("save_model: directory made")
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(part / PARAMS, params, save_args=_save_args(params), force=True)
+    if main:
+        publish(path, config, tokenizer, manifest)
+    _wait("save_model: done")
+
+
+def _save_args(params: Mapping) -> dict:
+    """Large stacked arrays in chunks of one layer, so that a layer can be read alone (`open_model`)."""
+    import orbax.checkpoint as ocp
+
+    flat = _flat(params)
+    large = {path for path, leaf in flat.items() if "/layers/" in path and leaf.nbytes > SMALL_BYTES}
+    args = {path: ocp.SaveArgs(shard_axes=(0,) if path in large else ()) for path in flat}
+    return traverse_util.unflatten_dict(args, sep="/")
+
+
+def part_of(path: str | os.PathLike):
+    """Where a model directory grows before it becomes `path`; at a URL, that is `path`."""
+    path = absolute(path)
+    return path if is_remote(path) else path.with_name(f".{path.name}.part")
+
+
+def publish(
+    path: str | os.PathLike, config: ModelConfig, tokenizer: Tokenizer, manifest: Mapping | None = None
+) -> None:
+    """Makes the model directory `path` of `part_of(path)`, which holds the parameters already."""
+    path = absolute(path)
+    part, old = part_of(path), path.with_name(f".{path.name}.old")
+    _write_json(part / CONFIG, to_dict(config))
+    tokenizer.save(part / TOKENIZER)
+    _write_json(part / MANIFEST, _manifest() | dict(manifest or {}))  # last: a URL becomes one with it
+    if part == path:
+        (path / UNFINISHED).unlink()
+        return
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        os.rename(path, old)
+    os.rename(part, path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def check_place(path: str | os.PathLike) -> None:
+    """Raises FileExistsError where `path` is neither free, nor empty, nor a model directory to replace."""
+    path = as_path(path)
+    free = not path.exists() or is_model_dir(path) or (path / UNFINISHED).exists()
+    if not free and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"{path} exists and is no model directory: choose another place, or remove it")
+
+
+def load_settings(path: str | os.PathLike) -> tuple[ModelConfig, Tokenizer, dict]:
+    """(config, tokenizer, manifest) of the model directory `path`, without its parameters. Raises as
+    `load_model`."""
+    path = absolute(path)
+    _check_directory(path)
+    try:
+        config = from_dict(ModelConfig, json.loads((path / CONFIG).read_text(encoding="utf-8")))
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: {CONFIG} or {MANIFEST} is not valid JSON ({error})") from error
+    except ValueError as error:
+        raise ValueError(f"{path / CONFIG}: {error}") from error
+    if manifest.get("format", FORMAT) != FORMAT:
+        raise ValueError(
+            f"{path} has format {manifest['format']}; this version reads {FORMAT}: update unitoken_jax"
+        )
+    return config, Tokenizer.load(path / TOKENIZER), manifest
+
+
+def open_model(path: str | os.PathLike) -> LoadedModel:
+    """The model directory `path`, checked as by `load_model`; `params` are StoredParams, not read yet."""
+    path = absolute(path)
+    config, tokenizer, manifest = load_settings(path)
+    stored = StoredParams(path / PARAMS)
+    _check_params(config, stored.tree, str(path / PARAMS))
+    return LoadedModel(config, stored, tokenizer, manifest)
+
+
+def load_model(
+    path: str | os.PathLike, *, mesh=None, dtype: Any = None, quantize: str | None = None
+) -> LoadedModel:
+    """Reads the model directory `path`, every parameter's path and shape checked against its config.
+
+    `mesh` (`sharding.make_mesh`) spreads the parameters over devices; `dtype` casts all but the VQ-GAN's
+    (None keeps what is stored); `quantize` "int8" or "int4" reads the decoder's kernels layer by layer into
+    so many bits. Raises FileNotFoundError, or ValueError listing every problem.
+    """
+    import orbax.checkpoint as ocp
+
+    opened = open_model(path)
+    targets = _targets(opened.config, opened.params.tree, mesh, dtype)
+    if quantize is not None:
+        return opened._replace(params=_quantized(opened.params, targets, bits_of(quantize)))
+    with ocp.StandardCheckpointer() as checkpointer:
+        params = checkpointer.restore(absolute(path) / PARAMS, targets)
+    return opened._replace(params=params)
+
+
+def _quantized(stored: StoredParams, targets: dict, bits: int) -> dict:
+    """All parameters as `targets` says, but KERNELS in so many bits; one of them in memory at a time."""
+    params = {}
+    for name, target in _flat(targets).items():
+        if KERNELS.match(name):
+            kernel = quantize_kernel((stored.read(name, layer) for layer in range(target.shape[0])), bits)
+            scales = target.sharding
+            if isinstance(scales, jax.sharding.NamedSharding):
+                layers, _, outputs = scales.spec
+                scales = scales.update(spec=jax.sharding.PartitionSpec(layers, None, outputs))
+            placed = QuantizedKernel(target.sharding, scales)
+            params[name] = jax.tree.map(jax.device_put, kernel, placed)
+        else:
+            params[name] = jax.device_put(stored.read(name).astype(target.dtype), target.sharding)
+    return traverse_util.unflatten_dict(params, sep="/")
+
+
+def is_model_dir(path: str | os.PathLike) -> bool:
+    """Whether `path` is a model directory (complete: they never exist half-written)."""
+    path = as_path(path)
+    return all((path / name).exists() for name in (CONFIG, TOKENIZER, PARAMS, MANIFEST))
+
+
+def _check_directory(path) -> None:
+    if not path.is_dir():
+        old = path.with_name(f".{path.name}.old")
+        hint = f" (a save was cut short: {old} is the one before it, rename it)" if is_model_dir(old) else ""
+        raise FileNotFoundError(f"no model directory at {path}{hint}")
+    missing = [name for name in (CONFIG, TOKENIZER, PARAMS, MANIFEST) if not (path / name).exists()]
+    if missing:
+        raise FileNotFoundError(f"{path} is no model directory: it lacks {', '.join(missing)}")
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of what its results depend on, as far as they are installed."""
+    found = {}
+    for name in _VERSIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _manifest() -> dict:
+    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"format": FORMAT, "created": created, "versions": versions(), "sources": {}, "licences": []}
+
+
+def _write_json(path, values: Mapping) -> None:
+    write_text(path, json.dumps(values, indent=1) + "\n")
+
+
+def _wait(where: str) -> None:
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(where)
+
+
+@functools.cache
+def _abstract(config: ModelConfig):
+    """Boxed abstract parameters; a 7B takes seconds to trace."""
+    from unitoken_jax.model.init import abstract_params
+
+    return abstract_params(config)
+
+
+def _flat(tree) -> dict[str, Any]:
+    return traverse_util.flatten_dict(dict(tree), sep="/")
+
+
+def _check_params(config: ModelConfig, params: Mapping, where: str) -> None:
+    """Raises ValueError listing every missing, surplus or misshapen parameter of `params`."""
+    expected, found = _flat(meta.unbox(_abstract(config))), _flat(params)
+    may_lack = OPTIONAL + (("siglip", "adapter") if config.sequence.encoding == "discrete" else ())
+    absent = [group + "/" for group in may_lack if not any(name.startswith(group + "/") for name in found)]
+    problems = []
+    for name, leaf in expected.items():
+        if name not in found:
+            if not name.startswith(tuple(absent)):
+                problems.append(f"missing: {name} {leaf.shape}")
+        elif tuple(found[name].shape) != tuple(leaf.shape):
+            problems.append(
+                f"shape: {name} is {tuple(found[name].shape)}, the config says {tuple(leaf.shape)}"
+            )
+    problems += [f"surplus: {name} {tuple(found[name].shape)}" for name in found if name not in expected]
+    if problems:
+        lines = "\n  ".join(problems)
+        raise ValueError(f"{where} does not fit its config, {len(problems)} problems:\n  {lines}")
+
+
+def _targets(config: ModelConfig, stored: Mapping, mesh, dtype) -> dict:
+    """What to restore: the stored shapes with dtype and placement."""
+    boxed = _abstract(config)
+    if mesh is None:
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        placed = dict.fromkeys(_flat(meta.unbox(boxed)), here)
+    else:
+        placed = _flat(sharding.shardings(mesh, boxed))
+    targets = {}
+    for name, leaf in _flat(stored).items():
+        cast = dtype if dtype is not None and not name.startswith("vqgan/") else leaf.dtype
+        targets[name] = jax.ShapeDtypeStruct(tuple(leaf.shape), cast, sharding=placed[name])
+    return traverse_util.unflatten_dict(targets, sep="/")

@@ -1,0 +1,136 @@
+"""Where a data set's pictures lie: a folder, or tar shards with a table of what is in them.
+
+Both give `store / name`, something with `open("rb")` and `is_file()`, and never read a picture for it.
+"""
+
+import hashlib
+import logging
+import os
+import pathlib
+import tarfile
+from collections.abc import Iterable
+
+import numpy as np
+
+from unitoken_jax.sequence.image import PictureError
+from unitoken_jax.storage.paths import RandomFile, Slice, as_path, expand, size_of
+
+log = logging.getLogger(__name__)
+
+_BLOCK = 512  # a tar file's unit; two blocks of zeros end it
+
+
+def name_hash(name: str) -> int:
+    """64 bits of a picture's name: two of twenty million collide with a chance of 1e-5."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+def name_hashes(names: Iterable[str]) -> np.ndarray:
+    """uint64[N]: `name_hash` of each."""
+    return np.fromiter((name_hash(name) for name in names), np.uint64)
+
+
+def is_tar(pictures: str | os.PathLike) -> bool:
+    """Whether `pictures` names tar shards (one, or a pattern), not a folder."""
+    return os.fspath(pictures).endswith(".tar")
+
+
+class Tars:
+    """Pictures in tar shards, by member name."""
+
+    def __init__(self, shards: list, table: np.ndarray):
+        """`table` int64[N, 4]: name hash (sorted as uint64), shard, first byte, bytes; see `scan_tars`."""
+        self._shards = [RandomFile(shard) for shard in shards]
+        self._table = table
+        self._hashes = np.ascontiguousarray(table[:, 0]).view(np.uint64)
+
+    def __getstate__(self) -> dict:
+        return {"shards": [shard.path for shard in self._shards], "table": self._table}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(state["shards"], state["table"])
+
+    def __truediv__(self, name: str):
+        wanted = np.uint64(name_hash(_plain(name)))
+        place = int(np.searchsorted(self._hashes, wanted))
+        if place == len(self._hashes) or self._hashes[place] != wanted:
+            return Missing(f"{name} (in {len(self._shards)} tar shards, {self._shards[0].path} ...)")
+        _, shard, start, size = self._table[place].tolist()
+        return Slice(f"{self._shards[shard].path}:{name}", self._shards[shard], start, size)
+
+
+class Missing:
+    """A picture that is not there; opening it says so."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __str__(self) -> str:
+        return self.name
+
+    def is_file(self) -> bool:
+        return False
+
+
+def open_pictures(pictures: str, data: str, table: np.ndarray | None = None):
+    """The store `pictures` names: tar shards, a folder, or (empty) the folder of the file `data`."""
+    if is_tar(pictures):
+        return Tars(expand(pictures), table)
+    return as_path(pictures) if pictures else as_path(data).parent
+
+
+def scan_tars(pictures: str, on_error=None) -> np.ndarray:
+    """int64[N, 4]: what `Tars` needs, from the shards' headers alone.
+
+    A damaged or truncated shard raises PictureError naming it; with `on_error` that gets the error, and the
+    whole members before the damage count. A name in two places raises always: which one was meant?
+    """
+    shards = expand(pictures)
+    rows: list[tuple[int, int, int, int]] = []
+    for number, shard in enumerate(shards):
+        found, problem = _members(shard)
+        rows += [(name_hash(name), number, start, size) for name, start, size in found]
+        if problem is not None:
+            error = PictureError(f"{shard} {problem}: copy the shard again", "corrupt_picture")
+            if on_error is None:
+                raise error
+            on_error(error)
+    table = np.array([(h - (1 << 64) if h >> 63 else h, *rest) for h, *rest in rows], np.int64)
+    table = table.reshape(-1, 4)
+    hashes = table[:, 0].copy().view(np.uint64)
+    table, hashes = table[np.argsort(hashes, kind="stable")], np.sort(hashes)
+    if (twice := np.flatnonzero(hashes[1:] == hashes[:-1])).size:
+        first, second = (shards[table[twice[0] + i, 1]] for i in (0, 1))
+        raise PictureError(
+            f"a picture's name stands twice in the tar shards {first} and {second} ({len(twice)} such "
+            "names): give each picture its own name",
+            "corrupt_picture",
+        )
+    return table
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("./")
+
+
+def _members(shard) -> tuple[list[tuple[str, int, int]], str | None]:
+    """((name, first byte, bytes) of each whole file in `shard`, what is wrong with it or None)."""
+    size, found, end = size_of(shard), [], 0
+    try:
+        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK * member.isreg()
+                if end > size:
+                    return found, f"is truncated within {member.name} (member {len(found) + 1})"
+                if member.isreg():
+                    found.append((_plain(member.name), member.offset_data, member.size))
+    except (tarfile.TarError, EOFError) as error:
+        return found, f"is damaged after {len(found)} members ({error})"
+    if size < end + _BLOCK:  # tarfile takes a file that stops between two members for a whole one
+        return found, f"is truncated after {len(found)} members: it has no end mark"
+    return found, None
+
+
+def store_files(pictures: str) -> list[pathlib.Path]:
+    """The files a fingerprint of `pictures` covers: tar shards; a folder's pictures are not looked at."""
+    return expand(pictures) if is_tar(pictures) else []

@@ -1,0 +1,248 @@
+"""Measuring a data set, in chunks of rows: each chunk is one file, so a stopped build goes on where it was,
+and any number of processes, on any number of machines, can share the work.
+
+As a program (`python -m unitoken_jax.data.index_build`) it is one worker of a build; the job comes pickled on
+standard input from the process that started it. Workers are programs, not forks or spawned copies: those
+need a guarded main module, and a notebook has none.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import pickle
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+from tqdm import tqdm
+
+from unitoken_jax.config import ModelConfig, SourceConfig
+from unitoken_jax.data.image_store import is_tar, open_pictures, scan_tars
+from unitoken_jax.data.readers import kind_of, open_records, scan_json
+from unitoken_jax.sequence import build
+from unitoken_jax.sequence.conversation import ConversationError, parse
+from unitoken_jax.sequence.image import PictureError
+from unitoken_jax.sequence.tokenizer import Tokenizer
+from unitoken_jax.storage.paths import save_array, write_text, write_whole
+
+CHUNK = 4096  # rows measured between two looks at the clock, and lost at most when stopped
+ALONE = 32768  # fewer rows are measured faster than workers start
+LENGTHS, RECORDS, PICTURES, BAD = "lengths.npy", "records.npy", "pictures.npy", "bad.jsonl"
+PICTURE_REASONS = ("missing_picture", "corrupt_picture", "missing_codes")
+
+
+@dataclasses.dataclass(frozen=True)
+class Bad:
+    """A row that cannot be used: its number, "file:line", the kind of reason, and the whole message."""
+
+    row: int
+    where: str
+    reason: str
+    message: str
+
+    def error(self, more: str = "") -> ConversationError | PictureError:
+        kind = PictureError if self.reason in PICTURE_REASONS else ConversationError
+        return kind(self.message + more, self.reason)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What measuring needs; chunks are gathered in `folder`."""
+
+    config: SourceConfig
+    model: ModelConfig
+    tokenizer: Tokenizer
+    folder: pathlib.Path
+    key: str
+
+    def chunk(self, number: int) -> pathlib.Path:
+        return self.folder / f"chunk-{number:06}.npz"
+
+
+class Measurer:
+    """Measures rows of a job."""
+
+    def __init__(self, job: Job, folder: pathlib.Path):
+        """`folder` holds the tables of positions."""
+        self.job = job
+        self.records = open_records(job.config, _table(folder / RECORDS))
+        self.pictures = open_pictures(job.config.pictures, job.config.path, _table(folder / PICTURES))
+
+    def rows(self, rows) -> tuple[np.ndarray, list[Bad]]:
+        """(int32[n, 5] as in index.py, the bad ones)."""
+        table, bad = np.zeros((len(rows), 5), np.int32), []
+        for place, row in enumerate(rows):
+            try:
+                table[place] = self._row(row)
+            except (ConversationError, PictureError) as error:
+                bad.append(Bad(int(row), self.records.where(row), error.reason, str(error)))
+        return table, bad
+
+    def _row(self, row: int) -> tuple[int, int, int, int]:
+        conversation = parse(self.records.read(row), self.records.where(row), self.pictures)
+        return measure(conversation, self.job.tokenizer, self.job.model)
+
+
+def measure(conversation, tokenizer: Tokenizer, model: ModelConfig) -> tuple[int, int, int, int, int]:
+    """`Lengths` of one conversation, and its tokens without the prompt or 0."""
+    sizes = build.picture_sizes(conversation)
+    whole = build.length(conversation, tokenizer, model, sizes)
+    dropped = 0
+    if build.is_text_to_image(conversation):
+        dropped = build.length(conversation, tokenizer, model, sizes, drop_prompt=True).tokens
+    return *whole, dropped
+
+
+def measure_all(job: Job, workers: int | None, share: tuple[int, int], on_error) -> None:
+    """Sees to it that every chunk of `job` is there. Raises only for what is wrong with whole files."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    prepare(job, on_error)
+    measurer = Measurer(job, job.folder)
+    rows = len(measurer.records)
+    if not rows:
+        raise ConversationError(f"{job.config.path}: holds no usable conversation")
+    chunks = -(-rows // CHUNK)
+    if workers is None:
+        workers = cores() if rows > ALONE else 1
+    workers = min(workers, chunks)
+    name = pathlib.PurePath(job.config.path).name
+    with tqdm(total=rows, unit="row", desc=f"measuring {name}", disable=None, leave=False) as bar:
+        if workers <= 1:
+            for _ in chunks_of(job, measurer, *share):
+                bar.update(min(CHUNK, rows - bar.n))
+        else:
+            _in_processes(job, workers, share, chunks, bar)
+
+
+def cores() -> int:
+    """Cores this process may use, as far as the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def prepare(job: Job, on_error) -> None:
+    """Writes the tables of positions that the job's files need."""
+    if kind_of(job.config) == "json" and not (job.folder / RECORDS).exists():
+        save_array(job.folder / RECORDS, scan_json(job.config.path))
+    if is_tar(job.config.pictures) and not (job.folder / PICTURES).exists():
+        save_array(job.folder / PICTURES, scan_tars(job.config.pictures, on_error))
+
+
+def chunks_of(job: Job, measurer: Measurer, index: int, count: int):
+    """Measures every chunk that is not there, this process's share of them first; yields after each."""
+    rows = len(measurer.records)
+    chunks = -(-rows // CHUNK)
+    first = chunks * index // count
+    for number in [*range(first, chunks), *range(first)]:
+        path = job.chunk(number)
+        if not path.exists():
+            table, bad = measurer.rows(range(number * CHUNK, min((number + 1) * CHUNK, rows)))
+            notes = np.frombuffer("".join(_line(each) for each in bad).encode(), np.uint8)
+            write_whole(path, lambda out, table=table, notes=notes: np.savez(out, lengths=table, bad=notes))
+        yield number
+
+
+def _in_processes(job: Job, workers: int, share: tuple[int, int], chunks: int, bar) -> None:
+    """Measures with `workers` processes, and shows how far they are."""
+    index, count = share
+    command = [sys.executable, "-m", "unitoken_jax.data.index_build"]
+    running = []
+    try:
+        for worker in range(workers):
+            errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed below, whatever happens)
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=errors)
+            running.append((process, errors))
+            with process.stdin as stdin:
+                pickle.dump((job, index * workers + worker, count * workers, os.getpid()), stdin)
+        waiting = dict(running)
+        while waiting:
+            for process in list(waiting):
+                try:
+                    code = process.wait(0.5 / workers)
+                except subprocess.TimeoutExpired:
+                    continue
+                errors = waiting.pop(process)
+                if code:
+                    errors.seek(0)
+                    raise RuntimeError(
+                        f"a process that measures {job.config.path} failed (exit {code}); what it had done "
+                        "is kept:\n" + errors.read().decode(errors="replace")[-2000:]
+                    )
+            done = sum(1 for _ in job.folder.glob("chunk-*.npz"))
+            bar.update(round(bar.total * done / chunks) - bar.n)
+    finally:
+        for process, errors in running:
+            process.kill()
+            process.wait()
+            errors.close()
+
+
+def main() -> None:
+    """One worker; ends when the process that started it has."""
+    job, index, count, parent = pickle.load(sys.stdin.buffer)
+    for _ in chunks_of(job, Measurer(job, job.folder), index, count):
+        if os.getppid() != parent:
+            return
+
+
+def join(job: Job, folder: pathlib.Path) -> None:
+    """Writes the index's arrays into `folder` from all chunks and tables of `job`."""
+    rows = len(open_records(job.config, _table(job.folder / RECORDS)))
+    chunks = range(-(-rows // CHUNK))
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int32)), "fortran_order": False}
+
+    def lengths(out) -> None:  # not through a memory map: a full disk would end the process
+        np.lib.format.write_array_header_1_0(out, header | {"shape": (rows, 5)})
+        for number in chunks:
+            with np.load(job.chunk(number)) as chunk:
+                out.write(chunk["lengths"].tobytes())
+
+    def bad(out) -> None:
+        for number in chunks:
+            with np.load(job.chunk(number)) as chunk:
+                out.write(chunk["bad"].tobytes())
+
+    write_whole(folder / LENGTHS, lengths)
+    write_whole(folder / BAD, bad)
+    for name in (RECORDS, PICTURES):
+        if (job.folder / name).exists():
+            shutil.copyfile(job.folder / name, folder / name)  # another process may still read it
+
+
+def measure_again(job: Job, place: pathlib.Path) -> bool:
+    """Measures an index's bad rows again (a missing picture may be there now); whether any has changed."""
+    before = read_bad(place / BAD)
+    rows = [each.row for each in before]
+    table, bad = Measurer(job, place).rows(rows)
+    if bad == before:
+        return False
+    lengths = np.load(place / LENGTHS)
+    lengths[rows] = table
+    save_array(place / LENGTHS, lengths)
+    write_bad(place / BAD, bad)
+    return True
+
+
+def read_bad(path: pathlib.Path) -> list[Bad]:
+    """The rows a bad.jsonl lists."""
+    with open(path, encoding="utf-8") as file:
+        return [Bad(**json.loads(line)) for line in file]
+
+
+def write_bad(path: pathlib.Path, bad: list[Bad]) -> None:
+    """Lists bad rows in file `path`, one JSON object a line."""
+    write_text(path, "".join(_line(each) for each in bad))
+
+
+def _line(bad: Bad) -> str:
+    return json.dumps(dataclasses.asdict(bad)) + "\n"
+
+
+def _table(path: pathlib.Path) -> np.ndarray | None:
+    return np.load(path, mmap_mode="r") if path.exists() else None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Streams of examples -> endless, random-access rows in fixed proportions.
+
+A `Pool` packs the examples of its sources together; the `Mixture` takes rows of its pools in turn. With
+`DataConfig.mix` "rows" each source is a pool of its own and weights are shares of rows; with "examples" there
+is one pool and weights are shares of examples.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from unitoken_jax.config import DataConfig
+from unitoken_jax.data import packing
+from unitoken_jax.data.sources import Source
+from unitoken_jax.sequence import build
+
+BLOCK, LEAST = 65536, 1024  # examples packed at a time, at most and at least
+_PLANS = 3  # blocks whose plans are kept
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Block:
+    """Packed examples. plan: rows of places; the others say what example stands at each place."""
+
+    plan: packing.Plan
+    sources: np.ndarray  # int64[n], place in Pool.sources
+    epochs: np.ndarray
+    indices: np.ndarray
+    drops: np.ndarray
+    tokens: int  # of all its examples
+
+
+class Pool:
+    """Rows of one or several sources' examples. Blocks are packed when first asked for."""
+
+    def __init__(
+        self, sources: Sequence[Source], weights: Sequence[float], data: DataConfig, seed: int | None
+    ):
+        """`weights` are shares of examples, used where there are several sources."""
+        self.sources, self._budget = list(sources), packing.budget(data)
+        self._seed = None if seed is None else [seed, self.sources[0].number, len(self.sources)]
+        # A few small sets would go through many epochs in a large block, one shuffle each.
+        self._counts = shares(weights, min(BLOCK, max(LEAST, sum(map(len, sources)))))
+        self._ends = [0]  # rows before block b
+        self._blocks: collections.OrderedDict[int, Block] = collections.OrderedDict()
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_blocks": collections.OrderedDict()}
+
+    def blocks_in_epoch(self) -> int:
+        """Blocks that hold every example of a lone source once."""
+        return -(-len(self.sources[0]) // BLOCK)
+
+    def rows_in_epoch(self) -> int:
+        """Rows that hold every example of a lone source once."""
+        return sum(len(self.block(number).plan) for number in range(self.blocks_in_epoch()))
+
+    def _stretches(self, number: int) -> list[tuple[int, int]]:
+        """(place in its stream, count) of each source's examples in block `number`.
+
+        A lone source's blocks end where its epochs do, so that an epoch's rows hold each example once.
+        """
+        if len(self.sources) > 1:
+            return [(number * count, count) for count in self._counts.tolist()]
+        size, blocks = len(self.sources[0]), self.blocks_in_epoch()
+        epoch, part = divmod(number, blocks)
+        first, last = size * part // blocks, size * (part + 1) // blocks
+        return [(epoch * size + first, last - first)]
+
+    def block(self, number: int) -> Block:
+        """Block `number`, packed."""
+        if (kept := self._blocks.get(number)) is not None:  # one look: another thread may be evicting it
+            return kept
+        parts = [
+            source.stretch(start, count)
+            for source, (start, count) in zip(self.sources, self._stretches(number))
+        ]
+        lengths = np.concatenate([part.lengths for part in parts])
+        made = Block(
+            plan=packing.make_plan(lengths, self._budget, self._seed and [*self._seed, number]),
+            sources=np.repeat(np.arange(len(parts)), [len(part.indices) for part in parts]),
+            epochs=np.concatenate([part.epochs for part in parts]),
+            indices=np.concatenate([part.indices for part in parts]),
+            drops=np.concatenate([part.drops for part in parts]),
+            tokens=int(lengths[:, 0].sum()),
+        )
+        self._blocks[number] = made
+        while len(self._blocks) > _PLANS:
+            self._blocks.popitem(last=False)
+        return made
+
+    def locate(self, k: int) -> tuple[int, int]:
+        """(block, row of it) of row `k`; packs the blocks before it to count their rows, once."""
+        while self._ends[-1] <= k:
+            self._ends.append(self._ends[-1] + len(self.block(len(self._ends) - 1).plan))
+        number = int(np.searchsorted(self._ends, k, side="right")) - 1
+        return number, k - self._ends[number]
+
+    def names(self, k: int) -> list[tuple[int, int, int, bool]]:
+        """(source, epoch, index, prompt dropped) of each example of row `k`, counted from the start."""
+        number, row = self.locate(k)
+        block = self.block(number)
+        places = block.plan[row]
+        columns = (block.sources, block.epochs, block.indices, block.drops)
+        return list(zip(*(column[places].tolist() for column in columns)))
+
+    def row(self, k: int) -> list[build.Example]:
+        """The examples of row `k`; bad ones that are skipped are missing."""
+        made = [self.sources[source].example(*rest) for source, *rest in self.names(k)]
+        return [example for example in made if example is not None]
+
+
+def make_pools(
+    sources: Sequence[Source], data: DataConfig, seed: int | None
+) -> tuple[list[Pool], list[float]]:
+    """(pools, their shares of rows) as `data.mix` says."""
+    weights = [source.index.config.weight for source in sources]
+    if data.mix == "examples":
+        return [Pool(sources, weights, data, seed)], [1.0]
+    return [Pool([source], [1.0], data, seed) for source in sources], weights
+
+
+def shares(weights: Sequence[float], total: int) -> np.ndarray:
+    """int64[n]: `total` split as `weights` say. Raises ValueError for a weight that cannot be kept."""
+    exact = np.array(weights, np.float64)
+    if np.any(~np.isfinite(exact)) or np.any(exact <= 0):
+        raise ValueError(f"data.sources weights must be above 0, found {list(weights)}")
+    exact = exact / exact.sum() * total
+    counts = np.floor(exact).astype(np.int64)
+    counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1
+    if np.any(counts == 0):
+        raise ValueError(f"data.sources weights {list(weights)}: each must be at least 1/{total} of all")
+    return counts
+
+
+class Mixture:
+    """Rows of several streams of rows in fixed proportions: weights are shares of rows."""
+
+    BLOCK = 1024  # rows after which the pattern of streams repeats
+
+    def __init__(self, weights: Sequence[float], row: Sequence[Callable[[int], list[build.Example]]]):
+        """`row[s](j)` gives the j-th row of stream s. Raises ValueError for a weight that cannot be kept."""
+        self._row = row
+        counts = shares(weights, self.BLOCK if len(weights) > 1 else 1)
+        # Stream s's j-th row of a block stands at (j + 1/2) / counts[s] of it: as even as can be.
+        streams = np.repeat(np.arange(len(counts)), counts)
+        places = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
+        order = np.argsort(places, kind="stable")
+        self._pattern = streams[order]
+        self._within = np.concatenate([np.arange(count) for count in counts])[order]
+        self._counts = counts
+
+    def locate(self, k: int) -> tuple[int, int]:
+        """(stream, row of that stream) of row k."""
+        block, place = divmod(k, len(self._pattern))
+        stream = int(self._pattern[place])
+        return stream, int(block * self._counts[stream] + self._within[place])
+
+    def reached(self, k: int) -> list[int]:
+        """How many rows of each stream stand before row k."""
+        block, place = divmod(k, len(self._pattern))
+        before = np.bincount(self._pattern[:place], minlength=len(self._counts))
+        return (block * self._counts + before).tolist()
+
+    def row(self, k: int) -> list[build.Example]:
+        """The examples of row k."""
+        stream, place = self.locate(k)
+        return self._row[stream](place)

@@ -1,0 +1,190 @@
+"""Examples -> rows: which examples share a row (a plan), and the arrays of a batch of rows.
+
+A plan depends on the lengths, the seed and the epoch alone, holds every example exactly once, and can be
+entered at any row.
+"""
+
+import bisect
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from unitoken_jax.batch import NO_INDEX, NO_LABEL, Batch
+from unitoken_jax.config import DataConfig, ModelConfig
+from unitoken_jax.sequence.build import Example, Lengths
+
+SMALL = 1 / 8  # of a row; smaller examples fill it well in any order
+GROUP = 4096  # examples packed together: more fill rows little better, and mix less of the epoch
+
+
+def budget(config: DataConfig) -> Lengths:
+    """What a row holds; without online codes, pictures take no room."""
+    pictures = config.row_pictures if config.codes == "online" else 0
+    return Lengths(config.row_length, config.row_crops, pictures, config.row_length - config.row_prefix)
+
+
+def misfit(lengths: Lengths, config: DataConfig) -> str | None:
+    """Why an example does not fit any row, or None: what it needs, what a row holds, what to change."""
+    row = budget(config)
+    raised = (
+        "raise data.row_length",
+        "raise data.row_crops",
+        "raise data.row_pictures",
+        "lower data.row_prefix",
+    )
+    names = (*Lengths._fields[:3], "tokens from its first continuous one on")
+    for need, room, change, what in zip(lengths, row, raised, names):
+        if need > room:
+            return f"needs {need} {what}, a row holds {room}: {change}, or shorten the conversation"
+    return None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """Rows of example numbers. order int64[N]: examples row by row; starts int64[R + 1]: where rows begin."""
+
+    order: np.ndarray
+    starts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """int64[n]: numbers of the examples in `row`."""
+        return self.order[self.starts[row] : self.starts[row + 1]]
+
+
+def make_plan(lengths: np.ndarray, row: Lengths, seed: Sequence[int] | None) -> Plan:
+    """Best fit of shuffled examples, GROUP at a time, the large ones first; the rows are shuffled again.
+
+    Args:
+      lengths: int[N, 4], what each example takes (columns as in `Lengths`); each must fit an empty row.
+      row: what a row holds.
+      seed: integers (seed, epoch, ...) that decide the order; None: nothing is shuffled.
+    """
+    lengths = np.asarray(lengths, np.int64).reshape(-1, 4)
+    if np.any(lengths > np.array(row)):
+        raise ValueError(f"example {int(np.argmax((lengths > np.array(row)).any(1)))} does not fit a row")
+    rng = None if seed is None else np.random.default_rng(seed)
+    order = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
+    # What counts is the budget an example takes most of.
+    size = (lengths / np.maximum(np.array(row), 1)).max(1)
+    rows: list[list[int]] = []
+    for start in range(0, len(order), GROUP):
+        group = order[start : start + GROUP]
+        # Small ones stay in random order: sorted, they would fill rows with their like, and the smallest
+        # would run into the other budget.
+        group = group[np.argsort(np.where(size[group] > SMALL, -size[group], 0), kind="stable")]
+        rows += _best_fit(group.tolist(), lengths[group].tolist(), row)
+    if rng is not None:  # a group's last rows are the emptiest: spread them
+        rows = [rows[i] for i in rng.permutation(len(rows))]
+    starts = np.concatenate([[0], np.cumsum([len(examples) for examples in rows], dtype=np.int64)])
+    return Plan(np.array([e for examples in rows for e in examples], np.int64), starts.astype(np.int64))
+
+
+def _best_fit(examples: list[int], needs: list[list[int]], row: Lengths) -> list[list[int]]:
+    """Each example into the row with fewest tokens free among those with room for it, or a new one.
+
+    Open rows lie in one list for each number of free crops, sorted by free tokens: plain Python that looks
+    at few rows, which is several times faster than numpy over all of them.
+    """
+    rows: list[list[int]] = []
+    # Of each row with room left: (tokens, row, pictures, suffix).
+    free: list[list[tuple[int, int, int, int]]] = [[] for _ in range(row.crops + 1)]
+    for example, (tokens, crops, pictures, suffix) in zip(examples, needs):
+        best, where, place = None, 0, 0
+        for left in range(crops, row.crops + 1):
+            candidates = free[left]
+            at = bisect.bisect_left(candidates, (tokens,))
+            while at < len(candidates) and (candidates[at][2] < pictures or candidates[at][3] < suffix):
+                at += 1
+            if at < len(candidates) and (best is None or candidates[at][0] < best[0]):
+                best, where, place = candidates[at], left, at
+        if best is None:
+            best, where = (row.tokens, len(rows), row.pictures, row.suffix), row.crops
+            rows.append([])
+        else:
+            del free[where][place]
+        rows[best[1]].append(example)
+        rest = (best[0] - tokens, best[1], best[2] - pictures, best[3] - suffix)
+        if rest[0]:
+            bisect.insort(free[where - crops], rest)
+    return rows
+
+
+def empty_batch(rows: int, config: DataConfig, model: ModelConfig) -> Batch:
+    """A batch of `rows` rows of padding."""
+    length, side = config.row_length, model.siglip.image_size
+    batch: Batch = {
+        "tokens": np.zeros((rows, length), np.int32),
+        "labels": np.full((rows, length), NO_LABEL, np.int32),
+        "segments": np.zeros((rows, length), np.int32),
+        "positions": np.zeros((rows, length), np.int32),
+        "soft_index": np.full((rows, length), NO_INDEX, np.int32),
+        "crops": np.zeros((rows, config.row_crops, side, side, 3), np.uint8),
+    }
+    if config.codes == "online":
+        batch["code_index"] = np.full((rows, length), NO_INDEX, np.int32)
+        batch["pictures"] = np.zeros((rows, config.row_pictures, *model.sequence.picture_size, 3), np.uint8)
+    return batch
+
+
+def fill_row(
+    batch: Batch, row: int, examples: Sequence[Example], model: ModelConfig, prefix: int = 0
+) -> None:
+    """Writes `examples` into row `row`, whose first `prefix` places are for what comes before their first
+    continuous tokens (`places`). Raises ValueError where they do not fit.
+    """
+    patches = model.siglip.patches
+    height, width = (side // model.vq.stride for side in model.sequence.picture_size)
+    length, online = batch["tokens"].shape[1], "pictures" in batch
+    room = (length, batch["crops"].shape[1], batch["pictures"].shape[1] if online else 0, length - prefix)
+    needs = [sum(column) for column in zip(*(example.lengths for example in examples))]
+    if any(need > have for need, have in zip(needs, room)):
+        raise ValueError(f"row {row}: {Lengths(*needs)} do not fit {Lengths(*room)}")
+    crops = pictures = 0
+    for number, (example, here) in enumerate(zip(examples, places(examples, prefix)), 1):
+        last_crop, last_picture = crops + len(example.crops), pictures + len(example.pictures)
+        batch["tokens"][row, here] = example.tokens
+        batch["labels"][row, here] = example.labels
+        batch["segments"][row, here] = number
+        batch["positions"][row, here] = np.arange(len(example.tokens))
+        batch["soft_index"][row, here] = _shift(example.soft_index, crops * patches)
+        batch["crops"][row, crops:last_crop] = example.crops
+        if online:
+            batch["code_index"][row, here] = _shift(example.code_index, pictures * height * width)
+            batch["pictures"][row, pictures:last_picture] = example.pictures
+        crops, pictures = last_crop, last_picture
+
+
+def places(examples: Sequence[Example], prefix: int) -> list[np.ndarray]:
+    """Where in a row each example's tokens go, int64[n] each, rising.
+
+    What comes before an example's first continuous token fills the row's first `prefix` places, one example
+    after another, the rest those after them. Where the first places end within an example, it goes on right
+    there, so that no label is parted from the token it is predicted from.
+    """
+    before, free = [], prefix
+    for example in examples:
+        before.append(min(example.prefix, free))
+        free -= before[-1]
+    cut = [0 < n < example.prefix for n, example in zip(before, examples)]
+    found, first, rest = [np.array([])] * len(examples), np.cumsum([0, *before]), prefix
+    for i in sorted(range(len(examples)), key=lambda i: not cut[i]):
+        size = len(examples[i].tokens) - before[i]
+        found[i] = np.r_[first[i] : first[i + 1], rest : rest + size]
+        rest += size
+    return found
+
+
+def _shift(index: np.ndarray, by: int) -> np.ndarray:
+    return np.where(index == NO_INDEX, NO_INDEX, index + by) if by else index
+
+
+def batch_of(rows: Sequence[Sequence[Example]], config: DataConfig, model: ModelConfig) -> Batch:
+    """The batch whose row r holds the examples `rows[r]`, in that order."""
+    batch = empty_batch(len(rows), config, model)
+    for row, examples in enumerate(rows):
+        fill_row(batch, row, examples, model, config.row_prefix)
+    return batch

@@ -1,0 +1,215 @@
+"""A data set as an endless stream of examples: which one stands at place n, and how it looks there.
+
+Everything is decided by (seed, source, epoch, example number), so any example can be made alone, on any
+process.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import logging
+
+import numpy as np
+
+from unitoken_jax.config import DataConfig, ModelConfig, SourceConfig
+from unitoken_jax.data import packing, shuffle
+from unitoken_jax.data.codes import codes_needed, codes_path, read_codes
+from unitoken_jax.data.index import open_index, report_bad
+from unitoken_jax.data.index_build import Bad, write_bad
+from unitoken_jax.sequence import build
+from unitoken_jax.sequence.conversation import Conversation, ConversationError
+from unitoken_jax.sequence.image import PictureError
+from unitoken_jax.sequence.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+CACHE_BYTES = 256 << 20  # decoded examples kept, all of a source together
+CACHED_EXAMPLE_BYTES = 64 << 10  # larger ones are not worth it: real pictures would only push each other out
+REPORT = "left_out.jsonl"  # in the index's folder: good rows that these settings cannot use
+# Salts that keep the random streams of one seed apart.
+_ORDER, _DROP, _RATIO = 0x0A, 0x0D, 0x0F
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stretch:
+    """Examples one after another. epochs, indices int64[n]; drops bool[n]: which go without their prompt;
+    lengths int64[n, 3]: what each takes of a row."""
+
+    epochs: np.ndarray
+    indices: np.ndarray
+    drops: np.ndarray
+    lengths: np.ndarray
+
+
+class Source:
+    """One data set, measured; epoch after epoch of its examples, each in another order."""
+
+    def __init__(
+        self,
+        config: SourceConfig,
+        number: int,
+        data: DataConfig,
+        model: ModelConfig,
+        tokenizer: Tokenizer,
+        seed: int | None,
+        share: tuple[int, int] = (0, 1),
+    ):
+        """Opens the index, or measures the data; pictures are not decoded.
+
+        Args:
+          number: the source's place among its siblings, part of every random decision.
+          seed: None for validation: file order, no dropout, centre crops.
+          share: (index, count) of this process among those that measure together.
+        Raises ConversationError, PictureError or CodesError, or skips and reports, as `data.on_error` says.
+        """
+        self.number, self.data, self.model, self.tokenizer, self.seed = number, data, model, tokenizer, seed
+        self.path, self.skipped = config.path, 0
+        on_error = self._skip if data.on_error == "skip" else None
+        self.index = open_index(config, model, tokenizer, folder=data.index, on_error=on_error, share=share)
+        self.codes = None
+        if data.codes == "offline":
+            self.codes = read_codes(config.codes or codes_path(config.path), model)
+        usable = self._usable(config.ratio, on_error)
+        if not usable.any():
+            raise ConversationError(f"{config.path}: holds no usable conversation")
+        # Most data sets have no bad rows; twenty million numbers that count from 0 need not be stored.
+        self._rows = None if usable.all() else np.flatnonzero(usable)
+        self.skipped = int(np.count_nonzero(~usable & self._kept(config.ratio)))
+        self._cache: collections.OrderedDict[tuple[int, bool], build.Example] = collections.OrderedDict()
+        self._cached_bytes = 0
+
+    def __len__(self) -> int:
+        """Examples in an epoch."""
+        return len(self.index) if self._rows is None else len(self._rows)
+
+    def conversation(self, place: int) -> Conversation:
+        """The `place`-th usable conversation of the data, as it is written there."""
+        return self.index.conversation(place if self._rows is None else int(self._rows[place]))
+
+    def fingerprint(self) -> str:
+        """Changes when the examples or their order would."""
+        rows = b"" if self._rows is None else self._rows.tobytes()
+        return hashlib.sha256(self.index.fingerprint().encode() + rows).hexdigest()
+
+    def _skip(self, error: Exception) -> None:
+        self.skipped += 1
+        log.warning("left out: %s", error)
+
+    def _kept(self, ratio: float) -> np.ndarray:
+        """bool[N]: the share `ratio` of all rows, whatever the seed."""
+        if not 0 < ratio <= 1:
+            raise ValueError(
+                f"data.sources ratio of {self.path} is {ratio}; expected more than 0, at most 1 (to see a "
+                "set more often than others, raise its weight)"
+            )
+        rows = np.arange(len(self.index))
+        return np.ones(len(rows), bool) if ratio == 1 else shuffle.coins(rows, _RATIO) < ratio
+
+    def _usable(self, ratio: float, on_error) -> np.ndarray:
+        """bool[N]: rows that are measured, fit a row, have their codes, and belong to the share."""
+        lengths = self.index.lengths
+        usable = np.array(lengths[:, 0] > 0) & self._kept(ratio)
+        over = usable & (self._needs(lengths) > np.array(packing.budget(self.data))).any(1)
+        bad: list[Bad] = [self._over_long(row) for row in np.flatnonzero(over).tolist()]
+        usable &= ~over
+        if self.codes is not None:
+            bad += self._without_codes(usable)
+        usable[[each.row for each in bad]] = False
+        bad.sort(key=lambda each: each.row)
+        if bad:
+            write_bad(self.index.folder / REPORT, bad)
+        report_bad(bad, self.index.folder / REPORT, on_error)
+        return usable
+
+    def _over_long(self, row: int) -> Bad:
+        where = self.index.records.where(row)
+        lengths = self._needs(self.index.lengths[row : row + 1])[0]
+        reason = packing.misfit(build.Lengths(*lengths.tolist()), self.data)
+        return Bad(row, where, "over_long", f"{where}: {reason}")
+
+    def _needs(self, lengths: np.ndarray) -> np.ndarray:
+        """int64[n, 4]: `Lengths` of these examples of the index (int32[n, 5])."""
+        needs = lengths[:, :4].astype(np.int64)
+        if self.data.codes == "offline":
+            needs[:, 2] = 0  # no pictures to encode
+        return needs
+
+    def stretch(self, start: int, count: int) -> Stretch:
+        """The `count` examples from place `start` of the endless stream."""
+        places = np.arange(start, start + count)
+        epochs, within = np.divmod(places, len(self))
+        if self.seed is not None:
+            for epoch in np.unique(epochs):
+                here = epochs == epoch
+                key = shuffle.key_of((self.seed, self.number, int(epoch), _ORDER))
+                within[here] = shuffle.shuffled(within[here], len(self), key)
+        indices = within if self._rows is None else self._rows[within]
+        measured = self.index.lengths[indices].astype(np.int64)
+        drops = np.zeros(count, bool)
+        if self.seed is not None and self.data.prompt_dropout:
+            key = shuffle.key_of((self.seed, self.number, _DROP))
+            draws = shuffle.coins(shuffle.mix(indices, key) + epochs.astype(np.uint64), key)
+            drops = (measured[:, 4] > 0) & (draws < self.data.prompt_dropout)
+        lengths = self._needs(measured)
+        lengths[drops, 0] = measured[drops, 4]
+        return Stretch(epochs, indices, drops, lengths)
+
+    def example(self, epoch: int, index: int, drop: bool) -> build.Example | None:
+        """Example `index` as epoch `epoch` sees it; None where its picture is bad and errors are skipped."""
+        random = self.model.sequence.crop == "random" and self.seed is not None and self.codes is None
+        if not random and (index, drop) in self._cache:
+            self._cache.move_to_end((index, drop))
+            return self._cache[index, drop]
+        rng = np.random.default_rng([self.seed, self.number, epoch, index]) if random else None
+        try:
+            example = self._build(self.index.conversation(index), index, drop, rng)
+        except (ConversationError, PictureError) as error:
+            if self.data.on_error == "raise":
+                raise
+            self._skip(error)
+            return None
+        if not random:
+            self._keep((index, drop), example)
+        return example
+
+    def _build(self, conversation: Conversation, index: int, drop: bool, rng) -> build.Example:
+        example = build.build(conversation, self.tokenizer, self.model, self.codes, drop_prompt=drop, rng=rng)
+        expected = self._needs(self.index.lengths[index : index + 1])[0].tolist()
+        if drop:
+            expected[0] = int(self.index.lengths[index, 4])
+        if list(example.lengths) != expected:
+            raise PictureError(
+                f"{conversation.source}: takes {list(example.lengths)} tokens, crops, pictures and suffix, "
+                f"but {expected} when it was measured: its pictures have changed since; delete "
+                f"{self.index.folder} to measure again"
+            )
+        return example
+
+    def _without_codes(self, usable: np.ndarray) -> list[Bad]:
+        """Rows with a picture whose VQ codes are missing."""
+        about, bad = self.codes.about, []
+        if about.get("data") == self.index.data_digest() and not about["left_out"]:
+            return bad  # made from this very data, and complete
+        for row in np.flatnonzero(usable).tolist():
+            conversation = self.index.conversation(row)
+            for part in codes_needed(conversation, self.model):
+                if part.name not in self.codes:
+                    where = conversation.source
+                    message = f"no VQ codes for {part.name} in {self.codes.path}"
+                    bad.append(
+                        Bad(row, where, "missing_codes", f"{where}: {message}: run `unitoken tokenize` again")
+                    )
+                    break
+        return bad
+
+    def _keep(self, key: tuple[int, bool], example: build.Example) -> None:
+        if (size := _bytes(example)) > CACHED_EXAMPLE_BYTES:
+            return
+        self._cache[key] = example
+        self._cached_bytes += size
+        while self._cached_bytes > CACHE_BYTES:
+            self._cached_bytes -= _bytes(self._cache.popitem(last=False)[1])
+
+
+def _bytes(example: build.Example) -> int:
+    return example.tokens.nbytes * 4 + example.crops.nbytes + example.pictures.nbytes

@@ -1,0 +1,69 @@
+"""Examples of a benchmark's answers for the report: the first right ones, wrong ones and unclear ones."""
+
+from collections.abc import Callable, Sequence
+
+from PIL import Image
+
+from unitoken_jax.evaluate import page
+from unitoken_jax.evaluate.understanding.prompts import options_of
+from unitoken_jax.evaluate.understanding.scoring import JUDGE, Scored
+from unitoken_jax.evaluate.understanding.table import INDEX, PREDICTION, QUESTION, Table
+
+EACH = 4  # of a kind
+_LONGEST = 600  # characters of a text that are shown
+
+
+def choose(
+    table: Table, scored: Scored, pictures: Callable[[int], Sequence[Image.Image]] | None
+) -> list[dict]:
+    """The first EACH rows of every kind, in the file's order; not the best, not the worst.
+
+    `pictures(row)` opens a row's pictures; None where there are none at hand. Plain values, for JSON.
+    """
+    kinds: dict[str, list[int]] = {"right": [], "wrong": [], "names no single option": [], "for a judge": []}
+    for row, (match, hit) in enumerate(zip(scored.matches, scored.hits)):
+        if match == JUDGE:
+            kind = "for a judge"
+        elif hit:
+            kind = "right"
+        else:
+            kind = "names no single option" if match is None else "wrong"
+        kinds[kind].append(row)
+    if "answer" not in table.columns:
+        kinds = {"without an answer in the file": list(range(len(table.rows)))}
+    return [
+        _example(table, scored, row, kind, pictures) for kind, rows in kinds.items() for row in rows[:EACH]
+    ]
+
+
+def _example(table: Table, scored: Scored, row: int, kind: str, pictures) -> dict:
+    cells = table.rows[row]
+    options = [f"{letter}. {text}" for letter, text in options_of(cells).items()]
+    match = scored.matches[row]
+    lines = {
+        kind: "",
+        "index": cells[INDEX],
+        "question": "\n".join([cells.get(QUESTION, ""), *options]),
+        "answer": cells.get("answer", ""),
+        "prediction": cells[PREDICTION] or "(nothing)",
+        "taken for": "" if match in (None, JUDGE) else match,
+    }
+    shown = [] if pictures is None else [page.small_jpeg(picture) for picture in pictures(row)]
+    return {
+        "kind": kind,
+        "pictures": shown,
+        "lines": {name: _cut(text) for name, text in lines.items() if text or name == kind},
+    }
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
+
+
+def cards(examples: Sequence[dict]) -> str:
+    """HTML of what `choose` returned."""
+    colour = {"right": "right", "wrong": "wrong"}
+    return page.cards(
+        page.card(example["pictures"], example["lines"], colour.get(example["kind"], ""))
+        for example in examples
+    )

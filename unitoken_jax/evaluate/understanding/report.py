@@ -1,0 +1,184 @@
+"""Results as JSON; of all a model's results one report beside the paper's numbers, Markdown and HTML."""
+
+import json
+import pathlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+from PIL import Image
+
+from unitoken_jax.evaluate import page
+from unitoken_jax.evaluate.recipe import write_json
+from unitoken_jax.evaluate.understanding import examples
+from unitoken_jax.evaluate.understanding.benchmarks import BENCHMARKS, GROUPS, PAPER_GROUPS, Benchmark, find
+from unitoken_jax.evaluate.understanding.matching import other_letter
+from unitoken_jax.evaluate.understanding.scoring import JUDGE, Scored, counts, unmatched
+from unitoken_jax.evaluate.understanding.table import INDEX, PREDICTION, Table, write_table
+from unitoken_jax.storage.paths import write_text
+
+JUDGED = "judged.json"
+_EXAMPLES = 5
+_SUFFIX = "_results.json"
+_EXAMPLES_SUFFIX = "_examples.json"
+
+
+def write_results(
+    out: pathlib.Path,
+    model: str,
+    benchmark: Benchmark,
+    dataset: str,
+    table: Table,
+    scored: Scored,
+    cut_off: int,
+    pictures: Callable[[int], Sequence[Image.Image]] | None = None,
+) -> dict:
+    """Writes results, examples, what every row was taken for, and what is left for a judge; the results.
+
+    `cut_off`: answers that the limit of tokens ended; `pictures`: see `examples.choose`.
+    """
+    stem = out / f"{model}_{dataset}"
+    missed = unmatched(table, scored)
+    notes = list(scored.notes)
+    if table.without_picture:
+        notes.append(f"{table.without_picture} rows without a picture were left out")
+    if missed:
+        notes.append(f"{len(missed)} predictions name no single option and count as wrong")
+        foreign = Counter(filter(None, (other_letter(table.rows[row][PREDICTION]) for row in missed)))
+        notes += [f"{number} of them say {letter}" for letter, number in foreign.most_common()]
+    if cut_off:
+        notes.append(f"{cut_off} answers reached the limit of tokens")
+    results = {
+        "benchmark": benchmark.name,
+        "dataset": dataset,
+        "model": model,
+        "rows": len(table.rows),
+        "score": scored.score,
+        "points": None if scored.score is None else scored.score / benchmark.per_point,
+        "parts": scored.parts,
+        "matches": counts(scored) if benchmark.family != "ocr" else {},
+        "without_match": len(missed),
+        "cut_off": cut_off,
+        "notes": notes,
+        "examples_without_match": [
+            {"index": table.rows[row][INDEX], "prediction": table.rows[row][PREDICTION][:200]}
+            for row in missed[:_EXAMPLES]
+        ],
+    }
+    write_json(pathlib.Path(f"{stem}{_EXAMPLES_SUFFIX}"), examples.choose(table, scored, pictures))
+    write_json(pathlib.Path(f"{stem}{_SUFFIX}"), results)
+    verdicts = [
+        (row[INDEX], row.get("answer", ""), row[PREDICTION], match or "", str(int(hit)))
+        for row, match, hit in zip(table.rows, scored.matches, scored.hits)
+    ]
+    write_table(f"{stem}_matched.tsv", (INDEX, "answer", PREDICTION, "match", "hit"), verdicts)
+    open_rows = [row for row, match in zip(table.rows, scored.matches) if match == JUDGE]
+    if open_rows:
+        columns = [*(name for name in table.columns if name != PREDICTION), PREDICTION]
+        write_table(f"{stem}_for_judge.tsv", columns, ([row[name] for name in columns] for row in open_rows))
+    return results
+
+
+def read_judged(out: pathlib.Path) -> dict[str, float]:
+    """Scores that an LLM judge gave, from `judged.json`: {"MathVista": 41.6}. ValueError names the key."""
+    path = out / JUDGED
+    if not path.exists():
+        return {}
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(given, dict):
+        raise ValueError(f'{path}: expected {{"MathVista": 41.6, "MMVet": 30.0}}')
+    judged = {}
+    for name, value in given.items():
+        benchmark, _ = find(name)
+        if not benchmark.needs_judge or isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{path}: {name}: expected a number, for MathVista or MMVet")
+        if not 0 <= value <= 100:
+            raise ValueError(f"{path}: {name} is {value}; expected percent, 0 to 100")
+        judged[benchmark.name] = float(value)
+    return judged
+
+
+def averages(points: Mapping[str, float | None]) -> dict[str, dict]:
+    """{"General": {"average": ..., "missing": [...]}, "TextRead": ...} of {benchmark: points in 0..100}.
+
+    The plain mean over the group's benchmarks, as under Table 6; None while one is missing.
+    """
+    found = {}
+    for group in GROUPS:
+        names = [benchmark.name for benchmark in BENCHMARKS if benchmark.group == group]
+        missing = [name for name in names if points.get(name) is None]
+        average = None if missing else sum(points[name] for name in names) / len(names)
+        found[group] = {"average": average, "missing": missing}
+    return found
+
+
+def write_report(out: pathlib.Path, model: str) -> pathlib.Path:
+    """Gathers every result of `model` in folder `out` into MODEL_report.md (its path), .html and .json."""
+    results: dict[str, dict] = {}
+    for benchmark in BENCHMARKS:
+        for dataset in reversed(benchmark.datasets):  # the usual file last, so that it wins
+            path = out / f"{model}_{dataset}{_SUFFIX}"
+            if path.exists():
+                results[benchmark.name] = json.loads(path.read_text(encoding="utf-8"))
+    judged = read_judged(out)
+    points = {name: result["points"] for name, result in results.items()} | judged
+    groups = averages(points)
+    write_json(out / f"{model}_report.json", {"points": points, "judged": judged, "averages": groups})
+    title = f"{model} on the paper's understanding benchmarks"
+    tables = _scores(results, judged), _averages(groups)
+    path = out / f"{model}_report.md"
+    text = "\n\n".join(
+        [f"# {title}", *(page.markdown_table(*table) for table in tables), "\n".join(_REMARKS)]
+    )
+    write_text(path, text + "\n")
+    body = [page.table(*table) for table in tables] + [page.paragraph(" ".join(_REMARKS))]
+    for name, result in results.items():
+        chosen = out / f"{model}_{result['dataset']}{_EXAMPLES_SUFFIX}"
+        if chosen.exists():  # results of an older version have none
+            body.append(page.heading(f"{name}: the first examples of each kind"))
+            body.append(examples.cards(json.loads(chosen.read_text(encoding="utf-8"))))
+    page.write_page(path.with_suffix(".html"), title, body)
+    return path
+
+
+_REMARKS = (
+    "Scores by VLMEvalKit's rules without a judge (exact matching). Averages are means of percents:",
+    "MME is divided by 28 and OCRBench by 10. Table 6's models have no any-res pictures.",
+)
+
+
+def _scores(results: Mapping, judged: Mapping) -> tuple[list, list[list]]:
+    """Header and rows: a benchmark each."""
+    rows = []
+    for benchmark in BENCHMARKS:
+        result = results.get(benchmark.name)
+        if result is None and benchmark.name not in judged:
+            continue
+        result = result or {"dataset": "", "rows": "", "score": None, "notes": [], "parts": {}}
+        score, notes = result["score"], list(result["notes"])
+        if benchmark.name in judged:
+            score = judged[benchmark.name]
+            notes = [f"a judge's score, from {JUDGED}"]
+        elif benchmark.needs_judge:
+            notes += [f"{name}: {value:.1f}" for name, value in result["parts"].items() if "no-judge" in name]
+        if benchmark.family == "hallusion":
+            notes += [f"{name} {result['parts'][name]:.1f}" for name in ("fAcc", "qAcc")]
+        cells = [benchmark.name, result["dataset"], result["rows"], _number(score)]
+        rows.append([*cells, *map(_number, benchmark.paper), "; ".join(notes)])
+    header = ["benchmark", "file", "rows", "score", "paper, stage II", "paper, stage III", "remarks"]
+    return header, rows
+
+
+def _averages(groups: Mapping) -> tuple[list, list[list]]:
+    """Header and rows: General and TextRead."""
+    rows = [
+        [group, *map(_number, [found["average"], *PAPER_GROUPS[group]]), ", ".join(found["missing"])]
+        for group, found in groups.items()
+    ]
+    return ["average", "here", "paper, Table 6: 2M + 2M", "10M + 10M", "still missing"], rows
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"

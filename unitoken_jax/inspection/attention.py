@@ -1,0 +1,76 @@
+"""What the decoder looks at: its attention weights over one sequence, for looking inside, not for speed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unitoken_jax.batch import NO_INDEX
+from unitoken_jax.generate.image import encode_pictures
+from unitoken_jax.model.decoder import DecoderBlock
+from unitoken_jax.model.layers import rope_table, rotate
+from unitoken_jax.sequence import build
+from unitoken_jax.sequence.build import Example
+from unitoken_jax.sequence.conversation import dialogue
+
+
+def example_of(model, *turns) -> Example:
+    """The sequence of [part, ...] turns, question and answer in turn, as `UniToken` model reads it.
+
+    The discrete tokens of its pictures are filled in.
+    """
+
+    def codes(crop: np.ndarray) -> np.ndarray:
+        return np.asarray(encode_pictures(model, crop[None]))[0]
+
+    return build.build(dialogue(list(turns)), model.tokenizer, model.config, codes)
+
+
+def attention_weights(model, example: Example) -> np.ndarray:
+    """float32[L, N, T, T] of `example` (codes filled in): layer, head, looking token, token looked at.
+
+    All of it at one time: meant for a small model or a short sequence.
+    """
+    if (example.code_index != NO_INDEX).any():
+        raise ValueError("the example's codes are not filled in yet: see example_of")
+    config, params = model.config.decoder, model.decoding_params()["decoder"]
+    positions = jnp.arange(len(example.tokens))[None]
+    rope = rope_table(positions, config.head_dim, config.rope_theta)
+    x = _embedded(model, example)
+    block = DecoderBlock(config, model.module.dtype)
+    weights = []
+    for layer in range(config.depth):
+        own = {"params": params["layers"][str(layer)]}
+        (x, _), seen = block.apply(
+            own,
+            x,
+            rope,
+            jnp.ones_like(positions),
+            positions,
+            True,
+            capture_intermediates=_is_query_or_key,
+        )
+        seen = seen["intermediates"]["attention"]
+        q, k = (rotate(seen[name]["__call__"][0], rope)[0] for name in ("q_norm", "k_norm"))
+        weights.append(_softmax(q, jnp.repeat(k, config.heads // config.kv_heads, axis=1)))
+    return np.stack(weights)
+
+
+def _embedded(model, example: Example) -> jax.Array:
+    """[1, T, D]"""
+
+    def embed(module):
+        features = module.features(example.crops[None]) if len(example.crops) else None
+        return module.embed(example.tokens[None], example.soft_index[None], features)
+
+    return model.module.apply({"params": model.decoding_params()}, method=embed).astype(model.module.dtype)
+
+
+def _is_query_or_key(module, _) -> bool:
+    return module.name in ("q_norm", "k_norm")
+
+
+def _softmax(q: jax.Array, k: jax.Array) -> np.ndarray:
+    """[T, N, H] twice -> float32[N, T, T], causal."""
+    scores = jnp.einsum("tnh,snh->nts", q, k).astype(jnp.float32) / q.shape[-1] ** 0.5
+    seen = jnp.tril(jnp.ones(scores.shape[1:], bool))
+    return np.asarray(jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1))

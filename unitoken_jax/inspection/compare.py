@@ -1,0 +1,118 @@
+"""A model directory against what PyTorch computed from the same weights, layer by layer.
+
+The record is made by launch/record_torch.py on a machine with PyTorch: the inputs, every layer's output, and
+what comes out at the end. Each layer runs twice here: alone, on the record's input to it, which shows where a
+difference comes from; and in sequence, on our own outputs, which shows where it leads.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unitoken_jax.checkpoint.model_directory import open_model
+from unitoken_jax.checkpoint.param_store import StoredParams
+from unitoken_jax.model.decoder import DecoderBlock
+from unitoken_jax.model.layers import LayerNorm, RMSNorm, rope_table
+from unitoken_jax.model.siglip import Siglip, SiglipBlock
+
+KEYS = {
+    "decoder": ("tokens", "states", "hidden", "logits"),
+    "siglip": ("picture", "states", "features"),
+}
+
+
+def compare(model: str | os.PathLike, record: str | os.PathLike) -> list[str]:
+    """Lines of a table: for each layer the largest difference, in units of the record's root mean square.
+
+    Computed in float32, one layer's weights in memory at a time. ValueError where the record is none, or of
+    another model's shapes.
+    """
+    config, params, _, _ = open_model(model)
+    with np.load(record, allow_pickle=False) as file:
+        found = {name: file[name] for name in file.files}
+    parts = [part for part, keys in KEYS.items() if all(f"{part}/{key}" in found for key in keys)]
+    if not parts:
+        raise ValueError(
+            f"{record} holds no record of a decoder or SigLIP: make it with launch/record_torch.py"
+        )
+    lines = [f"{'largest difference / root mean square of':<44}{'alone':>10}{'in sequence':>13}"]
+    for part in parts:
+        if part not in params.tree:
+            raise ValueError(f"{model} has no {part}, which {record} has")
+        own = {key: found[f"{part}/{key}"] for key in KEYS[part]}
+        depth = getattr(config, part).depth
+        if own["states"].shape[0] != depth + 1 or own["states"].shape[-1] != getattr(config, part).width:
+            raise ValueError(
+                f"{record}: {part}/states is {own['states'].shape}; the model has {depth} layers of width "
+                f"{getattr(config, part).width}: it is another model's record"
+            )
+        with jax.default_matmul_precision("highest"):
+            for name, alone, running in _PARTS[part](getattr(config, part), params, own):
+                lines.append(f"{part + ': ' + name:<44}{alone:>10.1e}{running:>13.1e}")
+    return lines
+
+
+def _apart(value: jax.Array, expected: np.ndarray) -> float:
+    scale = np.sqrt(np.mean(np.square(expected, dtype=np.float64)))
+    return float(np.max(np.abs(np.asarray(value, np.float32) - expected)) / max(scale, 1e-12))
+
+
+def _below(params: StoredParams, prefix: str, layer: int | None = None) -> dict:
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params.read_below(prefix, layer))
+
+
+def _layers(
+    params: StoredParams, prefix: str, states: np.ndarray, block: Callable
+) -> Iterator[tuple[str, float, float]]:
+    """Rows of the table for the stacked layers below `prefix`, and at the end our own last state."""
+    running = jnp.asarray(states[0])
+    for i in range(len(states) - 1):
+        weights = _below(params, prefix, i)
+        running = block(weights, running)
+        alone = block(weights, jnp.asarray(states[i]))
+        yield f"layer {i}", _apart(alone, states[i + 1]), _apart(running, states[i + 1])
+    return running
+
+
+def _decoder(config, params, record) -> Iterator[tuple[str, float, float]]:
+    states = record["states"]
+    tokens = record["tokens"]
+    positions = jnp.arange(len(tokens))[None]
+    rope, segments = rope_table(positions, config.head_dim, config.rope_theta), jnp.ones_like(positions)
+
+    @jax.jit
+    def block(weights, x):
+        x, _ = DecoderBlock(config).apply({"params": weights}, x[None], rope, segments, positions, True)
+        return x[0]
+
+    embedded = params.read("decoder/embed/embedding")[tokens].astype(np.float32)
+    yield "embeddings", _apart(embedded, states[0]), _apart(embedded, states[0])
+    running = yield from _layers(params, "decoder/layers", states, block)
+    scale = {"params": _below(params, "decoder/norm")}
+    alone, running = (RMSNorm(config.norm_eps).apply(scale, x) for x in (jnp.asarray(states[-1]), running))
+    yield "final norm", _apart(alone, record["hidden"]), _apart(running, record["hidden"])
+    head, last = _below(params, "decoder/lm_head")["kernel"], len(record["logits"])
+    alone, running = (x[-last:] @ head for x in (jnp.asarray(record["hidden"]), running))
+    yield "logits", _apart(alone, record["logits"]), _apart(running, record["logits"])
+    differ = [np.mean(x.argmax(-1) != record["logits"].argmax(-1)) for x in (alone, running)]
+    yield "share of likeliest tokens that differ", *differ
+
+
+def _siglip(config, params, record) -> Iterator[tuple[str, float, float]]:
+    states = record["states"]
+
+    @jax.jit
+    def block(weights, x):
+        return SiglipBlock(config).apply({"params": weights}, x[None])[0][0]
+
+    yield from _layers(params, "siglip/layers", states, block)
+    weights = _below(params, "siglip")
+    alone = LayerNorm(config.norm_eps).apply({"params": weights["norm"]}, jnp.asarray(states[-1]))
+    whole = jax.jit(Siglip(config).apply)({"params": weights}, record["picture"][None])[0]
+    yield "features (from pixels)", _apart(alone, record["features"]), _apart(whole, record["features"])
+
+
+_PARTS = {"decoder": _decoder, "siglip": _siglip}

@@ -1,0 +1,177 @@
+"""A look at training data: an example's tokens in colour, and its pictures and crops on one sheet.
+
+Each run of tokens of one kind is shown once: text as it reads, control tokens by name, discrete and
+continuous ones by number. What is learnt is underlined, or between {braces} where there are no colours.
+"""
+
+import collections
+import dataclasses
+import pathlib
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from unitoken_jax.batch import NO_INDEX
+from unitoken_jax.config import ModelConfig, SourceConfig
+from unitoken_jax.data.index import Index, open_index
+from unitoken_jax.sequence import build
+from unitoken_jax.sequence.build import Example
+from unitoken_jax.sequence.conversation import Conversation
+from unitoken_jax.sequence.image import on_white, open_picture
+from unitoken_jax.sequence.tokenizer import Tokenizer
+
+TEXT, CONTROL, DISCRETE, CONTINUOUS = "text", "control", "discrete", "continuous"
+_COLOURS = {TEXT: "37", CONTROL: "90", DISCRETE: "36", CONTINUOUS: "35"}  # ANSI: white, grey, cyan, magenta
+_UNDERLINE, _PLAIN = "4", "\x1b[0m"
+_SIDE, _GAP, _LINE = 192, 8, 16  # px on a sheet: a picture, between pictures, a line of words
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Neighbouring tokens of one kind. `words` says what they are; `learnt`: they have labels."""
+
+    kind: str
+    learnt: bool
+    start: int
+    length: int
+    words: str
+
+
+def kinds(example: Example, tokenizer: Tokenizer) -> np.ndarray:
+    """str[n]: the kind of each token. New-lines between rows of codes or features belong to them."""
+    found = np.full(len(example.tokens), TEXT, object)
+    found[[tokenizer.is_control(token) for token in example.tokens.tolist()]] = CONTROL
+    codes = tokenizer.vocabulary.codes_of_ids
+    found[codes[np.clip(example.tokens, 0, len(codes) - 1)] >= 0] = DISCRETE
+    found[example.code_index != NO_INDEX] = DISCRETE
+    found[example.soft_index != NO_INDEX] = CONTINUOUS
+    lines = np.flatnonzero(example.tokens == tokenizer.vocabulary.new_line)
+    for place in lines[lines > 0].tolist():
+        if found[place - 1] in (DISCRETE, CONTINUOUS):
+            found[place] = found[place - 1]
+    return found
+
+
+def runs(example: Example, tokenizer: Tokenizer) -> list[Run]:
+    """The example as runs of one kind that are all learnt or all not."""
+    kind, learnt = kinds(example, tokenizer), example.labels >= 0
+    changes = np.flatnonzero((kind[1:] != kind[:-1]) | (learnt[1:] != learnt[:-1])) + 1
+    found = []
+    for start, end in zip([0, *changes], [*changes, len(kind)]):
+        ids = example.tokens[start:end].tolist()
+        if kind[start] == TEXT:
+            words = tokenizer.decode(ids)
+        elif kind[start] == CONTROL:
+            words = "".join(tokenizer.name(token) for token in ids)
+        else:
+            words = f"[{end - start} {kind[start]}]"
+        found.append(Run(kind[start], bool(learnt[start]), int(start), int(end - start), words))
+    return found
+
+
+def coloured(found: list[Run], colour: bool) -> str:
+    """One text of all runs; see the module for what colours and marks mean."""
+    if not colour:
+        return "".join("{" + run.words + "}" if run.learnt else run.words for run in found)
+    codes = [_COLOURS[run.kind] + (";" + _UNDERLINE) * run.learnt for run in found]
+    return "".join(f"\x1b[{code}m{run.words}{_PLAIN}" for code, run in zip(codes, found))
+
+
+def legend(colour: bool) -> str:
+    """What the colours of `coloured` mean."""
+    if not colour:
+        return "[n discrete] VQ codes, [n continuous] SigLIP features, {learnt}"
+    shown = [Run(kind, False, 0, 1, kind) for kind in _COLOURS] + [Run(TEXT, True, 0, 1, "learnt")]
+    return " ".join(coloured([run], True) for run in shown)
+
+
+def counts(example: Example, tokenizer: Tokenizer) -> str:
+    """ "40 tokens: 9 text (3 learnt), 20 discrete, ...; 2 crops"."""
+    kind, learnt = kinds(example, tokenizer), example.labels >= 0
+    parts = []
+    for each in _COLOURS:
+        here = kind == each
+        if here.any():
+            note = f" ({int((here & learnt).sum())} learnt)" if (here & learnt).any() else ""
+            parts.append(f"{int(here.sum())} {each}{note}")
+    return f"{len(kind)} tokens: {', '.join(parts)}; {len(example.crops)} crops"
+
+
+def inspect_data(
+    source: SourceConfig,
+    model: ModelConfig,
+    tokenizer: Tokenizer,
+    rows: list[int],
+    *,
+    sheet: pathlib.Path | None = None,
+    colour: bool = False,
+) -> list[str]:
+    """Lines on a data set (size, bad rows by reason) and on examples `rows`, counted from 0.
+
+    `sheet` is a PNG file for the pictures of the first of them. Raises ValueError for a row that is not
+    there, and as `sequence.build` for a bad one.
+    """
+    index = open_index(source, model, tokenizer, on_error=lambda error: None)
+    lines = [*_summary(index), legend(colour)]
+    for row in rows:
+        if not 0 <= row < len(index):
+            raise ValueError(f"row {row} of {source.path}: it has rows 0 to {len(index) - 1}")
+        conversation = index.conversation(row)
+        example = build.build(conversation, tokenizer, model)
+        lines += ["", f"row {row} ({conversation.source}): {counts(example, tokenizer)}"]
+        lines += coloured(runs(example, tokenizer), colour).split("\n")
+        if sheet is not None and row == rows[0]:
+            picture_sheet(conversation, example, model).save(sheet)
+            lines.append(f"pictures and crops: {sheet}")
+    return lines
+
+
+def _summary(index: Index) -> list[str]:
+    tokens = index.lengths[:, 0]
+    good = tokens[tokens > 0]
+    lines = [f"{index.config.path}: {len(index)} rows, {len(index) - len(good)} of them bad"]
+    reasons = collections.Counter(each.reason for each in index.bad())
+    lines += [f"  {count} {reason}" for reason, count in sorted(reasons.items())]
+    if reasons:
+        lines.append(f"  each one, with file and line: {index.report}")
+    if len(good):
+        low, middle, high = np.percentile(good, [5, 50, 95])
+        lines.append(
+            f"  tokens: {good.sum():,}, a row {good.min()} to {good.max()} (5 % {low:.0f}, half "
+            f"{middle:.0f}, 95 % {high:.0f}); {index.lengths[:, 2].sum():,} pictures with codes, "
+            f"{index.lengths[:, 1].sum():,} crops"
+        )
+    return lines
+
+
+def picture_sheet(conversation: Conversation, example: Example, model: ModelConfig) -> Image.Image:
+    """Every picture in a row of its own: as it is, as the VQ encoder sees it, its SigLIP crops in order."""
+    crops, pictures = iter(example.crops), iter(example.pictures)
+    strips = []
+    for turn in conversation.turns:
+        for part in turn.parts:
+            if isinstance(part, str):
+                continue
+            image = on_white(open_picture(getattr(part, "path", part)))
+            name = getattr(part, "name", "picture")
+            strip = [(f"{name[-28:]} {image.width} x {image.height}", image)]
+            if build.has_codes(turn, model):
+                strip.append(("discrete", Image.fromarray(next(pictures))))
+            if build.has_features(turn, model):
+                count = build.crop_count(image.height, image.width, model)
+                strip += [(f"crop {i}", Image.fromarray(next(crops))) for i in range(count)]
+            strips.append(strip)
+    width = max((len(strip) for strip in strips), default=1) * (_SIDE + _GAP) + _GAP
+    sheet = Image.new("RGB", (width, max(1, len(strips)) * (_SIDE + _LINE + _GAP) + _GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    for line, strip in enumerate(strips):
+        top = _GAP + line * (_SIDE + _LINE + _GAP)
+        for column, (words, image) in enumerate(strip):
+            left = _GAP + column * (_SIDE + _GAP)
+            draw.text((left, top), words, fill="black")
+            scale = _SIDE / max(image.size)
+            fitted = [max(1, round(side * scale)) for side in image.size]
+            sheet.paste(image.resize(fitted), (left, top + _LINE))
+    if not strips:
+        draw.text((_GAP, _GAP), "no pictures", fill="black")
+    return sheet

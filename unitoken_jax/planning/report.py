@@ -1,0 +1,128 @@
+"""A plan as text for people; `Plan.to_dict` is the same for machines."""
+
+from unitoken_jax.planning.plan import KERNEL_SHARE, PRODUCT_SHARE, Plan
+
+GIB, GB = 2**30, 1e9
+
+
+def lines(plan: Plan) -> list[str]:
+    """The whole report."""
+    return [*_head(plan), "", *_memory(plan), *([] if plan.error else _work(plan))]
+
+
+def verdict(plan: Plan) -> str:
+    """One line: peak against what there is."""
+    memory = plan.memory
+    limit = "" if memory.limit is None else f" of {memory.limit / GIB:.2f}"
+    peak = "?" if memory.peak is None else f"{memory.peak / GIB:.2f}"
+    return f"{peak}{limit} GiB a device: {'fits' if memory.fits else 'DOES NOT FIT'}"
+
+
+def _head(plan: Plan) -> list[str]:
+    mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
+    versions = ", ".join(f"{name} {version}" for name, version in plan.versions.items())
+    compiled = "refused" if plan.error else f"compiled in {plan.compile_seconds:.0f} s"
+    return [
+        f"{plan.topology}: {plan.devices} x {plan.device}, mesh {mesh}",
+        f"batch: {plan.rows} rows x {plan.row_length} tokens = {plan.rows * plan.row_length:,} tokens; "
+        f"{plan.row_crops} crops, {plan.row_pictures} pictures to encode a row",
+        f"trained: {', '.join(plan.trained)}; remat {plan.remat}",
+        f"{compiled} by {versions}",
+    ]
+
+
+def _memory(plan: Plan) -> list[str]:
+    memory = plan.memory
+    parts = {
+        "parameters, trained": memory.parameters,
+        "parameters, frozen": memory.frozen,
+        "optimizer": memory.optimizer,
+        "batch": memory.batch,
+        "temporaries": memory.temporaries,
+        "program": memory.program,
+    }
+    shown = [f"  {name:<21}{size / GIB:9.3f}" for name, size in parts.items() if size is not None]
+    found = ["memory, GiB a device", *shown, f"  peak {verdict(plan)}"]
+    if plan.devices > 1:
+        found.append(f"  of parameters and optimizer {memory.whole / GIB:.3f} is not split over the mesh")
+    if plan.error:
+        return [*found, f"  the compiler: {plan.error}"]
+    if memory.largest:
+        found.append("  largest temporaries, and what shares their place in turn")
+    return found + [f"    {size / GIB:9.3f}  {_short(shapes)}" for size, shapes in memory.largest]
+
+
+def _short(shapes: str, width: int = 80) -> str:
+    return shapes if len(shapes) <= width else shapes[: width - 3] + "..."
+
+
+def _si(number: float) -> str:
+    """1.5e12 -> "1.50 T"."""
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if number >= size:
+            return f"{number / size:.4g} {letter}"
+    return f"{number:.4g}"
+
+
+def _parts(counts: dict[str, float]) -> str:
+    return ", ".join(f"{name} {_si(count)}" for name, count in counts.items() if count)
+
+
+def _work(plan: Plan) -> list[str]:
+    cost = plan.cost
+    found = [
+        "",
+        "FLOPs a device and step",
+        f"  by formula {_si(sum(plan.flops.values()))}: {_parts(plan.flops)}",
+        f"  compiled   {_si(sum(cost.flops.values()))}, loops counted as they run: {_parts(cost.flops)}",
+    ]
+    if plan.kernel_flops:
+        kernels = ", ".join(f"{name} x {runs:.0f}" for name, runs in cost.kernels.items())
+        found.append(f"  kernels    {_si(plan.kernel_flops)} by formula: {kernels}")
+    found += ["", "collectives a device and step"]
+    found.append("  kind, devices     in program    run   GB of payload   sent    exposed")
+    found += [
+        f"  {one.kind:<18} {one.group:4} {one.calls:5} {one.runs:7.0f} {one.bytes / GB:12.3f} "
+        f"{one.sent_bytes / GB:9.3f} {one.exposed_bytes / GB:9.3f}"
+        for one in cost.collectives
+    ] or ["  none"]
+    return found + (_time(plan) if plan.time else ["", f"no published speed is known of {plan.device}"])
+
+
+def _time(plan: Plan) -> list[str]:
+    time, speed = plan.time, plan.tokens_per_second
+    own = "the compiler's cycles" if plan.cost.cycles else f"FLOPs at {PRODUCT_SHARE:.0%} of peak"
+    return [
+        "",
+        "seconds a step that each resource needs at its published peak",
+        f"  compute {time.compute:.3g}, HBM {time.hbm:.3g}, interconnect {time.interconnect:.3g}: "
+        f"at least {time.limit:.3g}, MFU at most {plan.utilisation(time.limit):.1%}",
+        f"estimate {time.estimate:.3g} s: {speed:,.0f} tokens/s a device, {speed * plan.devices:,.0f} in all,"
+        f" MFU {plan.utilisation(time.estimate):.1%}",
+        f"  products and the rest {time.products:.3g} ({own})",
+        *_shares(plan.cost.cycles, time.products),
+        f"  attention kernels {time.kernels:.3g} (at {KERNEL_SHARE:.0%} of peak)",
+        f"  collectives that nothing hides {time.exposed:.3g}",
+        "  Assumed: rows full of tokens, one example each, a third of their positions learnt; links at their",
+        "  published pace, one way on open axes and in small groups. Left out: kernels' memory traffic, time",
+        "  between steps. It ranks plans; it measures nothing.",
+    ]
+
+
+def _shares(cycles: dict[str, float], seconds: float) -> list[str]:
+    """How the compiler's seconds divide among the parts."""
+    whole = sum(cycles.values())
+    parts = sorted(cycles.items(), key=lambda one: -one[1])
+    shares = ", ".join(f"{name} {seconds * count / whole:.3g}" for name, count in parts)
+    return [f"    {shares}"] if whole else []
+
+
+def line(plan: Plan) -> str:
+    """A plan among others in a line: data x fsdp x tensor, and so on."""
+    mesh = plan.mesh
+    axes = " x ".join(map(str, mesh.values()))
+    what = f"{axes:<12} {plan.rows:>5} rows, remat {plan.remat:<5}"
+    if plan.time is None:
+        return f"{what} {verdict(plan)}"
+    speed, mfu = plan.tokens_per_second, plan.utilisation(plan.time.estimate)
+    return f"{what} {speed:8,.0f} tokens/s a device, MFU {mfu:5.1%}, {verdict(plan)}"

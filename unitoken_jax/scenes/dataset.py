@@ -1,0 +1,301 @@
+"""Writes the quickstart's data set: PNG files, conversations in the public format, held-out tests.
+
+dataset.json                      settings; present only when the data set is complete
+train_captions.jsonl              pictures and what is in them, object by object
+train_understanding.jsonl         conversations of several questions about one picture
+train_generation.jsonl            prompts with the picture to draw
+train_instruct.jsonl              both, with more of what is hard: counts, places, attribution (stage III)
+held_out_questions.jsonl          image, question, answer, kind, set
+held_out_prompts.jsonl            category, prompt, include (see prompts.Requirement)
+pictures/<part>/000000.png
+"""
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from unitoken_jax.scenes import questions
+from unitoken_jax.scenes import scene as scenes
+from unitoken_jax.scenes.prompts import CATEGORIES, SCENE, Requirement, random_pair, random_prompt
+from unitoken_jax.sequence.build import PICTURE_PROMPT
+
+IMAGE = "<|image|>"
+
+_FORMAT = 2
+# What takes finding an object by what it looks like is learnt late, so it is asked more.
+_QUESTIONS = dict.fromkeys(questions.QUESTIONS, 1.0) | {
+    "caption": 0.3,
+    "read caption": 0.3,
+    "count": 2.0,
+    "position": 2.0,
+    "relation": 3.0,
+    "exists": 3.0,
+}
+_HARD_QUESTIONS = _QUESTIONS | {"position": 4.0, "relation": 4.0}
+_OBJECTS = (1, 2, 2, 3, 3)  # in training scenes to be asked about, drawn evenly
+_EVEN_PROMPTS = {SCENE: 2.0, **dict.fromkeys(CATEGORIES, 1.0)}
+_HARD_PROMPTS = {
+    SCENE: 1.0,
+    **dict.fromkeys(CATEGORIES, 1.0),
+    "counting": 2.0,
+    "position": 2.0,
+    "attribution": 2.0,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSettings:
+    """What a data set is made of; equal settings, equal bytes; larger sizes only add to smaller ones."""
+
+    seed: int = 0
+    train_captions: int = 6000  # conversations, each with a picture of its own, as in all parts
+    train_understanding: int = 6000
+    train_generation: int = 12000
+    train_instruct: int = 4000  # half understanding, half generation
+    questions_per_kind: int = 40  # held out
+    prompts_per_category: int = 40  # held out
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A complete data set on disk."""
+
+    root: Path
+    settings: DatasetSettings
+
+    @property
+    def train_captions(self) -> Path:
+        return self.root / "train_captions.jsonl"
+
+    @property
+    def train_understanding(self) -> Path:
+        return self.root / "train_understanding.jsonl"
+
+    @property
+    def train_generation(self) -> Path:
+        return self.root / "train_generation.jsonl"
+
+    @property
+    def train_instruct(self) -> Path:
+        return self.root / "train_instruct.jsonl"
+
+    def train_pictures(self) -> list[Path]:
+        """Paths of all training pictures, uint8 RGB scenes.SIZE px a side."""
+        return [path for part in _PARTS for path in self._part(part)]
+
+    def held_out_pictures(self) -> list[Path]:
+        return self._part("held_out")
+
+    def held_out_questions(self) -> list[dict]:
+        """Rows with `image` (relative to root), `question`, `answer`, `kind` and `set`."""
+        return list(_read_jsonl(self.root / "held_out_questions.jsonl"))
+
+    def held_out_prompts(self) -> list[Requirement]:
+        return [Requirement.from_json(row) for row in _read_jsonl(self.root / "held_out_prompts.jsonl")]
+
+    def train_texts(self) -> Iterator[str]:
+        """All texts of the training conversations without picture marks, e.g. to train a tokenizer on."""
+        for part in _PARTS:
+            for row in _read_jsonl(self.root / f"train_{part}.jsonl"):
+                for turn in row["conversations"]:
+                    if text := turn["value"].replace(IMAGE, ""):
+                        yield text
+
+    def _part(self, part: str) -> list[Path]:
+        return sorted((self.root / "pictures" / part).glob("*.png"))
+
+
+def write_dataset(
+    out: str | os.PathLike,
+    settings: DatasetSettings = DatasetSettings(),
+    progress: Callable[[int, int], None] | None = None,
+) -> Dataset:
+    """Writes the data set to the directory `out`, which appears only when it is complete.
+
+    Does nothing where it is already there with the same settings. `progress(done, total)` is called as
+    pictures are written. Raises ValueError where `out` holds anything else.
+    """
+    out = Path(out)
+    dataset = Dataset(out, settings)
+    if _is_complete(out, settings):
+        return dataset
+    partial = out.with_name(f".{out.name}.partial")  # left behind only by a run that was killed
+    shutil.rmtree(partial, ignore_errors=True)
+    writer = _Writer(partial, settings, progress)
+    try:
+        writer.write_all()
+        (partial / "dataset.json").write_text(
+            json.dumps(_header(settings), indent=1) + "\n", encoding="utf-8"
+        )
+        if out.exists():
+            out.rmdir()  # empty, as _is_complete has checked
+        os.replace(partial, out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return dataset
+
+
+def _header(settings: DatasetSettings) -> dict:
+    return {"format": _FORMAT, **dataclasses.asdict(settings)}
+
+
+def _is_complete(out: Path, settings: DatasetSettings) -> bool:
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; the data set needs a directory: give another path.")
+    if not out.exists() or not any(out.iterdir()):
+        return False
+    path = out / "dataset.json"
+    if not path.exists():
+        raise ValueError(f"{out} holds other files and no dataset.json: give an empty or a new directory.")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): delete {out} or give another directory.") from None
+    wanted = _header(settings)
+    if found == wanted:
+        return True
+    found = found if isinstance(found, dict) else {}
+    different = [
+        f"{key} {found.get(key)} (wanted {wanted.get(key)})"
+        for key in sorted(found.keys() | wanted.keys())
+        if found.get(key) != wanted.get(key)
+    ]
+    raise ValueError(
+        f"{path} describes another data set: {', '.join(different)}. Delete {out} or give another directory."
+    )
+
+
+def _read_jsonl(path: Path) -> Iterator[dict]:
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+class _Writer:
+    """Writes the parts of one data set. Every example has its own random numbers, so sizes do not matter."""
+
+    def __init__(self, root: Path, settings: DatasetSettings, progress: Callable[[int, int], None] | None):
+        self.root = root
+        self.settings = settings
+        self.progress = progress
+        self.done = 0
+        self.total = sum(getattr(settings, f"train_{part}") for part in _PARTS)
+        self.total += settings.questions_per_kind * len(questions.QUESTIONS)
+
+    def write_all(self) -> None:
+        for part, make in _PARTS.items():
+            self._write_train(part, getattr(self.settings, f"train_{part}"), make)
+        self._write_questions()
+        self._write_prompts()
+
+    def _rng(self, part: str, number: int) -> random.Random:
+        return random.Random(f"{self.settings.seed} {part} {number}")
+
+    def _write_train(self, part: str, number: int, make) -> None:
+        rows = []
+        for index in range(number):
+            rng = self._rng(part, index)
+            turns, scene = make(rng, index)
+            image = self._save(part, index, scenes.draw(scene, rng, "train"))
+            values = [{"from": ("human", "gpt")[turn % 2], "value": text} for turn, text in enumerate(turns)]
+            rows.append({"conversations": values, "image": [image]})
+        self._write_rows(f"train_{part}.jsonl", rows)
+
+    def _write_questions(self) -> None:
+        rows = []
+        for kind in questions.QUESTIONS:
+            for number in range(self.settings.questions_per_kind):
+                rng = self._rng(kind, number)
+                question, scene = _held_out_question(kind, rng)
+                image = self._save("held_out", len(rows), scenes.draw(scene, rng, "held_out"))
+                row = {"image": image, "question": question.text, "answer": question.answer}
+                rows.append(row | {"kind": kind, "set": question.set})
+        self._write_rows("held_out_questions.jsonl", rows)
+
+    def _write_prompts(self) -> None:
+        pairs = [
+            (name, number) for name in CATEGORIES for number in range(self.settings.prompts_per_category)
+        ]
+        prompts = [random_prompt(name, self._rng(name, number), "held_out") for name, number in pairs]
+        self._write_rows("held_out_prompts.jsonl", [prompt.to_json() for prompt in prompts])
+
+    def _write_rows(self, name: str, rows: list[dict]) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / name).open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def _save(self, part: str, index: int, picture: np.ndarray) -> str:
+        """Saves uint8[h, w, 3] and returns its path relative to the data set."""
+        folder = self.root / "pictures" / part
+        if index == 0:
+            folder.mkdir(parents=True)
+        name = f"{index:06d}.png"
+        Image.fromarray(picture).save(folder / name, compress_level=1)
+        self.done += 1
+        if self.progress:
+            self.progress(self.done, self.total)
+        return f"pictures/{part}/{name}"
+
+
+def _captions(rng: random.Random, _=None) -> tuple[list[str], scenes.Scene]:
+    """Turns (request, caption) and the scene. A caption names every property of every object."""
+    scene = scenes.random_scene(rng, "train", rng.choice(_OBJECTS))
+    asked = [question for kind in questions.CAPTIONS if (question := questions.ask(scene, kind, rng))]
+    return _turns(asked, rng), scene
+
+
+def _understanding(rng: random.Random, weights: dict[str, float]) -> tuple[list[str], scenes.Scene]:
+    """Turns (question, answer, ...) about one picture: a caption alone, or 6 to 9 questions."""
+    if rng.random() < 0.15:
+        return _captions(rng)
+    scene = scenes.random_scene(rng, "train", rng.choice(_OBJECTS))
+    asked = questions.ask_several(scene, rng.randint(6, 9), rng, weights)
+    # Last, as a caption gives the other answers away.
+    asked.sort(key=lambda question: question.kind in questions.CAPTIONS)
+    return _turns(asked, rng), scene
+
+
+def _turns(asked: list[questions.Question], rng: random.Random) -> list[str]:
+    """Question, answer, question, ...; the picture stands before or after the first question."""
+    turns = [text for question in asked for text in (question.text, question.answer)]
+    turns[0] = IMAGE + turns[0] if rng.random() < 0.85 else turns[0] + IMAGE
+    return turns
+
+
+def _generation(rng: random.Random, weights: dict[str, float]) -> tuple[list[str], scenes.Scene]:
+    """Turns (request, picture) and the scene to draw."""
+    category = rng.choices(list(weights), list(weights.values()))[0]
+    requirement, scene = random_pair(category, rng, "train")
+    return [PICTURE_PROMPT + requirement.prompt, IMAGE], scene
+
+
+def _instruct(rng: random.Random, index: int) -> tuple[list[str], scenes.Scene]:
+    if index % 2:
+        return _generation(rng, _HARD_PROMPTS)
+    return _understanding(rng, _HARD_QUESTIONS)
+
+
+# The training parts and what makes an example's (turns, scene) from its own random numbers and its number.
+_PARTS: dict[str, Callable[[random.Random, int], tuple[list[str], scenes.Scene]]] = {
+    "captions": _captions,
+    "understanding": lambda rng, _: _understanding(rng, _QUESTIONS),
+    "generation": lambda rng, _: _generation(rng, _EVEN_PROMPTS),
+    "instruct": _instruct,
+}
+
+
+def _held_out_question(kind: str, rng: random.Random) -> tuple[questions.Question, scenes.Scene]:
+    """One question of `kind` about a held-out scene of 1 to 3 objects (2 or 3 where it takes two)."""
+    count = rng.randint(2 if kind == "relation" else 1, 3)
+    while True:
+        scene = scenes.random_scene(rng, "held_out", count)
+        if question := questions.ask(scene, kind, rng):
+            return question, scene

@@ -1,0 +1,279 @@
+"""Questions about a scene with their true answers, and captions.
+
+The language is small, closed and lower case, and every question has one right answer. A question whose
+answer names a digit is reading ("textread"); the others are "general", scored apart as in the paper.
+"""
+
+import collections
+import dataclasses
+import random
+from collections.abc import Callable, Iterable
+
+from unitoken_jax.scenes.scene import COLOURS, SHAPES, Scene, Thing
+
+NUMBERS = ("zero", "one", "two", "three")
+PLURALS = {
+    "circle": "circles",
+    "square": "squares",
+    "triangle": "triangles",
+    "cross": "crosses",
+    "digit": "digits",
+    "shape": "shapes",
+    "object": "objects",
+}
+RELATIONS = ("left of", "right of", "above", "below")
+CAPTIONS = ("caption", "read caption")
+_TRIES = 4
+_OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One question about one scene. `kind` is a key of GENERAL or TEXTREAD."""
+
+    kind: str
+    text: str
+    answer: str
+
+    @property
+    def set(self) -> str:
+        return "textread" if self.kind in TEXTREAD else "general"
+
+
+def related(first: Thing, relation: str, second: Thing) -> bool:
+    """True where `first` stands in `relation` to `second`: strictly, and whatever the other direction is."""
+    if relation == "left of":
+        return first.column < second.column
+    if relation == "right of":
+        return first.column > second.column
+    if relation == "above":
+        return first.row < second.row
+    if relation == "below":
+        return first.row > second.row
+    raise ValueError(f"no relation {relation!r}: the relations are {', '.join(RELATIONS)}")
+
+
+def with_article(words: str) -> str:
+    return ("an " if words.startswith("8") else "a ") + words
+
+
+def caption(scene: Scene) -> str:
+    """The canonical sentence: every object with colour and place, in reading order."""
+    return " and ".join(
+        f"{with_article(f'{thing.colour} {thing.kind}')} {thing.place}" for thing in sorted(scene)
+    )
+
+
+def _noun(thing: Thing) -> str:
+    """What to call an object without reading it."""
+    return "digit" if thing.is_digit else thing.kind
+
+
+def _unique_names(thing: Thing, scene: Scene) -> list[str]:
+    """All names that mean this object and no other, none of which gives a digit away."""
+    names = []
+    others = [other for other in scene if other != thing]
+    if all(_noun(other) != _noun(thing) for other in others):
+        names.append(_noun(thing))
+    if all(other.colour != thing.colour for other in others):
+        names.append(f"{thing.colour} object")
+    if all((_noun(other), other.colour) != (_noun(thing), thing.colour) for other in others):
+        names.append(f"{thing.colour} {_noun(thing)}")
+    return names
+
+
+def _pick(rng: random.Random, *phrases: str) -> str:
+    return phrases[int(rng.random() * len(phrases))]
+
+
+def _caption(scene: Scene, rng: random.Random) -> Question | None:
+    if any(thing.is_digit for thing in scene):
+        return None
+    return Question("caption", _describe(rng), caption(scene))
+
+
+def _read_caption(scene: Scene, rng: random.Random) -> Question | None:
+    if not any(thing.is_digit for thing in scene):
+        return None
+    return Question("read caption", _describe(rng), caption(scene))
+
+
+def _describe(rng: random.Random) -> str:
+    return _pick(rng, "describe the picture", "what is in the picture?", "what do you see?")
+
+
+def _colour(scene: Scene, rng: random.Random) -> Question:
+    thing = rng.choice(scene)
+    names = [f"the {name}" for name in _unique_names(thing, scene) if thing.colour not in name]
+    name = rng.choice([*names, f"the object at the {thing.place}"])
+    return Question(
+        "colour", _pick(rng, f"what colour is {name}?", f"what is the colour of {name}?"), thing.colour
+    )
+
+
+def _shape(scene: Scene, rng: random.Random) -> Question | None:
+    shapes = [thing for thing in scene if not thing.is_digit]
+    if not shapes:
+        return None
+    thing = rng.choice(shapes)
+    phrases = [f"which shape is at the {thing.place}?", f"what shape is at the {thing.place}?"]
+    if sum(other.colour == thing.colour for other in shapes) == 1:
+        phrases += [f"which shape is {thing.colour}?", f"what shape is {thing.colour}?"]
+    return Question("shape", rng.choice(phrases), thing.kind)
+
+
+def _count(scene: Scene, rng: random.Random) -> Question:
+    """Asks for an answer drawn evenly from those the scene can give, so that a guess seldom helps."""
+    groups = {
+        "objects": list(scene),
+        "shapes": [thing for thing in scene if not thing.is_digit],
+        "digits": [thing for thing in scene if thing.is_digit],
+    }
+    for colour in COLOURS:
+        groups[f"{colour} objects"] = [thing for thing in scene if thing.colour == colour]
+    for shape in SHAPES:
+        groups[PLURALS[shape]] = [thing for thing in scene if thing.kind == shape]
+    by_answer: dict[int, list[str]] = {}
+    for name, group in groups.items():
+        by_answer.setdefault(len(group), []).append(name)
+    count = rng.choice(sorted(by_answer)[1:]) if rng.random() < 0.8 else 0  # every scene lacks something
+    name = rng.choice(by_answer[count])
+    text = _pick(rng, f"how many {name} are there?", f"how many {name} do you see?", f"count the {name}")
+    return Question("count", text, NUMBERS[count])
+
+
+def _position(scene: Scene, rng: random.Random) -> Question | None:
+    named = [(thing, name) for thing in scene for name in _unique_names(thing, scene)]
+    if not named:
+        return None
+    thing, name = rng.choice(named)
+    return Question(
+        "position", _pick(rng, f"where is the {name}?", f"where do you see the {name}?"), thing.place
+    )
+
+
+def _relation(scene: Scene, rng: random.Random) -> Question | None:
+    """Two forms, yes or no and either-or; what is asked about always differs between the two objects."""
+    named = [(thing, rng.choice(names)) for thing in scene if (names := _unique_names(thing, scene))]
+    if len(named) < 2:
+        return None
+    (first, first_name), (second, second_name) = rng.sample(named, 2)
+    true = [relation for relation in RELATIONS if related(first, relation, second)]
+    relation = rng.choice(true)
+    if rng.random() < 0.5:
+        answer, asked = ("yes", relation) if rng.random() < 0.5 else ("no", _OPPOSITE[relation])
+        return Question("relation", f"is the {first_name} {asked} the {second_name}?", answer)
+    pair = "left or right of" if relation in ("left of", "right of") else "above or below"
+    return Question(
+        "relation", f"is the {first_name} {pair} the {second_name}?", relation.removesuffix(" of")
+    )
+
+
+def _exists(scene: Scene, rng: random.Random) -> Question:
+    """Is there a red circle? A wrong one mixes the scene's colours and nouns up wherever it can.
+
+    Nouns are as frequent in wrong ones as in right ones: the question alone must not give the answer away.
+    """
+    true = {(thing.colour, _noun(thing)) for thing in scene}
+    thing = rng.choice(scene)
+    colour, noun = thing.colour, _noun(thing)
+    if answer := rng.random() < 0.5:
+        pass
+    elif mixed := [pair for other in scene if (pair := (other.colour, noun)) not in true]:
+        colour, noun = rng.choice(mixed)
+    else:
+        while (colour, noun) in true:
+            if rng.random() < 0.5:
+                colour = rng.choice(tuple(COLOURS))
+            else:
+                noun = rng.choice(SHAPES) if rng.random() < 0.3 else "digit"
+    text = _pick(rng, f"is there a {colour} {noun}?", f"do you see a {colour} {noun}?")
+    return Question("exists", text, "yes" if answer else "no")
+
+
+def _digit_by_colour(scene: Scene, rng: random.Random) -> Question | None:
+    digits = [thing for thing in scene if thing.is_digit]
+    unique = [thing for thing in digits if sum(other.colour == thing.colour for other in digits) == 1]
+    if not unique:
+        return None
+    thing = rng.choice(unique)
+    text = _pick(rng, f"which digit is {thing.colour}?", f"read the {thing.colour} digit")
+    return Question("digit by colour", text, thing.kind)
+
+
+def _digit_by_place(scene: Scene, rng: random.Random) -> Question | None:
+    digits = [thing for thing in scene if thing.is_digit]
+    if not digits:
+        return None
+    thing = rng.choice(digits)
+    text = _pick(rng, f"which digit is at the {thing.place}?", f"read the digit at the {thing.place}")
+    return Question("digit by place", text, thing.kind)
+
+
+def _digits(scene: Scene, rng: random.Random) -> Question | None:
+    """All digits in reading order."""
+    digits = [thing.kind for thing in sorted(scene) if thing.is_digit]
+    if not digits:
+        return None
+    return Question("digits", _pick(rng, "which digits are there?", "read the digits"), " ".join(digits))
+
+
+GENERAL: dict[str, Callable[[Scene, random.Random], Question | None]] = {
+    "caption": _caption,
+    "colour": _colour,
+    "shape": _shape,
+    "count": _count,
+    "position": _position,
+    "relation": _relation,
+    "exists": _exists,
+}
+TEXTREAD: dict[str, Callable[[Scene, random.Random], Question | None]] = {
+    "digit by colour": _digit_by_colour,
+    "digit by place": _digit_by_place,
+    "digits": _digits,
+    "read caption": _read_caption,
+}
+QUESTIONS = GENERAL | TEXTREAD
+
+
+def ask(scene: Scene, kind: str, rng: random.Random) -> Question | None:
+    """A question of `kind` about the scene, or None where the scene gives no unambiguous one."""
+    return QUESTIONS[kind](scene, rng)
+
+
+def ask_several(scene: Scene, number: int, rng: random.Random, weights: dict[str, float]) -> list[Question]:
+    """Up to `number` different questions, their kinds drawn by weight, with repetition but for captions."""
+    found: dict[str, Question] = {}
+    for _ in range(_TRIES * number):  # a scene may have no more to ask
+        (kind,) = rng.choices(list(weights), list(weights.values()))
+        if len(found) < number and (question := ask(scene, kind, rng)):
+            found.setdefault(kind if kind in CAPTIONS else question.text, question)
+    return list(found.values())
+
+
+def is_right(given: str, answer: str) -> bool:
+    """Exact match, but for letter case, spaces and a full stop at the end."""
+    return " ".join(given.lower().split()).removesuffix(".") == answer
+
+
+def score_answers(rows: Iterable[dict]) -> dict:
+    """Rows with `set`, `kind`, `answer` (the true one) and `given` -> accuracies in [0, 1].
+
+    {"general": mean over its questions, "textread": ..., "kinds": {kind: ...}}; a set nobody asked is absent.
+    """
+    right: dict[str, dict[str, list[bool]]] = {"set": {}, "kind": {}}
+    for row in rows:
+        for key, values in right.items():
+            values.setdefault(row[key], []).append(is_right(row["given"], row["answer"]))
+    means = {
+        key: {name: sum(hits) / len(hits) for name, hits in values.items()} for key, values in right.items()
+    }
+    return {**means["set"], "kinds": means["kind"]}
+
+
+def majority_guess(rows: Iterable[dict]) -> dict[str, float]:
+    """{kind: share of its most frequent true answer}: what always saying that one would score."""
+    answers: dict[str, collections.Counter] = {}
+    for row in rows:
+        answers.setdefault(row["kind"], collections.Counter())[row["answer"]] += 1
+    return {kind: max(counts.values()) / counts.total() for kind, counts in answers.items()}

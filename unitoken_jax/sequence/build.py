@@ -1,0 +1,414 @@
+"""One conversation -> one token sequence, with where every feature, code and label goes.
+
+    BOS  question EOT  answer EOT ...        a question's or answer's parts: text, and pictures as
+    begin h w  d d d NL  d d d NL  SEP  c c c c NL c c c c NL  end       (d: VQ codes, c: SigLIP features)
+
+Which of d, SEP, c a picture has depends on `SequenceConfig.encoding` and on who shows it: what is to be drawn
+(a picture in an answer) always has codes. Positions of features and codes are integers (`soft_index`,
+`code_index`), so a sequence's length follows from its text and its pictures' sizes alone (`length`).
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from unitoken_jax.batch import NO_INDEX, NO_LABEL
+from unitoken_jax.config import ModelConfig
+from unitoken_jax.sequence import anyres
+from unitoken_jax.sequence.conversation import (
+    Conversation,
+    ConversationError,
+    Drawn,
+    Picture,
+    PictureFile,
+    Turn,
+    dialogue,
+)
+from unitoken_jax.sequence.image import PictureError, discrete_crop, open_picture, picture_size, siglip_crops
+from unitoken_jax.sequence.tokenizer import Tokenizer
+from unitoken_jax.sequence.vocabulary import MAX_SIZE_UNITS, Vocabulary
+
+# What a text-to-image question says before the description (the released code's and its data's wording).
+PICTURE_PROMPT = "Generate an image according to the following prompt:\n"
+CODE = -1  # in a picture's template: a VQ code goes here
+
+# VQ codes made beforehand: by picture name, or by a function of the crop uint8[H, W, 3]; int32[h, w] each.
+Codes = Mapping[str, np.ndarray] | Callable[[np.ndarray], np.ndarray]
+
+
+class Lengths(NamedTuple):
+    """What an example takes of a row."""
+
+    tokens: int
+    crops: int  # SigLIP crops
+    pictures: int  # pictures whose codes are made on the device
+    suffix: int  # tokens from the first continuous one on
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Example:
+    """One sequence; fields as in `batch.py`, without the row dimension. Indices count within the example.
+
+    tokens, labels, soft_index, code_index int32[n]; crops uint8[C, S, S, 3]; pictures uint8[I, H, W, 3]
+    (empty unless codes are made on the device; `tokens` and `labels` then hold code 0 in their places).
+    """
+
+    tokens: np.ndarray
+    labels: np.ndarray
+    soft_index: np.ndarray
+    code_index: np.ndarray
+    crops: np.ndarray
+    pictures: np.ndarray
+
+    @property
+    def lengths(self) -> Lengths:
+        suffix = len(self.tokens) - self.prefix
+        return Lengths(len(self.tokens), len(self.crops), len(self.pictures), suffix)
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before the first continuous one: nothing that stage I trains has a part in them."""
+        continuous = self.soft_index != NO_INDEX
+        return int(np.argmax(continuous)) if continuous.any() else len(self.tokens)
+
+
+def check(config: ModelConfig, vocabulary: Vocabulary) -> None:
+    """Raises ValueError where pictures of this size, or these codes, have no tokens."""
+    check_size(config, config.sequence.picture_size)
+    if len(vocabulary.code_ids) < config.vq.codes:
+        raise ValueError(
+            f"the tokenizer has {len(vocabulary.code_ids)} picture codes, the VQ codebook (vq.codes) "
+            f"{config.vq.codes}: they must come from the same model"
+        )
+    if vocabulary.size > config.decoder.vocab_size:
+        raise ValueError(
+            f"the tokenizer's largest id is {vocabulary.size - 1}, but decoder.vocab_size is "
+            f"{config.decoder.vocab_size}: they must come from the same model"
+        )
+
+
+def check_size(config: ModelConfig, size: tuple[int, int]) -> None:
+    """Raises ValueError listing the allowed sides unless `size` = (height, width) px is one of pictures."""
+    unit, stride = config.sequence.size_unit, config.vq.stride
+    step = math.lcm(unit, stride)
+    allowed = range(step, unit * MAX_SIZE_UNITS + 1, step)
+    for name, side in zip(("height", "width"), size):
+        if side not in allowed:
+            raise ValueError(
+                f"picture {name} {side} px is not supported. Allowed sides (multiples of size_unit {unit} "
+                f"and VQ stride {stride}): {', '.join(map(str, allowed))}"
+            )
+
+
+@functools.lru_cache(maxsize=32)
+def picture_template(
+    config: ModelConfig, vocabulary: Vocabulary, size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """int32[n] read-only: a discrete picture's ids from begin to end of image, CODE where a code goes.
+
+    `size` = (height, width) px, default: `config.sequence.picture_size`.
+    """
+    height, width = size or config.sequence.picture_size
+    check(config, vocabulary)
+    check_size(config, (height, width))
+    unit, stride = config.sequence.size_unit, config.vq.stride
+    rows = np.full((height // stride, width // stride + 1), CODE, np.int32)
+    rows[:, -1] = vocabulary.new_line
+    first = [vocabulary.begin_of_image, *vocabulary.size_ids[[height // unit, width // unit]]]
+    template = np.array([*first, *rows.reshape(-1), vocabulary.end_of_image], np.int32)
+    template.flags.writeable = False
+    return template
+
+
+def has_codes(turn: Turn, config: ModelConfig) -> bool:
+    """Whether pictures in `turn` have discrete tokens."""
+    return turn.role == "answer" or config.sequence.encoding != "continuous"
+
+
+def has_features(turn: Turn, config: ModelConfig) -> bool:
+    """Whether pictures in `turn` have continuous tokens."""
+    sequence = config.sequence
+    return sequence.encoding != "discrete" and (turn.role == "question" or sequence.soft_in_answers)
+
+
+def is_text_to_image(conversation: Conversation) -> bool:
+    """One question of text alone whose answer is one picture alone: what prompt dropout applies to."""
+    if len(conversation.turns) != 2:
+        return False
+    question, answer = conversation.turns
+    texts = all(isinstance(part, str) for part in question.parts)
+    return texts and len(answer.parts) == 1 and not isinstance(answer.parts[0], str)
+
+
+def build(
+    conversation: Conversation,
+    tokenizer: Tokenizer,
+    config: ModelConfig,
+    codes: Codes | None = None,
+    *,
+    drop_prompt: bool = False,
+    rng: np.random.Generator | None = None,
+) -> Example:
+    """The training example of `conversation`.
+
+    Args:
+      codes: VQ codes made beforehand; None leaves them to the device (`code_index`, `pictures`).
+      drop_prompt: the answer alone, from its begin-of-image on, as guidance's unconditional stream sees it.
+      rng: where the discrete crop is taken, if `config.sequence.crop` is "random"; None: the centre.
+    Raises ConversationError or PictureError, beginning with the conversation's source.
+    """
+    writer = _Writer(tokenizer, config, codes, rng, conversation.source)
+    turns = conversation.turns
+    if drop_prompt:
+        if not is_text_to_image(conversation):
+            raise ValueError(f"{conversation.source}: only a text-to-image prompt can be dropped")
+        turns = turns[1:]
+    else:
+        writer.ids([tokenizer.vocabulary.bos])
+    for turn in turns:
+        writer.turn(turn)
+    return writer.example()
+
+
+def prompt(
+    conversation: Conversation,
+    tokenizer: Tokenizer,
+    config: ModelConfig,
+    codes: Codes | None = None,
+    *,
+    picture: bool = False,
+    answer: Sequence[np.ndarray | Drawn] = (),
+) -> Example:
+    """The sequence to continue: as in training up to the last question's end of turn; no labels.
+
+    `answer` is what the model has answered so far: its ids int32[n], and the pictures that it drew.
+    `picture` adds begin-of-image (after `SequenceConfig.picture_lead`), so that a picture follows.
+    Raises ConversationError or PictureError, beginning with the conversation's source.
+    """
+    if conversation.turns[-1].role != "question":
+        raise ConversationError(f"{conversation.source}: a prompt must end with a question, not an answer")
+    writer = _Writer(tokenizer, config, codes, None, conversation.source)
+    writer.ids([tokenizer.vocabulary.bos])
+    for turn in conversation.turns:
+        writer.turn(turn)
+    for part in answer:
+        if isinstance(part, Drawn):
+            writer.picture(part, Turn("answer", (part,)))
+        else:
+            writer.ids(part)
+    if picture:
+        writer.ids(tokenizer.encode(config.sequence.picture_lead))
+        writer.ids([tokenizer.vocabulary.begin_of_image])
+    example = writer.example()
+    return dataclasses.replace(example, labels=np.full_like(example.labels, NO_LABEL))
+
+
+def picture_prompt(text: str, tokenizer: Tokenizer, config: ModelConfig) -> Example:
+    """The text-to-image prompt of a description: PICTURE_PROMPT + text, ending in begin-of-image.
+
+    A `text` that begins with PICTURE_PROMPT, as the released data's questions do, gets no second one.
+    """
+    question = PICTURE_PROMPT + text.removeprefix(PICTURE_PROMPT)
+    return prompt(dialogue([[question]]), tokenizer, config, picture=True)
+
+
+def unconditional_prompt(vocabulary: Vocabulary) -> np.ndarray:
+    """int32[1]: what guidance's unconditional stream starts with, begin-of-image alone."""
+    return np.array([vocabulary.begin_of_image], np.int32)
+
+
+def length(
+    conversation: Conversation,
+    tokenizer: Tokenizer,
+    config: ModelConfig,
+    sizes: Sequence[tuple[int, int]] | None = None,
+    *,
+    online: bool = True,
+    drop_prompt: bool = False,
+) -> Lengths:
+    """`build(...).lengths` without decoding a picture.
+
+    `sizes` are the pictures' (height, width) in px in reading order, None reads them from the files' headers;
+    `online` says that VQ codes are made on the device. Raises as `build`, except for damaged pixels.
+    """
+    source = conversation.source
+    if sizes is None:
+        sizes = picture_sizes(conversation)
+    discrete = len(picture_template(config, tokenizer.vocabulary))
+    tokens, crops, pictures, prefix = int(not drop_prompt), 0, 0, None
+    rest = iter(sizes)
+    for turn in conversation.turns[1:] if drop_prompt else conversation.turns:
+        codes, features = has_codes(turn, config), has_features(turn, config)
+        for part in turn.parts:
+            if isinstance(part, str):
+                tokens += len(text_ids(part, tokenizer, source))
+                continue
+            size = next(rest)
+            tokens += discrete if codes else 2
+            pictures += online and codes
+            if features:
+                tokens += codes
+                prefix = tokens - 1 if prefix is None else prefix  # one of them is end of image
+                tokens += len(anyres.soft_layout(*size, config.siglip, config.sequence))
+                crops += anyres.crop_count(*size, config.siglip, config.sequence)
+        tokens += 1  # end of turn
+    return Lengths(tokens, crops, pictures, 0 if prefix is None else tokens - prefix)
+
+
+def picture_sizes(conversation: Conversation) -> list[tuple[int, int]]:
+    """(height, width) in px of each picture, in reading order, from headers alone. Raises PictureError."""
+    return [_sized(picture, conversation.source) for picture in conversation.pictures]
+
+
+def crop_count(height: int, width: int, config: ModelConfig) -> int:
+    """SigLIP crops of a height x width px picture that has continuous tokens."""
+    return anyres.crop_count(height, width, config.siglip, config.sequence)
+
+
+def text_ids(text: str, tokenizer: Tokenizer, source: str) -> list[int]:
+    """Ids of users' text. Raises ConversationError where it spells a control token's name."""
+    if name := tokenizer.control_name_in(text):
+        raise ConversationError(
+            f"{source}: the text contains {name}, the name of a control token; remove it, or write it "
+            "another way (a space inside is enough)",
+            "control_name",
+        )
+    return tokenizer.encode(text)
+
+
+def _pixels_of(picture: Picture):
+    """What `picture.open_picture` takes."""
+    if isinstance(picture, Drawn):
+        return picture.image
+    return picture.path if isinstance(picture, PictureFile) else picture
+
+
+def _sized(picture: Picture, source: str) -> tuple[int, int]:
+    try:
+        return picture_size(_pixels_of(picture))
+    except PictureError as error:
+        raise PictureError(f"{source}: {error}", error.reason) from None
+
+
+class _Writer:
+    """Collects a sequence's pieces: (tokens, labels, soft_index, code_index), one tuple of arrays each."""
+
+    def __init__(self, tokenizer, config, codes, rng, source):
+        self.tokenizer, self.config, self.codes, self.rng = tokenizer, config, codes, rng
+        self.vocabulary, self.source = tokenizer.vocabulary, source
+        self.pieces, self.crops, self.pictures = [], [], []
+        self.features = 0  # SigLIP patches so far
+
+    def ids(self, ids, labels=None, soft=None, code=None) -> None:
+        ids = np.asarray(ids, np.int32)
+        self.pieces.append(
+            [
+                ids,
+                np.full(len(ids), NO_LABEL, np.int32) if labels is None else labels,
+                np.full(len(ids), NO_INDEX, np.int32) if soft is None else soft,
+                np.full(len(ids), NO_INDEX, np.int32) if code is None else code,
+            ]
+        )
+
+    def turn(self, turn: Turn) -> None:
+        learn = turn.role == "answer"
+        for part in turn.parts:
+            if isinstance(part, str):
+                ids = np.array(text_ids(part, self.tokenizer, self.source), np.int32)
+                self.ids(ids, ids if learn else None)
+            else:
+                try:
+                    self.picture(part, turn)
+                except PictureError as error:
+                    raise PictureError(f"{self.source}: {error}", error.reason) from None
+        end = np.array([self.vocabulary.end_of_turn], np.int32)
+        self.ids(end, end if learn else None)
+
+    def picture(self, picture: Picture, turn: Turn) -> None:
+        codes, features = has_codes(turn, self.config), has_features(turn, self.config)
+        size = (picture.image.height, picture.image.width) if isinstance(picture, Drawn) else None
+        template = picture_template(self.config, self.vocabulary, size)
+        learn = turn.role == "answer" and self.config.sequence.picture_labels == "all"
+        begin, end = template[:1], template[-1:]
+        offline = isinstance(self.codes, Mapping) and isinstance(picture, PictureFile)
+        image = None
+        if features or not offline:
+            image = open_picture(_pixels_of(picture))
+        if codes:
+            self._discrete(picture, image, template[:-1], turn.role == "answer")
+        else:
+            self.ids(begin, begin if learn else None)
+        if features:
+            if codes:
+                sep = np.array([self.vocabulary.sep], np.int32)
+                self.ids(sep, sep if self.config.sequence.supervise_sep else None)
+            self._features(image)
+        self.ids(end, end if learn else None)
+
+    def _discrete(self, picture, image, template: np.ndarray, answer: bool) -> None:
+        """begin, sizes and rows of codes; without the closing end of image."""
+        place = template == CODE
+        index = np.full(len(template), NO_INDEX, np.int32)
+        if isinstance(picture, Drawn):
+            codes = picture.codes.reshape(-1)
+        elif self.codes is None:
+            count = int(place.sum())
+            index[place] = np.arange(count, dtype=np.int32) + count * len(self.pictures)
+            self.pictures.append(self._crop(image))
+            codes = np.zeros(count, np.int32)
+        else:
+            codes = self._offline(picture, image)
+        ids = template.copy()
+        ids[place] = self.vocabulary.code_ids[codes]
+        labels = None
+        if answer:
+            all_of_it = self.config.sequence.picture_labels == "all"
+            labels = ids if all_of_it else np.where(place, ids, NO_LABEL).astype(np.int32)
+        self.ids(ids, labels, code=index)
+
+    def _crop(self, image) -> np.ndarray:
+        random = self.config.sequence.crop == "random" and self.rng is not None
+        offset = tuple(self.rng.random(2)) if random else None
+        return discrete_crop(image, self.config.sequence.picture_size, offset)
+
+    def _offline(self, picture, image) -> np.ndarray:
+        """int32[h * w] codes made beforehand, checked."""
+        name = picture.name if isinstance(picture, PictureFile) else "the given picture"
+        if isinstance(self.codes, Mapping):
+            if not isinstance(picture, PictureFile):
+                raise PictureError("VQ codes are given by file name, but a picture is not a file")
+            if name not in self.codes:
+                raise PictureError(f"no VQ codes for {name}: run `unitoken tokenize` on this data again")
+            codes = self.codes[name]
+        else:
+            codes = self.codes(self._crop(image))
+        codes = np.asarray(codes)
+        shape = tuple(side // self.config.vq.stride for side in self.config.sequence.picture_size)
+        if codes.shape != shape or codes.min() < 0 or codes.max() >= self.config.vq.codes:
+            raise PictureError(
+                f"the VQ codes of {name} are {codes.shape}, {codes.min()} to {codes.max()}; expected "
+                f"{shape}, 0 to {self.config.vq.codes - 1}: made by another model?"
+            )
+        return codes.reshape(-1)
+
+    def _features(self, image) -> None:
+        siglip, sequence = self.config.siglip, self.config.sequence
+        layout = anyres.soft_layout(image.height, image.width, siglip, sequence)
+        new_row = layout == anyres.NEW_ROW
+        ids = np.where(new_row, self.vocabulary.new_line, self.vocabulary.pad)
+        self.ids(ids, soft=np.where(new_row, NO_INDEX, layout + self.features).astype(np.int32))
+        crops = siglip_crops(image, siglip, sequence)
+        self.crops.append(crops)
+        self.features += len(crops) * siglip.patches
+
+    def example(self) -> Example:
+        side = self.config.siglip.image_size
+        height, width = self.config.sequence.picture_size
+        fields = [np.concatenate(column) for column in zip(*self.pieces)]
+        none = np.zeros((0, side, side, 3), np.uint8)
+        pictures = np.stack(self.pictures) if self.pictures else np.zeros((0, height, width, 3), np.uint8)
+        return Example(*fields, np.concatenate([none, *self.crops]), pictures)

@@ -1,0 +1,265 @@
+"""Conversations: the public JSON / JSONL input format -> turns of text and pictures.
+
+    {"conversations": [{"from": "human", "value": "<|image|>What is it?"}, {"from": "gpt", "value": "Box."}],
+     "image": ["pictures/0.png"]}
+
+A `.jsonl` file holds one such object a line, a `.json` file one object or a list. `<image>` and `<|image|>`
+both mark a picture; `image` is a path, a list of paths, or absent. Turns alternate, a human begins.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from unitoken_jax.storage import paths
+
+_PLACE = re.compile(r"<\|image\|>|<image>")
+_ROLES = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer"}
+_DECODER = json.JSONDecoder()
+
+
+class ConversationError(ValueError):
+    """A conversation that cannot be used; the message begins with file:line, `reason` is its kind."""
+
+    def __init__(self, message: str, reason: str = "format"):
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self):
+        return type(self), (str(self), self.reason)
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureFile:
+    """A picture on disk: `name` as the data file writes it (the key of offline codes).
+
+    `path` is what `picture.open_picture` opens: a path, local or remote, or part of a shard (storage.py).
+    """
+
+    name: str
+    path: pathlib.Path | paths.Slice | paths.Inline
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Drawn:
+    """A picture that the model drew: its pixels, and the VQ codes int32[h, w] they were made of."""
+
+    image: Image.Image
+    codes: np.ndarray
+
+
+Picture = PictureFile | Image.Image | Drawn
+Part = str | Picture
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One speaker's parts, in reading order; a str is text."""
+
+    role: Literal["question", "answer"]
+    parts: tuple[Part, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversation:
+    """Alternating turns, a question first. `source` ("file:line") goes into every error message."""
+
+    turns: tuple[Turn, ...]
+    source: str = "the conversation"
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """Every picture, in reading order."""
+        return [part for turn in self.turns for part in turn.parts if not isinstance(part, str)]
+
+
+def dialogue(turns: Sequence[Sequence], source: str = "the prompt") -> Conversation:
+    """A conversation from lists of parts, questions and answers in turn, a question first.
+
+    A part is text (str), a PIL image or a pathlib.Path of a picture. Raises ConversationError.
+    """
+    built = []
+    for number, parts in enumerate(turns):
+        parts = [parts] if isinstance(parts, str | Image.Image | pathlib.Path | Drawn) else parts
+        built.append(Turn(("question", "answer")[number % 2], tuple(_part(part, source) for part in parts)))
+        _check_turn(built[-1], source)
+    if not built:
+        raise ConversationError(f"{source}: no turns")
+    return Conversation(tuple(built), source)
+
+
+def _part(part, source: str) -> Part:
+    if isinstance(part, os.PathLike):
+        return PictureFile(os.fspath(part), pathlib.Path(part))
+    if isinstance(part, Image.Image | PictureFile | Drawn):
+        return part
+    if not isinstance(part, str):
+        raise ConversationError(
+            f"{source}: a part is a {type(part).__name__}; expected text, a PIL image or a pathlib.Path"
+        )
+    if mark := _PLACE.search(part):
+        raise ConversationError(
+            f"{source}: {mark[0]} in a text part; put the picture itself between two text parts instead"
+        )
+    return part
+
+
+def read_conversations(
+    path: str | os.PathLike,
+    pictures: str | os.PathLike = "",
+    on_error: Callable[[ConversationError], None] | None = None,
+    need_answers: bool = True,
+) -> list[Conversation]:
+    """Every conversation of a JSON or JSONL file.
+
+    Args:
+      pictures: folder of the pictures' relative paths; empty: the file's own.
+      on_error: called with each bad conversation's error, which is then left out; None raises the first.
+      need_answers: refuse a conversation that ends with a question (nothing to learn).
+    """
+    path = paths.as_path(path)
+    root = paths.as_path(pictures) if str(pictures) else path.parent
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConversationError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from None
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no conversation file at {path}") from None
+    found = []
+    for line, record in _records(text, path):
+        try:
+            if isinstance(record, ConversationError):
+                raise record
+            found.append(parse(record, f"{path}:{line}", root, need_answers))
+        except ConversationError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+    if not found:
+        raise ConversationError(f"{path}: holds no usable conversation")
+    return found
+
+
+def _records(text: str, path: pathlib.Path) -> Iterator[tuple[int, object]]:
+    """(line number, JSON value or the error of that line) of each record."""
+    start = text.lstrip()[:1]
+    if start == "[":
+        yield from _array(text, path)
+        return
+    if start == "{" and path.suffix == ".json":
+        try:
+            yield 1, json.loads(text)
+            return
+        except json.JSONDecodeError:
+            pass  # lines of objects under the wrong suffix, or broken: the lines will say
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                yield number, ConversationError(f"{path}:{number}: not valid JSON ({error})")
+
+
+def _array(text: str, path: pathlib.Path) -> Iterator[tuple[int, object]]:
+    """Elements of a JSON array with the line each begins at. A syntax error ends it: no way to go on."""
+    place, line, last = text.index("[") + 1, 1, 0
+    closed = False
+    while not closed:
+        place = _skip(text, place, " \t\r\n")
+        if text[place : place + 1] == "]":
+            break
+        line, last = line + text.count("\n", last, place), place
+        try:
+            record, place = _DECODER.raw_decode(text, place)
+        except (json.JSONDecodeError, RecursionError) as error:
+            yield line, ConversationError(f"{path}:{line}: not valid JSON ({error})")
+            return
+        yield line, record
+        place = _skip(text, place, " \t\r\n")
+        if text[place : place + 1] not in (",", "]"):
+            line += text.count("\n", last, place)
+            yield line, ConversationError(f"{path}:{line}: not valid JSON (expected , or ] after an element)")
+            return
+        closed = text[place] == "]"
+        place += not closed
+    rest = _skip(text, place + 1, " \t\r\n")
+    if rest < len(text):
+        line += text.count("\n", last, rest)
+        yield line, ConversationError(f"{path}:{line}: not valid JSON (text after the closing ])")
+
+
+def _skip(text: str, place: int, chars: str) -> int:
+    while place < len(text) and text[place] in chars:
+        place += 1
+    return place
+
+
+def parse(record, source: str, root, need_answers: bool = True) -> Conversation:
+    """One record of a data file. Raises ConversationError beginning with `source`.
+
+    `root / name` is a picture's path: a folder, or a store of picture_store.py. A picture may also be bytes,
+    the encoded file itself.
+    """
+    if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
+        raise ConversationError(f'{source}: expected an object with a list "conversations"')
+    names = record.get("image")
+    names = [] if names is None else [names] if isinstance(names, str | bytes) else names
+    if not isinstance(names, list) or not all(isinstance(name, str | bytes) and name for name in names):
+        raise ConversationError(f'{source}: "image" must be a path or a list of paths, found {names!r:.200}')
+    files = [_picture(name, f"{source}, picture {i}", root) for i, name in enumerate(names, 1)]
+    values = [_value(turn, number, source) for number, turn in enumerate(record["conversations"])]
+    places = sum(len(_PLACE.findall(value)) for value in values)
+    if places != len(files):
+        raise ConversationError(
+            f'{source}: {places} <|image|> in the turns but {len(files)} pictures in "image"; '
+            "they must agree",
+            "placeholders",
+        )
+    turns, rest = [], iter(files)
+    for number, value in enumerate(values):
+        parts: list[Part] = []
+        for piece, text in enumerate(_PLACE.split(value)):
+            parts += [next(rest)] if piece else []
+            parts += [text] if text else []
+        turns.append(Turn(("question", "answer")[number % 2], tuple(parts)))
+        _check_turn(turns[-1], source)
+    if not turns:
+        raise ConversationError(f'{source}: "conversations" is empty')
+    if need_answers and turns[-1].role != "answer":
+        raise ConversationError(
+            f"{source}: ends with a question, so nothing is to be learnt; add an answer", "unsupervised"
+        )
+    return Conversation(tuple(turns), source)
+
+
+def _picture(name: str | bytes, place: str, root) -> PictureFile:
+    if isinstance(name, bytes):
+        return PictureFile(place, paths.Inline(place, name))
+    return PictureFile(name, root / name)
+
+
+def _value(turn, number: int, source: str) -> str:
+    """The text of turn `number`, its speaker checked."""
+    if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
+        raise ConversationError(f'{source}: turn {number + 1} must be {{"from": ..., "value": text}}')
+    expected = ("question", "answer")[number % 2]
+    if _ROLES.get(turn.get("from")) != expected:
+        allowed = " or ".join(repr(name) for name, role in _ROLES.items() if role == expected)
+        raise ConversationError(
+            f"{source}: turn {number + 1} is from {turn.get('from')!r}, expected {allowed} "
+            "(turns alternate, a human begins)"
+        )
+    return turn["value"]
+
+
+def _check_turn(turn: Turn, source: str) -> None:
+    if not any(not isinstance(part, str) or part.strip() for part in turn.parts):
+        reason = "unsupervised" if turn.role == "answer" else "format"
+        raise ConversationError(f"{source}: empty {turn.role}; write one, or drop the conversation", reason)

@@ -1,0 +1,97 @@
+"""Loss curves of a run as a PNG."""
+
+import pathlib
+import statistics
+
+from unitoken_jax.train.logs.metrics import METRICS_FILE, read_metrics
+
+# One panel each: title, what is drawn, logarithmic.
+PANELS = (
+    ("loss", ("loss", "validation_loss"), True),
+    ("by task", ("understanding_loss", "generation_loss"), True),
+    ("gradient norm", ("grad_norm",), True),
+    ("learning rate", ("lr",), False),
+    ("tokens a second", ("tokens_per_second",), False),
+)
+COLUMNS = 3
+STYLES = ("-", "--")  # of a panel's numbers; a run has its colour
+
+
+def draw_curves(workdirs, out, labels=None) -> pathlib.Path:
+    """Draws metrics.jsonl of one run or several (stages), in one PNG `out`; its path.
+
+    `workdirs` a path or paths, `labels` their names in the legend (default: the folders').
+    Raises ValueError if no run has any of the numbers.
+    """
+    import matplotlib.figure
+
+    if isinstance(workdirs, str | pathlib.Path):
+        workdirs = [workdirs]
+    labels = labels or [pathlib.Path(workdir).name for workdir in workdirs]
+    runs = {label: read_metrics(workdir) for label, workdir in zip(labels, workdirs)}
+    found = {
+        name for rows in runs.values() for row in rows for name, value in row.items() if value is not None
+    }
+    panels = [panel for panel in PANELS if found & set(panel[1])]
+    if not panels:
+        raise ValueError(
+            f"nothing to draw: {METRICS_FILE} in {', '.join(map(str, workdirs))} has no known number"
+        )
+    rows_of_panels = -(-len(panels) // COLUMNS)
+    figure = matplotlib.figure.Figure(figsize=(4.6 * COLUMNS, 3.3 * rows_of_panels), layout="constrained")
+    places = figure.subplots(rows_of_panels, COLUMNS, squeeze=False).ravel()
+    for axes, (title, names, logarithmic) in zip(places, panels):
+        axes.set(title=title, xlabel="step", yscale="log" if logarithmic else "linear")
+        lines = [
+            (rows, name, f"C{number}", style)
+            for number, rows in enumerate(runs.values())
+            for name, style in zip(names, STYLES)
+        ]
+        for line in lines:
+            _draw_line(axes, *line)
+        limits = axes.get_ylim()  # outliers, such as the step after a checkpoint, do not set the scale
+        for rows, name, colour, _ in lines:
+            points = _points(rows, name)
+            if points:
+                axes.plot(*zip(*points), color=colour, alpha=0.15, linewidth=0.6)
+        axes.set_ylim(limits)
+        axes.grid(alpha=0.3)
+        drawn = [(name, "0.3", style) for name, style in zip(names, STYLES) if name in found]
+        if len(drawn) > 1:
+            _add_legend(axes, drawn)
+    for axes in places[len(panels) :]:
+        axes.axis("off")
+    if len(runs) > 1:  # colours mean the same everywhere: one legend, in a free place if there is one
+        free = places[len(panels)] if len(places) > len(panels) else places[0]
+        _add_legend(free, [(label, f"C{number}", "-") for number, label in enumerate(runs)])
+    out = pathlib.Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=110)
+    return out
+
+
+def _points(rows: list[dict], name: str) -> list[tuple[int, float]]:
+    return [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+
+
+def _add_legend(axes, entries: list[tuple[str, str, str]]) -> None:
+    """`entries`: (label, colour, style)."""
+    import matplotlib.lines
+
+    handles = [
+        matplotlib.lines.Line2D([], [], color=colour, linestyle=style, label=label)
+        for label, colour, style in entries
+    ]
+    axes.legend(handles=handles, fontsize=8)
+
+
+def _draw_line(axes, rows: list[dict], name: str, colour: str, style: str) -> None:
+    """The running median of `name` over a fiftieth of the run."""
+    points = _points(rows, name)
+    if not points:
+        return
+    steps, values = zip(*points)
+    window = len(points) // 50 if len(points) >= 100 else 0
+    smooth = [statistics.median(values[max(0, i - window) : i + 1]) for i in range(len(values))]
+    marker = "." if len(points) < 20 else None
+    axes.plot(steps, smooth, style, color=colour, marker=marker, linewidth=1.2)

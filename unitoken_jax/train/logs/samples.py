@@ -1,0 +1,128 @@
+"""Pictures and answers of a run's present parameters: what a loss does not show.
+
+`workdir`/samples/step_N/ holds one PNG a prompt and answers.md; TensorBoard gets the same.
+"""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+from collections.abc import Iterable, Iterator
+
+import jax
+import numpy as np
+from PIL import Image
+
+from unitoken_jax.config import Config
+from unitoken_jax.data.loader import Validation
+from unitoken_jax.sequence.build import PICTURE_PROMPT
+from unitoken_jax.sequence.conversation import Conversation, read_conversations
+from unitoken_jax.sequence.image import open_picture
+from unitoken_jax.sequence.tokenizer import Tokenizer
+
+FOLDER = "samples"
+SEARCHED = 64  # first conversations of each validation set in which prompts and questions are looked for
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A held-out question, and the answer that the data has."""
+
+    asked: Conversation
+    truth: str
+
+    @property
+    def text(self) -> str:
+        """The question, with a mark for each picture."""
+        return "".join(part if isinstance(part, str) else "<|image|>" for part in self.asked.turns[0].parts)
+
+
+class Samples:
+    """Draws held-out prompts and answers held-out questions.
+
+    They are those of the conversation file `config.train.samples` (answers may be left out there), else the
+    first of the validation sets: `config.train.sample_count` of each kind.
+    """
+
+    def __init__(self, config: Config, tokenizer: Tokenizer, mesh, validation: Validation | None, workdir):
+        """Raises ValueError where there is nothing to draw or answer."""
+        settings = config.train
+        self._config, self._tokenizer, self._mesh = config, tokenizer, mesh
+        self._folder = pathlib.Path(workdir) / FOLDER
+        if settings.samples:
+            found = read_conversations(settings.samples, need_answers=False)
+        else:
+            found = _first_of(validation.sources if validation else [])
+        self.prompts, self.questions = _prompts_and_questions(found, settings.sample_count)
+        if not (self.prompts or self.questions):
+            raise ValueError(
+                "train.sample_every is set, but there is nothing to draw or answer: set data.validation, or "
+                "train.samples to a file of conversations"
+            )
+
+    def make(self, params: dict, step: int) -> dict[str, np.ndarray]:
+        """Draws and answers with `params` on every process; the first writes. uint8[H, W, 3] by name, for
+        TensorBoard."""
+        from unitoken_jax.unitoken import UniToken
+
+        model = UniToken(
+            self._config.model, params, self._tokenizer, mesh=self._mesh, dtype=self._config.train.dtype
+        )
+        drawable = self.prompts and params.get("vqgan", {}).get("decoder")
+        pictures = model.generate(self.prompts) if drawable else []
+        answers = model.answer([question.asked for question in self.questions]) if self.questions else []
+        if jax.process_index() == 0:
+            self._write(step, pictures, answers)
+        return {f"samples/{i}": np.asarray(picture) for i, picture in enumerate(pictures)}
+
+    def _write(self, step: int, pictures: list[Image.Image], answers: list[str]) -> None:
+        """The step's folder: complete, or not at all."""
+        folder = self._folder / f"step_{step:07d}"
+        part = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        lines = [f"# Step {step}", ""]
+        for i, (prompt, picture) in enumerate(zip(self.prompts, pictures)):
+            picture.save(part / f"{i}.png")
+            lines += [f"![{_line(prompt)}]({i}.png) {_line(prompt)}", ""]
+        for i, (question, answer) in enumerate(zip(self.questions, answers)):
+            for j, asked in enumerate(question.asked.pictures):
+                open_picture(getattr(asked, "path", asked)).save(part / f"question_{i}_{j}.png")
+                lines += [f"![](question_{i}_{j}.png)"]
+            lines += [f"- asked: {_line(question.text)}", f"- answered: {_line(answer)}"]
+            lines += [f"- in the data: {_line(question.truth)}"] if question.truth else []
+            lines += [""]
+        (part / "answers.md").write_text("\n".join(lines), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)  # of a step that is done again after a crash
+        os.rename(part, folder)
+
+
+def _first_of(sources: Iterable) -> Iterator[Conversation]:
+    """The first conversations of validation sets, one of each by turns."""
+    for row in range(SEARCHED):
+        for source in sources:
+            if row < len(source):
+                yield source.conversation(row)
+
+
+def _prompts_and_questions(
+    conversations: Iterable[Conversation], count: int
+) -> tuple[list[str], list[Question]]:
+    """The first `count` different prompts (a text that a picture answers) and questions (a text answers)."""
+    prompts: dict[str, None] = {}
+    questions: dict[str, Question] = {}
+    for conversation in conversations:
+        asked, *answered = conversation.turns
+        parts = answered[0].parts if answered else ()
+        text = all(isinstance(part, str) for part in parts)
+        question = Question(dataclasses.replace(conversation, turns=(asked,)), "".join(parts) if text else "")
+        draws = not text or (not parts and question.text.startswith(PICTURE_PROMPT))
+        if not draws and len(questions) < count:
+            questions.setdefault(conversation.source, question)
+        elif draws and not question.asked.pictures and len(prompts) < count:
+            prompts.setdefault(question.text)
+    return list(prompts), list(questions.values())
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
