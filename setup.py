@@ -9,7 +9,7 @@ REQUIRES = [
     "flax>=0.12,<0.13",
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12.8,<0.13",  # checkpoint layout changed between minor versions
-    "grain>=0.2.18,<0.3",  # ElasticIterator is experimental: wrapped in host/loader.py only
+    "grain>=0.2.18,<0.3",  # ElasticIterator is experimental: wrapped in data/loader.py only
     "tensorflow-datasets>=4.9.9,<5",
     "einops>=0.8,<0.9",
     "ml-collections>=1.1,<2",
@@ -31,7 +31,7 @@ REQUIRES = [
 EXTRAS = {
     "test": [
         "pytest>=8",
-        "etils[epath-gcs]>=1.9",  # the clients that talk to tests/gcs_server.py
+        "etils[epath-gcs]>=1.9",  # the clients that talk to tests/helpers/gcs_server.py
         "pytest-timeout>=2.3",
         "hypothesis>=6.100",
         "ruff>=0.9",
@@ -60,7 +60,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["unitoken_jax", "unitoken_jax.*"]),
-    package_data={"unitoken_jax.quickstart": ["*.npz", "*.md"]},
+    package_data={"unitoken_jax.scenes": ["*.npz", "*.md"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["unitoken = unitoken_jax.cli.main:main"]},

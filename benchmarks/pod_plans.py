@@ -59,7 +59,7 @@ def run(name: str, out: pathlib.Path) -> dict:
     config, topology, overrides = CASES[name]
     file = out / f"{name}.json"
     if not file.exists():
-        command = [sys.executable, "-m", "unitoken_jax.cli.main", "plan", "--config", f"{CONFIGS}/{config}"]
+        command = [sys.executable, "-m", "unitoken_jax", "plan", "--config", f"{CONFIGS}/{config}"]
         command += ["--topology", topology, "--json", str(file)]
         command += [f"--config.{key}={value}" for key, value in overrides.items()]
         done = subprocess.run(command, capture_output=True, text=True)

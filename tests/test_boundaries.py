@@ -1,4 +1,4 @@
-"""Who may import whom: host code without jax, model code without data libraries."""
+"""Who may import whom: rooms in order, host code without jax, model code without data libraries."""
 
 import ast
 import pathlib
@@ -8,10 +8,34 @@ import sys
 import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "unitoken_jax"
+
+# A room imports from itself and from the rooms above it: settings first, the command line last.
+ROOMS = (
+    "config",
+    "batch",
+    "config_file",
+    "storage",
+    "sequence",
+    "model",
+    "data",
+    "scenes",
+    "checkpoint",
+    "convert",
+    "generate",
+    "unitoken",
+    "train",
+    "evaluate",
+    "inspection",
+    "planning",
+    "quickstart",
+    "ablate",
+    "cli",
+)
+HOST_ROOMS = ("storage", "sequence", "data", "scenes", "convert/torch")
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 BRINGS_JAX = JAX | {"grain", "tensorflow", "torch", "transformers"}  # grain imports jax itself
-HOST = sorted(path for folder in ("host", "convert") for path in (PACKAGE / folder).rglob("*.py"))
-WITHOUT_DATA_LIBRARIES = ("model", "train", "generate")
+HOST = sorted(path for folder in HOST_ROOMS for path in (PACKAGE / folder).rglob("*.py"))
+WITHOUT_DATA_LIBRARIES = ("model", "train", "generate", "checkpoint")
 DATA_LIBRARIES = ("grain", "tensorflow_datasets", "tensorflow", "ml_collections", "matplotlib", "torch")
 
 
@@ -70,6 +94,45 @@ def reached(start: pathlib.Path) -> dict[pathlib.Path, pathlib.Path]:
     return asked_by
 
 
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def arrows(path: pathlib.Path) -> set[str]:
+    """Modules of the package that `path` imports, in functions and for type checkers too."""
+    return {
+        module_of(file)
+        for name in imported(path, anywhere=True)
+        if name.startswith(PACKAGE.name + ".") and (file := file_of(name))
+    }
+
+
+def test_every_file_is_in_a_room():
+    names = {path.stem if path.suffix == ".py" else path.name for path in PACKAGE.iterdir()}
+    assert names - {"__init__", "__main__", "__pycache__", "py.typed"} == set(ROOMS)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=module_of)
+def test_no_arrow_goes_back_up(path):
+    room = room_of(module_of(path))
+    if room in ROOMS:  # the package itself and __main__ name what they stand for
+        above = ROOMS[: ROOMS.index(room) + 1]
+        wrong = {module for module in arrows(path) if room_of(module) not in ("", *above)}
+        assert not wrong, f"{path} is in room {room}, which stands before that of {wrong}"
+
+
+def test_no_circle_of_imports():
+    """Not even one that a late import hides."""
+    after = {module_of(path): arrows(path) - {PACKAGE.name} for path in PACKAGE.rglob("*.py")}
+    after.pop(PACKAGE.name)
+    for module, others in after.items():  # importing a package is no arrow to what it shows lazily
+        others -= {module} | {other for other in others if module.startswith(other + ".")}
+    while free := [module for module, others in after.items() if not others & after.keys()]:
+        for module in free:
+            del after[module]
+    assert not after, f"in or behind a circle: {sorted(after)}"
+
+
 @pytest.mark.parametrize("path", HOST, ids=module_of)
 def test_host_code_never_names_jax(path):
     names = {name.split(".")[0] for name in imported(path, anywhere=True)}
@@ -91,10 +154,10 @@ def test_the_reader_of_imports_sees_what_it_should(tmp_path):
     )
     assert imported(path, anywhere=False) == {"typing", "typing.TYPE_CHECKING", "a2.b", "a3"}
     assert {"a1", "a4"} < imported(path, anywhere=True)
-    host = reached(PACKAGE / "host" / "loader.py")
-    assert PACKAGE / "host" / "anyres.py" in host
+    host = reached(PACKAGE / "data" / "loader.py")
+    assert PACKAGE / "sequence" / "anyres.py" in host
     assert PACKAGE / "__init__.py" in host
-    assert PACKAGE / "sharding.py" not in host
+    assert PACKAGE / "model" / "sharding.py" not in host
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=module_of)
@@ -118,7 +181,9 @@ def test_host_code_runs_without_jax():
 
 def test_model_code_imports_without_data_libraries():
     paths = sorted(path for folder in WITHOUT_DATA_LIBRARIES for path in (PACKAGE / folder).rglob("*.py"))
-    modules = [module_of(path) for path in [*paths, PACKAGE / "model_dir.py"] if path.is_file()]
+    modules = [
+        module_of(path) for path in [*paths, PACKAGE / "checkpoint" / "model_directory.py"] if path.is_file()
+    ]
     run(
         "import importlib, sys\n"
         f"for name in {DATA_LIBRARIES!r}: sys.modules[name] = None\n"  # an import of it now fails

@@ -13,11 +13,11 @@ import shutil
 import subprocess
 
 import pytest
-import test_evaluate
-from test_picture_prompts import geneval_line
-from test_table import write
-from tiny_model import CONFIG, noise, tiny_params, tiny_tokenizer
 
+from tests.evaluate import test_understanding
+from tests.evaluate.test_prompts import geneval_line
+from tests.evaluate.test_table import write
+from tests.helpers.tiny_model import CONFIG, noise, tiny_params, tiny_tokenizer
 from unitoken_jax.cli import main
 from unitoken_jax.config_file import is_override, load_config
 
@@ -78,7 +78,7 @@ def places(tmp_path_factory):
     (config_block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/laptop.md").read_text(), re.DOTALL)
     (root / "my_config.py").write_text(config_block)
 
-    write(root / "MMMU_DEV_VAL.tsv", test_evaluate.HEADER, *test_evaluate.mmmu_rows())
+    write(root / "MMMU_DEV_VAL.tsv", test_understanding.HEADER, *test_understanding.mmmu_rows())
     (root / "evaluation_metadata.jsonl").write_text(geneval_line("a red circle") + "\n")
     (root / "color_val.txt").write_text("a red circle\n")
     judged = {"tag": "single_object", "correct": True, "metadata": geneval_line("a red circle")}

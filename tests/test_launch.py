@@ -15,7 +15,8 @@ import time
 
 import pytest
 import yaml
-from tiny_run import write_run
+
+from tests.helpers.tiny_run import write_run
 
 ROOT = pathlib.Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"

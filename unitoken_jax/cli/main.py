@@ -422,7 +422,3 @@ def _doctor(arguments) -> int:
     from unitoken_jax.cli.doctor import run
 
     return run()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

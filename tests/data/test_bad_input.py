@@ -1,0 +1,193 @@
+"""Whatever a data set of millions holds, through the whole pipeline: odd pictures, cut-off shards, a full
+disk."""
+
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+import tarfile
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.test_image_store import name as tar_name
+from tests.data.test_image_store import write_tar
+from tests.helpers.host_data import data_config
+from tests.helpers.tiny_model import CONFIG, noise, tiny_tokenizer
+from unitoken_jax.config import SourceConfig
+from unitoken_jax.data.index import open_index
+from unitoken_jax.data.loader import Loader
+from unitoken_jax.sequence import build
+
+TOKENIZER = tiny_tokenizer()
+
+
+def encoded(image, kind, **settings):
+    out = io.BytesIO()
+    image.save(out, kind, **settings)
+    return out.getvalue()
+
+
+def png_header(width, height):
+    """A PNG file that promises `width` x `height` px and holds none."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def turned():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded(noise(1, 48, 16), "JPEG", exif=exif)
+
+
+# name: (content, what the index says of it: None is good)
+PICTURES = {
+    "animated.gif": (
+        encoded(noise(2), "GIF", save_all=True, append_images=[noise(3)], duration=5, loop=0),
+        None,
+    ),
+    "cmyk.jpg": (encoded(noise(4).convert("CMYK"), "JPEG"), None),
+    "grey16.png": (
+        encoded(Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 99), "PNG"),
+        None,
+    ),
+    "turned.jpg": (turned(), None),
+    "a_png.jpg": (encoded(noise(5, 40, 16), "PNG"), None),
+    "pixel.png": (encoded(noise(6, 1, 1), "PNG"), None),
+    "thin.png": (encoded(noise(7, 100, 1), "PNG"), None),
+    "tall.png": (encoded(noise(8, 3, 300), "PNG"), None),
+    "thinner.png": (encoded(noise(9, 101, 1), "PNG"), "sides may differ 100 times at most"),
+    "bomb.png": (png_header(60_000, 60_000), "could be decompression bomb"),
+    "empty.png": (b"", "is not a picture Pillow can open"),
+    "text.png": (b"no picture", "is not a picture Pillow can open"),
+    "none.png": (None, "does not exist"),
+}
+
+
+def write_set(folder, in_tar):
+    names = list(PICTURES)
+    turns = [{"from": "human", "value": "<image>what is this ?"}, {"from": "gpt", "value": "red"}]
+    path = folder / "data.jsonl"
+    path.write_text("".join(json.dumps({"image": n, "conversations": turns}) + "\n" for n in names))
+    with tarfile.open(folder / "p.tar", "w") as tar:
+        for picture, (content, _) in PICTURES.items():
+            if content is None:
+                continue
+            if in_tar:
+                info = tarfile.TarInfo(picture)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+            else:
+                (folder / picture).write_bytes(content)
+    return SourceConfig(str(path), pictures=str(folder / "p.tar") if in_tar else "")
+
+
+@pytest.mark.parametrize("in_tar", [False, True])
+def test_odd_pictures(tmp_path, in_tar):
+    """What the header promises is what is built; what is bad is told from the header."""
+    index = open_index(write_set(tmp_path, in_tar), CONFIG, TOKENIZER, on_error=lambda error: None)
+    bad = {each.row: each.message for each in index.bad()}
+    for row, (picture, (_, problem)) in enumerate(PICTURES.items()):
+        if problem is None:
+            example = build.build(index.conversation(row), TOKENIZER, CONFIG)
+            assert example.lengths == tuple(index.lengths[row, :4].tolist()), picture
+        else:
+            assert problem in bad.pop(row)
+    assert not bad
+
+
+def test_rows_of_a_cut_off_tar_shard_are_left_out(tmp_path, caplog):
+    write_tar(tmp_path / "p.tar", range(0, 12, 2))
+    whole = (tmp_path / "p.tar").read_bytes()
+    with tarfile.open(tmp_path / "p.tar") as tar:
+        cut = tar.getmembers()[4].offset_data + 100
+    (tmp_path / "p.tar").write_bytes(whole[:cut])
+    turns = [{"from": "human", "value": "<image>what ?"}, {"from": "gpt", "value": "red"}]
+    lines = [json.dumps({"image": tar_name(i), "conversations": turns}) for i in range(0, 12, 2)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    source = SourceConfig(str(tmp_path / "a.jsonl"), pictures=str(tmp_path / "*.tar"))
+    with pytest.raises(ValueError, match=r"p\.tar is truncated within 8\.png \(member 5\): copy"):
+        Loader(data_config(sources=(source,)), CONFIG, TOKENIZER, 0)
+    loader = Loader(data_config(sources=(source,), on_error="skip"), CONFIG, TOKENIZER, 0)
+    assert loader.describe()["examples"] == 4
+    assert loader.describe()["skipped"] == 2
+    assert "p.tar is truncated" in caplog.text
+    assert "a.jsonl:5: picture 8.png" in caplog.text
+
+
+# A file may not grow beyond so many bytes: what a full disk looks like to a program.
+FULL = """
+import json, resource, signal, sys
+from tests.data.test_bad_input import *
+from tests.helpers.host_data import *
+from tests.helpers.tiny_model import tiny_model
+from unitoken_jax.generate.tokenize import tokenize
+from unitoken_jax.host import code_shards
+
+def limit(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+def attempt(function):
+    try:
+        function()
+    except OSError as error:
+        print(json.dumps(str(error)))
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+folder = pathlib.Path(sys.argv[1])
+code_shards.SHARD = 40
+data = write_data(folder, [QUESTION] * 100)
+tiny_model()
+write, written = code_shards.write_shard, []
+
+def full_at_the_second(place, shard, count, codes, left_out):
+    limit(500 if shard == 1 and not written else -1)
+    try:
+        write(place, shard, count, codes, left_out)
+    finally:
+        limit(-1)
+
+code_shards.write_shard = full_at_the_second
+attempt(lambda: tokenize(tiny_model(), data))
+building = folder / "data.jsonl.codes.building"
+first = building / "codes-train.array_record-00000-of-00003"
+print(json.dumps([sorted(p.name for p in building.glob("*array_record*")), first.stat().st_mtime_ns]))
+written.append(1)
+path = tokenize(tiny_model(), data)
+print((path / first.name).stat().st_mtime_ns)
+limit(300)
+attempt(lambda: open_index(SourceConfig(str(data)), CONFIG, TOKENIZER))
+limit(-1)
+print(len(open_index(SourceConfig(str(data)), CONFIG, TOKENIZER)))
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_said_and_costs_nothing_that_was_written(tmp_path):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", "import pathlib" + FULL, str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    codes, there, kept, index, rows = map(json.loads, done.stdout.splitlines())
+    for message, file in ((codes, "codes-train.array_record-00001-of-00003"), (index, "records.npy")):
+        assert "no space left while writing" in message
+        assert file in message
+        assert "repeat the command to go on" in message
+    assert there[0] == [
+        "codes-train.array_record-00000-of-00003",
+        "codes-train.array_record-00000-of-00003.names.npz",
+    ]
+    assert there[1] == kept
+    assert rows == 100

@@ -1,0 +1,133 @@
+"""Benchmark files: what is read, and what every kind of damage is called."""
+
+import base64
+import csv
+import io
+
+import pytest
+
+from tests.helpers.tiny_model import noise
+from unitoken_jax.evaluate.understanding.table import (
+    TableError,
+    check_pictures,
+    decode_picture,
+    literal_list,
+    read_table,
+    row_pictures,
+    write_table,
+)
+
+
+def picture(seed=0, format="PNG", mode="RGB"):
+    buffer = io.BytesIO()
+    noise(seed).convert(mode).save(buffer, format)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def write(path, *rows):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter="\t", lineterminator="\n").writerows(rows)
+    return path
+
+
+def read(tmp_path, *rows, **settings):
+    return read_table(write(tmp_path / "d.tsv", *rows), **settings)
+
+
+def test_cells_of_any_text_and_size_come_back(tmp_path):
+    text = 'tab\there, "quotes", two\nlines,\rreturn, Größe 图'
+    large = "x" * 300_000  # above the csv module's own limit
+    limit = csv.field_size_limit()
+    write_table(tmp_path / "d.tsv", ["index", "a", "b"], [["7", text, large], ["8", "", "nul\0"]])
+    table = read_table(tmp_path / "d.tsv")
+    assert [list(row.values()) for row in table.rows] == [["7", text, large], ["8", "", "nul\ufffd"]]
+    assert (table.lines, csv.field_size_limit()) == ([2, 5], limit)
+    assert table.place(1, "a").endswith("d.tsv:5 (index 8), column 'a'")
+
+
+def test_pictures_may_be_shared_listed_or_absent(tmp_path):
+    one, two = picture(1), picture(2, "JPEG")
+    rows = [
+        ["1", one],
+        ["2", "1"],
+        ["3", str([one, two])],
+        ["4", ""],
+        ["5", "3"],
+        ["6", picture(3, mode="LA")],
+    ]
+    table = read(tmp_path, ["index", "image"], *rows)
+    assert table.without_picture == 1
+    assert row_pictures(table) == [[one], [one], [one, two], [one, two], [rows[5][1]]]
+    assert decode_picture(table, 2, two).size == (24, 16)
+    assert read_table(table.path, pictures=False).columns == ("index",)
+    assert len(read_table(table.path, pictures=False).rows) == 5
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "d.tsv: empty"),
+        ([["index", "image"]], "holds no rows"),
+        ([["index", "image"], ["1", ""]], "holds no rows with a picture"),
+        ([["index"], ["1"]], "d.tsv: lacks the columns image; it has index"),
+        ([["index", "image", "image"], ["1", "", ""]], "d.tsv:1: column 'image' occurs twice"),
+        ([["index", "image"], ["1", "x", "y"]], "d.tsv:2: 3 cells, the header names 2"),
+        ([["index", "image"], ["1", "x"], ["1", "y"]], "d.tsv:3, column 'index': 1 again; it is at line 2"),
+        ([["index", "image"], [" ", "x"]], "d.tsv:2, column 'index': empty"),
+    ],
+)
+def test_bad_files(tmp_path, rows, message):
+    with pytest.raises(TableError, match=message):
+        read(tmp_path, *rows, need=("image",))
+
+
+def test_files_of_another_kind(tmp_path):
+    (tmp_path / "d.tsv").write_bytes(b"index\n\xff\n")
+    with pytest.raises(TableError, match=r"d\.tsv: not UTF-8"):
+        read_table(tmp_path / "d.tsv")
+    (tmp_path / "d.tsv").write_text('index\timage\n1\t"open\n')
+    with pytest.raises(TableError, match=r"d\.tsv:2: .* quotation mark not closed"):
+        read_table(tmp_path / "d.tsv")
+    (tmp_path / "d.tsv").write_bytes(b"PK\x03\x04\xff")
+    with pytest.raises(TableError, match=r"d\.tsv: an Excel or zip file, whatever its name"):
+        read_table(tmp_path / "d.tsv")
+    with pytest.raises(TableError, match=r"only tab-separated .* PRED_FORMAT=tsv"):
+        read_table(tmp_path / "d.xlsx")
+    with pytest.raises(TableError, match="a folder; expected a tab-separated file"):
+        read_table(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no file at .*none\.tsv"):
+        read_table(tmp_path / "none.tsv")
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("9", r"d\.tsv:3 \(index 2\), column 'image': refers to the picture of index 9, which is no row"),
+        ("2", "refers to the picture of index 2, which has none of its own"),
+        ("[oops]", "is no Python list"),
+        ("[]", "is no Python list"),
+        ("%" * 80, r"d\.tsv:3 \(index 2\), column 'image': broken base64"),
+        (picture()[:-3], "broken base64"),
+        (base64.b64encode(b"no picture at all" * 9).decode(), "the base64 text is no usable picture"),
+    ],
+)
+def test_bad_pictures(tmp_path, cell, message):
+    table = read(tmp_path, ["index", "image"], ["1", picture()], ["2", cell])
+    with pytest.raises(TableError, match=message):
+        decode_picture(table, 1, row_pictures(table)[1][0])
+
+
+def test_a_picture_that_is_cut_off_is_found_by_decoding(tmp_path):
+    data = base64.b64decode(picture(5, "JPEG"))
+    cut = base64.b64encode(data[: len(data) * 9 // 10]).decode()
+    table = read(tmp_path, ["index", "image"], ["1", picture()], ["2", "1"], ["3", str([picture(), cut])])
+    with pytest.raises(TableError, match=r"d\.tsv:4 \(index 3\), column 'image': .*damaged or truncated"):
+        check_pictures(table, row_pictures(table))
+    check_pictures(table, row_pictures(table)[:2])
+
+
+def test_lists_are_read_without_running_them(tmp_path):
+    table = read(tmp_path, ["index", "answer"], ["1", "['a', 2]"], ["2", "__import__('os').getcwd()"])
+    assert literal_list(table, 0, "answer") == ["a", "2"]
+    with pytest.raises(TableError, match=r"\(index 2\), column 'answer': .* is no Python list"):
+        literal_list(table, 1, "answer")

@@ -1,0 +1,324 @@
+"""`unitoken evaluate` on understanding: real files, a tiny random model, kills, repeats and wrong files."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from tests.evaluate.test_page import read_page
+from tests.evaluate.test_table import picture, write
+from tests.helpers.tiny_model import CONFIG, noise, tiny_params, tiny_tokenizer
+from unitoken_jax.cli import main
+from unitoken_jax.evaluate import recipe as recipes
+from unitoken_jax.evaluate.understanding import answering
+from unitoken_jax.evaluate.understanding.benchmarks import find
+from unitoken_jax.evaluate.understanding.prompts import find_template, question_parts
+from unitoken_jax.evaluate.understanding.report import averages, read_judged, write_report
+from unitoken_jax.evaluate.understanding.run import run_benchmark, score_predictions
+from unitoken_jax.evaluate.understanding.table import TableError, read_table
+
+HEADER = ["index", "image", "question", "hint", "A", "B", "answer", "split"]
+
+
+def mmmu_rows():
+    rows = [
+        [str(i), picture(i), f"what is this {i}? <image 1>", "", "red", "blue", "AB"[i % 2], "validation"]
+        for i in range(4)
+    ]
+    rows.append(["4", "0", "how many? ", "a hint", "", "", "3", "validation"])
+    rows.append(
+        ["5", str([picture(0), picture(1)]), "<image 2> or <image 1>?", "", "red", "blue", "A", "dev"]
+    )
+    return rows
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    from unitoken_jax.checkpoint.model_directory import save_model
+
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    save_model(path, CONFIG, tiny_params(), tiny_tokenizer())
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("data") / "MMMU_DEV_VAL.tsv", HEADER, *mmmu_rows())
+
+
+@pytest.fixture(scope="module")
+def done(model, data, tmp_path_factory):
+    """A whole run from the command line."""
+    out = tmp_path_factory.mktemp("out")
+    argv = ["evaluate", "--model", str(model), "--benchmark", "MMMU", "--data", str(data), "--out", str(out)]
+    assert main.main([*argv, "--max-tokens", "6", "--batch", "2", "--debug"]) == 0
+    return out
+
+
+def test_a_run_leaves_predictions_results_and_report(done, data):
+    table = read_table(done / "tiny_MMMU_DEV_VAL.tsv")
+    assert table.columns == ("index", "question", "hint", "A", "B", "answer", "split", "prediction")
+    source = read_table(data)
+    assert [row["question"] for row in table.rows] == [row["question"] for row in source.rows]
+    assert len({row["prediction"] for row in table.rows}) > 1
+    results = json.loads((done / "tiny_MMMU_DEV_VAL_results.json").read_text())
+    assert (results["rows"], results["benchmark"]) == (6, "MMMU")
+    matched = read_table(done / "tiny_MMMU_DEV_VAL_matched.tsv")
+    hits = [row["hit"] == "1" for row in matched.rows][:5]
+    assert results["score"] == 100 * sum(hits) / 5
+    report = (done / "tiny_report.md").read_text()
+    assert f"| MMMU | MMMU_DEV_VAL | 6 | {results['score']:.1f} | 34.2 | 32.8 |" in report
+    assert "| General |  | 49.8 | 53.3 | MMBench_CN, MMBench_EN" in report
+    page = read_page(done / "tiny_report.html")
+    assert {size for _, size in page.pictures} == {(24, 16)}
+    assert page.text.count("what is this") == sum(
+        "what is this" in row["question"] for row in source.rows[:6]
+    )
+    assert "paper, stage II" in page.text
+
+
+def test_predictions_are_what_the_model_answers(done, data, model):
+    from unitoken_jax import UniToken
+
+    table = read_table(done / "tiny_MMMU_DEV_VAL.tsv")
+    ending = "\nOptions:\nA. red\nB. blue\nPlease select the correct answer from the options above. \n"
+    asked = ["Question: what is this 1? ", noise(1), ending]
+    answers = UniToken.load(model).answer([asked] * 2, max_tokens=6, batch=2)  # a shape that is compiled
+    assert answers == [table.rows[1]["prediction"]] * 2
+
+
+def test_scoring_the_predictions_again_gives_the_same(done, data, tmp_path):
+    for number, extra in enumerate(({}, {"data": data})):
+        out = tmp_path / str(number)
+        lines = score_predictions("MMMU", done / "tiny_MMMU_DEV_VAL.tsv", out, **extra)
+        assert lines[-1] == f"report: {out / 'tiny_report.md'}"
+        again, first = (json.loads((o / "tiny_MMMU_DEV_VAL_results.json").read_text()) for o in (out, done))
+        assert again | {"cut_off": 0, "notes": []} == first | {"cut_off": 0, "notes": []}
+
+
+def test_scoring_needs_no_jax(done, tmp_path):
+    code = (
+        "import sys\nfrom unitoken_jax import cli\n"
+        f"argv = ['evaluate', '--benchmark', 'MMMU', '--out', {str(tmp_path)!r}, '--predictions']\n"
+        f"assert cli.main([*argv, {str(done / 'tiny_MMMU_DEV_VAL.tsv')!r}]) == 0\n"
+        "assert not {'jax', 'flax', 'orbax', 'tokenizers'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_recipe_repeats_a_run_byte_for_byte(done, data, model, tmp_path):
+    recipe = done / "tiny_MMMU_DEV_VAL_recipe.json"
+    run_benchmark(None, model, data, tmp_path, recipe=recipe)
+    for name in ("tiny_MMMU_DEV_VAL.tsv", "tiny_MMMU_DEV_VAL_recipe.json", "tiny_MMMU_DEV_VAL_results.json"):
+        assert (tmp_path / name).read_bytes() == (done / name).read_bytes()
+    found = recipes.load(recipe)
+    assert found["settings"] | {"max_tokens": 6, "batch": 2, "temperature": 0.0} == found["settings"]
+    assert len(found["data"]["data"]["sha256"]) == len(found["model"]["weights"]["params"]) == 64
+
+    with pytest.raises(ValueError, match=r"max_tokens 9 was asked for, but .* says 6"):
+        run_benchmark(None, model, data, tmp_path, recipe=recipe, max_tokens=9)
+    with pytest.raises(ValueError, match="is for MMMU, not for MME"):
+        run_benchmark("MME", model, data, tmp_path, recipe=recipe)
+    other = write(tmp_path / "other.tsv", HEADER, *mmmu_rows()[:4])
+    with pytest.raises(ValueError, match=r"is another run's:\n  data\.data\.bytes"):
+        run_benchmark(None, model, other, tmp_path / "b", recipe=recipe)
+
+
+def test_the_command_repeats_a_recipe_with_its_own_weights_and_batch_only(
+    done, data, model, tmp_path, capsys
+):
+    from unitoken_jax.checkpoint.model_directory import load_model, save_model
+
+    loaded, other = load_model(model), tmp_path / "other"
+    loaded.params["decoder"]["norm"]["scale"] = loaded.params["decoder"]["norm"]["scale"] * 2
+    save_model(other, loaded.config, loaded.params, loaded.tokenizer)
+    argv = ["evaluate", "--data", str(data), "--out", str(tmp_path / "out")]
+    argv += ["--recipe", str(done / "tiny_MMMU_DEV_VAL_recipe.json")]
+    assert main.main([*argv, "--model", str(other)]) == 2
+    assert "is another run's:\n  model.weights.params" in capsys.readouterr().err
+    assert main.main([*argv, "--model", str(model), "--batch", "3"]) == 2
+    assert "batch 3 was asked for" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_killed_run_goes_on_with_the_same_answers(done, data, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(answering, "CHUNK", 2)
+    settings = {"max_tokens": 6, "batch": 2}
+    run_benchmark("MMMU", model, data, tmp_path / "whole", **settings)
+    journal = "tiny_MMMU_DEV_VAL_answers.jsonl"
+    lines = (tmp_path / "whole" / journal).read_bytes().splitlines(keepends=True)
+    assert len(lines) == 4
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / journal).write_bytes(b"".join(lines[:2]) + lines[2][:20])  # killed while writing
+    asked = []
+    from unitoken_jax import UniToken
+
+    reply = UniToken.reply
+    monkeypatch.setattr(UniToken, "reply", lambda self, c, **s: asked.append(len(c)) or reply(self, c, **s))
+    run_benchmark("MMMU", model, data, tmp_path / "cut", **settings)
+    assert asked == [2, 2]
+    for name in ("tiny_MMMU_DEV_VAL.tsv", journal):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+    with pytest.raises(
+        ValueError, match=r"answers\.jsonl .* is another run's:\n  settings\.max_tokens: 6 there, 7"
+    ):
+        run_benchmark("MMMU", model, data, tmp_path / "cut", max_tokens=7, batch=2)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_leaves_what_the_next_one_ends(done, data, model, tmp_path):
+    code = (
+        "import os, signal, sys\n"
+        "from unitoken_jax.evaluate import answering\n"
+        "from unitoken_jax.evaluate.understanding.run import run_benchmark\n"
+        "answering.CHUNK, append, entries = 2, answering._append, []\n"
+        "def dies(file, entry):\n"
+        "    entries.append(entry)\n"
+        "    if len(entries) == 3:\n"
+        "        print(str(entry)[:9], end='', file=file, flush=True)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    append(file, entry)\n"
+        "answering._append = dies\n"
+        "run_benchmark('MMMU', *sys.argv[1:], max_tokens=6, batch=2)"
+    )
+    argv = [str(model), str(data), str(tmp_path)]
+    killed = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny_MMMU_DEV_VAL_answers.jsonl"]
+    run_benchmark("MMMU", model, data, tmp_path, max_tokens=6, batch=2)
+    for name in ("tiny_MMMU_DEV_VAL.tsv", "tiny_MMMU_DEV_VAL_recipe.json", "tiny_MMMU_DEV_VAL_results.json"):
+        assert (tmp_path / name).read_bytes() == (done / name).read_bytes()
+
+
+def bad_row(column, value):
+    rows = mmmu_rows()
+    rows[2][HEADER.index(column)] = value
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "rows", "message"),
+    [
+        (
+            "MMMU",
+            bad_row("image", "77"),
+            r"d\.tsv:4 \(index 2\), column 'image': refers to the picture of index 77",
+        ),
+        ("MMMU", bad_row("image", "A" * 99), r"d\.tsv:4 \(index 2\), column 'image': broken base64"),
+        ("MMMU", bad_row("answer", "E"), r"d\.tsv:4 \(index 2\), column 'answer': 'E' is none of"),
+        ("MMMU", bad_row("index", "0"), "column 'index': 0 again"),
+        ("MMMU", bad_row("question", "<image 2>?"), "1 pictures, but the text names <image 2>"),
+        ("MMMU", bad_row("question", "is </s> there?"), r"d\.tsv:4 \(index 2\): the text contains </s>"),
+        ("MME", mmmu_rows(), "lacks the columns image_path, category"),
+        ("MMMMU", mmmu_rows(), "unknown benchmark 'MMMMU'. Did you mean MMMU?"),
+    ],
+)
+def test_bad_files_are_refused_before_the_weights_are_read(
+    benchmark, rows, message, model, tmp_path, monkeypatch
+):
+    from unitoken_jax import UniToken
+
+    monkeypatch.setattr(UniToken, "load", None)
+    with pytest.raises(ValueError, match=message):
+        run_benchmark(benchmark, model, write(tmp_path / "d.tsv", HEADER, *rows), tmp_path)
+
+
+def test_other_files_predictions_are_refused(done, tmp_path):
+    predictions = done / "tiny_MMMU_DEV_VAL.tsv"
+
+    def scored(*rows):
+        score_predictions("MMMU", predictions, tmp_path, write(tmp_path / "d.tsv", HEADER, *rows))
+
+    with pytest.raises(
+        TableError, match=r"d\.tsv:8 \(index 9\), column 'index': .*VAL\.tsv has no prediction"
+    ):
+        scored(*mmmu_rows(), ["9", *mmmu_rows()[0][1:]])
+    with pytest.raises(TableError, match=r"VAL\.tsv:7 \(index 5\), column 'index': .*d\.tsv has no such row"):
+        scored(*mmmu_rows()[:5])
+    with pytest.raises(TableError, match=r"VAL\.tsv:4 \(index 2\), column 'question': 'what .* another file"):
+        scored(*bad_row("question", "why?"))
+    with pytest.raises(TableError, match=r"VAL\.tsv:4 \(index 2\), column 'answer': 'A'; .* says 'B': pred"):
+        scored(*bad_row("answer", "B"))
+    with pytest.raises(TableError, match=r"lacks the columns prediction"):
+        score_predictions("MMMU", tmp_path / "d.tsv", tmp_path)
+    with pytest.raises(ValueError, match="--predictions needs --benchmark"):
+        main.main(["evaluate", "--predictions", str(predictions), "--out", str(tmp_path), "--debug"])
+
+
+def test_prompts(tmp_path):
+    table = read_table(write(tmp_path / "d.tsv", HEADER, *mmmu_rows()))
+    ask, template = find("MMStar")[0], find_template("vlmevalkit")
+    (text,) = question_parts(ask, table, 4, [], template)
+    assert text == "Hint: a hint\nQuestion: how many? \n"
+    shown = question_parts(find("MMMU")[0], table, 5, ["first", "second"], find_template("direct"))
+    assert shown[:4] == ["Question: ", "second", " or ", "first"]
+    assert shown[4].endswith("B. blue\nAnswer with the option's letter from the given choices directly.")
+    with pytest.raises(ValueError, match="unknown template 'x'; known: vlmevalkit, direct"):
+        find_template("x")
+
+
+def test_averages_are_the_papers():
+    general = {"MMMU": 30, "MMBench_CN": 50, "MMBench_EN": 60, "MME": 1400 / 28, "MMStar": 40, "SEED": 70}
+    points = general | {"MathVista": 40, "HallusionBench": 60, "AI2D": 70, "OCRBench": 600 / 10}
+    found = averages(points)
+    assert found["General"] == {"average": 50, "missing": []}
+    assert found["TextRead"] == {"average": None, "missing": ["MMVet"]}
+
+
+def test_another_scripts_letters_are_named_not_guessed(tmp_path):
+    header = ["index", "question", "A", "B", "answer", "prediction"]
+    given = ("A", "\N{CYRILLIC CAPITAL LETTER A}", "\N{FULLWIDTH LATIN CAPITAL LETTER A}.", "\u7532\u4e59")
+    rows = [[str(i), "which?", "red", "blue", "A", text] for i, text in enumerate(given)]
+    lines = score_predictions("MMStar", write(tmp_path / "m_MMStar.tsv", header, *rows), tmp_path)
+    assert lines[0] == "MMStar (MMStar, 4 rows): score 25.00"
+    assert "  note: 3 predictions name no single option and count as wrong" in lines
+    assert "  note: 1 of them say \N{CYRILLIC CAPITAL LETTER A} (Cyrillic capital letter a)" in lines
+    assert sum("of them say" in line for line in lines) == 2
+
+
+def test_a_judges_scores_enter_the_report(tmp_path):
+    rows = [["0", "what?", "a", "prediction"]]
+    path = write(tmp_path / "m_MMVet.tsv", ["index", "question", "answer", "prediction"], *rows)
+    lines = score_predictions("MMVet", path, tmp_path)
+    assert lines[0] == "MMVet (MMVet, 1 rows): score none without a judge or server"
+    assert read_table(tmp_path / "m_MMVet_for_judge.tsv").rows[0]["prediction"] == "prediction"
+    (tmp_path / "judged.json").write_text('{"MMVet": 31.5}')
+    assert "| MMVet | MMVet | 1 | 31.5 |" in write_report(tmp_path, "m").read_text()
+    for text, message in (
+        ('{"MMMU": 3}', "MMMU: expected a number, for MathVista"),
+        ('{"MMVet": 101}', "is 101"),
+    ):
+        (tmp_path / "judged.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_judged(tmp_path)
+
+
+def test_weights_are_known_by_their_values(model, tmp_path):
+    from unitoken_jax.checkpoint.model_directory import save_model
+
+    same, other = tmp_path / "same", tmp_path / "other"
+    manifest = {"sources": {"model.safetensors": {"bytes": 3, "sha256": "abc"}}}
+    save_model(same, CONFIG, tiny_params(), tiny_tokenizer(), manifest)
+    kernel = tiny_params()["decoder"]["layers"]["mlp"]["up"]["kernel"].copy()
+    kernel[1, 0, 0] += 1
+    changed = jax.tree.map(lambda leaf: leaf, tiny_params())
+    changed["decoder"]["layers"]["mlp"]["up"]["kernel"] = kernel
+    save_model(other, CONFIG, changed, tiny_tokenizer())
+    first, second, third = (recipes.weights_id(path) for path in (model, same, other))
+    assert second == first | {"sources": {"model.safetensors": "abc"}}
+    assert third == first | {"params": third["params"]} != first
+    recipes.check_same({"model": {"weights": first}}, {"model": {"weights": second}}, "the recipe")
+    with pytest.raises(ValueError, match=r"the recipe is another run's:\n  model\.weights\.params"):
+        recipes.check_same({"model": {"weights": first}}, {"model": {"weights": third}}, "the recipe")
+    with pytest.raises(ValueError, match="is no recipe: it lacks format"):
+        recipes.load(model / "config.json")
+
+
+def test_template_fields_reach_the_recipe():
+    assert set(dataclasses.asdict(find_template("direct"))) == {"name", "choice", "short"}

@@ -1,0 +1,64 @@
+"""Rows that are finished make room for the next prompts; memory is asked before it is taken."""
+
+import numpy as np
+import pytest
+
+from tests.generate.test_decode import _prompts
+from tests.helpers.tiny_model import tiny_model
+from unitoken_jax.generate import decode, memory, scheduler
+
+
+def _write(jobs, batch, every=None):
+    rules = decode.Rules(
+        top_k=np.int32(9),
+        temperature=np.float32(1),
+        guidance=np.float32(1),
+        forced=np.full(16, decode.FREE, np.int32),
+        ids=None,
+        ends=np.array([-7], np.int32),
+    )
+    clock = decode.Clock()
+    return list(
+        scheduler.write(tiny_model(), jobs, rules, decode.Shape(), clock, batch=batch, every=every)
+    ), clock
+
+
+def test_finished_rows_are_refilled():
+    limits = [2, 2, 2, 2, 2, 10, 1]
+    prompts = _prompts([30, 9, 20, 5, 40, 64, 3])
+    jobs = [scheduler.Job(p, (i, 0), limit) for i, (p, limit) in enumerate(zip(prompts, limits))]
+    expected, _ = _write(jobs, batch=8)
+    written, clock = _write(jobs, batch=2)
+    assert all(one.done for one in written)
+    tokens = {one.job: one.tokens.tolist() for one in written}
+    assert tokens == {one.job: one.tokens.tolist() for one in expected}
+    assert [len(tokens[i]) for i in range(7)] == limits
+    # One row writes the long text, the other one meanwhile all the rest. In pairs it would take 11 passes.
+    assert clock.steps == 9
+
+
+def test_every_so_many_passes_there_is_news():
+    jobs = [scheduler.Job(p, (i, 0), 10) for i, p in enumerate(_prompts([3, 4]))]
+    written, _ = _write(jobs, batch=2, every=4)
+    own = [one.tokens.tolist() for one in written if one.job == 0]
+    assert [len(tokens) for tokens in own] == [5, 9, 10]
+    assert own[2][:5] == own[0]
+
+
+def test_longer_prompts_come_first_and_apart():
+    jobs = [scheduler.Job(p, (0, 0), 3) for p in _prompts([3, 100, 5])]
+    written, _ = _write(jobs, batch=1)
+    assert [one.job for one in written] == [1, 2, 0]
+
+
+def test_a_cache_larger_than_memory_is_refused_with_the_figures(monkeypatch):
+    model = tiny_model()
+    assert memory.free_bytes(model) > 2**20
+    per_token = 2 * 2 * 2 * 8 * 4  # k and v, layers, kv heads, head_dim, bytes
+    assert memory.cache_bytes(model, 3, 100) == 300 * per_token
+    monkeypatch.setattr(memory, "free_bytes", lambda model: 80 * per_token - 1)
+    (prompt,) = _prompts([60])
+    with pytest.raises(
+        ValueError, match=r"1 rows of 80 tokens \(prompts up to 64, 16 to write\).*20480 bytes"
+    ):
+        _write([scheduler.Job(prompt, (0, 0), 3)], batch=4)

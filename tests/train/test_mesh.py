@@ -1,0 +1,111 @@
+"""Whatever the mesh and however many processes, a run is the same."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from tests.cli.test_distributed import free_port
+from tests.helpers.host_data import DRAWING, QUESTION, TEXT, data_config, write_data
+from tests.helpers.tiny_model import CONFIG, tiny_params, tiny_tokenizer
+from unitoken_jax.checkpoint.model_directory import load_model, save_model
+from unitoken_jax.config import Config, MeshConfig, OptimizerConfig, TrainConfig, to_dict
+from unitoken_jax.train.logs.metrics import read_metrics
+from unitoken_jax.train.optimizer import stage_groups
+
+ROOT = pathlib.Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": os.pathsep.join(sys.path),
+    "UNITOKEN_CACHE": "off",
+    # What it leaves out is LLVM's, which knows no mesh, and most of the time to compile.
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+}
+
+
+@pytest.mark.slow
+def test_on_eight_devices():
+    """on_eight_devices.py passes; and XLA never had to make the whole of a split array on every device."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-s",
+        "-p",
+        "no:cacheprovider",
+        ROOT / "tests/helpers/on_eight_devices.py",
+    ]
+    environment = ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": "8"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "full rematerialization" not in done.stderr
+
+
+def run(folder: pathlib.Path, processes: int, devices: int) -> pathlib.Path:
+    """Trains with the command line, each process with `devices` devices; the run's directory."""
+    workdir = folder / f"{processes} processes"
+    variables = {"UNITOKEN_CPU_DEVICES": str(devices)}
+    if processes > 1:
+        variables |= {
+            "UNITOKEN_COORDINATOR": f"localhost:{free_port()}",
+            "UNITOKEN_PROCESSES": str(processes),
+        }
+    command = [sys.executable, "-m", "unitoken_jax", "train", "--config", folder / "config.py"]
+    running = [
+        subprocess.Popen(
+            [*command, "--workdir", workdir],
+            env=ENVIRONMENT | variables | ({"UNITOKEN_PROCESS": str(i)} if processes > 1 else {}),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(processes)
+    ]
+    errors = [process.communicate()[1] for process in running]
+    assert [process.returncode for process in running] == [0] * processes, "\n".join(errors)
+    return workdir
+
+
+def files(workdir: pathlib.Path) -> list[str]:
+    """What a run has written, but for Orbax's own files; an event file's name holds time and process."""
+    found = (str(path.relative_to(workdir)) for path in workdir.rglob("*") if path.is_file())
+    inside = re.compile(r"(model/params|checkpoints/\d+/\w+)/")
+    return sorted(re.sub(r"tfevents.*", "tfevents", path) for path in found if not inside.match(path))
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path):
+    """The whole command: from a model directory and pictures on disk to the model directory at the end."""
+    data = write_data(tmp_path, [QUESTION, DRAWING, TEXT] * 4)
+    save_model(tmp_path / "start", CONFIG, tiny_params(), tiny_tokenizer())
+    settings = {"steps": 4, "dtype": "float32", "loss_chunk": 32, "save_every": 2, "validate_every": 4}
+    config = Config(
+        model=CONFIG,
+        data=data_config(data, validation=data_config(data).sources),
+        optimizer=OptimizerConfig(groups=stage_groups(2)),
+        mesh=MeshConfig(data=2, fsdp=2),
+        train=TrainConfig(init_from=str(tmp_path / "start"), **settings),
+    )
+    (tmp_path / "config.py").write_text(f"def get_config():\n    return {to_dict(config)!r}\n")
+
+    one, two = run(tmp_path, 1, 4), run(tmp_path, 2, 2)
+    expected, found = read_metrics(one), read_metrics(two)
+    assert [row["step"] for row in found] == [1, 2, 3, 4]
+    for name in ("loss", "grad_norm", "validation_loss"):
+        numbers = [[row[name] for row in rows if name in row] for rows in (found, expected)]
+        np.testing.assert_allclose(*numbers, rtol=1e-5, atol=0, err_msg=name)
+    assert "validation_loss" in found[-1]
+    assert files(two) == files(one)
+    for name in ("config.json", "data.json", "model/config.json", "model/tokenizer.json"):
+        assert (two / name).read_bytes() == (one / name).read_bytes()
+    models = [load_model(workdir / "model") for workdir in (two, one)]
+    assert models[0].manifest["training"] == models[1].manifest["training"]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), *(each.params for each in models)
+    )
+    head = models[0].params["decoder"]["lm_head"]["kernel"] - tiny_params()["decoder"]["lm_head"]["kernel"]
+    assert np.abs(head).max() > 1e-5

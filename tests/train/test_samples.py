@@ -1,0 +1,107 @@
+"""Pictures and answers while training: what is asked, what is written, also by several processes."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.helpers.host_data import DRAWING, QUESTION, TEXT, data_config, write_data
+from tests.helpers.tiny_model import CONFIG, tiny_params, tiny_tokenizer
+from tests.helpers.tiny_run import start, write_run
+from unitoken_jax.config import Config, SourceConfig, TrainConfig
+from unitoken_jax.data.loader import Validation
+from unitoken_jax.sequence.build import PICTURE_PROMPT
+from unitoken_jax.train.logs.metrics import read_metrics
+from unitoken_jax.train.logs.samples import Samples
+
+
+def config_of(**train):
+    return Config(model=CONFIG, train=TrainConfig(sample_every=1, dtype="float32", **train))
+
+
+def test_prompts_and_questions_are_the_first_of_each_validation_set(tmp_path):
+    sets = [
+        write_data(tmp_path, [QUESTION, DRAWING, DRAWING], "a.jsonl"),
+        write_data(tmp_path, [TEXT, DRAWING, QUESTION], "b.jsonl"),
+    ]
+    data = data_config(sets[0], validation=tuple(SourceConfig(str(path)) for path in sets))
+    validation = Validation(data, CONFIG, tiny_tokenizer())
+    samples = Samples(config_of(sample_count=2), tiny_tokenizer(), None, validation, tmp_path)
+    assert samples.prompts == ["a red blue", "a red blue green"]
+    assert [question.text for question in samples.questions] == [
+        "<|image|>what is this ? red",
+        "how many red ?",
+    ]
+    assert [question.truth for question in samples.questions] == ["red", "two"]
+
+
+def test_a_file_of_questions_needs_no_answers(tmp_path):
+    file = tmp_path / "asked.jsonl"
+    asked = ("what is this ?", PICTURE_PROMPT + "a red circle")
+    lines = [{"conversations": [{"from": "human", "value": text}]} for text in asked]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    samples = Samples(config_of(samples=str(file)), tiny_tokenizer(), None, None, tmp_path)
+    assert [question.text for question in samples.questions] == [asked[0]]
+    assert samples.prompts == [asked[1]]
+
+
+@pytest.mark.slow
+def test_what_is_made_is_written_and_shown(tmp_path):
+    file = write_data(tmp_path, [QUESTION, DRAWING])
+    samples = Samples(config_of(samples=str(file)), tiny_tokenizer(), None, None, tmp_path)
+    for _ in range(2):  # a step that is done again after a crash
+        shown = samples.make(tiny_params(), 20)
+    folder = tmp_path / "samples/step_0000020"
+    assert sorted(path.name for path in folder.iterdir()) == ["0.png", "answers.md", "question_0_0.png"]
+    with Image.open(folder / "0.png") as picture:
+        np.testing.assert_array_equal(np.asarray(picture), shown["samples/0"])
+    text = (folder / "answers.md").read_text()
+    assert "![a red blue](0.png)" in text
+    assert "asked: <|image|>what is this ? red" in text
+    assert "in the data: red" in text
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == [folder.name]
+
+
+def test_a_model_that_cannot_draw_answers(tmp_path):
+    file = write_data(tmp_path, [TEXT, DRAWING])
+    params = {name: value for name, value in tiny_params().items() if name != "vqgan"}
+    samples = Samples(config_of(samples=str(file)), tiny_tokenizer(), None, None, tmp_path)
+    assert samples.make(params, 1) == {}
+    assert (tmp_path / "samples/step_0000001/answers.md").exists()
+
+
+def test_nothing_to_ask_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"set data\.validation, or train\.samples"):
+        Samples(config_of(), tiny_tokenizer(), None, None, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_in_two_processes_makes_the_same_samples_and_a_profile(tmp_path):
+    files = tmp_path / "files"
+    asked = str(files / "conversations.jsonl")
+    write_run(files, steps=5, sample_every=5, samples=asked, profile_steps=1)
+    made = []
+    for processes in (1, 2):
+        workdir = tmp_path / str(processes)
+        running = start(files, workdir, processes)
+        until = time.monotonic() + 600
+        while any(process.poll() is None for process in running) and time.monotonic() < until:
+            time.sleep(0.1)
+        codes = [process.poll() for process in running]
+        for process in running:
+            process.kill()
+        logs = [(tmp_path / f"{processes}.{index}.log").read_text() for index in range(processes)]
+        assert codes == [0] * processes, logs
+        folder = workdir / "samples/step_0000005"
+        made.append({path.name: path.read_bytes() for path in folder.iterdir()})
+        assert list(workdir.glob("profile/**/*.xplane.pb"))
+        last = read_metrics(workdir)[-1]
+        kinds = ("start", "compile", "data", "productive", "samples")
+        assert all(last[f"seconds/{kind}"] > 0 for kind in kinds), json.dumps(last)
+        assert 0 < last["goodput"] < 1
+        assert last["tflop_per_second_per_device"] > 0
+    assert made[0].keys() == made[1].keys()
+    assert made[0]["answers.md"] == made[1]["answers.md"]
+    assert all(made[0][name] == made[1][name] for name in made[0])
