@@ -71,15 +71,15 @@ def measure(config: DecoderConfig, params: dict, weights: str, batch: int, conte
         decode.Prompt(rng.integers(0, config.vocab_size, PROMPT, np.int32), np.full(PROMPT, -1, np.int32))
         for _ in range(batch)
     ]
-    rules = decode_timing.make_rules(np.full(context - PROMPT, decode.FREE), None, top_k=1)
+    rules = decode_timing.make_rules(np.full(context - PROMPT, decode.MODEL_CHOOSES), None, top_k=1)
     passes = int(np.clip(1e9 / parameters(config), 6, min(64, context - PROMPT - 4)))
     start = context - PROMPT - 1 - passes
     found = decode_timing.timed(
         module,
         params,
-        decode.stack(prompts, batch, PROMPT),
+        decode.pad_prompts(prompts, batch, PROMPT),
         rules,
-        decode.Shape(greedy=True),
+        decode.DecodeSpec(greedy=True),
         [start] * 3,
         passes,
     )

@@ -16,10 +16,10 @@ from flax import traverse_util
 from unitoken_jax.config import DecoderConfig, ModelConfig
 from unitoken_jax.generate import decode
 from unitoken_jax.generate.sampling import sample_keys
-from unitoken_jax.model.decoder import take_apart
+from unitoken_jax.model.decoder import unstack_layers
 from unitoken_jax.model.init import abstract_params
 from unitoken_jax.model.layers import Normal
-from unitoken_jax.model.quantize import BITS, GROUP, KERNELS, QuantizedKernel
+from unitoken_jax.model.quantize import BITS, GROUP, QUANTIZED_KERNELS, QuantizedKernel
 from unitoken_jax.model.unitoken import UniTokenModel
 
 
@@ -46,7 +46,7 @@ def random_network(boxes, dtype: str, bits: int | None = None, prefix: str = "")
         shape, init = box.value.shape, box.init
         if path.endswith("/kernel"):
             init = Normal(math.prod(shape[int(box.names[0] == "layers") : -1]) ** -0.5)
-        if bits and KERNELS.match(prefix + path):
+        if bits and QUANTIZED_KERNELS.match(prefix + path):
             made[path] = _whole_numbers(key, shape, bits, init.std)
         else:
             made[path] = _normal(key, init, shape, dtype)
@@ -72,11 +72,13 @@ def random_decoder(model: ModelConfig, weights: str) -> dict:
     """{"decoder": ...} as `make_module` reads it, its layers apart as `UniToken.decoding_params` has them."""
     dtype = str(make_module(model, weights).dtype)
     decoder = random_network(abstract_params(model)["decoder"], dtype, BITS.get(weights), "decoder/")
-    decoder["layers"] = take_apart(traverse_util.flatten_dict(decoder.pop("layers")))
+    decoder["layers"] = unstack_layers(traverse_util.flatten_dict(decoder.pop("layers")))
     return jax.block_until_ready({"decoder": decoder})
 
 
-def timed(module, params, prompts: decode.Prompts, rules, shape: decode.Shape, starts, most: int) -> dict:
+def timed(
+    module, params, prompts: decode.Prompts, rules, shape: decode.DecodeSpec, starts, most: int
+) -> dict:
     """Seconds of compiling, of prompts read (`first_seconds`: to the first token), and of passes; the bytes
     that the passes hold beside weights and cache (`own_bytes`: a copy of either would show).
 
@@ -101,7 +103,7 @@ def timed(module, params, prompts: decode.Prompts, rules, shape: decode.Shape, s
 
     start = time.perf_counter()
     one = np.int32(1)
-    proceed = decode.proceed.lower(module, params, state, rules, one, one, shape=shape).compile()
+    proceed = decode.decode_loop.lower(module, params, state, rules, one, one, shape=shape).compile()
     compiling += time.perf_counter() - start
     state, _ = proceed(params, state, rules, one, np.int32(2))
     runs = []
@@ -117,9 +119,11 @@ def timed(module, params, prompts: decode.Prompts, rules, shape: decode.Shape, s
     return {"compile_seconds": compiling, "first_seconds": first, "own_bytes": own, "runs": runs}
 
 
-def make_rules(forced, ids, guidance: float = 3.0, top_k: int = 4000, stride: int = 1) -> decode.Rules:
+def make_rules(
+    forced, ids, guidance: float = 3.0, top_k: int = 4000, stride: int = 1
+) -> decode.SamplingParams:
     """`ids`: those that may be chosen, None: all; nothing ends a row early."""
-    return decode.Rules(
+    return decode.SamplingParams(
         top_k=np.int32(min(top_k, len(ids)) if ids is not None else top_k),
         temperature=np.float32(1),
         guidance=np.float32(guidance),

@@ -138,9 +138,9 @@ def draw_ours(config, params, conditional, unconditional, forced, side, codes, w
     params = {"decoder": params}
     params = jax.device_put(quantize_params(params, quantize) if quantize else params)
     prompts = [np.array([*prompt, *forced[:2]], np.int32) for prompt in (conditional, unconditional)]
-    stacked = decode.stack([decode.Prompt(p, np.full(len(p), -1, np.int32)) for p in prompts], 2)
+    stacked = decode.pad_prompts([decode.Prompt(p, np.full(len(p), -1, np.int32)) for p in prompts], 2)
     drawn = np.array(forced[2:], np.int32)
-    rules = decode.Rules(
+    rules = decode.SamplingParams(
         top_k=np.int32(1),
         temperature=np.float32(1),
         guidance=np.float32(GUIDANCE),
@@ -149,13 +149,13 @@ def draw_ours(config, params, conditional, unconditional, forced, side, codes, w
         ends=np.zeros(0, np.int32),
         stride=np.int32(side + 1),
     )
-    shape, slots = decode.Shape(window, guided=True), stacked.tokens.shape[1] + len(drawn)
+    shape, slots = decode.DecodeSpec(window, guided=True), stacked.tokens.shape[1] + len(drawn)
     keys, limits = sample_keys(0, [0]), np.array([len(drawn) - 1], np.int32)
     clock, params = decode.Clock(), decode.ready(params)
     arguments = module, params, stacked, keys, limits, rules
     state = clock.run("first", decode.prefill, *arguments, slots=slots, shape=shape)
     arguments = module, params, state, rules, np.int32(1), np.int32(len(drawn))
-    state, passes = clock.run("rest", decode.proceed, *arguments, shape=shape)
+    state, passes = clock.run("rest", decode.decode_loop, *arguments, shape=shape)
     clock.steps = int(passes)
     print(f"unitoken_jax, window {window}: {clock.timing}", flush=True)
     return np.array([*forced[:2], *state.tokens[0, : len(drawn)]]), clock.first + clock.rest

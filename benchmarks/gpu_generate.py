@@ -122,7 +122,7 @@ def _draw(plan: Plan) -> dict:
     config, shape, number = model.decoder, geometry(model), plan.pictures
     # Codes come after the control tokens in the published vocabulary; where does not matter here.
     codes = np.arange(4, 4 + model.vq.codes, dtype=np.int32)
-    row = [decode.FREE] * shape["columns"] + [config.vocab_size - 1]
+    row = [decode.MODEL_CHOOSES] * shape["columns"] + [config.vocab_size - 1]
     rules = decode_timing.make_rules(row * (shape["drawn"] // len(row)), codes, stride=len(row))
     prompts = [
         decode.Prompt(rng.integers(0, config.vocab_size, n, np.int32), np.full(n, -1, np.int32))
@@ -135,9 +135,9 @@ def _draw(plan: Plan) -> dict:
     found = decode_timing.timed(
         decode_timing.make_module(model, plan.weights),
         decode_timing.random_decoder(model, plan.weights),
-        decode.stack(prompts, len(prompts), BUCKET),
+        decode.pad_prompts(prompts, len(prompts), BUCKET),
         rules,
-        decode.Shape(window, guided=True, greedy=plan.greedy),
+        decode.DecodeSpec(window, guided=True, greedy=plan.greedy),
         starts,
         shape["drawn"] if whole else min(plan.part, shape["drawn"] // 6),
     )

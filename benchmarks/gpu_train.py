@@ -157,13 +157,13 @@ def random_state(config: configs.Config):
     import jax.numpy as jnp
 
     from unitoken_jax.model.init import abstract_params
-    from unitoken_jax.model.sharding import Axes
+    from unitoken_jax.model.sharding import LogicallyPartitioned
     from unitoken_jax.sequence import vocabulary
     from unitoken_jax.train import state as states
     from unitoken_jax.train.optimizer import peak_rates, transformation
 
     boxes = {name: tree for name, tree in abstract_params(config.model).items() if name != "vqgan"}
-    boxes, structure = jax.tree.flatten(boxes, is_leaf=lambda leaf: isinstance(leaf, Axes))
+    boxes, structure = jax.tree.flatten(boxes, is_leaf=lambda leaf: isinstance(leaf, LogicallyPartitioned))
     paths = states.flatten(jax.tree.unflatten(structure, [box.value for box in boxes]))
     rates = peak_rates(paths, config.optimizer.groups)
 

@@ -18,9 +18,9 @@ from paper_mixture import paper_lengths
 
 from unitoken_jax.config import ModelConfig
 from unitoken_jax.data import packing
-from unitoken_jax.data.shuffle import shuffled
+from unitoken_jax.data.shuffle import permute_index
 from unitoken_jax.model import flops
-from unitoken_jax.sequence.build import Lengths
+from unitoken_jax.sequence.build import ExampleSize
 
 MODEL = ModelConfig()
 STAGE_1, STAGE_2 = ("siglip", "adapter"), ("siglip", "adapter", "decoder")
@@ -48,7 +48,7 @@ def main() -> None:
     table = paper_lengths(count)
     print(f"{count} samples, {table[:, 0].mean():.0f} tokens and {table[:, 1].mean():.2f} crops on average")
     start = time.process_time()
-    shuffled(np.arange(count), count, 1)
+    permute_index(np.arange(count), count, 1)
     print(f"shuffle: {(time.process_time() - start) / count * 1e6:.2f} us a sample")
     print("stage I: samples that read a picture; stage II: the whole mixture")
     for stage, chosen in (("I", table[table[:, 1] > 0]), ("II", table)):
@@ -58,7 +58,7 @@ def main() -> None:
             lengths = chosen[chosen[:, 0] <= row[0], :4]
             start = time.process_time()
             rows = sum(
-                len(packing.make_plan(lengths[at : at + 65536], Lengths(*row, row[0]), [0, at]))
+                len(packing.make_plan(lengths[at : at + 65536], ExampleSize(*row, row[0]), [0, at]))
                 for at in range(0, len(lengths), 65536)
             )
             seconds = time.process_time() - start
@@ -81,7 +81,7 @@ def stage_one(chosen: np.ndarray) -> None:
         base = None
         for prefix in (0, 1024, 1536, 2048, 2304):
             rows = len(
-                packing.make_plan(table[:, :4], Lengths(length, crops, pictures, length - prefix), [0])
+                packing.make_plan(table[:, :4], ExampleSize(length, crops, pictures, length - prefix), [0])
             )
             row = flops.example(length, 0.03 * length, prefix, crops, pictures)
             if base is None:

@@ -22,7 +22,7 @@ def paper_lengths(count: int, seed: int = 0, config: ModelConfig | None = None) 
     config = config or ModelConfig()
     rng = np.random.default_rng(seed)
     sizes = _picture_sizes(rng)
-    soft = np.array([len(anyres.soft_layout(*s, config.siglip, config.sequence)) for s in sizes])
+    soft = np.array([len(anyres.feature_layout(*s, config.siglip, config.sequence)) for s in sizes])
     crops = np.array([anyres.crop_count(*s, config.siglip, config.sequence) for s in sizes])
     kind = rng.choice(3, count, p=[0.5, 0.47, 0.03])  # draw, read, text
     picture = rng.integers(0, len(sizes), count)

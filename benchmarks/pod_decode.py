@@ -27,7 +27,7 @@ from unitoken_jax.generate import decode
 from unitoken_jax.generate.sampling import sample_keys
 from unitoken_jax.model import flops, sharding
 from unitoken_jax.model.init import abstract_params
-from unitoken_jax.model.quantize import BITS, GROUP, KERNELS, QuantizedKernel
+from unitoken_jax.model.quantize import BITS, GROUP, QUANTIZED_KERNELS, QuantizedKernel
 from unitoken_jax.model.unitoken import UniTokenModel
 from unitoken_jax.planning import hlo, topology
 from unitoken_jax.planning.cost import cost
@@ -71,7 +71,7 @@ def abstract_weights(config: ModelConfig, weights: str, mesh) -> dict:
             continue
         where = where.update(spec=PartitionSpec(*where.spec[1:]))
         layer = jax.ShapeDtypeStruct(leaf.shape[1:], jnp.bfloat16, sharding=where)
-        if weights in BITS and KERNELS.match(path):
+        if weights in BITS and QUANTIZED_KERNELS.match(path):
             layer = _quantized(layer, weights)
         for i in range(config.decoder.depth):
             found[path.replace("layers/", f"layers/{i}/")] = layer
@@ -93,7 +93,7 @@ def abstract_cache(module: UniTokenModel, rows: int, slots: int, mesh):
 
     def placed(leaf):
         names = ("batch", "kv_heads", "seq", "head_dim")[: leaf.ndim]
-        where = NamedSharding(mesh, sharding.fitted(names, leaf.shape, mesh.shape))
+        where = NamedSharding(mesh, sharding.partition_spec_for(names, leaf.shape, mesh.shape))
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
     return jax.tree.map(placed, jax.eval_shape(functools.partial(module.init_cache, rows, slots)))
@@ -119,11 +119,13 @@ def measure(case: Case, config: ModelConfig = ModelConfig()) -> dict:
         cache, shape(2 * rows), shape(rows, dtype=keys.dtype), tokens, shape(rows), shape(rows)
     )
     number = shape(dtype=jnp.float32)
-    rules = decode.Rules(shape(), number, number, shape(written), shape(config.vq.codes), shape(0), shape())
+    rules = decode.SamplingParams(
+        shape(), number, number, shape(written), shape(config.vq.codes), shape(0), shape()
+    )
     before = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh):
-        lowered = decode.proceed.lower(
-            module, params, state, rules, shape(), shape(), shape=decode.Shape(case.window, guided=True)
+        lowered = decode.decode_loop.lower(
+            module, params, state, rules, shape(), shape(), shape=decode.DecodeSpec(case.window, guided=True)
         )
         compiled = lowered.compile(hlo.dump_options(folder))
         text = hlo.dumped_text(compiled, folder)

@@ -35,9 +35,9 @@ class UniToken:
         """
         from unitoken_jax.model.unitoken import UniTokenModel
         from unitoken_jax.model.vqgan import VQModel
-        from unitoken_jax.sequence.build import check
+        from unitoken_jax.sequence.build import validate_config
 
-        check(config, tokenizer.vocabulary)
+        validate_config(config, tokenizer.vocabulary)
         self.config, self.tokenizer = config, tokenizer
         self._params = {name: dict(tree) for name, tree in params.items()}
         self.mesh, self.manifest = mesh, dict(manifest or {})
@@ -97,11 +97,11 @@ class UniToken:
     @property
     def params(self) -> dict:
         """All parameters, as stored. Once the model has been decoding, the decoder's layers are a copy."""
-        from unitoken_jax.model.decoder import restacked
+        from unitoken_jax.model.decoder import stack_layers
 
         params = dict(self._params)
         if "decoder" in params:
-            params["decoder"] = self.run(restacked, params["decoder"])
+            params["decoder"] = self.run(stack_layers, params["decoder"])
         return params
 
     @property
@@ -120,12 +120,12 @@ class UniToken:
 
         From now on the model holds them so, and no longer as a stack: there need not be room for both.
         """
-        from unitoken_jax.model.decoder import take_apart
+        from unitoken_jax.model.decoder import unstack_layers
 
         decoder = self._params["decoder"]
         if "0" not in decoder["layers"]:
             stacks = traverse_util.flatten_dict(decoder.pop("layers"))
-            decoder["layers"] = self.run(take_apart, stacks)
+            decoder["layers"] = self.run(unstack_layers, stacks)
         return {name: self._params[name] for name in NETWORK if name in self._params}
 
     def require(self, group: str, purpose: str) -> None:
@@ -143,7 +143,7 @@ class UniToken:
         """Rows of the compiled program that `number` prompts run in."""
         from unitoken_jax.generate.decode import batch_rows
 
-        return batch_rows(number, 1 if self.mesh is None else sharding.row_groups(self.mesh))
+        return batch_rows(number, 1 if self.mesh is None else sharding.data_parallel_size(self.mesh))
 
     def place(self, tree):
         """Host arrays [B, ...] on the devices, their rows spread over the mesh."""

@@ -9,7 +9,7 @@ from unitoken_jax.ablate import run
 from unitoken_jax.cli.main import main
 from unitoken_jax.quickstart import recipe
 from unitoken_jax.quickstart.run import Quickstart
-from unitoken_jax.sequence.build import PICTURE_PROMPT
+from unitoken_jax.sequence.build import TEXT_TO_IMAGE_INSTRUCTION
 from unitoken_jax.sequence.tokenizer import train_tokenizer
 
 
@@ -20,7 +20,7 @@ def untrained(quickstart):
 
     config = recipe.model_config()
     texts = list(quickstart.dataset.train_texts())
-    tokenizer = train_tokenizer(texts, config.vq.codes, recipe.VOCABULARY, [PICTURE_PROMPT])
+    tokenizer = train_tokenizer(texts, config.vq.codes, recipe.VOCABULARY, [TEXT_TO_IMAGE_INSTRUCTION])
     if not (quickstart.out / "start").exists():
         save_model(quickstart.out / "start", config, init_params(config, 0), tokenizer)
 

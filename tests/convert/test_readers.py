@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.helpers.reference import REFERENCE, needs_reference
 from unitoken_jax.convert.torch.readers import read_folder, read_json, read_safetensors
-from unitoken_jax.convert.torch.report import ConversionError, Report
+from unitoken_jax.convert.torch.report import ConversionError, ProblemCollector
 from unitoken_jax.convert.torch.writers import write_safetensors, write_sharded
 
 TENSORS = {
@@ -124,7 +124,7 @@ def folder(tmp_path):
 
 
 def problems(folder) -> list[str]:
-    report = Report()
+    report = ProblemCollector()
     read_folder(folder, report)
     return report.problems
 
@@ -138,7 +138,7 @@ def index(folder, **changes):
 
 
 def test_shards(folder):
-    report = Report()
+    report = ProblemCollector()
     found, files, _ = read_folder(folder, report)
     assert not report.problems
     assert [file.name for file in files] == [f"model-0000{k}-of-00002.safetensors" for k in (1, 2)]
@@ -174,14 +174,14 @@ def test_an_index_cannot_point_out_of_its_folder(folder):
 
 def test_empty_folders(tmp_path):
     with pytest.raises(ConversionError, match=r"has no weights; looked for model\.safetensors"):
-        read_folder(tmp_path, Report())
+        read_folder(tmp_path, ProblemCollector())
     with pytest.raises(ConversionError, match="is no folder"):
-        read_folder(tmp_path / "nowhere", Report())
+        read_folder(tmp_path / "nowhere", ProblemCollector())
 
 
 @needs_reference
 def test_the_recorded_release_reads_whole():
-    report = Report()
+    report = ProblemCollector()
     found, files, _ = read_folder(REFERENCE, report)
     assert not report.problems
     assert (len(found), len(files)) == (97, 2)

@@ -6,7 +6,7 @@ import pytest
 from unitoken_jax.config import SiglipConfig
 from unitoken_jax.convert.torch import configs, rules
 from unitoken_jax.convert.torch.assemble import assemble, disassemble
-from unitoken_jax.convert.torch.report import ConversionError, Report, Tensor
+from unitoken_jax.convert.torch.report import ConversionError, ProblemCollector, Tensor
 
 SHAPES = {
     "decoder/embed/embedding": (7, 4),
@@ -51,7 +51,7 @@ def value_of(parameter) -> np.ndarray:
 
 
 def test_there_and_back():
-    flat, report = values(), Report()
+    flat, report = values(), ProblemCollector()
     pairs = torch_names(flat)
     made = assemble(tensors_of(pairs), SHAPES, report, PREFIX)
     assert not report.problems
@@ -91,7 +91,7 @@ def test_every_problem_is_listed_once_with_both_shapes():
     pairs["vit.encoder.layers.0.mlp.fc1.bias"] = np.zeros(8, np.float16)
     pairs["model.extra.weight"] = np.zeros(3, np.float32)
     pairs["vit.head.probe"] = np.zeros(3, np.float32)
-    report = Report()
+    report = ProblemCollector()
     made = assemble(tensors_of(pairs), SHAPES, report, PREFIX)
     with pytest.raises(ConversionError) as caught:
         report.check("x")
@@ -105,7 +105,7 @@ def test_every_problem_is_listed_once_with_both_shapes():
     assert "surplus: model.extra.weight (3,)" in message
     assert [*report.ignored.values()] == [["vit.head.probe"]]
     assert "decoder/lm_head/kernel" not in made
-    report = Report()
+    report = ProblemCollector()
     assemble(tensors_of(pairs), SHAPES, report, PREFIX, one_dtype=False)
     assert len(report.problems) == 4
 
@@ -115,7 +115,7 @@ def test_a_norm_with_a_row_a_head_becomes_a_row_a_shard():
     expected = np.stack([pairs[f"model.layers.{i}.self_attn.q_norm.weight"] for i in (0, 1)])
     for i in (0, 1):
         pairs[f"model.layers.{i}.self_attn.q_norm.weight"] = expected[i].repeat(4, axis=0)
-    report = Report()
+    report = ProblemCollector()
     made = assemble(tensors_of(pairs), SHAPES, report, PREFIX)
     assert not report.problems
     np.testing.assert_array_equal(value_of(made["decoder/layers/attention/q_norm/scale"]), expected)

@@ -97,7 +97,7 @@ def test_odd_pictures(tmp_path, in_tar):
     bad = {each.row: each.message for each in index.bad()}
     for row, (picture, (_, problem)) in enumerate(PICTURES.items()):
         if problem is None:
-            example = build.build(index.conversation(row), TOKENIZER, CONFIG)
+            example = build.build_example(index.conversation(row), TOKENIZER, CONFIG)
             assert example.lengths == tuple(index.lengths[row, :4].tolist()), picture
         else:
             assert problem in bad.pop(row)

@@ -40,12 +40,14 @@ def test_lengths_are_those_of_the_built_examples(data):
     assert len(made) == len(KINDS)
     for i, kind in enumerate(KINDS):
         conversation = made.conversation(i)
-        example = build.build(conversation, TOKENIZER, CONFIG)
+        example = build.build_example(conversation, TOKENIZER, CONFIG)
         *whole, dropped = made.lengths[i].tolist()
         assert tuple(whole) == example.lengths
         assert bool(dropped) == (kind == DRAWING)
         if dropped:
-            assert dropped == len(build.build(conversation, TOKENIZER, CONFIG, drop_prompt=True).tokens)
+            assert dropped == len(
+                build.build_example(conversation, TOKENIZER, CONFIG, drop_prompt=True).tokens
+            )
     assert made.bad() == []
 
 
@@ -206,10 +208,12 @@ def test_killed_it_goes_on_with_what_was_done(tmp_path):
     kept = {chunk: chunk.stat().st_mtime_ns for chunk in done()}
     assert len(kept) < 15
     measured = []
-    original = index_build.Measurer.rows
+    original = index_build.LengthIndexer.rows
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            index_build.Measurer, "rows", lambda self, rows: measured.append(rows) or original(self, rows)
+            index_build.LengthIndexer,
+            "rows",
+            lambda self, rows: measured.append(rows) or original(self, rows),
         )
         made = make(path, workers=1)
     assert len(measured) == 15 - len(kept)
@@ -222,10 +226,10 @@ def test_processes_share_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(index_build, "CHUNK", 100)
     path = tmp_path / "a.jsonl"
     lines_of_text(path, 1000)
-    job = index_build.Job(SourceConfig(str(path)), CONFIG, TOKENIZER, tmp_path / "job", "k")
+    job = index_build.IndexBuildSpec(SourceConfig(str(path)), CONFIG, TOKENIZER, tmp_path / "job", "k")
     job.folder.mkdir()
     index_build.prepare(job, None)
-    one, two = (index_build.Measurer(job, job.folder) for _ in range(2))
+    one, two = (index_build.LengthIndexer(job, job.folder) for _ in range(2))
     steps = [index_build.chunks_of(job, measurer, i, 2) for i, measurer in enumerate((one, two))]
     order = [next(step) for _ in range(5) for step in steps]
     assert sorted(order) == list(range(10))

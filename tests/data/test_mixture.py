@@ -11,7 +11,7 @@ from tests.helpers.host_data import DRAWING, QUESTION, TEXT, data_config, with_s
 from tests.helpers.tiny_model import CONFIG, noise, tiny_tokenizer
 from unitoken_jax.config import SourceConfig
 from unitoken_jax.data import mixture, shuffle, sources
-from unitoken_jax.data.mixture import Mixture, Pool
+from unitoken_jax.data.mixture import Mixture, PackingPool
 from unitoken_jax.data.sources import Source
 from unitoken_jax.sequence.image import PictureError
 
@@ -29,7 +29,7 @@ def make_pool(*paths, seed=0, model=CONFIG, weights=None, **changes):
     sources = [
         Source(source, number, config, model, TOKENIZER, seed) for number, source in enumerate(config.sources)
     ]
-    return Pool(sources, weights or [1.0] * len(sources), config, seed)
+    return PackingPool(sources, weights or [1.0] * len(sources), config, seed)
 
 
 def names(pool, rows):
@@ -84,21 +84,21 @@ def test_prompt_dropout(data):
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 5000), st.integers(0, 2**63), st.data())
 def test_shuffles_are_permutations_entered_anywhere(count, key, data):
-    whole = shuffle.shuffled(np.arange(count), count, key)
+    whole = shuffle.permute_index(np.arange(count), count, key)
     assert sorted(whole.tolist()) == list(range(count))
     first = data.draw(st.integers(0, count - 1))
-    np.testing.assert_array_equal(shuffle.shuffled(np.arange(first, count), count, key), whole[first:])
+    np.testing.assert_array_equal(shuffle.permute_index(np.arange(first, count), count, key), whole[first:])
 
 
 def test_shuffles_look_random():
     """Every value goes everywhere, and neighbours part."""
     count, keys = 12, range(6000)
-    seen = np.stack([shuffle.shuffled(np.arange(count), count, shuffle.key_of([key])) for key in keys])
+    seen = np.stack([shuffle.permute_index(np.arange(count), count, shuffle.key_of([key])) for key in keys])
     table = np.stack([np.bincount(column, minlength=count) for column in seen.T])
     assert np.abs(table - 500).max() < 100  # more than four standard deviations
-    steps = np.diff(shuffle.shuffled(np.arange(100_000), 100_000, 5))
+    steps = np.diff(shuffle.permute_index(np.arange(100_000), 100_000, 5))
     assert abs(np.mean(np.abs(steps)) / 100_000 - 1 / 3) < 0.01
-    coins = shuffle.coins(np.arange(100_000), 7)
+    coins = shuffle.uniform(np.arange(100_000), 7)
     assert np.abs(np.histogram(coins, 10, (0, 1))[0] - 10_000).max() < 500
 
 

@@ -15,11 +15,11 @@ from unitoken_jax.batch import FIELDS, ROW_FIELDS, shapes
 from unitoken_jax.config import DataConfig
 from unitoken_jax.data import packing
 from unitoken_jax.sequence import build
-from unitoken_jax.sequence.build import Lengths
-from unitoken_jax.sequence.conversation import dialogue
+from unitoken_jax.sequence.build import ExampleSize
+from unitoken_jax.sequence.conversation import make_conversation
 from unitoken_jax.train.loss import targets
 
-ROW = Lengths(40, 6, 3, 30)
+ROW = ExampleSize(40, 6, 3, 30)
 lengths = st.lists(
     st.tuples(st.integers(1, 40), st.integers(0, 6), st.integers(0, 3), st.integers(0, 30)),
     min_size=1,
@@ -51,7 +51,7 @@ def test_full_rows_and_speed():
     rng = np.random.default_rng(0)
     lengths = rng.integers([20, 1, 1, 0], [60, 2, 2, 1], (20_000, 4))
     start = time.process_time()
-    plan = packing.make_plan(lengths, Lengths(512, 16, 16, 512), [0, 0])
+    plan = packing.make_plan(lengths, ExampleSize(512, 16, 16, 512), [0, 0])
     assert time.process_time() - start < 1
     assert lengths[:, 0].sum() / (len(plan) * 512) > 0.97
 
@@ -63,7 +63,7 @@ def test_the_papers_mixture_fills_rows(row, least):
     """Of the budget that binds: tokens, or crops."""
     lengths = paper_lengths(30_000)[:, :4]
     assert lengths.max(0).tolist()[1:3] == [5, 1]
-    plan = packing.make_plan(lengths, Lengths(*row, row[0]), [0, 0])
+    plan = packing.make_plan(lengths, ExampleSize(*row, row[0]), [0, 0])
     assert sorted(plan.order.tolist()) == list(range(len(lengths)))
     for budget, fill in least.items():
         assert lengths[:, budget].sum() / (len(plan) * row[budget]) >= fill
@@ -95,13 +95,13 @@ def test_too_large_an_example_is_an_error():
 )
 def test_misfits_say_what_to_raise(lengths, message):
     config = data_config(row_prefix=16)
-    assert packing.misfit(Lengths(*lengths), config).startswith(message)
-    assert packing.misfit(Lengths(96, 8, 4, 80), config) is None
+    assert packing.explain_overflow(ExampleSize(*lengths), config).startswith(message)
+    assert packing.explain_overflow(ExampleSize(96, 8, 4, 80), config) is None
 
 
 def examples():
     turns = ([["what ", noise(0)], ["red"]], [["a red circle"], [noise(1)]], [["how many"], ["two"]])
-    return [build.build(dialogue(turn), tiny_tokenizer(), CONFIG) for turn in turns]
+    return [build.build_example(make_conversation(turn), tiny_tokenizer(), CONFIG) for turn in turns]
 
 
 CONTENT = data_config(row_length=192, row_crops=8, row_pictures=4)
@@ -140,7 +140,7 @@ def test_a_row_holds_its_examples_side_by_side(order):
 def test_a_rows_first_places_hold_what_no_continuous_token_precedes(order, prefix):
     made = [examples()[i] for i in order]
     needs = np.sum([example.lengths for example in made], axis=0) if made else np.zeros(4)
-    if (needs > packing.budget(dataclasses.replace(CONTENT, row_prefix=prefix))).any():
+    if (needs > packing.row_capacity(dataclasses.replace(CONTENT, row_prefix=prefix))).any():
         return
     batch = packing.batch_of([made], dataclasses.replace(CONTENT, row_prefix=prefix), CONFIG)
     assert (batch["soft_index"][0, :prefix] == -1).all()

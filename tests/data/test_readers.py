@@ -12,7 +12,7 @@ from tests.helpers.host_data import write_array_record, write_tfds
 from unitoken_jax.config import SourceConfig
 from unitoken_jax.data import readers
 from unitoken_jax.data.readers import count_records, open_records, scan_json
-from unitoken_jax.sequence.conversation import ConversationError, parse
+from unitoken_jax.sequence.conversation import ConversationError, parse_conversation
 from unitoken_jax.sequence.image import picture_size
 
 VALUES = [{"a": 1, "b": "é 🙂 \n x"}, {"conversations": []}, {"c": [1, {"d": ']},"'}]}, {}]
@@ -111,7 +111,7 @@ def test_tfds(tmp_path):
     config = SourceConfig(str(folder), split="train[1:]", mapping="host_data:tfds_conversation")
     found = pickle.loads(pickle.dumps(open_records(config)))
     assert len(found) == 4
-    conversation = parse(found.read(2), found.where(2), None)
+    conversation = parse_conversation(found.read(2), found.where(2), None)
     picture, question = conversation.turns[0].parts
     assert question == "q3"
     assert picture_size(picture.path) == (16, 24)

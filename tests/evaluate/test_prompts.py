@@ -6,12 +6,12 @@ import random
 import pytest
 from PIL import Image
 
-from unitoken_jax.evaluate.drawing.prompts import PromptError, find_pictures, read_prompts
+from unitoken_jax.evaluate.drawing.prompts import PromptError, find_drawing_benchmark, read_prompts
 from unitoken_jax.evaluate.drawing.scenes import score_scenes
 from unitoken_jax.scenes.prompts import random_pair
 from unitoken_jax.scenes.scene import draw
 
-GENEVAL, T2I = find_pictures("geneval"), find_pictures("T2I-CompBench")
+GENEVAL, T2I = find_drawing_benchmark("geneval"), find_drawing_benchmark("T2I-CompBench")
 
 
 def geneval_line(prompt):
@@ -58,7 +58,7 @@ def test_rewritten_prompts_are_drawn_under_the_original_names(tmp_path, as_json)
         (GENEVAL, '{"tag": "x", "include": []}', "f:2: no line .*'prompt'"),
         (GENEVAL, '{"prompt": "a"}', "f:2: no line .*'tag'"),
         (GENEVAL, '{"tag": "x", "include": [], "prompt": " "}', "f:2: \"prompt\" is ' '"),
-        (find_pictures("quickstart"), geneval_line("a bench"), "f:2: no line .*'category'"),
+        (find_drawing_benchmark("quickstart"), geneval_line("a bench"), "f:2: no line .*'category'"),
         (T2I, "black/white", "f:2: '/' in 'black/white': the benchmark's file names cannot hold it"),
         (T2I, "a_b", "f:2: '_' in"),
         (T2I, "x" * 250, "f:2: too long for a file name"),
@@ -78,7 +78,7 @@ def test_bad_files(tmp_path):
         read_prompts(T2I, written(tmp_path / "f", ""), 1)
     with pytest.raises(FileNotFoundError, match="no prompt file"):
         read_prompts(T2I, tmp_path / "none", 1)
-    assert find_pictures("MMMU") is None
+    assert find_drawing_benchmark("MMMU") is None
 
 
 def test_the_checker_judges_scenes_in_their_folders(tmp_path):

@@ -11,8 +11,8 @@ from tests.evaluate.test_prompts import written
 from tests.helpers.tiny_model import noise
 from unitoken_jax.cli import main
 from unitoken_jax.evaluate.drawing.gallery import write_gallery
-from unitoken_jax.evaluate.drawing.prompts import find_pictures, read_prompts, write_drawn
-from unitoken_jax.evaluate.drawing.scorers import ScoresError, take_scores
+from unitoken_jax.evaluate.drawing.prompts import find_drawing_benchmark, read_prompts, write_drawn
+from unitoken_jax.evaluate.drawing.scorers import ScoresError, import_scores
 from unitoken_jax.evaluate.recipe import write_json
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -21,7 +21,7 @@ RIGHT = {"single_object": 4, "two_object": 3, "counting": 1, "colors": 4, "posit
 
 def run_folder(root, name, data, number, out):
     """A drawn run's folder, with pictures of noise."""
-    found = find_pictures(name)
+    found = find_drawing_benchmark(name)
     prompts = read_prompts(found, data, number)
     recipe = {"format": 1, "benchmark": found.name, "settings": {"number": number, "guidance": 5.5}}
     root.mkdir(parents=True)
@@ -93,7 +93,7 @@ def test_the_mean_is_of_tasks_not_of_pictures(tmp_path):
         | {"metadata": json.dumps(asked(tag))}
         for n, tag in enumerate(tags)
     ]
-    lines = take_scores(lines_of(tmp_path / "r.jsonl", entries), root, "geneval")
+    lines = import_scores(lines_of(tmp_path / "r.jsonl", entries), root, "geneval")
     assert lines[0] == "GenEval (3 pictures): 0.5000"
     assert "mean of the tasks that are there; single object, two objects" in lines[3]
 
@@ -134,7 +134,7 @@ def changed(at, **values):
 def test_scores_of_other_pictures_are_refused(geneval, tmp_path, entries, message):
     before = (geneval / "report.html").read_bytes()
     with pytest.raises(ScoresError, match=message):
-        take_scores(lines_of(tmp_path / "s.jsonl", entries), geneval)
+        import_scores(lines_of(tmp_path / "s.jsonl", entries), geneval)
     assert (geneval / "report.html").read_bytes() == before
 
 
@@ -142,8 +142,8 @@ def test_scores_of_a_run_beside_this_one_are_refused(geneval, tmp_path):
     other = run_folder(tmp_path / "other", "GenEval", tmp_path / "m.jsonl", 4, tmp_path / "other")
     scores = lines_of(tmp_path / "s.jsonl", judged(str(other)))
     with pytest.raises(ScoresError, match="lies in another folder than"):
-        take_scores(scores, geneval)
-    assert take_scores(scores, other)[0].startswith("GenEval (24 pictures)")
+        import_scores(scores, geneval)
+    assert import_scores(scores, other)[0].startswith("GenEval (24 pictures)")
 
 
 @pytest.fixture
@@ -164,12 +164,12 @@ def given(folder, values):
 
 def test_t2i_compbenchs_lists_enter_each_others_report(t2i):
     values = list(enumerate(["0.5000", "1.0000", "0.2500", "0.0000"]))
-    lines = take_scores(given(t2i / "color" / "annotation_blip", values), t2i / "color")
+    lines = import_scores(given(t2i / "color" / "annotation_blip", values), t2i / "color")
     assert lines == [
         "T2I-CompBench++ (4 pictures): 0.4375",
         f"report: {t2i / 'color' / 'report.html'}",
     ]
-    take_scores(given(t2i / "shape" / "annotation_blip", enumerate([1, 1, 1, 0.5])), t2i / "shape")
+    import_scores(given(t2i / "shape" / "annotation_blip", enumerate([1, 1, 1, 0.5])), t2i / "shape")
     report = (t2i / "shape" / "report.md").read_text()
     assert "| color | 0.4375 | 0.7115 | 0.7833 |\n| shape | 0.8750 | 0.5179 | 0.5847 |" in report
     assert "| texture | by its authors' scorer | 0.667 | 0.7315 |" in report
@@ -188,18 +188,18 @@ def test_bad_t2i_files(t2i, tmp_path):
         ([*four[:3], (3, "x")], "expected .*question_id"),
     ):
         with pytest.raises(ScoresError, match=message):
-            take_scores(given(blip, values), color)
+            import_scores(given(blip, values), color)
     with pytest.raises(ScoresError, match="the score of list color is annotation_blip"):
-        take_scores(given(color / "annotation1_blip" / "VQA" / "result", four), color)
+        import_scores(given(color / "annotation1_blip" / "VQA" / "result", four), color)
     with pytest.raises(ScoresError, match=r"does not lie in .*shape, and names no prompts"):
-        take_scores(given(blip, four), t2i / "shape")
+        import_scores(given(blip, four), t2i / "shape")
     with pytest.raises(FileNotFoundError, match=r"holds no recipe\.json: .* of one list"):
-        take_scores(blip / "vqa_result.json", t2i)
+        import_scores(blip / "vqa_result.json", t2i)
     with pytest.raises(ScoresError, match="is a run of T2I-CompBench\\+\\+, not of GenEval"):
-        take_scores(blip / "vqa_result.json", color, "GenEval")
+        import_scores(blip / "vqa_result.json", color, "GenEval")
     (color / "prompts.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match="call the command that drew the pictures again"):
-        take_scores(blip / "vqa_result.json", color)
+        import_scores(blip / "vqa_result.json", color)
 
 
 def test_scores_stand_alone(geneval):
@@ -208,4 +208,4 @@ def test_scores_stand_alone(geneval):
     with pytest.raises(ValueError, match=r"--out .*report\.md is a file; expected a folder"):
         main.main(["evaluate", "--scores", "s", "--out", str(geneval / "report.md"), "--debug"])
     with pytest.raises(FileNotFoundError, match="no scores at"):
-        take_scores(geneval / "none.jsonl", geneval)
+        import_scores(geneval / "none.jsonl", geneval)

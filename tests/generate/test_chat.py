@@ -8,9 +8,9 @@ import pytest
 from tests.helpers.tiny_model import CODES, noise, tiny_model
 from unitoken_jax import UniToken
 from unitoken_jax.generate import text
-from unitoken_jax.generate.image import encode_pictures
+from unitoken_jax.generate.image import encode_images
 from unitoken_jax.sequence import build
-from unitoken_jax.sequence.conversation import dialogue
+from unitoken_jax.sequence.conversation import make_conversation
 
 QUESTION = [noise(0), "what is this ?"]
 BEFORE, AFTER = "a red circle", " and how many"
@@ -39,7 +39,7 @@ def _model(**variant):
 @pytest.mark.parametrize("variant", [{}, {"soft_in_answers": True}])
 def test_text_picture_text_as_training_would_build_it(variant, monkeypatch):
     model = _model(**variant)
-    read, prompts = text.read, []
+    read, prompts = text.read_conversations_as_prompts, []
     monkeypatch.setattr(text, "read", lambda *a: prompts.append(read(*a)) or prompts[-1])
     (reply,) = model.chat([QUESTION])
     before, drawn, after = reply.parts
@@ -48,9 +48,9 @@ def test_text_picture_text_as_training_would_build_it(variant, monkeypatch):
     assert drawn.codes.shape == (4, 4)
     assert drawn.codes.max() < CODES
 
-    answered = dialogue([QUESTION, [BEFORE, drawn, AFTER]])
-    built = build.build(
-        answered, model.tokenizer, model.config, lambda crop: encode_pictures(model, crop[None])[0]
+    answered = make_conversation([QUESTION, [BEFORE, drawn, AFTER]])
+    built = build.build_example(
+        answered, model.tokenizer, model.config, lambda crop: encode_images(model, crop[None])[0]
     )
     (read_last,) = next(found for found in reversed(prompts) if found)
     length = len(read_last.tokens)  # all up to the picture's end
@@ -69,7 +69,7 @@ def test_a_reply_is_the_same_alone_or_in_a_batch_and_can_be_gone_on_with():
         (alone,) = model.chat([one], seed=3)
         np.testing.assert_array_equal(alone.tokens, reply.tokens)
     assert len({reply.tokens.tobytes() for reply in together}) == 3
-    (second,) = model.chat([dialogue([QUESTION, together[0].parts, "and there ?"])])
+    (second,) = model.chat([make_conversation([QUESTION, together[0].parts, "and there ?"])])
     assert second.text == BEFORE + AFTER
 
 

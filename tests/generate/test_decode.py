@@ -23,21 +23,21 @@ def _write(prompts, rows=None, end=-7, limit=10, room=16, greedy=True, seed=0, n
     """What follows each prompt, a list of ids a row."""
     model = tiny_model()
     rows = rows or len(prompts)
-    rules = decode.Rules(
+    rules = decode.SamplingParams(
         top_k=np.int32(top_k),
         temperature=np.float32(0.8),
         guidance=np.float32(1),
-        forced=np.full(room, decode.FREE, np.int32),
+        forced=np.full(room, decode.MODEL_CHOOSES, np.int32),
         ids=None,
         ends=np.array([end], np.int32),
     )
     keys = sample_keys(seed, np.resize(np.arange(len(prompts)) if numbers is None else numbers, rows))
     limits = np.array([limit] * len(prompts) + [0] * (rows - len(prompts)), np.int32)
-    stacked, shape = decode.stack(prompts, rows), decode.Shape(greedy=greedy)
+    stacked, shape = decode.pad_prompts(prompts, rows), decode.DecodeSpec(greedy=greedy)
     arguments = model.module, model.network_params, stacked, keys, limits, rules
     state = decode.prefill(*arguments, slots=stacked.tokens.shape[1] + room, shape=shape)
     arguments = model.module, model.network_params, state, rules, np.int32(1), np.int32(room)
-    state, _ = decode.proceed(*arguments, shape=shape)
+    state, _ = decode.decode_loop(*arguments, shape=shape)
     return [row[:count].tolist() for row, count in zip(np.asarray(state.tokens), np.asarray(state.counts))]
 
 
@@ -59,11 +59,11 @@ def _full_logits(params, tokens, length):
     ("number", "expected"), [(1, 64), (64, 64), (65, 96), (97, 128), (128, 128), (129, 192), (4760, 6144)]
 )
 def test_length_buckets(number, expected):
-    assert decode.bucket(number) == expected
+    assert decode.bucket_size(number) == expected
 
 
 def test_crop_buckets_waste_little():
-    found = {decode.bucket(n, least=1, an_octave=4) for n in range(1, 17)}
+    found = {decode.bucket_size(n, least=1, an_octave=4) for n in range(1, 17)}
     assert found == {1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16}
 
 
@@ -130,19 +130,19 @@ def test_a_pass_copies_neither_cache_nor_weights(quantize, window):
     module = UniTokenModel(CONFIG, cache_dtype=quantize and np.dtype(quantize))
     params = {"decoder": tiny_model().params["decoder"]}
     params = decode.ready(quantize_params(params, quantize) if quantize else params)
-    forced = np.array([decode.FREE, decode.FREE, 7] * 5, np.int32)
+    forced = np.array([decode.MODEL_CHOOSES, decode.MODEL_CHOOSES, 7] * 5, np.int32)
     ids, ends, one = np.arange(20, dtype=np.int32), np.zeros(0, np.int32), np.int32(1)
-    rules = decode.Rules(one, np.float32(1), np.float32(3), forced, ids, ends, np.int32(3))
-    shape = decode.Shape(window, guided=True)
+    rules = decode.SamplingParams(one, np.float32(1), np.float32(3), forced, ids, ends, np.int32(3))
+    shape = decode.DecodeSpec(window, guided=True)
     arguments = (
         module,
         params,
-        decode.stack(_prompts([9, 3]), 2),
+        decode.pad_prompts(_prompts([9, 3]), 2),
         sample_keys(0, [0]),
         np.array([14], np.int32),
     )
     state = decode.prefill(*arguments, rules, slots=79, shape=shape)
-    text = decode.proceed.lower(module, params, state, rules, one, one, shape=shape).compile().as_text()
+    text = decode.decode_loop.lower(module, params, state, rules, one, one, shape=shape).compile().as_text()
     large = [leaf for leaf in jax.tree.leaves((state.cache, params["decoder"]["layers"])) if leaf.ndim > 1]
     sizes = {_dimensions(leaf.shape) for leaf in large}
     program = parse(text)

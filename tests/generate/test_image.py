@@ -11,9 +11,9 @@ from tests.generate.test_decode import _full_logits
 from tests.helpers import compiles
 from tests.helpers.tiny_model import CONFIG, noise, tiny_model
 from unitoken_jax.generate.grammar import SAMPLE, picture_grammar
-from unitoken_jax.generate.image import decode_codes, encode_pictures
-from unitoken_jax.generate.sampling import place_keys, sample, stream_keys
-from unitoken_jax.sequence.build import picture_prompt
+from unitoken_jax.generate.image import decode_codes, encode_images
+from unitoken_jax.generate.sampling import position_keys, sample, stream_keys
+from unitoken_jax.sequence.build import build_text_to_image_prompt
 from unitoken_jax.unitoken import UniToken
 
 PROMPTS = ["a red circle", "two blue squares left of a green circle and a square", "a"]
@@ -44,7 +44,7 @@ def test_guided_picture_equals_full_forward_passes(guidance, top_k):
     model = tiny_model()
     vocabulary = model.tokenizer.vocabulary
     forced = picture_grammar(CONFIG, vocabulary, 16, 16).forced
-    conditional = picture_prompt(PROMPTS[0], model.tokenizer, CONFIG).tokens.tolist()
+    conditional = build_text_to_image_prompt(PROMPTS[0], model.tokenizer, CONFIG).tokens.tolist()
     unconditional = [vocabulary.begin_of_image]
     prompt = np.array([*conditional, *forced[:2]], np.int32)
     key = stream_keys(np.uint32(0), np.array([[zlib.crc32(prompt.tobytes()), 0]], np.uint32))
@@ -56,7 +56,7 @@ def test_guided_picture_equals_full_forward_passes(guidance, top_k):
 
     @jax.jit
     def chosen(guided, step):
-        return sample(guided[None], place_keys(key, step[None, None])[0], top_k, 1.0)[0]
+        return sample(guided[None], position_keys(key, step[None, None])[0], top_k, 1.0)[0]
 
     for step, one in enumerate(forced, start=-2):  # keys count from the first code, new-lines included
         if one == SAMPLE:
@@ -162,9 +162,9 @@ def test_pixels_are_clipped_mapped_and_truncated(monkeypatch):
 
 def test_encoding_does_not_depend_on_the_batch():
     crops = np.stack([np.asarray(noise(seed, 16, 16)) for seed in range(5)])
-    codes = encode_pictures(tiny_model(), crops, batch=4)
+    codes = encode_images(tiny_model(), crops, batch=4)
     assert codes.shape == (5, 4, 4)
-    np.testing.assert_array_equal(codes[3:4], encode_pictures(tiny_model(), crops[3:4]))
+    np.testing.assert_array_equal(codes[3:4], encode_images(tiny_model(), crops[3:4]))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unitoken_jax.generate.sampling import best, check_sampling, guide, place_keys, sample, sample_keys
+from unitoken_jax.generate.sampling import (
+    top_k_mask,
+    check_sampling,
+    apply_cfg,
+    position_keys,
+    sample,
+    sample_keys,
+)
 
 
 def _draws(logits, top_k=10**6, temperature=1.0, count=4000):
@@ -44,7 +51,7 @@ def test_best_equals_a_stable_sort(top_k):
     expected = np.zeros(logits.shape, bool)
     flushed = np.where(np.abs(logits) < 1e-38, 0, logits)  # XLA may treat denormals as zero
     np.put_along_axis(expected, np.argsort(-flushed, axis=-1, kind="stable")[:, :top_k], True, axis=-1)
-    np.testing.assert_array_equal(jax.jit(best)(logits, top_k), expected)
+    np.testing.assert_array_equal(jax.jit(top_k_mask)(logits, top_k), expected)
 
 
 def test_masked_tokens_are_never_drawn():
@@ -64,7 +71,7 @@ def test_a_sample_does_not_depend_on_its_place():
 def test_seeds_numbers_and_steps_give_different_draws():
     logits = jnp.zeros((1, 100_000))
     drawn = {
-        int(sample(logits, place_keys(sample_keys(seed, [number]), np.array([[step]]))[0], 10**6, 1.0)[0])
+        int(sample(logits, position_keys(sample_keys(seed, [number]), np.array([[step]]))[0], 10**6, 1.0)[0])
         for seed in (0, 1)
         for number in (0, 1)
         for step in (0, 1)
@@ -74,8 +81,8 @@ def test_seeds_numbers_and_steps_give_different_draws():
 
 def test_guidance_extrapolates_from_the_unconditional_rows():
     logits = jnp.array([[1.0, 2.0], [0.0, 0.0], [0.0, 1.0], [5.0, 5.0]])
-    np.testing.assert_allclose(guide(logits, 3.0), [[3.0, 4.0], [-10.0, -10.0]])
-    np.testing.assert_allclose(guide(logits, 1.0), logits[:2])
+    np.testing.assert_allclose(apply_cfg(logits, 3.0), [[3.0, 4.0], [-10.0, -10.0]])
+    np.testing.assert_allclose(apply_cfg(logits, 1.0), logits[:2])
 
 
 @pytest.mark.parametrize(

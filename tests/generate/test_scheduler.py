@@ -9,24 +9,24 @@ from unitoken_jax.generate import decode, memory, scheduler
 
 
 def _write(jobs, batch, every=None):
-    rules = decode.Rules(
+    rules = decode.SamplingParams(
         top_k=np.int32(9),
         temperature=np.float32(1),
         guidance=np.float32(1),
-        forced=np.full(16, decode.FREE, np.int32),
+        forced=np.full(16, decode.MODEL_CHOOSES, np.int32),
         ids=None,
         ends=np.array([-7], np.int32),
     )
     clock = decode.Clock()
     return list(
-        scheduler.write(tiny_model(), jobs, rules, decode.Shape(), clock, batch=batch, every=every)
+        scheduler.complete(tiny_model(), jobs, rules, decode.DecodeSpec(), clock, batch=batch, every=every)
     ), clock
 
 
 def test_finished_rows_are_refilled():
     limits = [2, 2, 2, 2, 2, 10, 1]
     prompts = _prompts([30, 9, 20, 5, 40, 64, 3])
-    jobs = [scheduler.Job(p, (i, 0), limit) for i, (p, limit) in enumerate(zip(prompts, limits))]
+    jobs = [scheduler.Request(p, (i, 0), limit) for i, (p, limit) in enumerate(zip(prompts, limits))]
     expected, _ = _write(jobs, batch=8)
     written, clock = _write(jobs, batch=2)
     assert all(one.done for one in written)
@@ -38,7 +38,7 @@ def test_finished_rows_are_refilled():
 
 
 def test_every_so_many_passes_there_is_news():
-    jobs = [scheduler.Job(p, (i, 0), 10) for i, p in enumerate(_prompts([3, 4]))]
+    jobs = [scheduler.Request(p, (i, 0), 10) for i, p in enumerate(_prompts([3, 4]))]
     written, _ = _write(jobs, batch=2, every=4)
     own = [one.tokens.tolist() for one in written if one.job == 0]
     assert [len(tokens) for tokens in own] == [5, 9, 10]
@@ -46,7 +46,7 @@ def test_every_so_many_passes_there_is_news():
 
 
 def test_longer_prompts_come_first_and_apart():
-    jobs = [scheduler.Job(p, (0, 0), 3) for p in _prompts([3, 100, 5])]
+    jobs = [scheduler.Request(p, (0, 0), 3) for p in _prompts([3, 100, 5])]
     written, _ = _write(jobs, batch=1)
     assert [one.job for one in written] == [1, 2, 0]
 
@@ -61,4 +61,4 @@ def test_a_cache_larger_than_memory_is_refused_with_the_figures(monkeypatch):
     with pytest.raises(
         ValueError, match=r"1 rows of 80 tokens \(prompts up to 64, 16 to write\).*20480 bytes"
     ):
-        _write([scheduler.Job(prompt, (0, 0), 3)], batch=4)
+        _write([scheduler.Request(prompt, (0, 0), 3)], batch=4)

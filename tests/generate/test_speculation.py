@@ -16,7 +16,7 @@ from unitoken_jax.generate.sampling import sample_keys
 from unitoken_jax.model.decoder import init_cache
 
 V, NEW_LINE, GUIDANCE, TOP_K, TEMPERATURE = 4, 4, 1.7, 3, 0.8
-FORCED = np.array([decode.FREE, decode.FREE, NEW_LINE] * 2, np.int32)
+FORCED = np.array([decode.MODEL_CHOOSES, decode.MODEL_CHOOSES, NEW_LINE] * 2, np.int32)
 DRAWS = 120_000
 
 
@@ -46,7 +46,7 @@ PARAMS = {"table": TABLE, "decoder": {"lm_head": {"kernel": np.eye(V, dtype=np.f
 
 def _draw(window: int, seed: int, top_k: int = TOP_K):
     """(int32[DRAWS, 4] codes, passes) of the chain, conditional prompt [0, 0, 1], unconditional [1, 0, 1]."""
-    rules = decode.Rules(
+    rules = decode.SamplingParams(
         top_k=np.int32(top_k),
         temperature=np.float32(TEMPERATURE),
         guidance=np.float32(GUIDANCE),
@@ -58,9 +58,9 @@ def _draw(window: int, seed: int, top_k: int = TOP_K):
     tokens = np.repeat([[0, 0, 1], [1, 0, 1]], DRAWS, axis=0).astype(np.int32)
     prompts = decode.Prompts(tokens, np.full(2 * DRAWS, 3, np.int32), None, None)
     keys, limits = sample_keys(seed, np.arange(DRAWS)), np.full(DRAWS, 5, np.int32)
-    shape, module = decode.Shape(window, guided=True), Chain()
+    shape, module = decode.DecodeSpec(window, guided=True), Chain()
     state = decode.prefill(module, PARAMS, prompts, keys, limits, rules, slots=3 + len(FORCED), shape=shape)
-    state, passes = decode.proceed(module, PARAMS, state, rules, np.int32(1), np.int32(100), shape=shape)
+    state, passes = decode.decode_loop(module, PARAMS, state, rules, np.int32(1), np.int32(100), shape=shape)
     tokens = np.asarray(state.tokens)
     assert (tokens[:, 2] == NEW_LINE).all()
     return tokens[:, [0, 1, 3, 4]], int(passes)

@@ -6,7 +6,7 @@ import pytest
 from tests.helpers import compiles
 from tests.helpers.tiny_model import noise, tiny_model
 from unitoken_jax.generate import decode, text
-from unitoken_jax.sequence.conversation import dialogue
+from unitoken_jax.sequence.conversation import make_conversation
 
 ASKED = [
     ["what is this ?"],
@@ -69,7 +69,7 @@ def test_what_is_written_becomes_an_answer():
 
 def test_a_conversation_of_several_turns():
     model = tiny_model()
-    whole = dialogue([[noise(0), "what is this ?"], ["a red circle"], ["how many ?"]])
+    whole = make_conversation([[noise(0), "what is this ?"], ["a red circle"], ["how many ?"]])
     assert _tokens(model.reply([whole])) != _tokens(model.reply([["how many ?"]]))
 
 

@@ -19,7 +19,7 @@ from unitoken_jax.data import code_shards
 from unitoken_jax.data.code_shards import CodesError
 from unitoken_jax.data.codes import codes_path, read_codes
 from unitoken_jax.data.loader import Loader
-from unitoken_jax.generate.image import encode_pictures
+from unitoken_jax.generate.image import encode_images
 from unitoken_jax.generate.tokenize import tokenize
 from unitoken_jax.sequence.image import discrete_crop, open_picture
 
@@ -45,7 +45,7 @@ def test_each_picture_once_beside_the_data(data):
     assert sorted(codes) == [f"pictures/{i}.png" for i in range(3)]
     for name, found in codes.items():
         crop = discrete_crop(open_picture(data.parent / name), CONFIG.sequence.picture_size)
-        np.testing.assert_array_equal(found, encode_pictures(tiny_model(), crop[None])[0])
+        np.testing.assert_array_equal(found, encode_images(tiny_model(), crop[None])[0])
 
 
 def test_another_folder_gets_the_data_file_too(data, tmp_path):
@@ -135,7 +135,7 @@ def test_pictures_in_tar_shards_and_codes_elsewhere(tmp_path):
     found = read_codes(path, CONFIG)
     for i in range(4):
         crop = discrete_crop(noise(i, 30 + i, 20), CONFIG.sequence.picture_size)
-        np.testing.assert_array_equal(found[tar_name(i)], encode_pictures(tiny_model(), crop[None])[0])
+        np.testing.assert_array_equal(found[tar_name(i)], encode_images(tiny_model(), crop[None])[0])
     source = SourceConfig(source.path, pictures=source.pictures, codes=str(path))
     loader = Loader(data_config(sources=(source,), codes="offline"), CONFIG, tiny_tokenizer(), 0)
     assert (next(loader)["soft_index"] >= 0).any()
@@ -154,7 +154,7 @@ def test_online_and_offline_codes_give_the_same_batches(tmp_path):
     for _ in range(4):
         made, expected = next(online), next(offline)
         for row in range(len(made["tokens"])):
-            codes = encode_pictures(tiny_model(), made["pictures"][row]).reshape(-1)
+            codes = encode_images(tiny_model(), made["pictures"][row]).reshape(-1)
             there = made["code_index"][row] >= 0
             ids = vocabulary.code_ids[codes[made["code_index"][row][there]]]
             made["tokens"][row, there] = ids

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from unitoken_jax.config import DecoderConfig, ModelConfig, SiglipConfig, VQConfig
-from unitoken_jax.model.sharding import Axes
+from unitoken_jax.model.sharding import LogicallyPartitioned
 
 SIGLIP = SiglipConfig(image_size=20, patch_size=6, width=16, depth=2, heads=2, mlp=24)
 DECODER = DecoderConfig(
@@ -29,7 +29,7 @@ MODEL = ModelConfig(siglip=SIGLIP, vq=VQ, decoder=DECODER)
 def random_params(abstract, seed: int = 0) -> dict:
     """Values for a tree of boxed shapes; norms and biases too, so that nothing hides behind 1 and 0."""
 
-    def one(path, box: Axes) -> np.ndarray:
+    def one(path, box: LogicallyPartitioned) -> np.ndarray:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         shape = box.value.shape
         values = np.random.default_rng((seed, zlib.crc32(name.encode()))).normal(size=shape)
@@ -42,7 +42,9 @@ def random_params(abstract, seed: int = 0) -> dict:
             values *= 0.3
         return values.astype(np.float32)
 
-    return jax.tree_util.tree_map_with_path(one, abstract, is_leaf=lambda leaf: isinstance(leaf, Axes))
+    return jax.tree_util.tree_map_with_path(
+        one, abstract, is_leaf=lambda leaf: isinstance(leaf, LogicallyPartitioned)
+    )
 
 
 def abstract(module, *inputs) -> dict:

@@ -19,7 +19,7 @@ from unitoken_jax.generate.tokenize import tokenize
 from unitoken_jax.model import sharding
 from unitoken_jax.model.init import abstract_params, init_params
 from unitoken_jax.train.optimizer import peak_rates, stage_groups, transformation
-from unitoken_jax.train.placement import initial_state, place, shardings_of
+from unitoken_jax.train.placement import initial_state, shard_batch, shardings_of
 from unitoken_jax.train.state import flatten
 from unitoken_jax.train.step import make_model, make_train_step
 from unitoken_jax.unitoken import UniToken
@@ -85,7 +85,7 @@ class Run:
         self.step = make_train_step(model, self.config, rates, tiny_tokenizer().vocabulary, self.shardings)
 
     def batch(self):
-        return place(next(self.loader), self.mesh)
+        return shard_batch(next(self.loader), self.mesh)
 
     def twenty(self):
         """(metrics [20, 2], the batches' tokens [20, B, T])."""

@@ -6,24 +6,24 @@ import pytest
 
 from tests.helpers.tiny_model import noise, tiny_model
 from unitoken_jax.inspection.attention import attention_weights, example_of
-from unitoken_jax.inspection.show import CONTINUOUS, DISCRETE, kinds
-from unitoken_jax.model.decoder import DecoderBlock, unstacked
+from unitoken_jax.inspection.show import CONTINUOUS, DISCRETE, token_kinds
+from unitoken_jax.model.decoder import DecoderBlock, with_unstacked_layers
 from unitoken_jax.model.layers import rope_table
 from unitoken_jax.sequence import build
-from unitoken_jax.sequence.conversation import dialogue
+from unitoken_jax.sequence.conversation import make_conversation
 
 
 def test_weights_times_values_are_what_the_first_layer_makes():
     model = tiny_model()
     example = example_of(model, [noise(0), "what is this?"], ["noise"])
-    assert {CONTINUOUS, DISCRETE} < set(kinds(example, model.tokenizer))
+    assert {CONTINUOUS, DISCRETE} < set(token_kinds(example, model.tokenizer))
     weights = attention_weights(model, example)
     config, T = model.config.decoder, len(example.tokens)
     assert weights.shape == (config.depth, config.heads, T, T)
     np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
     assert not np.triu(weights, 1).any()
 
-    params = unstacked(model.params["decoder"])["layers"]["0"]
+    params = with_unstacked_layers(model.params["decoder"])["layers"]["0"]
     positions = jnp.arange(T)[None]
     rope = rope_table(positions, config.head_dim, config.rope_theta)
     features = model.module.apply({"params": model.params}, example.crops[None], method="features")
@@ -49,6 +49,8 @@ def test_weights_times_values_are_what_the_first_layer_makes():
 
 def test_codes_left_to_the_device_are_refused():
     model = tiny_model()
-    example = build.build(dialogue([[noise(0), "what?"], ["noise"]]), model.tokenizer, model.config)
+    example = build.build_example(
+        make_conversation([[noise(0), "what?"], ["noise"]]), model.tokenizer, model.config
+    )
     with pytest.raises(ValueError, match="not filled in"):
         attention_weights(model, example)

@@ -25,13 +25,13 @@ def data(tmp_path):
 
 def example(data, row, model=CONFIG):
     conversation = open_index(SourceConfig(str(data)), model, TOKENIZER).conversation(row)
-    return conversation, build.build(conversation, TOKENIZER, model)
+    return conversation, build.build_example(conversation, TOKENIZER, model)
 
 
 @pytest.mark.parametrize("row", range(3))
 def test_runs_cover_every_token_with_its_kind_and_mask(data, row):
     _, made = example(data, row)
-    found = show.runs(made, TOKENIZER)
+    found = show.token_runs(made, TOKENIZER)
     assert [run.start for run in found] == np.cumsum([0, *(run.length for run in found)])[:-1].tolist()
     assert sum(run.length for run in found) == len(made.tokens)
     for run in found:
@@ -46,15 +46,15 @@ def test_runs_cover_every_token_with_its_kind_and_mask(data, row):
 
 
 def test_a_question_and_a_drawing_read_as_they_are(data):
-    plain = show.coloured(show.runs(example(data, 0)[1], TOKENIZER), colour=False)
+    plain = show.format_runs(show.token_runs(example(data, 0)[1], TOKENIZER), colour=False)
     assert plain.startswith("<s>")
     assert "[20 discrete]" in plain  # 16 codes, four new-lines
     assert "what is this ? red" in plain
     assert "{red}{<reserved08706>}" in plain
-    drawing = show.coloured(show.runs(example(data, 1)[1], TOKENIZER), colour=False)
+    drawing = show.format_runs(show.token_runs(example(data, 1)[1], TOKENIZER), colour=False)
     assert drawing.startswith("<s>a red blue<reserved08706>{")
     assert "{[20 discrete]}" in drawing
-    colours = show.coloured(show.runs(example(data, 0)[1], TOKENIZER), colour=True)
+    colours = show.format_runs(show.token_runs(example(data, 0)[1], TOKENIZER), colour=True)
     assert "\x1b[36m[20 discrete]\x1b[0m" in colours
     assert "\x1b[37;4mred\x1b[0m" in colours
     assert "\x1b[35m" in colours

@@ -12,15 +12,15 @@ from flax.traverse_util import flatten_dict
 
 from tests.helpers.networks import DECODER, abstract, random_params
 from unitoken_jax.config import DecoderConfig
-from unitoken_jax.model.decoder import Decoder, init_cache, unstacked
+from unitoken_jax.model.decoder import Decoder, init_cache, with_unstacked_layers
 from unitoken_jax.model.layers import (
-    HeadNorm,
+    QKNorm,
     Normal,
     RMSNorm,
     matmul,
     rope_table,
-    rotate,
-    stacked,
+    apply_rope,
+    scan_layers,
 )
 
 BIG = DecoderConfig(width=8192, depth=48, heads=64, kv_heads=8, mlp=22016, qk_norm_shards=4, norm="output")
@@ -70,7 +70,7 @@ def test_published_sizes(config, billions):
 def test_rope_is_the_half_split_rotation():
     x = np.random.default_rng(0).normal(size=(1, 3, 2, 8)).astype(np.float32)
     positions = np.array([[0, 5, 4000]])
-    found = rotate(x, rope_table(positions, 8, 10000.0))
+    found = apply_rope(x, rope_table(positions, 8, 10000.0))
     for t, position in enumerate(positions[0]):
         for i in range(4):
             turned = (x[0, t, :, i] + 1j * x[0, t, :, i + 4]) * np.exp(1j * position * 10000.0 ** (-i / 4))
@@ -91,12 +91,12 @@ def test_head_norm_repeats_each_shards_row():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(1, 3, 4, 8)).astype(np.float32)
     scale, bias = rng.normal(size=(2, 2, 8)).astype(np.float32)
-    found = HeadNorm(2).apply({"params": {"scale": scale, "bias": bias}}, x)
+    found = QKNorm(2).apply({"params": {"scale": scale, "bias": bias}}, x)
     plain = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
     for head, row in enumerate((0, 0, 1, 1)):
         np.testing.assert_allclose(found[:, :, head], plain[:, :, head] * scale[row] + bias[row], atol=1e-5)
     with pytest.raises(ValueError, match="qk_norm_shards 2 does not divide 3 heads"):
-        HeadNorm(2).apply({"params": {"scale": scale, "bias": bias}}, x[:, :, :3])
+        QKNorm(2).apply({"params": {"scale": scale, "bias": bias}}, x[:, :, :3])
 
 
 def test_matmul_has_the_plain_products_gradient():
@@ -120,7 +120,7 @@ class Noise(nn.Module):
 
 
 def test_layers_draw_their_own_random_numbers():
-    module = stacked(Noise, 3, "full", True, in_axes=0)()
+    module = scan_layers(Noise, 3, "full", True, in_axes=0)()
     init = lambda key: module.init_with_output({"params": key, "dropout": key}, jnp.ones(1), jnp.arange(3))[0]  # noqa: E731
     for drawn in jax.jit(init)(jax.random.key(0))[1]:
         assert len(np.unique(drawn, axis=0)) == 3
@@ -184,5 +184,7 @@ def test_extend_reads_stacked_and_unstacked_layers_alike(tiny):
     extend = jax.jit(
         lambda p: module.apply({"params": p}, x, positions, init_cache(DECODER, 2, 6), method="extend")
     )
-    for found, expected in zip(*(jax.tree.leaves(extend(p)) for p in (params, unstacked(params)))):
+    for found, expected in zip(
+        *(jax.tree.leaves(extend(p)) for p in (params, with_unstacked_layers(params)))
+    ):
         np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -11,7 +11,7 @@ from tests.helpers.networks import MODEL
 from unitoken_jax.config import MeshConfig, ModelConfig
 from unitoken_jax.model import sharding
 from unitoken_jax.model.init import abstract_params
-from unitoken_jax.model.sharding import Axes
+from unitoken_jax.model.sharding import LogicallyPartitioned
 
 SIZES = {"data": 2, "fsdp": 4, "tensor": 2}
 
@@ -48,12 +48,12 @@ def test_spec():
     ],
 )
 def test_axes_that_do_not_divide_stay_whole(shape, expected):
-    assert sharding.fitted(("batch", "seq", "heads"), shape, SIZES) == expected
+    assert sharding.partition_spec_for(("batch", "seq", "heads"), shape, SIZES) == expected
 
 
 def test_a_name_for_every_axis():
     with pytest.raises(ValueError, match=r"2 axis names .* for an array of shape \(2, 3, 4\)"):
-        sharding.fitted(("batch", "seq"), (2, 3, 4), SIZES)
+        sharding.partition_spec_for(("batch", "seq"), (2, 3, 4), SIZES)
 
 
 def test_shard_is_the_identity_without_a_mesh_and_a_constraint_with_one():
@@ -66,8 +66,8 @@ def test_shard_is_the_identity_without_a_mesh_and_a_constraint_with_one():
 
 def test_every_parameter_is_named_and_layers_come_first():
     abstract = abstract_params(MODEL)
-    boxes = jax.tree.leaves(abstract, is_leaf=lambda leaf: isinstance(leaf, Axes))
-    assert all(isinstance(box, Axes) and len(box.names) == box.value.ndim for box in boxes)
+    boxes = jax.tree.leaves(abstract, is_leaf=lambda leaf: isinstance(leaf, LogicallyPartitioned))
+    assert all(isinstance(box, LogicallyPartitioned) and len(box.names) == box.value.ndim for box in boxes)
     q = abstract["decoder"]["layers"]["attention"]["q"]["kernel"]
     assert q.names == ("layers", "embed", "heads")
     assert abstract["siglip"]["layers"]["mlp_norm"]["scale"].names == ("layers", "act_embed")
@@ -79,8 +79,10 @@ def test_big_kernels_are_split_on_both_sides():
     """No kernel of a decoder or SigLIP layer is left whole on any mesh axis it could use."""
     abstract = abstract_params(ModelConfig())
     for tower in ("decoder", "siglip"):
-        for box in jax.tree.leaves(abstract[tower], is_leaf=lambda leaf: isinstance(leaf, Axes)):
-            spec = sharding.fitted(box.names, box.value.shape, SIZES)
+        for box in jax.tree.leaves(
+            abstract[tower], is_leaf=lambda leaf: isinstance(leaf, LogicallyPartitioned)
+        ):
+            spec = sharding.partition_spec_for(box.names, box.value.shape, SIZES)
             if box.value.ndim == 3 and np.prod(box.value.shape) > 1e6:
                 assert {axis for axis in spec if axis} == {"fsdp", "tensor"}, box
 
@@ -88,7 +90,7 @@ def test_big_kernels_are_split_on_both_sides():
 def test_boxes_survive_init_under_a_mesh():
     """nn.Partitioned itself would fail here: its names would be looked up among the mesh's axes."""
     with jax.set_mesh(sharding.make_mesh()):
-        init = sharding.logical(nn.initializers.ones, "embed", "mlp")
+        init = sharding.with_logical_axes(nn.initializers.ones, "embed", "mlp")
 
         class One(nn.Module):
             @nn.compact

@@ -11,7 +11,7 @@ import pytest
 from tests.helpers.networks import DECODER, MODEL, VQ, random_params
 from unitoken_jax.model.decoder import init_cache
 from unitoken_jax.model.init import abstract_params, init_params, init_vqgan
-from unitoken_jax.model.unitoken import UniTokenModel, fill_codes
+from unitoken_jax.model.unitoken import UniTokenModel, insert_vq_tokens
 from unitoken_jax.model.vqgan import VQModel
 
 T, PATCHES = 8, 9
@@ -117,7 +117,7 @@ def online(batch):
 
 def test_fill_codes(params, online):
     code_ids = np.random.default_rng(4).permutation(VQ.codes).astype(np.int32) + 20
-    filled = jax.jit(lambda batch: fill_codes(params, MODEL, code_ids, batch))(online)
+    filled = jax.jit(lambda batch: insert_vq_tokens(params, MODEL, code_ids, batch))(online)
     vq = VQModel(VQ)
     latents = vq.apply({"params": params["vqgan"]}, online["pictures"].reshape(4, 4, 4, 3), method="encode")
     codes = np.asarray(vq.apply({"params": params["vqgan"]}, latents, method="quantize")[1]).reshape(2, 8)
@@ -132,8 +132,10 @@ def test_fill_codes(params, online):
 
 
 def test_fill_codes_leaves_other_batches(params, batch, online):
-    assert fill_codes(params, MODEL, np.arange(VQ.codes), batch) is batch
-    empty = fill_codes(params, MODEL, np.arange(VQ.codes), online | {"pictures": online["pictures"][:, :0]})
+    assert insert_vq_tokens(params, MODEL, np.arange(VQ.codes), batch) is batch
+    empty = insert_vq_tokens(
+        params, MODEL, np.arange(VQ.codes), online | {"pictures": online["pictures"][:, :0]}
+    )
     np.testing.assert_array_equal(empty["tokens"], online["tokens"])
     assert "pictures" not in empty
     with pytest.raises(ValueError, match="fill_codes"):

@@ -14,7 +14,7 @@ siglip = pytest.importorskip("transformers.models.siglip", reason="needs the par
 
 from tests.helpers.torch_weights import randomise  # noqa: E402
 from unitoken_jax.convert.from_torch import convert  # noqa: E402
-from unitoken_jax.generate.image import encode_pictures  # noqa: E402
+from unitoken_jax.generate.image import encode_images  # noqa: E402
 from unitoken_jax.unitoken import UniToken  # noqa: E402
 
 pytestmark = pytest.mark.parity
@@ -123,6 +123,6 @@ def test_the_same_numbers(name, tmp_path):
         lambda params, x: model.module.apply({"params": params}, x, method=lambda m, x: m.siglip(x))
     )
     np.testing.assert_allclose(tower_here(model.network_params, crops), patches.numpy(), atol=1e-4)
-    found = encode_pictures(model, pictures, 2).reshape(2, -1)
+    found = encode_images(model, pictures, 2).reshape(2, -1)
     np.testing.assert_array_equal(found, codes.numpy())
     assert len(np.unique(found)) > 2

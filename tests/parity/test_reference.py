@@ -19,7 +19,7 @@ from unitoken_jax.config import Config, DataConfig, OptimizerConfig, ParameterGr
 from unitoken_jax.convert.from_torch import convert
 from unitoken_jax.convert.torch.assemble import disassemble
 from unitoken_jax.data.packing import batch_of
-from unitoken_jax.generate.image import decode_codes, encode_pictures
+from unitoken_jax.generate.image import decode_codes, encode_images
 from unitoken_jax.inspection.score import score
 from unitoken_jax.sequence import build
 from unitoken_jax.sequence.conversation import read_conversations
@@ -56,7 +56,7 @@ def examples(model, golden):
         codes = model.tokenizer.vocabulary.codes_of_ids[golden[f"tokens_{i}"]]
         codes = codes[codes >= 0].reshape(-1, 4, 4)
         table = {picture.name: codes[k] for k, picture in enumerate(conversation.pictures)}
-        made.append(build.build(conversation, model.tokenizer, model.config, table))
+        made.append(build.build_example(conversation, model.tokenizer, model.config, table))
     return made
 
 
@@ -139,7 +139,7 @@ def test_vqgan(model, golden):
     inputs = {name: golden[f"crop_{name}"] for name in "013"} | {"wide": golden["vq_input_wide"]}
     rgba = open_picture(REFERENCE / "images" / "rgba.png")
     for name, picture in (inputs | {"rgba": discrete_crop(rgba, (64, 64))}).items():
-        codes = encode_pictures(model, picture[None], 1)[0]
+        codes = encode_images(model, picture[None], 1)[0]
         np.testing.assert_array_equal(codes, golden[f"vq_codes_{name}"])
         if name in inputs:
             bytes_agree(decode_codes(model, codes[None])[0], golden[f"vq_reconstruction_{name}"])
@@ -276,7 +276,7 @@ def test_the_whole_picture(guidance, near_ties, model, golden, conversations):
     prompt = conversations[5]["conversations"][0]["value"]
     # The record begins with the space that ends the prompt here, and goes on after the picture to its limit.
     recorded = golden[f"generated_cfg{guidance}"]
-    asked = build.picture_prompt(prompt, model.tokenizer, model.config).tokens[:-2]
+    asked = build.build_text_to_image_prompt(prompt, model.tokenizer, model.config).tokens[:-2]
     logits, alone = forced(model, [np.concatenate([asked, recorded]), recorded[1:]])
     logits = logits[len(asked) :]
     (drawing,) = model.draw([prompt], guidance=guidance, top_k=1, size=(512, 512))

@@ -55,7 +55,7 @@ def recorded_codes(tokens: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
 def build(i, golden, tokenizer, conversations, config=CONFIG) -> sequence.Example:
     tokens = golden[f"tokens_{i}"]
     codes = {p.name: recorded_codes(tokens, tokenizer) for p in conversations[i].pictures}
-    return sequence.build(conversations[i], tokenizer, config, codes)
+    return sequence.build_example(conversations[i], tokenizer, config, codes)
 
 
 @pytest.mark.parametrize("i", range(7))
@@ -127,18 +127,18 @@ def test_a_picture_of_the_right_size_is_not_resampled(golden):
 def test_length_needs_no_pixels(i, encoding, golden, tokenizer, conversations):
     variant = dataclasses.replace(CONFIG, sequence=SequenceConfig(encoding=encoding, picture_size=(64, 64)))
     example = build(i, golden, tokenizer, conversations, variant)
-    assert sequence.length(conversations[i], tokenizer, variant, online=False) == example.lengths
+    assert sequence.example_size(conversations[i], tokenizer, variant, online=False) == example.lengths
 
 
 def test_picture_prompt(golden, tokenizer, conversations):
     """Same ids as the recorded conversation's question; the recorded answer begins with a space token."""
-    text = conversations[5].turns[0].parts[0].removeprefix(sequence.PICTURE_PROMPT)
-    example = sequence.picture_prompt(text, tokenizer, CONFIG)
+    text = conversations[5].turns[0].parts[0].removeprefix(sequence.TEXT_TO_IMAGE_INSTRUCTION)
+    example = sequence.build_text_to_image_prompt(text, tokenizer, CONFIG)
     recorded = golden["tokens_5"]
     question = recorded[: list(recorded).index(tokenizer.vocabulary.begin_of_image)]
     np.testing.assert_array_equal(example.tokens[:-2], question)
     np.testing.assert_array_equal(example.tokens[-2:], golden["generated_cfg1"][:2])
     drawn = dataclasses.replace(CONFIG, sequence=published_sequence(picture_size=(512, 512)))
-    ids = sequence.picture_template(drawn, tokenizer.vocabulary)
+    ids = sequence.image_template(drawn, tokenizer.vocabulary)
     generated = golden["generated_cfg1"][1 : 1 + len(ids)]
-    np.testing.assert_array_equal(np.where(ids == sequence.CODE, generated, ids), generated)
+    np.testing.assert_array_equal(np.where(ids == sequence.VQ_CODE, generated, ids), generated)

@@ -24,9 +24,9 @@ from unitoken_jax.convert.from_torch import convert  # noqa: E402
 from unitoken_jax.convert.to_torch import export  # noqa: E402
 from unitoken_jax.convert.torch.assemble import disassemble  # noqa: E402
 from unitoken_jax.data.packing import batch_of  # noqa: E402
-from unitoken_jax.generate.image import encode_pictures  # noqa: E402
+from unitoken_jax.generate.image import encode_images  # noqa: E402
 from unitoken_jax.inspection.score import score  # noqa: E402
-from unitoken_jax.sequence.build import build  # noqa: E402
+from unitoken_jax.sequence.build import build_example  # noqa: E402
 from unitoken_jax.sequence.conversation import read_conversations  # noqa: E402
 from unitoken_jax.train.loss import cross_entropy  # noqa: E402
 from unitoken_jax.unitoken import UniToken  # noqa: E402
@@ -190,8 +190,8 @@ def test_gradients(tmp_path):
 
     model = UniToken.load(tmp_path / "model", dtype="float32")
     conversation = read_conversations(tmp_path / "conversations.json")[1]
-    example = build(
-        conversation, model.tokenizer, model.config, lambda crop: encode_pictures(model, crop[None])[0]
+    example = build_example(
+        conversation, model.tokenizer, model.config, lambda crop: encode_images(model, crop[None])[0]
     )
     data = DataConfig(row_length=256, row_crops=len(example.crops), codes="offline")
     row = batch_of([[example]], data, model.config)

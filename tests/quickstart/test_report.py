@@ -93,7 +93,7 @@ def test_closing_words(run, tmp_path):
         "minutes": 13.0,
         "peak_gib": 3.0,
     }
-    words = report.closing_words(out, summary)
+    words = report.summary_text(out, summary)
     for wanted in (
         "General 0.91",
         "27.2 dB",

@@ -7,10 +7,17 @@ import pytest
 
 from unitoken_jax.scenes import checker
 from unitoken_jax.scenes.checker import UNCLEAR, check, detect, score_pictures
-from unitoken_jax.scenes.prompts import CATEGORIES, SCENE, Requirement, Wanted, random_pair, scene_prompt
-from unitoken_jax.scenes.scene import BACKGROUND, Thing, draw, tint
+from unitoken_jax.scenes.prompts import (
+    CATEGORIES,
+    SCENE,
+    Requirement,
+    RequiredObject,
+    random_pair,
+    scene_prompt,
+)
+from unitoken_jax.scenes.scene import BACKGROUND, SceneObject, draw, tint
 
-RED_CIRCLE, BLUE_SEVEN = Thing(0, "circle", "red"), Thing(5, "7", "blue")
+RED_CIRCLE, BLUE_SEVEN = SceneObject(0, "circle", "red"), SceneObject(5, "7", "blue")
 
 
 def picture_of(*things, seed=0):
@@ -43,37 +50,55 @@ def test_detects_what_was_drawn():
     assert detect(picture_of()) == ()
 
 
-TWO = Requirement("two", "a circle and a 7", (Wanted("circle"), Wanted("7")))
-ATTRIBUTION = Requirement("attribution", "", (Wanted("circle", "red"), Wanted("7", "blue")))
-COLOURS = Requirement("colours", "", (Wanted("circle", "red"),))
-POSITION = Requirement("position", "", (Wanted("circle", relation="left of", other=1), Wanted("7")))
-COUNTING = Requirement("counting", "two red squares", (Wanted("square", "red", 2),))
-DIGITS = Requirement("counting", "two digits", (Wanted("digit", None, 2),))
-SQUARES = (Thing(1, "square", "red"), Thing(8, "square", "red"))
+TWO = Requirement("two", "a circle and a 7", (RequiredObject("circle"), RequiredObject("7")))
+ATTRIBUTION = Requirement("attribution", "", (RequiredObject("circle", "red"), RequiredObject("7", "blue")))
+COLOURS = Requirement("colours", "", (RequiredObject("circle", "red"),))
+POSITION = Requirement(
+    "position", "", (RequiredObject("circle", relation="left of", other=1), RequiredObject("7"))
+)
+COUNTING = Requirement("counting", "two red squares", (RequiredObject("square", "red", 2),))
+DIGITS = Requirement("counting", "two digits", (RequiredObject("digit", None, 2),))
+SQUARES = (SceneObject(1, "square", "red"), SceneObject(8, "square", "red"))
 
 WRONG = {
     "nothing": (TWO, (), "no circle"),
     "missing": (TWO, (RED_CIRCLE,), "no 7"),
-    "wrong shape": (TWO, (Thing(0, "square", "red"), BLUE_SEVEN), "no circle"),
-    "wrong digit": (TWO, (RED_CIRCLE, Thing(5, "2", "blue")), "no 7"),
-    "wrong colour": (COLOURS, (Thing(0, "circle", "yellow"),), "no red circle"),
-    "swapped colours": (ATTRIBUTION, (Thing(0, "circle", "blue"), Thing(5, "7", "red")), "no red circle"),
-    "one right, one wrong colour": (ATTRIBUTION, (RED_CIRCLE, Thing(5, "7", "green")), "no blue 7"),
-    "swapped places": (POSITION, (Thing(0, "7", "red"), Thing(5, "circle", "blue")), "not left of the 7"),
-    "same column": (POSITION, (Thing(0, "7", "red"), Thing(3, "circle", "blue")), "not left of the 7"),
+    "wrong shape": (TWO, (SceneObject(0, "square", "red"), BLUE_SEVEN), "no circle"),
+    "wrong digit": (TWO, (RED_CIRCLE, SceneObject(5, "2", "blue")), "no 7"),
+    "wrong colour": (COLOURS, (SceneObject(0, "circle", "yellow"),), "no red circle"),
+    "swapped colours": (
+        ATTRIBUTION,
+        (SceneObject(0, "circle", "blue"), SceneObject(5, "7", "red")),
+        "no red circle",
+    ),
+    "one right, one wrong colour": (ATTRIBUTION, (RED_CIRCLE, SceneObject(5, "7", "green")), "no blue 7"),
+    "swapped places": (
+        POSITION,
+        (SceneObject(0, "7", "red"), SceneObject(5, "circle", "blue")),
+        "not left of the 7",
+    ),
+    "same column": (
+        POSITION,
+        (SceneObject(0, "7", "red"), SceneObject(3, "circle", "blue")),
+        "not left of the 7",
+    ),
     "too few": (COUNTING, SQUARES[:1], "1 of 2 red squares"),
-    "too many": (COUNTING, (*SQUARES, Thing(4, "square", "red")), "1 too many"),
-    "right number, wrong colour": (COUNTING, (SQUARES[0], Thing(8, "square", "green")), "1 of 2 red squares"),
+    "too many": (COUNTING, (*SQUARES, SceneObject(4, "square", "red")), "1 too many"),
+    "right number, wrong colour": (
+        COUNTING,
+        (SQUARES[0], SceneObject(8, "square", "green")),
+        "1 of 2 red squares",
+    ),
     "something else beside": (COUNTING, (*SQUARES, BLUE_SEVEN), "1 too many"),
     "a shape is no digit": (DIGITS, (BLUE_SEVEN, RED_CIRCLE), "1 of 2 digits"),
-    "moved": (scene_prompt((RED_CIRCLE,)), (Thing(1, "circle", "red"),), "no red circle top left"),
+    "moved": (scene_prompt((RED_CIRCLE,)), (SceneObject(1, "circle", "red"),), "no red circle top left"),
 }
 RIGHT = {
     "two": (TWO, (RED_CIRCLE, BLUE_SEVEN)),
     "attribution": (ATTRIBUTION, (RED_CIRCLE, BLUE_SEVEN)),
     "position": (POSITION, (RED_CIRCLE, BLUE_SEVEN)),
     "counting": (COUNTING, SQUARES),
-    "any digits": (DIGITS, (BLUE_SEVEN, Thing(1, "3", "red"))),
+    "any digits": (DIGITS, (BLUE_SEVEN, SceneObject(1, "3", "red"))),
     "scene": (scene_prompt((RED_CIRCLE, BLUE_SEVEN)), (RED_CIRCLE, BLUE_SEVEN)),
 }
 
@@ -103,14 +128,16 @@ def test_other_objects_matter_for_exact_alone():
 
 
 def test_one_object_does_not_count_twice():
-    twice = Requirement("two", "", (Wanted("circle"), Wanted("circle", "red")))
+    twice = Requirement("two", "", (RequiredObject("circle"), RequiredObject("circle", "red")))
     assert not check(picture_of(RED_CIRCLE), twice).ok
-    assert check(picture_of(RED_CIRCLE, Thing(3, "circle", "blue")), twice).ok
+    assert check(picture_of(RED_CIRCLE, SceneObject(3, "circle", "blue")), twice).ok
 
 
 def test_a_relation_holds_for_some_pair():
     """Two circles, one of them left of the 7."""
-    assert check(picture_of(RED_CIRCLE, Thing(1, "7", "red"), Thing(2, "circle", "blue")), POSITION).ok
+    assert check(
+        picture_of(RED_CIRCLE, SceneObject(1, "7", "red"), SceneObject(2, "circle", "blue")), POSITION
+    ).ok
 
 
 def test_unclear_objects_are_nothing_we_know():
@@ -124,7 +151,7 @@ def test_unclear_objects_are_nothing_we_know():
     assert found[0].kind == UNCLEAR
     assert found[1].colour == UNCLEAR
     assert found[8].colour == UNCLEAR
-    assert not check(picture, Requirement("counting", "", (Wanted("circle", None, 3),))).ok
+    assert not check(picture, Requirement("counting", "", (RequiredObject("circle", None, 3),))).ok
 
 
 def test_smudges_are_no_objects():

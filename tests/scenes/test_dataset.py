@@ -14,8 +14,15 @@ from unitoken_jax.scenes import dataset as dataset_module
 from unitoken_jax.scenes import questions
 from unitoken_jax.scenes import scene as scenes
 from unitoken_jax.scenes.dataset import IMAGE, DatasetSettings, write_dataset
-from unitoken_jax.scenes.prompts import CATEGORIES, SCENE, Requirement, Wanted, random_pair, random_prompt
-from unitoken_jax.scenes.scene import Thing
+from unitoken_jax.scenes.prompts import (
+    CATEGORIES,
+    SCENE,
+    Requirement,
+    RequiredObject,
+    random_pair,
+    random_prompt,
+)
+from unitoken_jax.scenes.scene import SceneObject
 from unitoken_jax.sequence.conversation import read_conversations
 
 SMALL = DatasetSettings(
@@ -28,9 +35,9 @@ SMALL = DatasetSettings(
     prompts_per_category=10,
 )
 SCENES = (
-    Thing(0, "circle", "red"),
-    Thing(5, "7", "blue"),
-    Thing(6, "square", "red"),
+    SceneObject(0, "circle", "red"),
+    SceneObject(5, "7", "blue"),
+    SceneObject(6, "square", "red"),
 )
 
 
@@ -136,7 +143,10 @@ def test_prompts_come_with_a_scene_of_exactly_what_they_name(category):
 
 def test_prompt_split_ignores_the_wording():
     def requirement(first, second, relation=None):
-        include = (Wanted(first, relation=relation, other=1 if relation else 0), Wanted(second))
+        include = (
+            RequiredObject(first, relation=relation, other=1 if relation else 0),
+            RequiredObject(second),
+        )
         return Requirement("position" if relation else "two", "", include)
 
     shapes = scenes.KINDS
@@ -158,7 +168,7 @@ def test_held_out_prompts_never_occur_in_training():
 def test_scene_for_an_impossible_split():
     from unitoken_jax.scenes.prompts import scene_for
 
-    requirement = Requirement("position", "", (Wanted("circle", relation="left of", other=0),))
+    requirement = Requirement("position", "", (RequiredObject("circle", relation="left of", other=0),))
     with pytest.raises(ValueError, match="no scene of split 'train'"):
         scene_for(requirement, random.Random(0), "train")
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from unitoken_jax.scenes import scene as scenes
-from unitoken_jax.scenes.scene import Thing
+from unitoken_jax.scenes.scene import SceneObject
 
 
 def test_split_ignores_order_and_seed():
-    scene = (Thing(0, "circle", "red"), Thing(4, "7", "blue"))
+    scene = (SceneObject(0, "circle", "red"), SceneObject(4, "7", "blue"))
     assert scenes.scene_split(scene) == scenes.scene_split(scene[::-1])
     # A fixed hash, written down: a change of it would let old held-out scenes into training.
     assert [scenes.split_of(f"scene {number}") for number in range(6)].count("held_out") == 2
@@ -56,7 +56,7 @@ def test_no_bitmap_in_both_splits():
 
 
 def test_drawing_is_deterministic_and_stays_in_its_cell():
-    scene = (Thing(1, "square", "green"), Thing(5, "3", "yellow"))
+    scene = (SceneObject(1, "square", "green"), SceneObject(5, "3", "yellow"))
     first = scenes.draw(scene, random.Random(5), "train")
     assert first.shape == (24, 24, 3)
     assert first.dtype == np.uint8

@@ -57,7 +57,7 @@ def test_fitted_picture_touches_two_sides_and_keeps_aspect(height, width, grid):
 @given(sides, sides, siglips)
 def test_layout(height, width, siglip):
     sequence = SequenceConfig()
-    layout = anyres.soft_layout(height, width, siglip, sequence)
+    layout = anyres.feature_layout(height, width, siglip, sequence)
     rows, columns = anyres.choose_grid(height, width, siglip.image_size, sequence.grids)
     top, bottom, left, right = anyres.kept_patches(height, width, (rows, columns), siglip.grid)
     whole, canvas = layout[: siglip.patches], layout[siglip.patches :]
@@ -93,18 +93,18 @@ def test_a_picture_that_fills_its_grid_keeps_every_patch():
 
 def test_base_is_one_crop_without_new_lines():
     base = dataclasses.replace(SequenceConfig(), resolution="base")
-    np.testing.assert_array_equal(anyres.soft_layout(9, 70, SiglipConfig(), base), np.arange(729))
+    np.testing.assert_array_equal(anyres.feature_layout(9, 70, SiglipConfig(), base), np.arange(729))
     assert anyres.crop_count(9, 70, SiglipConfig(), base) == 1
 
 
 def test_the_largest_picture_of_the_published_model():
     """Five crops: 729 patches, and 54 rows of 54 with their new-lines."""
-    layout = anyres.soft_layout(800, 800, SiglipConfig(), SequenceConfig())
+    layout = anyres.feature_layout(800, 800, SiglipConfig(), SequenceConfig())
     assert len(layout) == 729 + 54 * 55
     assert anyres.crop_count(800, 800, SiglipConfig(), SequenceConfig()) == 5
 
 
 def test_layouts_are_shared_and_read_only():
-    layout = anyres.soft_layout(80, 80, SiglipConfig(), SequenceConfig())
+    layout = anyres.feature_layout(80, 80, SiglipConfig(), SequenceConfig())
     with pytest.raises(ValueError, match="read-only"):
         layout[0] = 5

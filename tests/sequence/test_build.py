@@ -13,7 +13,7 @@ from tests.helpers.host_data import with_sequence
 from tests.helpers.tiny_model import CODES, CONFIG, noise
 from unitoken_jax.config import DecoderConfig, ModelConfig, VQConfig, published_sequence
 from unitoken_jax.sequence import anyres, build
-from unitoken_jax.sequence.conversation import ConversationError, PictureFile, dialogue
+from unitoken_jax.sequence.conversation import ConversationError, ImageFile, make_conversation
 from unitoken_jax.sequence.image import PictureError, discrete_crop, siglip_crops
 from unitoken_jax.sequence.tokenizer import train_tokenizer
 from unitoken_jax.sequence.vocabulary import Vocabulary, code_name, control_names
@@ -65,14 +65,16 @@ C = "cccc" + "cccc/" * 4  # a square picture: the whole, then 2x2 tiles of 2x2 p
 def test_picture_in_a_question(encoding, resolution, expected):
     config = with_sequence(encoding=encoding, resolution=resolution)
     square = noise(0, 32, 32)
-    example = build.build(dialogue([["what", square, "red"], ["blue"]]), TOKENIZER, config)
+    example = build.build_example(make_conversation([["what", square, "red"], ["blue"]]), TOKENIZER, config)
     assert spelled(example) == expected
     assert learnt(example) == " " * (len(expected) - 2) + "t."
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_picture_in_an_answer_is_discrete(encoding):
-    example = build.build(dialogue([["red"], [SIDE]]), TOKENIZER, with_sequence(encoding=encoding))
+    example = build.build_example(
+        make_conversation([["red"], [SIDE]]), TOKENIZER, with_sequence(encoding=encoding)
+    )
     assert spelled(example) == "Bt." + D + "]."
     assert learnt(example) == "   " + D + "]."
 
@@ -80,22 +82,24 @@ def test_picture_in_an_answer_is_discrete(encoding):
 def test_released_variant():
     config = dataclasses.replace(CONFIG, sequence=published_sequence(picture_size=(16, 16), size_unit=8))
     square = noise(0, 32, 32)
-    example = build.build(dialogue([[square, "red"], ["blue", square]]), TOKENIZER, config)
+    example = build.build_example(make_conversation([[square, "red"], ["blue", square]]), TOKENIZER, config)
     one = D + "S" + C + "]"
     assert spelled(example) == "B" + one + "t.t" + one + "."
     blank = " " * len(C)
     assert learnt(example) == " " * 24 + "S" + blank + "   t" + D + "S" + blank + "]."
-    assert "S" not in learnt(build.build(dialogue([[square], ["blue"]]), TOKENIZER, CONFIG))
+    assert "S" not in learnt(build.build_example(make_conversation([[square], ["blue"]]), TOKENIZER, CONFIG))
 
 
 def test_labels_of_codes_alone():
     config = with_sequence(picture_labels="codes")
-    example = build.build(dialogue([["red"], ["blue", SIDE]]), TOKENIZER, config)
+    example = build.build_example(make_conversation([["red"], ["blue", SIDE]]), TOKENIZER, config)
     assert learnt(example) == "   t" + D.translate({ord(c): " " for c in "[#/"}) + " ."
 
 
 def test_text_only():
-    example = build.build(dialogue([["red"], ["blue"], ["green"], ["two"]]), TOKENIZER, CONFIG)
+    example = build.build_example(
+        make_conversation([["red"], ["blue"], ["green"], ["two"]]), TOKENIZER, CONFIG
+    )
     assert spelled(example) == "Bt.t.t.t."
     assert learnt(example) == "   t.  t."
     assert example.lengths == (9, 0, 0, 0)
@@ -104,9 +108,9 @@ def test_text_only():
 def test_template_and_size_ids():
     config = with_sequence(picture_size=(8, 24))
     height, width = V.size_ids[1], V.size_ids[3]
-    template = build.picture_template(config, V)
+    template = build.image_template(config, V)
     assert template[:3].tolist() == [V.begin_of_image, height, width]
-    assert template[3:-1].tolist() == ([build.CODE] * 6 + [V.new_line]) * 2
+    assert template[3:-1].tolist() == ([build.VQ_CODE] * 6 + [V.new_line]) * 2
     assert template[-1] == V.end_of_image
 
 
@@ -130,12 +134,12 @@ variants = st.builds(
 @settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.filter_too_much])
 @given(dialogues, variants, st.booleans())
 def test_length_is_known_beforehand(turns, config, online):
-    conversation = dialogue(turns)
+    conversation = make_conversation(turns)
     codes = None if online else lambda crop: np.zeros((4, 4), np.int32)
-    example = build.build(conversation, TOKENIZER, config, codes)
+    example = build.build_example(conversation, TOKENIZER, config, codes)
     sizes = [(picture.height, picture.width) for picture in conversation.pictures]
     for known in (sizes, None):
-        found = build.length(conversation, TOKENIZER, config, known, online=online)
+        found = build.example_size(conversation, TOKENIZER, config, known, online=online)
         assert found == example.lengths
     # Each feature slot and each code slot once, in range, fields of one length.
     soft = example.soft_index[example.soft_index >= 0]
@@ -152,15 +156,15 @@ def test_length_is_known_beforehand(turns, config, online):
 
 def test_several_pictures_index_their_own_features_and_codes():
     config = with_sequence(resolution="anyres")
-    conversation = dialogue([[SIDE, "red", HALF], ["two"], [SIDE], [HALF]])
-    example = build.build(conversation, TOKENIZER, config)
+    conversation = make_conversation([[SIDE, "red", HALF], ["two"], [SIDE], [HALF]])
+    example = build.build_example(conversation, TOKENIZER, config)
     shown = [SIDE, HALF, SIDE]
     counts = [anyres.crop_count(p.height, p.width, config.siglip, config.sequence) for p in shown]
     starts = [0, *itertools.accumulate(counts)]
     crops = np.concatenate([siglip_crops(p, config.siglip, config.sequence) for p in shown])
     np.testing.assert_array_equal(example.crops, crops)
     soft = example.soft_index[example.soft_index >= 0]
-    layouts = [anyres.soft_layout(p.height, p.width, config.siglip, config.sequence) for p in shown]
+    layouts = [anyres.feature_layout(p.height, p.width, config.siglip, config.sequence) for p in shown]
     expected = [layout[layout >= 0] + start * PATCHES for layout, start in zip(layouts, starts)]
     np.testing.assert_array_equal(soft, np.concatenate(expected))
     pictures = np.stack([discrete_crop(p, (16, 16)) for p in (*shown, HALF)])
@@ -170,9 +174,9 @@ def test_several_pictures_index_their_own_features_and_codes():
 def test_codes_made_beforehand_take_their_places(tmp_path):
     SIDE.save(tmp_path / "a.png")
     codes = np.arange(16, dtype=np.int32).reshape(4, 4)[::-1] % CODES
-    conversation = dialogue([["red"], [tmp_path / "a.png"]])
-    by_name = build.build(conversation, TOKENIZER, CONFIG, {str(tmp_path / "a.png"): codes})
-    by_crop = build.build(dialogue([["red"], [SIDE]]), TOKENIZER, CONFIG, lambda crop: codes)
+    conversation = make_conversation([["red"], [tmp_path / "a.png"]])
+    by_name = build.build_example(conversation, TOKENIZER, CONFIG, {str(tmp_path / "a.png"): codes})
+    by_crop = build.build_example(make_conversation([["red"], [SIDE]]), TOKENIZER, CONFIG, lambda crop: codes)
     for example in (by_name, by_crop):
         found = V.codes_of_ids[example.tokens]
         np.testing.assert_array_equal(found[found >= 0], codes.reshape(-1))
@@ -182,72 +186,72 @@ def test_codes_made_beforehand_take_their_places(tmp_path):
 
 
 def test_offline_discrete_pictures_need_no_file():
-    conversation = dialogue([["red"], ["x"]])
-    turn = dataclasses.replace(conversation.turns[1], parts=(PictureFile("gone.png", "nowhere/gone.png"),))
+    conversation = make_conversation([["red"], ["x"]])
+    turn = dataclasses.replace(conversation.turns[1], parts=(ImageFile("gone.png", "nowhere/gone.png"),))
     conversation = dataclasses.replace(conversation, turns=(conversation.turns[0], turn))
     codes = {"gone.png": np.zeros((4, 4), np.int32)}
-    assert spelled(build.build(conversation, TOKENIZER, CONFIG, codes)) == "Bt." + D + "]."
+    assert spelled(build.build_example(conversation, TOKENIZER, CONFIG, codes)) == "Bt." + D + "]."
 
 
 @pytest.mark.parametrize("codes", [np.zeros((4, 5), np.int32), np.full((4, 4), CODES), np.full((4, 4), -1)])
 def test_codes_of_another_model_are_refused(codes):
     with pytest.raises(PictureError, match="made by another model"):
-        build.build(dialogue([["red"], [SIDE]]), TOKENIZER, CONFIG, lambda crop: codes)
+        build.build_example(make_conversation([["red"], [SIDE]]), TOKENIZER, CONFIG, lambda crop: codes)
 
 
 def test_missing_codes_are_named(tmp_path):
     SIDE.save(tmp_path / "a.png")
     with pytest.raises(PictureError, match=r"no VQ codes for .*a\.png: run `unitoken tokenize`"):
-        build.build(dialogue([["red"], [tmp_path / "a.png"]]), TOKENIZER, CONFIG, {})
+        build.build_example(make_conversation([["red"], [tmp_path / "a.png"]]), TOKENIZER, CONFIG, {})
     with pytest.raises(PictureError, match="not a file"):
-        build.build(dialogue([["red"], [SIDE]]), TOKENIZER, CONFIG, {})
+        build.build_example(make_conversation([["red"], [SIDE]]), TOKENIZER, CONFIG, {})
 
 
 def test_random_crops_follow_the_generator():
     wide = noise(3, 90, 16)
     config = with_sequence(crop="random", encoding="discrete")
-    conversation = dialogue([[wide], ["red"]])
+    conversation = make_conversation([[wide], ["red"]])
 
     def crop(seed):
         rng = None if seed is None else np.random.default_rng(seed)
-        return build.build(conversation, TOKENIZER, config, rng=rng).pictures[0]
+        return build.build_example(conversation, TOKENIZER, config, rng=rng).pictures[0]
 
     np.testing.assert_array_equal(crop(1), crop(1))
     assert (crop(1) != crop(2)).any()
     np.testing.assert_array_equal(crop(None), discrete_crop(wide, (16, 16)))
     centre = with_sequence(encoding="discrete")
-    fixed = build.build(conversation, TOKENIZER, centre, rng=np.random.default_rng(1))
+    fixed = build.build_example(conversation, TOKENIZER, centre, rng=np.random.default_rng(1))
     np.testing.assert_array_equal(fixed.pictures[0], crop(None))
 
 
 @pytest.mark.parametrize("soft", [False, True])
 def test_a_dropped_prompt_leaves_what_guidance_sees(soft):
     config = with_sequence(soft_in_answers=soft)
-    conversation = dialogue([["a red circle"], [SIDE]])
-    whole = build.build(conversation, TOKENIZER, config)
-    dropped = build.build(conversation, TOKENIZER, config, drop_prompt=True)
+    conversation = make_conversation([["a red circle"], [SIDE]])
+    whole = build.build_example(conversation, TOKENIZER, config)
+    dropped = build.build_example(conversation, TOKENIZER, config, drop_prompt=True)
     start = list(whole.tokens).index(V.begin_of_image)
     np.testing.assert_array_equal(dropped.tokens, whole.tokens[start:])
     np.testing.assert_array_equal(dropped.labels, whole.labels[start:])
     np.testing.assert_array_equal(dropped.soft_index, whole.soft_index[start:])
-    assert dropped.tokens[0] == build.unconditional_prompt(V)[0]
-    assert build.length(conversation, TOKENIZER, config, drop_prompt=True) == dropped.lengths
+    assert dropped.tokens[0] == build.unconditional_prompt_ids(V)[0]
+    assert build.example_size(conversation, TOKENIZER, config, drop_prompt=True) == dropped.lengths
 
 
 @pytest.mark.parametrize(
     "turns", [[["red"], ["blue"]], [[SIDE], [SIDE]], [["red"], [SIDE, "x"]], [["red"], [SIDE], ["a"], [SIDE]]]
 )
 def test_only_text_to_image_prompts_can_be_dropped(turns):
-    assert not build.is_text_to_image(dialogue(turns))
+    assert not build.is_text_to_image(make_conversation(turns))
     with pytest.raises(ValueError, match="only a text-to-image prompt"):
-        build.build(dialogue(turns), TOKENIZER, CONFIG, drop_prompt=True)
+        build.build_example(make_conversation(turns), TOKENIZER, CONFIG, drop_prompt=True)
 
 
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.filter_too_much])
 @given(dialogues, variants)
 def test_a_prompt_is_the_beginning_of_its_training_sequence(turns, config):
-    whole = build.build(dialogue(turns), TOKENIZER, config)
-    start = build.prompt(dialogue(turns[:-1]), TOKENIZER, config)
+    whole = build.build_example(make_conversation(turns), TOKENIZER, config)
+    start = build.build_prompt(make_conversation(turns[:-1]), TOKENIZER, config)
     n = len(start.tokens)
     for name in ("tokens", "soft_index", "code_index"):
         np.testing.assert_array_equal(getattr(start, name), getattr(whole, name)[:n])
@@ -258,17 +262,19 @@ def test_a_prompt_is_the_beginning_of_its_training_sequence(turns, config):
 
 def test_a_prompt_ends_with_a_question():
     with pytest.raises(ConversationError, match="must end with a question"):
-        build.prompt(dialogue([["red"], ["blue"]]), TOKENIZER, CONFIG)
+        build.build_prompt(make_conversation([["red"], ["blue"]]), TOKENIZER, CONFIG)
 
 
 @pytest.mark.parametrize("lead", ["", " "])
 def test_picture_prompt_starts_as_its_training_sequence(lead):
     config = with_sequence(picture_lead=lead)
-    whole = build.build(dialogue([[build.PICTURE_PROMPT + "a red circle"], [SIDE]]), TOKENIZER, config)
-    tokens = build.picture_prompt("a red circle", TOKENIZER, config).tokens.tolist()
+    whole = build.build_example(
+        make_conversation([[build.TEXT_TO_IMAGE_INSTRUCTION + "a red circle"], [SIDE]]), TOKENIZER, config
+    )
+    tokens = build.build_text_to_image_prompt("a red circle", TOKENIZER, config).tokens.tolist()
     expected = whole.tokens[: list(whole.tokens).index(V.begin_of_image)].tolist()
     assert tokens == [*expected, *TOKENIZER.encode(lead), V.begin_of_image]
-    edit = build.prompt(dialogue([[SIDE, "red"]]), TOKENIZER, config, picture=True)
+    edit = build.build_prompt(make_conversation([[SIDE, "red"]]), TOKENIZER, config, picture=True)
     assert edit.tokens[-1] == V.begin_of_image
     assert edit.lengths.crops > 0
 
@@ -276,19 +282,21 @@ def test_picture_prompt_starts_as_its_training_sequence(lead):
 @pytest.mark.parametrize("name", ["<racm3:break>", "<s>", code_name(3), "<sentinel:0>", "<reserved08706>"])
 def test_a_control_token_typed_by_a_user(name):
     for turns in ([[f"what {name} is"], ["red"]], [["what"], [name]]):
-        conversation = dataclasses.replace(dialogue(turns), source="data.jsonl:7")
-        for function in (build.build, build.length):
+        conversation = dataclasses.replace(make_conversation(turns), source="data.jsonl:7")
+        for function in (build.build_example, build.example_size):
             with pytest.raises(ConversationError, match=r"data\.jsonl:7: the text contains ") as raised:
                 function(conversation, TOKENIZER, CONFIG)
             assert name in str(raised.value)
     with pytest.raises(ConversationError, match="control token"):
-        build.picture_prompt(name, TOKENIZER, CONFIG)
+        build.build_text_to_image_prompt(name, TOKENIZER, CONFIG)
 
 
 def test_a_bad_picture_is_named_with_its_conversation(tmp_path):
     (tmp_path / "a.png").write_bytes(b"x")
-    conversation = dataclasses.replace(dialogue([[tmp_path / "a.png"], ["red"]]), source="data.jsonl:7")
-    for function in (build.build, build.length):
+    conversation = dataclasses.replace(
+        make_conversation([[tmp_path / "a.png"], ["red"]]), source="data.jsonl:7"
+    )
+    for function in (build.build_example, build.example_size):
         with pytest.raises(PictureError, match=r"^data\.jsonl:7: .*a\.png is not a picture"):
             function(conversation, TOKENIZER, CONFIG)
 
@@ -296,13 +304,13 @@ def test_a_bad_picture_is_named_with_its_conversation(tmp_path):
 @pytest.mark.parametrize("size", [(12, 16), (16, 20), (0, 16), (16, 248), (16, -8)])
 def test_unsupported_picture_sizes_list_the_allowed_ones(size):
     with pytest.raises(ValueError, match=r"not supported\. Allowed sides .*: 8, 16, 24, .*, 240$"):
-        build.check(with_sequence(picture_size=size), V)
+        build.validate_config(with_sequence(picture_size=size), V)
 
 
 def test_allowed_sizes_are_multiples_of_unit_and_stride():
     with pytest.raises(ValueError, match=r"\(multiples of size_unit 6 and VQ stride 4\): 12, 24, "):
-        build.check(with_sequence(picture_size=(16, 16), size_unit=6), V)
-    build.check(with_sequence(picture_size=(12, 24), size_unit=6), V)
+        build.validate_config(with_sequence(picture_size=(16, 16), size_unit=6), V)
+    build.validate_config(with_sequence(picture_size=(12, 24), size_unit=6), V)
 
 
 def test_tokenizer_and_model_must_agree():
@@ -310,10 +318,10 @@ def test_tokenizer_and_model_must_agree():
     with pytest.raises(
         ValueError, match=rf"{CODES} picture codes, the VQ codebook \(vq\.codes\) {CODES + 1}"
     ):
-        build.check(fewer, V)
+        build.validate_config(fewer, V)
     smaller = dataclasses.replace(CONFIG, decoder=DecoderConfig(vocab_size=V.size - 1))
     with pytest.raises(ValueError, match=r"decoder\.vocab_size"):
-        build.check(smaller, V)
+        build.validate_config(smaller, V)
 
 
 def test_the_published_size():
@@ -321,6 +329,6 @@ def test_the_published_size():
     names = control_names(8192)
     vocabulary = Vocabulary.from_names({name: i for i, name in enumerate(names)})
     config = ModelConfig(vq=VQConfig())
-    assert len(build.picture_template(config, vocabulary)) == 3 + 32 * 33 + 1
-    soft = len(anyres.soft_layout(768, 768, config.siglip, config.sequence))
+    assert len(build.image_template(config, vocabulary)) == 3 + 32 * 33 + 1
+    soft = len(anyres.feature_layout(768, 768, config.siglip, config.sequence))
     assert 3 + 32 * 33 + 1 + 1 + soft == 4760

@@ -10,9 +10,9 @@ from PIL import Image
 
 from unitoken_jax.sequence.conversation import (
     ConversationError,
-    PictureFile,
-    dialogue,
-    parse,
+    ImageFile,
+    make_conversation,
+    parse_conversation,
     read_conversations,
 )
 
@@ -28,9 +28,9 @@ def test_parts_in_reading_order():
         "conversations": turns("a<image>b<|image|>", "<|image|>", "c", "d <image>"),
         "image": list("wxyz"),
     }
-    found = parse(record, "f:1", ROOT)
+    found = parse_conversation(record, "f:1", ROOT)
     assert [turn.role for turn in found.turns] == ["question", "answer", "question", "answer"]
-    picture = {name: PictureFile(name, ROOT / name) for name in "wxyz"}
+    picture = {name: ImageFile(name, ROOT / name) for name in "wxyz"}
     assert found.turns[0].parts == ("a", picture["w"], "b", picture["x"])
     assert found.turns[1].parts == (picture["y"],)
     assert found.turns[3].parts == ("d ", picture["z"])
@@ -41,14 +41,16 @@ def test_parts_in_reading_order():
 @pytest.mark.parametrize("image", ["a.png", ["a.png"]])
 def test_image_is_a_path_or_a_list(image):
     assert (
-        parse({"conversations": turns("<image>", "x"), "image": image}, "f:1", ROOT).pictures[0].name
+        parse_conversation({"conversations": turns("<image>", "x"), "image": image}, "f:1", ROOT)
+        .pictures[0]
+        .name
         == "a.png"
     )
 
 
 @pytest.mark.parametrize("record", [{}, {"image": None}, {"image": []}])
 def test_text_only(record):
-    assert parse(record | {"conversations": turns("q", "a")}, "f:1", ROOT).pictures == []
+    assert parse_conversation(record | {"conversations": turns("q", "a")}, "f:1", ROOT).pictures == []
 
 
 pieces = st.lists(st.sampled_from(["red", "\n", " ", "<|image|>", "<image>", "x<y", "é"]), max_size=6)
@@ -59,7 +61,7 @@ def test_nothing_is_lost_or_added(values):
     texts = ["x" + "".join(value) for value in values]
     count = sum(text.count("<|image|>") + text.count("<image>") for text in texts)
     names = [f"{i}.png" for i in range(count)]
-    found = parse({"conversations": turns(*texts), "image": names}, "f:1", ROOT)
+    found = parse_conversation({"conversations": turns(*texts), "image": names}, "f:1", ROOT)
     written = ["".join(p if isinstance(p, str) else "@" for p in turn.parts) for turn in found.turns]
     assert written == [text.replace("<|image|>", "@").replace("<image>", "@") for text in texts]
     assert [picture.name for picture in found.pictures] == names
@@ -142,7 +144,7 @@ def test_the_pictures_folder_can_be_elsewhere(tmp_path):
     path.write_text(json.dumps({"conversations": turns("<image>", "a"), "image": "x/y.png"}))
     assert read_conversations(path)[0].pictures[0].path == tmp_path / "x" / "y.png"
     moved = read_conversations(path, pictures="elsewhere")[0].pictures[0]
-    assert moved == PictureFile("x/y.png", pathlib.Path("elsewhere/x/y.png"))
+    assert moved == ImageFile("x/y.png", pathlib.Path("elsewhere/x/y.png"))
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "[]"])
@@ -167,10 +169,10 @@ def test_questions_without_answers_on_request(tmp_path):
 
 def test_dialogue():
     image = Image.new("RGB", (4, 4))
-    found = dialogue([["what is ", image, "?"], "red", [pathlib.Path("a.png")]])
+    found = make_conversation([["what is ", image, "?"], "red", [pathlib.Path("a.png")]])
     assert [turn.role for turn in found.turns] == ["question", "answer", "question"]
     assert found.turns[0].parts == ("what is ", image, "?")
-    assert found.turns[2].parts == (PictureFile("a.png", pathlib.Path("a.png")),)
+    assert found.turns[2].parts == (ImageFile("a.png", pathlib.Path("a.png")),)
 
 
 @pytest.mark.parametrize(
@@ -185,5 +187,5 @@ def test_dialogue():
 )
 def test_bad_dialogues(given_turns, message):
     with pytest.raises(ConversationError) as raised:
-        dialogue(given_turns)
+        make_conversation(given_turns)
     assert message in str(raised.value)

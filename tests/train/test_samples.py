@@ -12,7 +12,7 @@ from tests.helpers.tiny_model import CONFIG, tiny_params, tiny_tokenizer
 from tests.helpers.tiny_run import start, write_run
 from unitoken_jax.config import Config, SourceConfig, TrainConfig
 from unitoken_jax.data.loader import Validation
-from unitoken_jax.sequence.build import PICTURE_PROMPT
+from unitoken_jax.sequence.build import TEXT_TO_IMAGE_INSTRUCTION
 from unitoken_jax.train.logs.metrics import read_metrics
 from unitoken_jax.train.logs.samples import Samples
 
@@ -39,7 +39,7 @@ def test_prompts_and_questions_are_the_first_of_each_validation_set(tmp_path):
 
 def test_a_file_of_questions_needs_no_answers(tmp_path):
     file = tmp_path / "asked.jsonl"
-    asked = ("what is this ?", PICTURE_PROMPT + "a red circle")
+    asked = ("what is this ?", TEXT_TO_IMAGE_INSTRUCTION + "a red circle")
     lines = [{"conversations": [{"from": "human", "value": text}]} for text in asked]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     samples = Samples(config_of(samples=str(file)), tiny_tokenizer(), None, None, tmp_path)

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unitoken_jax.train.spike_guard import create, judge
+from unitoken_jax.train.spike_guard import create, check_step
 
 WINDOW, SIGMA = 8, 6.0
-judged = jax.jit(functools.partial(judge, sigma=SIGMA))
+judged = jax.jit(functools.partial(check_step, sigma=SIGMA))
 
 
 def feed(guard, losses, norms=None):
@@ -52,13 +52,13 @@ def test_leaps_count_from_half_a_window_on_and_only_upwards():
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_left_out_from_the_first_step(bad):
     assert feed(create(WINDOW), [bad, 1.0], [1.0, bad])[0] == [False, False]
-    ok, _, _ = judge(create(WINDOW), jnp.float32(bad), jnp.float32(1.0), sigma=0.0)
+    ok, _, _ = check_step(create(WINDOW), jnp.float32(bad), jnp.float32(1.0), sigma=0.0)
     assert not ok
 
 
 def test_sigma_zero_judges_no_leaps():
     _, guard, _ = feed(create(WINDOW), [2.0, 2.1, 1.9, 2.0, 2.0])
-    ok, _, metrics = judge(guard, jnp.float32(1e9), jnp.float32(1e9), sigma=0.0)
+    ok, _, metrics = check_step(guard, jnp.float32(1e9), jnp.float32(1e9), sigma=0.0)
     assert ok
     assert np.isinf(metrics["loss_limit"])
 

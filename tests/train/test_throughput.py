@@ -9,7 +9,7 @@ from tests.helpers.tiny_model import CONFIG
 from unitoken_jax.model import flops
 from unitoken_jax.train.logs import goodput, profile, throughput
 from unitoken_jax.train.logs.goodput import Goodput
-from unitoken_jax.train.logs.throughput import Speed
+from unitoken_jax.train.logs.throughput import Throughput
 
 
 def run(monkeypatch, laps, before=(), step=0):
@@ -61,7 +61,7 @@ def batch():
 
 
 def test_speeds_and_flops_of_a_step():
-    of_all = Speed(CONFIG, ["decoder/a", "adapter/b", "siglip/c"], devices("TPU v5 lite"))
+    of_all = Throughput(CONFIG, ["decoder/a", "adapter/b", "siglip/c"], devices("TPU v5 lite"))
     counts = of_all.count(batch())
     expected = flops.training(CONFIG, flops.batch_work(CONFIG, batch()), {"decoder", "adapter", "siglip"})
     assert counts["tflop"] == pytest.approx(sum(expected.values()) / 1e12)
@@ -71,12 +71,12 @@ def test_speeds_and_flops_of_a_step():
     assert found["tflop_per_second_per_device"] == pytest.approx(counts["tflop"] / 4 / 0.5)
     assert found["mfu"] == pytest.approx(found["tflop_per_second_per_device"] / 197)
     assert (found["step_seconds"], found["data_wait_seconds"]) == (0.5, 0.1)
-    frozen = Speed(CONFIG, ["adapter/b"], devices("TPU v5 lite")).count(batch())
+    frozen = Throughput(CONFIG, ["adapter/b"], devices("TPU v5 lite")).count(batch())
     assert 0 < frozen["tflop"] < counts["tflop"]
 
 
 def test_no_mfu_where_the_peak_is_unknown():
-    found = Speed(CONFIG, ["decoder/a"], devices("cpu"))
+    found = Throughput(CONFIG, ["decoder/a"], devices("cpu"))
     assert "mfu" not in found.of(found.count(batch()), 1.0, 0.0)
 
 

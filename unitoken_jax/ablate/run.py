@@ -23,7 +23,7 @@ from unitoken_jax.ablate import findings
 from unitoken_jax.config import to_dict
 from unitoken_jax.quickstart import evaluate, recipe
 from unitoken_jax.quickstart.recipe import Stage, muon
-from unitoken_jax.quickstart.run import Quickstart, claim
+from unitoken_jax.quickstart.run import Quickstart, init_run_dir
 from unitoken_jax.scenes import checker, questions
 from unitoken_jax.storage.paths import write_text
 
@@ -61,7 +61,7 @@ _ALL = "siglip|adapter|decoder"
 # The paper starts from a SigLIP that sees and a decoder that draws and reads codes, and aligns the two (stage
 # I) where features are read. Each starts where the one before ended; its steps are those at scale 1.
 PRETRAINING = (
-    recipe.SIGHT,
+    recipe.PRETRAIN_VISION,
     Stage(
         "codes",
         "the decoder learns to read codes",
@@ -104,7 +104,7 @@ def run(out: str | os.PathLike, scale: float = 1.0, seeds: int = 3, first_seed: 
         raise ValueError(f"{given}; expected numbers above 0, and a first seed of 0 or more")
     ablation = Ablation(pathlib.Path(out).absolute(), float(scale))
     settings = {"scale": float(scale), "steps": STEPS_PER_MILLION, "model": to_dict(recipe.model_config())}
-    claim(ablation.out, settings, "run of `unitoken ablate`")
+    init_run_dir(ablation.out, settings, "run of `unitoken ablate`")
     for name, step in (
         ("data", ablation.shared.data),
         ("picture tokenizer", ablation.shared.tokenizers),

@@ -25,7 +25,7 @@ from flax.core import meta
 from unitoken_jax.checkpoint.param_store import SMALL_BYTES, StoredParams
 from unitoken_jax.config import ModelConfig, from_dict, to_dict
 from unitoken_jax.model import sharding
-from unitoken_jax.model.quantize import KERNELS, QuantizedKernel, bits_of, quantize_kernel
+from unitoken_jax.model.quantize import QUANTIZED_KERNELS, QuantizedKernel, bits_of, quantize_kernel
 from unitoken_jax.sequence.tokenizer import Tokenizer
 from unitoken_jax.storage.paths import absolute, as_path, is_remote, write_text
 
@@ -76,8 +76,8 @@ def save_model(
     path = absolute(path)
     params = meta.unbox(dict(params))
     _check_params(config, params, f"the parameters for {path}")
-    check_place(path)
-    part = part_of(path)
+    check_destination(path)
+    part = staging_path(path)
     main = jax.process_index() == 0
     if main and is_remote(path):
         write_text(part / UNFINISHED, "")  # says that what is here may go, in place of the manifest
@@ -90,7 +90,7 @@ def save_model(
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(part / PARAMS, params, save_args=_save_args(params), force=True)
     if main:
-        publish(path, config, tokenizer, manifest)
+        finalize(path, config, tokenizer, manifest)
     _wait("save_model: done")
 
 
@@ -104,18 +104,18 @@ def _save_args(params: Mapping) -> dict:
     return traverse_util.unflatten_dict(args, sep="/")
 
 
-def part_of(path: str | os.PathLike):
+def staging_path(path: str | os.PathLike):
     """Where a model directory grows before it becomes `path`; at a URL, that is `path`."""
     path = absolute(path)
     return path if is_remote(path) else path.with_name(f".{path.name}.part")
 
 
-def publish(
+def finalize(
     path: str | os.PathLike, config: ModelConfig, tokenizer: Tokenizer, manifest: Mapping | None = None
 ) -> None:
     """Makes the model directory `path` of `part_of(path)`, which holds the parameters already."""
     path = absolute(path)
-    part, old = part_of(path), path.with_name(f".{path.name}.old")
+    part, old = staging_path(path), path.with_name(f".{path.name}.old")
     _write_json(part / CONFIG, to_dict(config))
     tokenizer.save(part / TOKENIZER)
     _write_json(part / MANIFEST, _manifest() | dict(manifest or {}))  # last: a URL becomes one with it
@@ -129,7 +129,7 @@ def publish(
     shutil.rmtree(old, ignore_errors=True)
 
 
-def check_place(path: str | os.PathLike) -> None:
+def check_destination(path: str | os.PathLike) -> None:
     """Raises FileExistsError where `path` is neither free, nor empty, nor a model directory to replace."""
     path = as_path(path)
     free = not path.exists() or is_model_dir(path) or (path / UNFINISHED).exists()
@@ -189,7 +189,7 @@ def _quantized(stored: StoredParams, targets: dict, bits: int) -> dict:
     """All parameters as `targets` says, but KERNELS in so many bits; one of them in memory at a time."""
     params = {}
     for name, target in _flat(targets).items():
-        if KERNELS.match(name):
+        if QUANTIZED_KERNELS.match(name):
             kernel = quantize_kernel((stored.read(name, layer) for layer in range(target.shape[0])), bits)
             scales = target.sharding
             if isinstance(scales, jax.sharding.NamedSharding):

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Callable
 
 from unitoken_jax.evaluate import recipe as recipes
-from unitoken_jax.evaluate.drawing.prompts import find_pictures
+from unitoken_jax.evaluate.drawing.prompts import find_drawing_benchmark
 from unitoken_jax.evaluate.understanding.run import run_benchmark, score_predictions
 
 _QUESTIONS = ("template", "max_tokens")
@@ -32,11 +32,11 @@ def evaluate(
     if pathlib.Path(out).is_file():
         raise ValueError(f"--out {out} is a file; expected a folder")
     if scores:
-        from unitoken_jax.evaluate.drawing.scorers import take_scores
+        from unitoken_jax.evaluate.drawing.scorers import import_scores
 
         other = {"data": data, "predictions": predictions, "recipe": recipe, "batch": batch}
         _refuse(given | other, "--scores, which only takes up what a scorer wrote")
-        return take_scores(scores, out, benchmark)
+        return import_scores(scores, out, benchmark)
     if predictions:
         if not benchmark:
             raise ValueError("--predictions needs --benchmark NAME, whose rules it is scored by")
@@ -47,7 +47,7 @@ def evaluate(
     if not data:
         raise ValueError("--data FILE is needed: the benchmark's file (or --predictions FILE to score)")
     name = benchmark or recipes.load(recipe)["benchmark"]
-    if find_pictures(name):
+    if find_drawing_benchmark(name):
         from unitoken_jax.evaluate.drawing.run import draw_benchmark
 
         _refuse({option: given[option] for option in _QUESTIONS}, f"{name}, which is about pictures to draw")
@@ -59,7 +59,7 @@ def evaluate(
 
 
 def _score(benchmark: str, predictions: str, out: str, data: str | None) -> list[str]:
-    found = find_pictures(benchmark)
+    found = find_drawing_benchmark(benchmark)
     if found is None:
         return score_predictions(benchmark, predictions, out, data)
     if found.name != "quickstart":

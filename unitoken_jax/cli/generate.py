@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from PIL import Image
 
-from unitoken_jax.sequence.conversation import Conversation, parse, read_conversations
+from unitoken_jax.sequence.conversation import Conversation, parse_conversation, read_conversations
 from unitoken_jax.unitoken import UniToken
 
 
@@ -105,7 +105,7 @@ def question_of(text: str, images: list[str]) -> Conversation:
     marked = "<|image|>" in text or "<image>" in text
     value = text if marked else "<|image|>" * len(images) + text
     record = {"conversations": [{"from": "human", "value": value}], "image": images}
-    return parse(record, "--question", pathlib.Path(), need_answers=False)
+    return parse_conversation(record, "--question", pathlib.Path(), need_answers=False)
 
 
 def _load(find_model: Callable[[], str], arguments) -> UniToken:

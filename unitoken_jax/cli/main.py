@@ -376,9 +376,9 @@ def _colour(wanted: str) -> bool:
 
 
 def _score(arguments):
-    from unitoken_jax.inspection.score import write_scores
+    from unitoken_jax.inspection.score import score_file
 
-    print(write_scores(_model(arguments), arguments.data, arguments.out))
+    print(score_file(_model(arguments), arguments.data, arguments.out))
 
 
 def _evaluate(arguments):

@@ -19,13 +19,19 @@ import numpy as np
 from flax import traverse_util
 from flax.core import meta
 
-from unitoken_jax.checkpoint.model_directory import PARAMS, check_place, open_model, part_of, publish
+from unitoken_jax.checkpoint.model_directory import (
+    PARAMS,
+    check_destination,
+    open_model,
+    staging_path,
+    finalize,
+)
 from unitoken_jax.checkpoint.param_store import ArraySpec, ParamStore, contiguous
 from unitoken_jax.config import ModelConfig, to_dict
 from unitoken_jax.convert.torch.assemble import Parameter
-from unitoken_jax.convert.torch.report import ConversionError, Report
+from unitoken_jax.convert.torch.report import ConversionError, ProblemCollector
 from unitoken_jax.convert.torch.sources import Sources, checksum, describe, open_sources, parameters
-from unitoken_jax.sequence.build import check
+from unitoken_jax.sequence.build import validate_config
 from unitoken_jax.sequence.tokenizer import Tokenizer
 
 DTYPES = {
@@ -71,8 +77,8 @@ def convert(
         raise ConversionError(f"--dtype {dtype!r} is unknown; expected one of {', '.join(DTYPES)}")
     if resolution not in (None, "anyres", "base"):
         raise ConversionError(f"--resolution {resolution!r} is unknown; expected anyres or base")
-    check_place(out)  # before minutes of reading
-    report = Report()
+    check_destination(out)  # before minutes of reading
+    report = ProblemCollector()
     checkpoint, siglip, vqgan = (_local(source) for source in (checkpoint, siglip, vqgan))
     sources = open_sources(
         checkpoint, siglip, vqgan, report, picture_size=picture_size, resolution=resolution
@@ -80,10 +86,10 @@ def convert(
     lazy = parameters(sources, expected_shapes(sources.config), report, one_dtype=dtype is None)
     report.check(str(checkpoint))
     tokenizer = Tokenizer.load(sources.tokenizer)
-    check(sources.config, tokenizer.vocabulary)
+    validate_config(sources.config, tokenizer.vocabulary)
     work = _work(lazy, sources, tokenizer, stage_one_start, dtype, seed)
     options = {"dtype": dtype, "stage_one_start": stage_one_start, "seed": seed}
-    store = ParamStore(part_of(out), work.arrays, _purpose(sources, options))
+    store = ParamStore(staging_path(out), work.arrays, _purpose(sources, options))
     try:
         _write(store, work.values, sources.files)
         if verify:
@@ -95,7 +101,7 @@ def convert(
             "notes": list(sources.notes),
             "licences": list(LICENCES),
         }
-        publish(out, sources.config, tokenizer, manifest)
+        finalize(out, sources.config, tokenizer, manifest)
     except Exception:  # an interrupt keeps what was done, for the next call
         shutil.rmtree(store.folder, ignore_errors=True)
         raise

@@ -17,7 +17,7 @@ import numpy as np
 from unitoken_jax.data.image_store import name_hashes
 from unitoken_jax.data.readers import array_record_module
 from unitoken_jax.data.tf_example import encode_example
-from unitoken_jax.storage.paths import explained, save_array, write_text, write_whole
+from unitoken_jax.storage.paths import explain_os_error, save_array, write_text, atomic_write
 
 SHARD = 8192  # pictures a shard; with 1,024 codes each about 16 MB
 ABOUT, NAMES, LEFT_OUT = "about.json", "names.npy", "left_out.jsonl"
@@ -105,13 +105,15 @@ def write_shard(
             os.fsync(file.fileno())
         notes = {"largest": largest, "left_out": left_out}
         side = {"hashes": name_hashes(names), "notes": json.dumps(notes)}
-        write_whole(_side(path), lambda out: np.savez(out, **side))
+        atomic_write(_side(path), lambda out: np.savez(out, **side))
         os.replace(part, path)
     except OSError as error:
-        raise explained(error, path) from error
+        raise explain_os_error(error, path) from error
     except RuntimeError as error:  # what the library raises for a failed write
         full = any(words in str(error) for words in ("No space left", "File too large", "quota"))
-        raise explained(OSError(errno.ENOSPC if full else errno.EIO, str(error), str(path)), path) from error
+        raise explain_os_error(
+            OSError(errno.ENOSPC if full else errno.EIO, str(error), str(path)), path
+        ) from error
     finally:
         part.unlink(missing_ok=True)
 

@@ -23,7 +23,7 @@ from unitoken_jax.data.image_store import name_hash
 from unitoken_jax.data.readers import array_record_module
 from unitoken_jax.data.tf_example import decode_example
 from unitoken_jax.sequence.build import has_codes
-from unitoken_jax.sequence.conversation import Conversation, PictureFile
+from unitoken_jax.sequence.conversation import Conversation, ImageFile
 from unitoken_jax.sequence.image import discrete_crop, open_picture
 from unitoken_jax.storage.paths import is_remote
 
@@ -151,22 +151,22 @@ def read_codes(path: str | os.PathLike, config: ModelConfig) -> Codes:
     return codes
 
 
-def codes_needed(conversation: Conversation, config: ModelConfig) -> list[PictureFile]:
+def codes_needed(conversation: Conversation, config: ModelConfig) -> list[ImageFile]:
     """The picture files of a conversation that have discrete tokens, in reading order."""
     turns = [turn for turn in conversation.turns if has_codes(turn, config)]
-    return [part for turn in turns for part in turn.parts if isinstance(part, PictureFile)]
+    return [part for turn in turns for part in turn.parts if isinstance(part, ImageFile)]
 
 
-def pictures_to_encode(conversations: Iterable[Conversation], config: ModelConfig) -> list[PictureFile]:
+def pictures_to_encode(conversations: Iterable[Conversation], config: ModelConfig) -> list[ImageFile]:
     """The distinct pictures that have discrete tokens, in order of first appearance."""
-    found: dict[str, PictureFile] = {}
+    found: dict[str, ImageFile] = {}
     for conversation in conversations:
         for picture in codes_needed(conversation, config):
             found.setdefault(picture.name, picture)
     return list(found.values())
 
 
-def crop_to_encode(picture: PictureFile, config: ModelConfig, seed: int = 0) -> np.ndarray:
+def crop_to_encode(picture: ImageFile, config: ModelConfig, seed: int = 0) -> np.ndarray:
     """uint8[H, W, 3] of a picture, cropped as `config.sequence` says. Raises PictureError.
 
     A random crop depends on `seed` and the name alone.

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from unitoken_jax.sequence.image import PictureError
-from unitoken_jax.storage.paths import RandomFile, Slice, as_path, expand, size_of
+from unitoken_jax.storage.paths import RandomFile, FileSlice, as_path, expand, size_of
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Tars:
         if place == len(self._hashes) or self._hashes[place] != wanted:
             return Missing(f"{name} (in {len(self._shards)} tar shards, {self._shards[0].path} ...)")
         _, shard, start, size = self._table[place].tolist()
-        return Slice(f"{self._shards[shard].path}:{name}", self._shards[shard], start, size)
+        return FileSlice(f"{self._shards[shard].path}:{name}", self._shards[shard], start, size)
 
 
 class Missing:

@@ -30,7 +30,7 @@ from unitoken_jax.data import index_build
 from unitoken_jax.data.image_store import open_pictures, store_files
 from unitoken_jax.data.index_build import BAD, LENGTHS, PICTURES, RECORDS
 from unitoken_jax.data.readers import kind_of, open_records, records_digest
-from unitoken_jax.sequence.conversation import Conversation, parse
+from unitoken_jax.sequence.conversation import Conversation, parse_conversation
 from unitoken_jax.sequence.tokenizer import Tokenizer
 from unitoken_jax.storage.paths import as_path, ends_digest, file_digest, is_remote, size_of, write_text
 
@@ -66,9 +66,9 @@ class Index:
 
     def conversation(self, i: int) -> Conversation:
         """Example `i`. Raises ConversationError beginning with where it stands."""
-        return parse(self.records.read(i), self.records.where(i), self.pictures)
+        return parse_conversation(self.records.read(i), self.records.where(i), self.pictures)
 
-    def bad(self) -> list[index_build.Bad]:
+    def bad(self) -> list[index_build.InvalidRow]:
         """Every row that cannot be used, in order."""
         return index_build.read_bad(self.folder / BAD)
 
@@ -112,7 +112,7 @@ def open_index(
     about = describe(config, model, tokenizer, base)
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     place = base / key[:16]
-    job = index_build.Job(config, model, tokenizer, base / f"{key[:16]}.building", key)
+    job = index_build.IndexBuildSpec(config, model, tokenizer, base / f"{key[:16]}.building", key)
     if not (place / ABOUT).exists():
         try:
             index_build.measure_all(job, workers, share, on_error)
@@ -127,7 +127,7 @@ def open_index(
     return index
 
 
-def report_bad(bad: list[index_build.Bad], report: pathlib.Path, on_error) -> None:
+def report_bad(bad: list[index_build.InvalidRow], report: pathlib.Path, on_error) -> None:
     """Raises the first of `bad` with a count of the others, or hands them to `on_error`, the first ones."""
     if not bad:
         return

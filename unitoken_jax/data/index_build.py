@@ -23,10 +23,10 @@ from unitoken_jax.config import ModelConfig, SourceConfig
 from unitoken_jax.data.image_store import is_tar, open_pictures, scan_tars
 from unitoken_jax.data.readers import kind_of, open_records, scan_json
 from unitoken_jax.sequence import build
-from unitoken_jax.sequence.conversation import ConversationError, parse
+from unitoken_jax.sequence.conversation import ConversationError, parse_conversation
 from unitoken_jax.sequence.image import PictureError
 from unitoken_jax.sequence.tokenizer import Tokenizer
-from unitoken_jax.storage.paths import save_array, write_text, write_whole
+from unitoken_jax.storage.paths import save_array, write_text, atomic_write
 
 CHUNK = 4096  # rows measured between two looks at the clock, and lost at most when stopped
 ALONE = 32768  # fewer rows are measured faster than workers start
@@ -35,7 +35,7 @@ PICTURE_REASONS = ("missing_picture", "corrupt_picture", "missing_codes")
 
 
 @dataclasses.dataclass(frozen=True)
-class Bad:
+class InvalidRow:
     """A row that cannot be used: its number, "file:line", the kind of reason, and the whole message."""
 
     row: int
@@ -49,7 +49,7 @@ class Bad:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class IndexBuildSpec:
     """What measuring needs; chunks are gathered in `folder`."""
 
     config: SourceConfig
@@ -62,45 +62,45 @@ class Job:
         return self.folder / f"chunk-{number:06}.npz"
 
 
-class Measurer:
+class LengthIndexer:
     """Measures rows of a job."""
 
-    def __init__(self, job: Job, folder: pathlib.Path):
+    def __init__(self, job: IndexBuildSpec, folder: pathlib.Path):
         """`folder` holds the tables of positions."""
         self.job = job
         self.records = open_records(job.config, _table(folder / RECORDS))
         self.pictures = open_pictures(job.config.pictures, job.config.path, _table(folder / PICTURES))
 
-    def rows(self, rows) -> tuple[np.ndarray, list[Bad]]:
+    def rows(self, rows) -> tuple[np.ndarray, list[InvalidRow]]:
         """(int32[n, 5] as in index.py, the bad ones)."""
         table, bad = np.zeros((len(rows), 5), np.int32), []
         for place, row in enumerate(rows):
             try:
                 table[place] = self._row(row)
             except (ConversationError, PictureError) as error:
-                bad.append(Bad(int(row), self.records.where(row), error.reason, str(error)))
+                bad.append(InvalidRow(int(row), self.records.where(row), error.reason, str(error)))
         return table, bad
 
     def _row(self, row: int) -> tuple[int, int, int, int]:
-        conversation = parse(self.records.read(row), self.records.where(row), self.pictures)
+        conversation = parse_conversation(self.records.read(row), self.records.where(row), self.pictures)
         return measure(conversation, self.job.tokenizer, self.job.model)
 
 
 def measure(conversation, tokenizer: Tokenizer, model: ModelConfig) -> tuple[int, int, int, int, int]:
     """`Lengths` of one conversation, and its tokens without the prompt or 0."""
     sizes = build.picture_sizes(conversation)
-    whole = build.length(conversation, tokenizer, model, sizes)
+    whole = build.example_size(conversation, tokenizer, model, sizes)
     dropped = 0
     if build.is_text_to_image(conversation):
-        dropped = build.length(conversation, tokenizer, model, sizes, drop_prompt=True).tokens
+        dropped = build.example_size(conversation, tokenizer, model, sizes, drop_prompt=True).tokens
     return *whole, dropped
 
 
-def measure_all(job: Job, workers: int | None, share: tuple[int, int], on_error) -> None:
+def measure_all(job: IndexBuildSpec, workers: int | None, share: tuple[int, int], on_error) -> None:
     """Sees to it that every chunk of `job` is there. Raises only for what is wrong with whole files."""
     job.folder.mkdir(parents=True, exist_ok=True)
     prepare(job, on_error)
-    measurer = Measurer(job, job.folder)
+    measurer = LengthIndexer(job, job.folder)
     rows = len(measurer.records)
     if not rows:
         raise ConversationError(f"{job.config.path}: holds no usable conversation")
@@ -122,7 +122,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def prepare(job: Job, on_error) -> None:
+def prepare(job: IndexBuildSpec, on_error) -> None:
     """Writes the tables of positions that the job's files need."""
     if kind_of(job.config) == "json" and not (job.folder / RECORDS).exists():
         save_array(job.folder / RECORDS, scan_json(job.config.path))
@@ -130,7 +130,7 @@ def prepare(job: Job, on_error) -> None:
         save_array(job.folder / PICTURES, scan_tars(job.config.pictures, on_error))
 
 
-def chunks_of(job: Job, measurer: Measurer, index: int, count: int):
+def chunks_of(job: IndexBuildSpec, measurer: LengthIndexer, index: int, count: int):
     """Measures every chunk that is not there, this process's share of them first; yields after each."""
     rows = len(measurer.records)
     chunks = -(-rows // CHUNK)
@@ -140,11 +140,11 @@ def chunks_of(job: Job, measurer: Measurer, index: int, count: int):
         if not path.exists():
             table, bad = measurer.rows(range(number * CHUNK, min((number + 1) * CHUNK, rows)))
             notes = np.frombuffer("".join(_line(each) for each in bad).encode(), np.uint8)
-            write_whole(path, lambda out, table=table, notes=notes: np.savez(out, lengths=table, bad=notes))
+            atomic_write(path, lambda out, table=table, notes=notes: np.savez(out, lengths=table, bad=notes))
         yield number
 
 
-def _in_processes(job: Job, workers: int, share: tuple[int, int], chunks: int, bar) -> None:
+def _in_processes(job: IndexBuildSpec, workers: int, share: tuple[int, int], chunks: int, bar) -> None:
     """Measures with `workers` processes, and shows how far they are."""
     index, count = share
     command = [sys.executable, "-m", "unitoken_jax.data.index_build"]
@@ -182,12 +182,12 @@ def _in_processes(job: Job, workers: int, share: tuple[int, int], chunks: int, b
 def main() -> None:
     """One worker; ends when the process that started it has."""
     job, index, count, parent = pickle.load(sys.stdin.buffer)
-    for _ in chunks_of(job, Measurer(job, job.folder), index, count):
+    for _ in chunks_of(job, LengthIndexer(job, job.folder), index, count):
         if os.getppid() != parent:
             return
 
 
-def join(job: Job, folder: pathlib.Path) -> None:
+def join(job: IndexBuildSpec, folder: pathlib.Path) -> None:
     """Writes the index's arrays into `folder` from all chunks and tables of `job`."""
     rows = len(open_records(job.config, _table(job.folder / RECORDS)))
     chunks = range(-(-rows // CHUNK))
@@ -204,18 +204,18 @@ def join(job: Job, folder: pathlib.Path) -> None:
             with np.load(job.chunk(number)) as chunk:
                 out.write(chunk["bad"].tobytes())
 
-    write_whole(folder / LENGTHS, lengths)
-    write_whole(folder / BAD, bad)
+    atomic_write(folder / LENGTHS, lengths)
+    atomic_write(folder / BAD, bad)
     for name in (RECORDS, PICTURES):
         if (job.folder / name).exists():
             shutil.copyfile(job.folder / name, folder / name)  # another process may still read it
 
 
-def measure_again(job: Job, place: pathlib.Path) -> bool:
+def measure_again(job: IndexBuildSpec, place: pathlib.Path) -> bool:
     """Measures an index's bad rows again (a missing picture may be there now); whether any has changed."""
     before = read_bad(place / BAD)
     rows = [each.row for each in before]
-    table, bad = Measurer(job, place).rows(rows)
+    table, bad = LengthIndexer(job, place).rows(rows)
     if bad == before:
         return False
     lengths = np.load(place / LENGTHS)
@@ -225,18 +225,18 @@ def measure_again(job: Job, place: pathlib.Path) -> bool:
     return True
 
 
-def read_bad(path: pathlib.Path) -> list[Bad]:
+def read_bad(path: pathlib.Path) -> list[InvalidRow]:
     """The rows a bad.jsonl lists."""
     with open(path, encoding="utf-8") as file:
-        return [Bad(**json.loads(line)) for line in file]
+        return [InvalidRow(**json.loads(line)) for line in file]
 
 
-def write_bad(path: pathlib.Path, bad: list[Bad]) -> None:
+def write_bad(path: pathlib.Path, bad: list[InvalidRow]) -> None:
     """Lists bad rows in file `path`, one JSON object a line."""
     write_text(path, "".join(_line(each) for each in bad))
 
 
-def _line(bad: Bad) -> str:
+def _line(bad: InvalidRow) -> str:
     return json.dumps(dataclasses.asdict(bad)) + "\n"
 
 

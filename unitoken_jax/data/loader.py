@@ -19,9 +19,9 @@ import numpy as np
 from unitoken_jax.batch import Batch
 from unitoken_jax.config import DataConfig, ModelConfig
 from unitoken_jax.data import packing
-from unitoken_jax.data.mixture import Mixture, Pool, make_pools
+from unitoken_jax.data.mixture import Mixture, PackingPool, make_pools
 from unitoken_jax.data.sources import Source
-from unitoken_jax.sequence.build import check
+from unitoken_jax.sequence.build import validate_config
 from unitoken_jax.sequence.tokenizer import Tokenizer
 
 PREFETCH = 3  # batches made ahead of the step
@@ -51,7 +51,7 @@ class Loader:
         if not config.sources:
             raise ValueError("data.sources is empty: name at least one conversation file")
         _check_split(config, process_index, process_count)
-        check(model, tokenizer.vocabulary)
+        validate_config(model, tokenizer.vocabulary)
         self._config, self._model = config, model
         self._process = (process_index, process_count)
         self.sources = [
@@ -229,7 +229,7 @@ class Validation:
         if not config.validation:
             raise ValueError("data.validation is empty: name at least one conversation file")
         _check_split(config, process_index, process_count)
-        check(model, tokenizer.vocabulary)
+        validate_config(model, tokenizer.vocabulary)
         self._config, self._model = config, model
         self._share = config.rows // process_count
         self._first = process_index * self._share
@@ -237,7 +237,7 @@ class Validation:
             Source(source, number, config, model, tokenizer, seed=None, share=(process_index, process_count))
             for number, source in enumerate(config.validation)
         ]
-        pools = [Pool([source], [1.0], config, None) for source in self.sources]
+        pools = [PackingPool([source], [1.0], config, None) for source in self.sources]
         self._rows = [(pool, row) for pool in pools for row in range(pool.rows_in_epoch())]
 
     def __len__(self) -> int:

@@ -32,14 +32,14 @@ class Block:
     tokens: int  # of all its examples
 
 
-class Pool:
+class PackingPool:
     """Rows of one or several sources' examples. Blocks are packed when first asked for."""
 
     def __init__(
         self, sources: Sequence[Source], weights: Sequence[float], data: DataConfig, seed: int | None
     ):
         """`weights` are shares of examples, used where there are several sources."""
-        self.sources, self._budget = list(sources), packing.budget(data)
+        self.sources, self._budget = list(sources), packing.row_capacity(data)
         self._seed = None if seed is None else [seed, self.sources[0].number, len(self.sources)]
         # A few small sets would go through many epochs in a large block, one shuffle each.
         self._counts = shares(weights, min(BLOCK, max(LEAST, sum(map(len, sources)))))
@@ -114,12 +114,12 @@ class Pool:
 
 def make_pools(
     sources: Sequence[Source], data: DataConfig, seed: int | None
-) -> tuple[list[Pool], list[float]]:
+) -> tuple[list[PackingPool], list[float]]:
     """(pools, their shares of rows) as `data.mix` says."""
     weights = [source.index.config.weight for source in sources]
     if data.mix == "examples":
-        return [Pool(sources, weights, data, seed)], [1.0]
-    return [Pool([source], [1.0], data, seed) for source in sources], weights
+        return [PackingPool(sources, weights, data, seed)], [1.0]
+    return [PackingPool([source], [1.0], data, seed) for source in sources], weights
 
 
 def shares(weights: Sequence[float], total: int) -> np.ndarray:

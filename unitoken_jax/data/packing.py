@@ -12,28 +12,28 @@ import numpy as np
 
 from unitoken_jax.batch import NO_INDEX, NO_LABEL, Batch
 from unitoken_jax.config import DataConfig, ModelConfig
-from unitoken_jax.sequence.build import Example, Lengths
+from unitoken_jax.sequence.build import Example, ExampleSize
 
 SMALL = 1 / 8  # of a row; smaller examples fill it well in any order
 GROUP = 4096  # examples packed together: more fill rows little better, and mix less of the epoch
 
 
-def budget(config: DataConfig) -> Lengths:
+def row_capacity(config: DataConfig) -> ExampleSize:
     """What a row holds; without online codes, pictures take no room."""
     pictures = config.row_pictures if config.codes == "online" else 0
-    return Lengths(config.row_length, config.row_crops, pictures, config.row_length - config.row_prefix)
+    return ExampleSize(config.row_length, config.row_crops, pictures, config.row_length - config.row_prefix)
 
 
-def misfit(lengths: Lengths, config: DataConfig) -> str | None:
+def explain_overflow(lengths: ExampleSize, config: DataConfig) -> str | None:
     """Why an example does not fit any row, or None: what it needs, what a row holds, what to change."""
-    row = budget(config)
+    row = row_capacity(config)
     raised = (
         "raise data.row_length",
         "raise data.row_crops",
         "raise data.row_pictures",
         "lower data.row_prefix",
     )
-    names = (*Lengths._fields[:3], "tokens from its first continuous one on")
+    names = (*ExampleSize._fields[:3], "tokens from its first continuous one on")
     for need, room, change, what in zip(lengths, row, raised, names):
         if need > room:
             return f"needs {need} {what}, a row holds {room}: {change}, or shorten the conversation"
@@ -55,7 +55,7 @@ class Plan:
         return self.order[self.starts[row] : self.starts[row + 1]]
 
 
-def make_plan(lengths: np.ndarray, row: Lengths, seed: Sequence[int] | None) -> Plan:
+def make_plan(lengths: np.ndarray, row: ExampleSize, seed: Sequence[int] | None) -> Plan:
     """Best fit of shuffled examples, GROUP at a time, the large ones first; the rows are shuffled again.
 
     Args:
@@ -83,7 +83,7 @@ def make_plan(lengths: np.ndarray, row: Lengths, seed: Sequence[int] | None) -> 
     return Plan(np.array([e for examples in rows for e in examples], np.int64), starts.astype(np.int64))
 
 
-def _best_fit(examples: list[int], needs: list[list[int]], row: Lengths) -> list[list[int]]:
+def _best_fit(examples: list[int], needs: list[list[int]], row: ExampleSize) -> list[list[int]]:
     """Each example into the row with fewest tokens free among those with room for it, or a new one.
 
     Open rows lie in one list for each number of free crops, sorted by free tokens: plain Python that looks
@@ -142,7 +142,7 @@ def fill_row(
     room = (length, batch["crops"].shape[1], batch["pictures"].shape[1] if online else 0, length - prefix)
     needs = [sum(column) for column in zip(*(example.lengths for example in examples))]
     if any(need > have for need, have in zip(needs, room)):
-        raise ValueError(f"row {row}: {Lengths(*needs)} do not fit {Lengths(*room)}")
+        raise ValueError(f"row {row}: {ExampleSize(*needs)} do not fit {ExampleSize(*room)}")
     crops = pictures = 0
     for number, (example, here) in enumerate(zip(examples, places(examples, prefix)), 1):
         last_crop, last_picture = crops + len(example.crops), pictures + len(example.pictures)

@@ -10,7 +10,7 @@ import numpy as np
 _ROUNDS = 8
 
 
-def mix(values: np.ndarray, key: int) -> np.ndarray:
+def splitmix64(values: np.ndarray, key: int) -> np.ndarray:
     """uint64, as random as `values` and `key` are different (the finaliser of splitmix64)."""
     with np.errstate(over="ignore"):
         mixed = (np.asarray(values, np.uint64) + np.uint64(key)) * np.uint64(0x9E3779B97F4A7C15)
@@ -24,12 +24,12 @@ def key_of(parts: Sequence[int]) -> int:
     return int(np.random.SeedSequence(list(parts)).generate_state(1, np.uint64)[0])
 
 
-def coins(places: np.ndarray, key: int) -> np.ndarray:
+def uniform(places: np.ndarray, key: int) -> np.ndarray:
     """float64 in [0, 1), one for each of `places`."""
-    return (mix(places, key) >> np.uint64(11)) * 2.0**-53
+    return (splitmix64(places, key) >> np.uint64(11)) * 2.0**-53
 
 
-def shuffled(places: np.ndarray, count: int, key: int) -> np.ndarray:
+def permute_index(places: np.ndarray, count: int, key: int) -> np.ndarray:
     """int64: where a permutation of 0 .. count - 1 sends `places`.
 
     A Feistel network over the next power of four; what falls beyond `count` is sent on until it falls within.
@@ -43,7 +43,7 @@ def shuffled(places: np.ndarray, count: int, key: int) -> np.ndarray:
         values = found[todo]
         left, right = values >> shift, values & low
         for each in keys:
-            left, right = right, left ^ (mix(right, each) & low)
+            left, right = right, left ^ (splitmix64(right, each) & low)
         values = (left << shift) | right
         found[todo] = values
         todo = todo[values >= np.uint64(count)]

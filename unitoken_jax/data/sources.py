@@ -15,7 +15,7 @@ from unitoken_jax.config import DataConfig, ModelConfig, SourceConfig
 from unitoken_jax.data import packing, shuffle
 from unitoken_jax.data.codes import codes_needed, codes_path, read_codes
 from unitoken_jax.data.index import open_index, report_bad
-from unitoken_jax.data.index_build import Bad, write_bad
+from unitoken_jax.data.index_build import InvalidRow, write_bad
 from unitoken_jax.sequence import build
 from unitoken_jax.sequence.conversation import Conversation, ConversationError
 from unitoken_jax.sequence.image import PictureError
@@ -31,7 +31,7 @@ _ORDER, _DROP, _RATIO = 0x0A, 0x0D, 0x0F
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Stretch:
+class ExampleSlice:
     """Examples one after another. epochs, indices int64[n]; drops bool[n]: which go without their prompt;
     lengths int64[n, 3]: what each takes of a row."""
 
@@ -103,14 +103,14 @@ class Source:
                 "set more often than others, raise its weight)"
             )
         rows = np.arange(len(self.index))
-        return np.ones(len(rows), bool) if ratio == 1 else shuffle.coins(rows, _RATIO) < ratio
+        return np.ones(len(rows), bool) if ratio == 1 else shuffle.uniform(rows, _RATIO) < ratio
 
     def _usable(self, ratio: float, on_error) -> np.ndarray:
         """bool[N]: rows that are measured, fit a row, have their codes, and belong to the share."""
         lengths = self.index.lengths
         usable = np.array(lengths[:, 0] > 0) & self._kept(ratio)
-        over = usable & (self._needs(lengths) > np.array(packing.budget(self.data))).any(1)
-        bad: list[Bad] = [self._over_long(row) for row in np.flatnonzero(over).tolist()]
+        over = usable & (self._needs(lengths) > np.array(packing.row_capacity(self.data))).any(1)
+        bad: list[InvalidRow] = [self._over_long(row) for row in np.flatnonzero(over).tolist()]
         usable &= ~over
         if self.codes is not None:
             bad += self._without_codes(usable)
@@ -121,11 +121,11 @@ class Source:
         report_bad(bad, self.index.folder / REPORT, on_error)
         return usable
 
-    def _over_long(self, row: int) -> Bad:
+    def _over_long(self, row: int) -> InvalidRow:
         where = self.index.records.where(row)
         lengths = self._needs(self.index.lengths[row : row + 1])[0]
-        reason = packing.misfit(build.Lengths(*lengths.tolist()), self.data)
-        return Bad(row, where, "over_long", f"{where}: {reason}")
+        reason = packing.explain_overflow(build.ExampleSize(*lengths.tolist()), self.data)
+        return InvalidRow(row, where, "over_long", f"{where}: {reason}")
 
     def _needs(self, lengths: np.ndarray) -> np.ndarray:
         """int64[n, 4]: `Lengths` of these examples of the index (int32[n, 5])."""
@@ -134,7 +134,7 @@ class Source:
             needs[:, 2] = 0  # no pictures to encode
         return needs
 
-    def stretch(self, start: int, count: int) -> Stretch:
+    def stretch(self, start: int, count: int) -> ExampleSlice:
         """The `count` examples from place `start` of the endless stream."""
         places = np.arange(start, start + count)
         epochs, within = np.divmod(places, len(self))
@@ -142,17 +142,17 @@ class Source:
             for epoch in np.unique(epochs):
                 here = epochs == epoch
                 key = shuffle.key_of((self.seed, self.number, int(epoch), _ORDER))
-                within[here] = shuffle.shuffled(within[here], len(self), key)
+                within[here] = shuffle.permute_index(within[here], len(self), key)
         indices = within if self._rows is None else self._rows[within]
         measured = self.index.lengths[indices].astype(np.int64)
         drops = np.zeros(count, bool)
         if self.seed is not None and self.data.prompt_dropout:
             key = shuffle.key_of((self.seed, self.number, _DROP))
-            draws = shuffle.coins(shuffle.mix(indices, key) + epochs.astype(np.uint64), key)
+            draws = shuffle.uniform(shuffle.splitmix64(indices, key) + epochs.astype(np.uint64), key)
             drops = (measured[:, 4] > 0) & (draws < self.data.prompt_dropout)
         lengths = self._needs(measured)
         lengths[drops, 0] = measured[drops, 4]
-        return Stretch(epochs, indices, drops, lengths)
+        return ExampleSlice(epochs, indices, drops, lengths)
 
     def example(self, epoch: int, index: int, drop: bool) -> build.Example | None:
         """Example `index` as epoch `epoch` sees it; None where its picture is bad and errors are skipped."""
@@ -173,7 +173,9 @@ class Source:
         return example
 
     def _build(self, conversation: Conversation, index: int, drop: bool, rng) -> build.Example:
-        example = build.build(conversation, self.tokenizer, self.model, self.codes, drop_prompt=drop, rng=rng)
+        example = build.build_example(
+            conversation, self.tokenizer, self.model, self.codes, drop_prompt=drop, rng=rng
+        )
         expected = self._needs(self.index.lengths[index : index + 1])[0].tolist()
         if drop:
             expected[0] = int(self.index.lengths[index, 4])
@@ -185,7 +187,7 @@ class Source:
             )
         return example
 
-    def _without_codes(self, usable: np.ndarray) -> list[Bad]:
+    def _without_codes(self, usable: np.ndarray) -> list[InvalidRow]:
         """Rows with a picture whose VQ codes are missing."""
         about, bad = self.codes.about, []
         if about.get("data") == self.index.data_digest() and not about["left_out"]:
@@ -197,7 +199,9 @@ class Source:
                     where = conversation.source
                     message = f"no VQ codes for {part.name} in {self.codes.path}"
                     bad.append(
-                        Bad(row, where, "missing_codes", f"{where}: {message}: run `unitoken tokenize` again")
+                        InvalidRow(
+                            row, where, "missing_codes", f"{where}: {message}: run `unitoken tokenize` again"
+                        )
                     )
                     break
         return bad

@@ -14,7 +14,7 @@ from PIL import Image
 
 from unitoken_jax.generate import decode, image, scheduler, text
 from unitoken_jax.generate.grammar import PictureGrammar
-from unitoken_jax.sequence.conversation import Conversation, Drawn
+from unitoken_jax.sequence.conversation import Conversation, GeneratedImage
 from unitoken_jax.sequence.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Reply:
     """An answer. `parts`: text and drawn pictures, in order; as they are, they can be the conversation's next
     turn. `tokens` int32[n]: all of it as the model wrote and read it, without the end of turn."""
 
-    parts: tuple[str | Drawn, ...]
+    parts: tuple[str | GeneratedImage, ...]
     tokens: np.ndarray
     complete: bool  # the model ended its turn; False: a limit did
     timing: decode.Timing
@@ -37,7 +37,7 @@ class Reply:
 
     @property
     def pictures(self) -> list[Image.Image]:
-        return [part.image for part in self.parts if isinstance(part, Drawn)]
+        return [part.image for part in self.parts if isinstance(part, GeneratedImage)]
 
 
 def chat(
@@ -69,8 +69,8 @@ def chat(
     if draws:
         model.require("vqgan/decoder", "drawing pictures")
     limit = text.token_limit(model, max_tokens)
-    chosen = text.choice(model, temperature, top_k)
-    artist = _Artist(model, seed, batch, **(drawing or {}))
+    chosen = text.resolve_text_sampling(model, temperature, top_k)
+    artist = _ImageGenerator(model, seed, batch, **(drawing or {}))
     asked = [text.as_asked(parts, number) for number, parts in enumerate(conversations)]
     lead = model.tokenizer.encode(model.config.sequence.picture_lead) if draws else []
     answers = [_Answer(limit, max_pictures, lead, "picture" if draws else "text") for _ in asked]
@@ -80,7 +80,9 @@ def chat(
         """The answers that go on with `mode`, and what the model reads to do so."""
         numbers = [i for i, one in enumerate(answers) if one.mode == mode]
         parts = [answers[i].parts for i in numbers]
-        prompts = text.read(model, [asked[i] for i in numbers], batch, artist.codes, parts)
+        prompts = text.read_conversations_as_prompts(
+            model, [asked[i] for i in numbers], batch, artist.codes, parts
+        )
         return [answers[i] for i in numbers], prompts
 
     while any(one.mode != "over" for one in answers):
@@ -98,7 +100,7 @@ class _Answer:
     """An answer in the making. `parts`: ids int32[n] and Drawn; `mode`: what comes next."""
 
     def __init__(self, tokens_left: int, pictures_left: int, lead: Sequence[int], mode: str):
-        self.parts: list[np.ndarray | Drawn] = [np.array(lead, np.int32)]
+        self.parts: list[np.ndarray | GeneratedImage] = [np.array(lead, np.int32)]
         self.tokens_left, self.pictures_left, self.mode = tokens_left, pictures_left, mode
         self.complete = False
 
@@ -110,13 +112,13 @@ class _Answer:
         self.parts.append(tokens[:-1] if self.complete or begins else tokens)
         self.mode = "picture" if begins and self.pictures_left else "over"
 
-    def add_picture(self, picture: Drawn) -> None:
+    def add_picture(self, picture: GeneratedImage) -> None:
         self.parts.append(picture)
         self.pictures_left -= 1
         self.mode = "text" if self.tokens_left else "over"
 
 
-class _Artist:
+class _ImageGenerator:
     """Reads and draws the pictures of a call."""
 
     def __init__(self, model: "UniToken", seed: int, batch: int, *, size=None, **settings):
@@ -127,7 +129,7 @@ class _Artist:
                 "speculate and size"
             )
         self.model, self.seed, self.batch = model, seed, batch
-        self.settings = image.settings(model.config, **settings)
+        self.settings = image.resolve_settings(model.config, **settings)
         self.grammar = image.grammar_of(model, size)
         self.known: dict[bytes, np.ndarray] = {}
 
@@ -135,17 +137,17 @@ class _Artist:
         """VQ codes int32[h, w] of a discrete crop uint8[H, W, 3]; each is read once, however many rounds."""
         key = crop.tobytes()
         if key not in self.known:
-            (self.known[key],) = image.encode_pictures(self.model, crop[None])
+            (self.known[key],) = image.encode_images(self.model, crop[None])
         return self.known[key]
 
-    def draw(self, prompts: Sequence[decode.Prompt], clock: decode.Clock) -> list[Drawn]:
+    def draw(self, prompts: Sequence[decode.Prompt], clock: decode.Clock) -> list[GeneratedImage]:
         """A picture after each of `prompts`."""
         if not prompts:
             return []
         self.model.require("vqgan/decoder", "drawing pictures")
         begin, numbered = np.array([self.grammar.begin]), []
-        for prompt, (_, number) in zip(prompts, scheduler.streams(prompts)):
-            numbered.append((image.followed(prompt, begin), number))
+        for prompt, (_, number) in zip(prompts, scheduler.rng_streams(prompts)):
+            numbered.append((image.append_tokens(prompt, begin), number))
         ids = np.zeros((len(prompts), self.grammar.rows * self.grammar.columns), np.int32)
         how = {"seed": self.seed, "batch": self.batch}
         for job, tokens, _ in image.draw_codes(
@@ -153,13 +155,15 @@ class _Artist:
         ):
             ids[job] = tokens
         codes = self.grammar.codes(self.grammar.tokens(ids))
-        return [Drawn(*pair) for pair in zip(image.decode_codes(self.model, codes, self.batch), codes)]
+        return [
+            GeneratedImage(*pair) for pair in zip(image.decode_codes(self.model, codes, self.batch), codes)
+        ]
 
 
 def _reply(model: "UniToken", answer: _Answer, grammar: PictureGrammar, timing: decode.Timing) -> Reply:
     parts, tokens = [], []
     for part in answer.parts:
-        if isinstance(part, Drawn):
+        if isinstance(part, GeneratedImage):
             parts.append(part)
             ids = grammar.code_ids[part.codes.reshape(1, -1)]
             tokens += [[grammar.begin], *grammar.tokens(ids)]

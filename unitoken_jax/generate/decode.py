@@ -25,10 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unitoken_jax.generate.sampling import guide, place_keys, sample
-from unitoken_jax.model.decoder import Cache, unstacked
+from unitoken_jax.generate.sampling import apply_cfg, position_keys, sample
+from unitoken_jax.model.decoder import Cache, with_unstacked_layers
 
-FREE = -1  # in Rules.forced: the model chooses
+MODEL_CHOOSES = -1  # in Rules.forced: the model chooses
 
 
 class Prompt(NamedTuple):
@@ -48,7 +48,7 @@ class Prompts(NamedTuple):
     crops: Any  # uint8[B, C, S, S, 3] | None
 
 
-class Rules(NamedTuple):
+class SamplingParams(NamedTuple):
     """How tokens are chosen, traced: another value compiles nothing.
 
     `forced` int32[M]: the id at each place after the prompt, or FREE. `ids` int32[N]: those that may be
@@ -66,7 +66,7 @@ class Rules(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
+class DecodeSpec:
     """What is compiled in. `window`: tokens a pass reads, 1 is plain decoding. `guided`: conditional rows are
     followed by as many unconditional ones, which read the same. `greedy`: the best token, no noise."""
 
@@ -128,7 +128,7 @@ class Clock:
         return Timing(self.compiling, self.first, self.rest, self.steps)
 
 
-def bucket(number: int, least: int = 64, an_octave: int = 2) -> int:
+def bucket_size(number: int, least: int = 64, an_octave: int = 2) -> int:
     """The next of least, ..., 2 * least, ..., with `an_octave` equally wide steps between doublings."""
     top = max(least, 1)
     while top < number:
@@ -143,11 +143,11 @@ def batch_rows(number: int, multiple: int = 1) -> int:
     return -(-rows // multiple) * multiple
 
 
-def stack(
+def pad_prompts(
     prompts: Sequence[Prompt], rows: int, length: int | None = None, crops: int | None = None
 ) -> Prompts:
     """Pads `prompts` to `rows` rows of `length` tokens and `crops` crops; None: their bucket."""
-    length = length or bucket(max(len(prompt.tokens) for prompt in prompts))
+    length = length or bucket_size(max(len(prompt.tokens) for prompt in prompts))
     crops = crop_bucket(prompts) if crops is None else crops
     tokens = np.zeros((rows, length), np.int32)
     soft_index = np.full((rows, length), -1, np.int32)
@@ -164,7 +164,7 @@ def stack(
 def crop_bucket(prompts: Sequence[Prompt]) -> int:
     """Crops a row that each of `prompts` fits in."""
     most = max(0 if prompt.crops is None else len(prompt.crops) for prompt in prompts)
-    return bucket(most, least=1, an_octave=4) if most else 0
+    return bucket_size(most, least=1, an_octave=4) if most else 0
 
 
 def _stack_crops(crops: list, rows: int, number: int) -> np.ndarray | None:
@@ -184,12 +184,12 @@ def ready(params: Mapping) -> dict:
     Of a stack, XLA copies layers out in every pass: on a CPU all of them, several times the time of the pass;
     on a TPU some, which it then keeps beside the stack.
     """
-    return {**params, "decoder": unstacked(params["decoder"])}
+    return {**params, "decoder": with_unstacked_layers(params["decoder"])}
 
 
 @functools.partial(jax.jit, static_argnames=("module", "slots", "shape"))
 def prefill(
-    module, params, prompts: Prompts, keys, limits, rules: Rules, *, slots: int, shape: Shape
+    module, params, prompts: Prompts, keys, limits, rules: SamplingParams, *, slots: int, shape: DecodeSpec
 ) -> State:
     """Reads the prompts, into a cache of `slots` a row, and chooses each row's first token.
 
@@ -213,17 +213,17 @@ def prefill(
     forced, head = _forced(rules, shape), _head(params, rules)
     places = jnp.zeros((len(limits), 1), jnp.int32)
     first = _choose(module, params, head, hidden, keys, places, rules, forced, shape)
-    tokens = jnp.where(forced == FREE, first, forced[None])
-    counts, limits = _settle(jnp.zeros_like(limits), limits, first, jnp.zeros_like(limits), rules)
+    tokens = jnp.where(forced == MODEL_CHOOSES, first, forced[None])
+    counts, limits = _accept_tokens(jnp.zeros_like(limits), limits, first, jnp.zeros_like(limits), rules)
     return State(cache, prompts.lengths, keys, tokens, counts, limits)
 
 
-def _forced(rules: Rules, shape: Shape) -> jax.Array:
+def _forced(rules: SamplingParams, shape: DecodeSpec) -> jax.Array:
     """int32[M + 2 W]: `rules.forced`, and room for drafts beyond it."""
-    return jnp.pad(rules.forced, (0, 2 * shape.window), constant_values=FREE)
+    return jnp.pad(rules.forced, (0, 2 * shape.window), constant_values=MODEL_CHOOSES)
 
 
-def _head(params, rules: Rules):
+def _head(params, rules: SamplingParams):
     """The columns of lm_head that can be chosen; None: all."""
     return None if rules.ids is None else params["decoder"]["lm_head"]["kernel"][:, rules.ids]
 
@@ -244,7 +244,7 @@ def replace_rows(state: State, other: State, rows) -> State:
 
 # A loop returns the cache that it was given: only so can it work in its memory, without a copy.
 @functools.partial(jax.jit, static_argnames=("module", "shape"), donate_argnames="state")
-def proceed(module, params, state: State, rules: Rules, least, most, *, shape: Shape):
+def decode_loop(module, params, state: State, rules: SamplingParams, least, most, *, shape: DecodeSpec):
     """Writes while at least `least` rows are unfinished, `most` passes at most: the state, passes taken."""
     forced, head = _forced(rules, shape), _head(params, rules)
 
@@ -254,12 +254,12 @@ def proceed(module, params, state: State, rules: Rules, least, most, *, shape: S
 
     def along(loop):  # whether a forced id comes next: read with the token before it, it takes no pass
         state, _ = loop
-        return jnp.any((state.counts < state.limits) & (forced[state.counts] != FREE))
+        return jnp.any((state.counts < state.limits) & (forced[state.counts] != MODEL_CHOOSES))
 
     def passes_of(width: int, when, loop):
         def body(loop):
             state, passes = loop
-            return _pass(module, params, head, state, rules, forced, shape, width), passes + 1
+            return _decode_step(module, params, head, state, rules, forced, shape, width), passes + 1
 
         return jax.lax.while_loop(lambda loop: unfinished(loop) & when(loop), body, loop)
 
@@ -275,7 +275,9 @@ def proceed(module, params, state: State, rules: Rules, least, most, *, shape: S
     return jax.lax.while_loop(unfinished, body, loop)
 
 
-def _pass(module, params, head, state: State, rules: Rules, forced, shape: Shape, width: int) -> State:
+def _decode_step(
+    module, params, head, state: State, rules: SamplingParams, forced, shape: DecodeSpec, width: int
+) -> State:
     """One pass: reads each row's last settled token and `width` - 1 drafts, settles what they confirm."""
     places = state.counts[:, None] - 1 + jnp.arange(width)
     read = jnp.take_along_axis(state.tokens, jnp.maximum(places, 0), axis=1)
@@ -293,13 +295,13 @@ def _pass(module, params, head, state: State, rules: Rules, forced, shape: Shape
         draft = jnp.take_along_axis(tokens, jnp.maximum(later - rules.stride, 0), axis=1)
         draft = jnp.where(later < rules.stride, found[:, -1:], draft)
         tokens = tokens.at[rows, later].set(
-            jnp.where(forced[later] == FREE, draft, forced[later]), mode="drop"
+            jnp.where(forced[later] == MODEL_CHOOSES, draft, forced[later]), mode="drop"
         )
-    counts, limits = _settle(state.counts, state.limits, found, agreed, rules)
+    counts, limits = _accept_tokens(state.counts, state.limits, found, agreed, rules)
     return state._replace(cache=cache, tokens=tokens, counts=counts, limits=limits)
 
 
-def _settle(counts, limits, found, agreed, rules: Rules):
+def _accept_tokens(counts, limits, found, agreed, rules: SamplingParams):
     """(counts, limits) after the first `agreed` + 1 of `found` int32[B, W] were settled, if they matter."""
     if len(rules.ends):
         ending = jnp.isin(found, rules.ends) & (jnp.arange(found.shape[1]) <= agreed[:, None])
@@ -308,23 +310,25 @@ def _settle(counts, limits, found, agreed, rules: Rules):
     return jnp.minimum(counts + 1 + agreed.astype(jnp.int32), limits), limits
 
 
-def _choose(module, params, head, hidden, keys, places, rules: Rules, forced, shape: Shape) -> jax.Array:
+def _choose(
+    module, params, head, hidden, keys, places, rules: SamplingParams, forced, shape: DecodeSpec
+) -> jax.Array:
     """int32[B, W]: the tokens at `places` int32[B, W], of hidden [B or 2 B, W, D], the states before them."""
     B, W = places.shape
     if head is None:
         logits = module.apply({"params": params}, hidden, method="logits")
     else:
         logits = code_logits(hidden, head, module.dtype)
-    logits = guide(logits, rules.guidance) if shape.guided else logits
+    logits = apply_cfg(logits, rules.guidance) if shape.guided else logits
     if shape.greedy:
         token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     else:
         flat = logits.reshape(B * W, -1)
-        token = sample(flat, place_keys(keys, places).reshape(-1), rules.top_k, rules.temperature).reshape(
+        token = sample(flat, position_keys(keys, places).reshape(-1), rules.top_k, rules.temperature).reshape(
             B, W
         )
     token = token if head is None else rules.ids[token]
-    return jnp.where(forced[places] == FREE, token, forced[places])
+    return jnp.where(forced[places] == MODEL_CHOOSES, token, forced[places])
 
 
 def code_logits(hidden, head, dtype):

@@ -10,8 +10,8 @@ import dataclasses
 import numpy as np
 
 from unitoken_jax.config import ModelConfig
-from unitoken_jax.sequence.build import CODE as SAMPLE
-from unitoken_jax.sequence.build import picture_template
+from unitoken_jax.sequence.build import VQ_CODE as SAMPLE
+from unitoken_jax.sequence.build import image_template
 from unitoken_jax.sequence.vocabulary import Vocabulary
 
 
@@ -70,7 +70,7 @@ class PictureGrammar:
 
 def picture_grammar(config: ModelConfig, vocabulary: Vocabulary, height: int, width: int) -> PictureGrammar:
     """The grammar of a `height` x `width` px picture. ValueError for an unsupported size."""
-    begin, *forced = picture_template(config, vocabulary, (height, width)).tolist()
+    begin, *forced = image_template(config, vocabulary, (height, width)).tolist()
     rows, columns = height // config.vq.stride, width // config.vq.stride
     codes = vocabulary.code_ids[: config.vq.codes]  # a tokenizer may name more than the codebook has
     return PictureGrammar(rows, columns, begin, np.array(forced, np.int32), codes)

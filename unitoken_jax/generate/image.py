@@ -30,7 +30,7 @@ WINDOW = 16  # tokens a pass reads on an accelerator; the weights take longer to
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Drawing:
+class ImageResult:
     """A generated picture. `tokens` int32[N]: begin-of-image ... end-of-image. `number`: see `draw`.
 
     `timing` is that of the batch it was drawn in, up to its tokens.
@@ -43,7 +43,7 @@ class Drawing:
     timing: decode.Timing
 
 
-class Settings(NamedTuple):
+class ImageSettings(NamedTuple):
     """How codes are chosen, checked; see `settings`."""
 
     guidance: float
@@ -65,7 +65,7 @@ def draw(
     batch: int = BATCH,
     speculate: int | None = None,
     progress: Callable[[int, Image.Image], None] | None = None,
-) -> list[Drawing]:
+) -> list[ImageResult]:
     """`number` pictures of each of `prompts`, in order: all of the first, then all of the second, ...
 
     `size` = (height, width) px, default: as in training. What is None is the model's default
@@ -82,7 +82,7 @@ def draw(
             raise ValueError(f"prompt {i} is empty; say what to draw")
     if number < 1:
         raise ValueError(f"number is {number}; expected at least 1 picture a prompt")
-    found = settings(model.config, guidance, top_k, temperature, speculate)
+    found = resolve_settings(model.config, guidance, top_k, temperature, speculate)
     model.require("vqgan/decoder", "drawing pictures")
     grammar = grammar_of(model, size)
 
@@ -112,10 +112,14 @@ def draw(
     tokens = grammar.tokens(ids)
     pictures = decode_codes(model, grammar.codes(tokens), batch)
     tokens = np.concatenate([np.full((len(jobs), 1), grammar.begin, np.int32), tokens], axis=1)
-    return [Drawing(*job, row, picture, clock.timing) for job, row, picture in zip(jobs, tokens, pictures)]
+    return [
+        ImageResult(*job, row, picture, clock.timing) for job, row, picture in zip(jobs, tokens, pictures)
+    ]
 
 
-def settings(config: ModelConfig, guidance=None, top_k=None, temperature=None, speculate=None) -> Settings:
+def resolve_settings(
+    config: ModelConfig, guidance=None, top_k=None, temperature=None, speculate=None
+) -> ImageSettings:
     """The given settings, the model's where they are None. Raises ValueError for what means nothing."""
     own = config.generation
     top_k, temperature, guidance = check_sampling(
@@ -131,7 +135,7 @@ def settings(config: ModelConfig, guidance=None, top_k=None, temperature=None, s
         raise ValueError(
             f"speculate is {window!r}; expected how many tokens a pass reads, 0 for plain decoding"
         )
-    return Settings(guidance, top_k, temperature, max(window, 1))
+    return ImageSettings(guidance, top_k, temperature, max(window, 1))
 
 
 def grammar_of(model: "UniToken", size: tuple[int, int] | None) -> PictureGrammar:
@@ -145,18 +149,18 @@ def draw_codes(
     prompts: Sequence[tuple[decode.Prompt, int]],
     grammar: PictureGrammar,
     clock: decode.Clock,
-    settings: Settings,
+    settings: ImageSettings,
     *,
     seed: int,
     batch: int,
     every: int | None = None,
-) -> Iterator[scheduler.Written]:
+) -> Iterator[scheduler.Completion]:
     """Draws a picture's codes, as token ids, for each (prompt that ends with begin-of-image, its number).
 
     They come as each is done; `every`: also what there is of the others, after so many passes.
     """
     drawn = grammar.forced[len(grammar.head) : -1]
-    rules = decode.Rules(
+    rules = decode.SamplingParams(
         top_k=np.int32(settings.top_k),
         temperature=np.float32(settings.temperature),
         guidance=np.float32(settings.guidance),
@@ -168,31 +172,31 @@ def draw_codes(
     limit = len(drawn) - len(grammar.row_end)  # what follows the last code is known
     jobs = []
     for prompt, number in prompts:
-        prompt = followed(prompt, grammar.head)
-        jobs.append(scheduler.Job(prompt, (scheduler.checksum(prompt), number), limit))
-    unconditional = plain(build.unconditional_prompt(model.tokenizer.vocabulary))
-    for job, tokens, done in scheduler.write(
+        prompt = append_tokens(prompt, grammar.head)
+        jobs.append(scheduler.Request(prompt, (scheduler.checksum(prompt), number), limit))
+    unconditional = text_prompt(build.unconditional_prompt_ids(model.tokenizer.vocabulary))
+    for job, tokens, done in scheduler.complete(
         model,
         jobs,
         rules,
-        decode.Shape(min(settings.window, len(drawn)), guided=settings.guidance != 1.0),
+        decode.DecodeSpec(min(settings.window, len(drawn)), guided=settings.guidance != 1.0),
         clock,
         seed=seed,
         batch=batch,
         every=every,
-        unconditional=followed(unconditional, grammar.head),
+        unconditional=append_tokens(unconditional, grammar.head),
     ):
-        yield scheduler.Written(job, tokens[drawn[: len(tokens)] == SAMPLE], done)
+        yield scheduler.Completion(job, tokens[drawn[: len(tokens)] == SAMPLE], done)
 
 
-def plain(tokens: np.ndarray) -> decode.Prompt:
+def text_prompt(tokens: np.ndarray) -> decode.Prompt:
     """A prompt without pictures."""
     return decode.Prompt(np.asarray(tokens, np.int32), np.full(len(tokens), NO_INDEX, np.int32))
 
 
-def followed(prompt: decode.Prompt, ids: np.ndarray) -> decode.Prompt:
+def append_tokens(prompt: decode.Prompt, ids: np.ndarray) -> decode.Prompt:
     """`prompt`, then `ids`."""
-    more = plain(ids)
+    more = text_prompt(ids)
     return decode.Prompt(*map(np.concatenate, zip(prompt[:2], more[:2])), prompt.crops)
 
 
@@ -209,7 +213,7 @@ def default_top_k(config: ModelConfig) -> int:
 
 
 def _prompt(model: "UniToken", text: str) -> decode.Prompt:
-    return plain(build.picture_prompt(text, model.tokenizer, model.config).tokens)
+    return text_prompt(build.build_text_to_image_prompt(text, model.tokenizer, model.config).tokens)
 
 
 def decode_codes(model: "UniToken", codes: np.ndarray, batch: int = BATCH) -> list[Image.Image]:
@@ -225,7 +229,7 @@ def _pixels(vq, params, codes):
     return to_pixels(vq.apply({"params": params}, codes, method="decode"))
 
 
-def encode_pictures(model: "UniToken", crops: np.ndarray, batch: int = BATCH) -> np.ndarray:
+def encode_images(model: "UniToken", crops: np.ndarray, batch: int = BATCH) -> np.ndarray:
     """VQ codes int32[M, h, w] of discrete crops uint8[M, H, W, 3]."""
     model.require("vqgan/encoder", "reading discrete picture tokens")
     return np.concatenate(list(_in_groups(model, _codes, np.asarray(crops, np.uint8), batch)))

@@ -27,12 +27,12 @@ def stream_keys(seed, streams) -> jax.Array:
     return jax.vmap(jax.random.fold_in)(sample_keys(seed, streams[:, 0]), streams[:, 1])
 
 
-def place_keys(keys: jax.Array, places) -> jax.Array:
+def position_keys(keys: jax.Array, places) -> jax.Array:
     """The keys key[B, W] of the samples' tokens at `places` int32[B, W] after the prompt."""
     return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, places)
 
 
-def guide(logits: jax.Array, guidance) -> jax.Array:
+def apply_cfg(logits: jax.Array, guidance) -> jax.Array:
     """Classifier-free guidance: [2B, V] (conditional rows, then unconditional) -> [B, V]."""
     conditional, unconditional = jnp.split(logits, 2)
     return unconditional + guidance * (conditional - unconditional)
@@ -44,11 +44,11 @@ def sample(logits: jax.Array, keys: jax.Array, top_k, temperature) -> jax.Array:
     Exactly `top_k` tokens take part, of equal ones those with the lower ids; `top_k` 1 is therefore argmax.
     """
     noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], logits.dtype))(keys)
-    scores = jnp.where(best(logits, top_k), logits / temperature + noise, -jnp.inf)
+    scores = jnp.where(top_k_mask(logits, top_k), logits / temperature + noise, -jnp.inf)
     return jnp.argmax(scores, axis=-1).astype(jnp.int32)
 
 
-def best(logits: jax.Array, top_k) -> jax.Array:
+def top_k_mask(logits: jax.Array, top_k) -> jax.Array:
     """bool[B, V]: each row's `top_k` (traced) largest of float32[B, V]; of equal ones the first.
 
     Finds the smallest one by bisection over the 2^32 float32 values: a sort of the row takes thirty times as

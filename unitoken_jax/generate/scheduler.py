@@ -18,7 +18,7 @@ BATCH = 16  # prompts written at one time
 _NO_END = np.iinfo(np.int32).max
 
 
-class Job(NamedTuple):
+class Request(NamedTuple):
     """A prompt, the stream of its noise (`sampling.stream_keys`), and how many tokens it gets at most."""
 
     prompt: decode.Prompt
@@ -26,7 +26,7 @@ class Job(NamedTuple):
     limit: int
 
 
-class Written(NamedTuple):
+class Completion(NamedTuple):
     """What job number `job` has so far: tokens int32[n], all of it where `done`."""
 
     job: int
@@ -40,7 +40,7 @@ def checksum(prompt: decode.Prompt) -> int:
     return zlib.crc32(crops, zlib.crc32(np.asarray(prompt.tokens, np.int32).tobytes()))
 
 
-def streams(prompts: Sequence[decode.Prompt]) -> list[tuple[int, int]]:
+def rng_streams(prompts: Sequence[decode.Prompt]) -> list[tuple[int, int]]:
     """(checksum of the prompt, how many equal ones came before); see `sampling.stream_keys`."""
     seen, found = Counter(), []
     for prompt in prompts:
@@ -50,18 +50,18 @@ def streams(prompts: Sequence[decode.Prompt]) -> list[tuple[int, int]]:
     return found
 
 
-def write(
+def complete(
     model: "UniToken",
-    jobs: Sequence[Job],
-    rules: decode.Rules,
-    shape: decode.Shape,
+    jobs: Sequence[Request],
+    rules: decode.SamplingParams,
+    shape: decode.DecodeSpec,
     clock: decode.Clock,
     *,
     seed: int = 0,
     batch: int = BATCH,
     every: int | None = None,
     unconditional: decode.Prompt | None = None,
-) -> Iterator[Written]:
+) -> Iterator[Completion]:
     """Continues every job, `batch` at one time, longest prompts first; yields each when it is done.
 
     `every`: also yields what the others have, after so many passes. `unconditional`: what the second stream
@@ -74,8 +74,8 @@ def write(
     order = sorted(range(len(jobs)), key=lambda i: -len(jobs[i].prompt.tokens))
     while order:
         # Prompts of like lengths together: less padding, one compiled shape.
-        longest = decode.bucket(len(jobs[order[0]].prompt.tokens))
-        same = sum(decode.bucket(len(jobs[i].prompt.tokens)) == longest for i in order)
+        longest = decode.bucket_size(len(jobs[order[0]].prompt.tokens))
+        same = sum(decode.bucket_size(len(jobs[i].prompt.tokens)) == longest for i in order)
         number = max(same, batch)
         group = _Group(model, params, jobs, order[:number], rules, shape, clock, seed, batch, unconditional)
         order = order[number:]
@@ -90,7 +90,7 @@ class _Group:
         self.rules, self.shape, self.clock, self.seed = rules, shape, clock, seed
         self.unconditional = unconditional
         prompts = [jobs[i].prompt for i in waiting]
-        self.length = decode.bucket(max(len(prompt.tokens) for prompt in prompts))
+        self.length = decode.bucket_size(max(len(prompt.tokens) for prompt in prompts))
         self.crops = decode.crop_bucket(prompts)
         self.slots = self.length + len(rules.forced)
         self.rows = model.rows(min(batch, len(prompts)))
@@ -99,7 +99,7 @@ class _Group:
         most = self.rows + (self.fresh if len(prompts) > self.rows else 0)
         check_memory(model, most * (2 if shape.guided else 1), self.slots, self.length)
 
-    def write(self, every: int | None) -> Iterator[Written]:
+    def write(self, every: int | None) -> Iterator[Completion]:
         owners: list[int | None] = []  # the job of each row
         state = None
         while self.waiting or any(job is not None for job in owners):
@@ -122,7 +122,7 @@ class _Group:
                     continue
                 done = bool(counts[row] >= limits[row])
                 if done or every:
-                    yield Written(job, tokens[row, : counts[row]].copy(), done)
+                    yield Completion(job, tokens[row, : counts[row]].copy(), done)
                 if done:
                     owners[row] = None
 
@@ -135,7 +135,7 @@ class _Group:
         if self.shape.guided:
             # Rows come in two halves, so what fills the bucket must sit at the end of each.
             prompts += [prompts[0]] * filler + [self.unconditional] * rows
-        stacked = decode.stack(prompts, rows * (2 if self.shape.guided else 1), self.length, self.crops)
+        stacked = decode.pad_prompts(prompts, rows * (2 if self.shape.guided else 1), self.length, self.crops)
         streams = np.array([self.jobs[i].stream for i in taken] + [(0, 0)] * filler, np.uint32)
         limits = np.array([self.jobs[i].limit for i in taken] + [0] * filler, np.int32)
         state = self.model.run(
@@ -161,7 +161,7 @@ class _Group:
         state, passes = self.model.run(
             self.clock.run,
             "rest",
-            decode.proceed,
+            decode.decode_loop,
             self.model.module,
             self.params,
             state,

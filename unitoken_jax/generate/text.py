@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from unitoken_jax.generate import decode, scheduler
-from unitoken_jax.generate.image import encode_pictures
+from unitoken_jax.generate.image import encode_images
 from unitoken_jax.generate.sampling import check_sampling
 from unitoken_jax.generate.scheduler import BATCH
 from unitoken_jax.sequence import build
-from unitoken_jax.sequence.conversation import Conversation, dialogue
+from unitoken_jax.sequence.conversation import Conversation, make_conversation
 
 if TYPE_CHECKING:
     from unitoken_jax.unitoken import UniToken
@@ -34,7 +34,7 @@ class Answer:
     timing: decode.Timing
 
 
-class Choice(NamedTuple):
+class TextSampling(NamedTuple):
     """How a text's tokens are chosen, checked; see `choice`."""
 
     top_k: int
@@ -65,8 +65,8 @@ def answer(
     if isinstance(conversations, str):
         raise ValueError("conversations is one string; expected a list: [[question]] or [[image, question]]")
     limit = token_limit(model, max_tokens)
-    chosen = choice(model, temperature, top_k)
-    prompts = read(model, conversations, batch)
+    chosen = resolve_text_sampling(model, temperature, top_k)
+    prompts = read_conversations_as_prompts(model, conversations, batch)
     clock, limits = decode.Clock(), [limit] * len(prompts)
     every = STREAMED if stream else None
     written = write_text(model, prompts, limits, chosen, clock, seed=seed, batch=batch, every=every)
@@ -84,41 +84,43 @@ def token_limit(model: "UniToken", max_tokens: int | None) -> int:
     return int(limit)
 
 
-def choice(model: "UniToken", temperature: float, top_k: int | None) -> Choice:
+def resolve_text_sampling(model: "UniToken", temperature: float, top_k: int | None) -> TextSampling:
     """The settings, checked. Raises ValueError for what means nothing."""
     most = model.config.decoder.vocab_size
     greedy = temperature == 0
     top_k, temperature, _ = check_sampling(most if top_k is None else top_k, temperature, most=most)
-    return Choice(top_k, temperature, greedy)
+    return TextSampling(top_k, temperature, greedy)
 
 
 def write_text(
     model: "UniToken",
     prompts: Sequence[decode.Prompt],
     limits: Sequence[int],
-    choice: Choice,
+    choice: TextSampling,
     clock: decode.Clock,
     *,
     seed: int,
     batch: int,
     every: int | None = None,
     ends: Sequence[int] = (),
-) -> Iterator[scheduler.Written]:
+) -> Iterator[scheduler.Completion]:
     """Continues each prompt, by its limit of tokens at most, up to the end of turn or another of `ends`."""
-    rules = decode.Rules(
+    rules = decode.SamplingParams(
         top_k=np.int32(choice.top_k),
         temperature=np.float32(choice.temperature),
         guidance=np.float32(1),
-        forced=np.full(decode.bucket(max(limits, default=1), LEAST_ROOM), decode.FREE, np.int32),
+        forced=np.full(
+            decode.bucket_size(max(limits, default=1), LEAST_ROOM), decode.MODEL_CHOOSES, np.int32
+        ),
         ids=None,
         ends=np.array([model.tokenizer.vocabulary.end_of_turn, *ends], np.int32),
     )
-    jobs = [scheduler.Job(*job) for job in zip(prompts, scheduler.streams(prompts), limits)]
-    shape = decode.Shape(greedy=choice.greedy)
-    return scheduler.write(model, jobs, rules, shape, clock, seed=seed, batch=batch, every=every)
+    jobs = [scheduler.Request(*job) for job in zip(prompts, scheduler.rng_streams(prompts), limits)]
+    shape = decode.DecodeSpec(greedy=choice.greedy)
+    return scheduler.complete(model, jobs, rules, shape, clock, seed=seed, batch=batch, every=every)
 
 
-def _pieces(model: "UniToken", written: Iterator[scheduler.Written]) -> Iterator[tuple[int, str]]:
+def _pieces(model: "UniToken", written: Iterator[scheduler.Completion]) -> Iterator[tuple[int, str]]:
     """(number of the conversation, the next piece of its answer), as they come."""
     told = Counter()
     for job, tokens, done in written:
@@ -130,7 +132,7 @@ def _pieces(model: "UniToken", written: Iterator[scheduler.Written]) -> Iterator
             told[job] = len(text)
 
 
-def read(
+def read_conversations_as_prompts(
     model: "UniToken",
     conversations: Sequence,
     batch: int,
@@ -143,12 +145,12 @@ def read(
     for number, parts in enumerate(conversations):
         answer = begun[number] if begun else ()
         examples.append(
-            build.prompt(as_asked(parts, number), model.tokenizer, model.config, codes, answer=answer)
+            build.build_prompt(as_asked(parts, number), model.tokenizer, model.config, codes, answer=answer)
         )
     if any(len(example.crops) for example in examples):
         model.require("siglip", "reading pictures")
     pictures = [example.pictures for example in examples if len(example.pictures)]
-    made = encode_pictures(model, np.concatenate(pictures), batch) if pictures else None
+    made = encode_images(model, np.concatenate(pictures), batch) if pictures else None
     prompts, used = [], 0
     for example in examples:
         tokens = example.tokens
@@ -167,7 +169,7 @@ def as_asked(parts, number: int) -> Conversation:
         return parts
     if isinstance(parts, str):
         raise ValueError(f"conversation {number} is one string; expected a list of its parts: [question]")
-    return dialogue([parts], f"conversation {number}")
+    return make_conversation([parts], f"conversation {number}")
 
 
 def _answer(model: "UniToken", written: np.ndarray, timing: decode.Timing) -> Answer:

@@ -17,8 +17,8 @@ from unitoken_jax.data.codes import codes_name, codes_needed, codes_path, crop_t
 from unitoken_jax.data.image_store import name_hash
 from unitoken_jax.data.index import data_digest, index_folder
 from unitoken_jax.data.readers import kind_of
-from unitoken_jax.generate.image import BATCH, encode_pictures
-from unitoken_jax.sequence.conversation import ConversationError, PictureFile, parse
+from unitoken_jax.generate.image import BATCH, encode_images
+from unitoken_jax.sequence.conversation import ConversationError, ImageFile, parse_conversation
 from unitoken_jax.sequence.image import PictureError
 from unitoken_jax.storage.paths import is_remote, save_array
 from unitoken_jax.unitoken import UniToken
@@ -101,9 +101,9 @@ class _Work:
 
     def __init__(self, source: SourceConfig, model: UniToken, folder: pathlib.Path, on_error):
         folder.mkdir(exist_ok=True)
-        job = index_build.Job(source, model.config, model.tokenizer, folder, "")
+        job = index_build.IndexBuildSpec(source, model.config, model.tokenizer, folder, "")
         index_build.prepare(job, on_error)
-        self._measurer = index_build.Measurer(job, folder)
+        self._measurer = index_build.LengthIndexer(job, folder)
         self._config: ModelConfig = model.config
         if not (folder / WORK).exists():
             save_array(folder / WORK, self._find(on_error))
@@ -112,13 +112,13 @@ class _Work:
     def __len__(self) -> int:
         return len(self._table)
 
-    def __getitem__(self, i: int) -> PictureFile:
+    def __getitem__(self, i: int) -> ImageFile:
         row, part = self._table[i].tolist()
         return self._needed(row)[part]
 
-    def _needed(self, row: int) -> list[PictureFile]:
+    def _needed(self, row: int) -> list[ImageFile]:
         records, pictures = self._measurer.records, self._measurer.pictures
-        conversation = parse(records.read(row), records.where(row), pictures, need_answers=False)
+        conversation = parse_conversation(records.read(row), records.where(row), pictures, need_answers=False)
         return codes_needed(conversation, self._config)
 
     def _find(self, on_error) -> np.ndarray:
@@ -144,7 +144,7 @@ def _encoded(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(name, int32[h, w]) of the `chosen` pictures, in order. The next batch is decoded meanwhile."""
 
-    def crop(picture: PictureFile):
+    def crop(picture: ImageFile):
         try:
             return picture.name, crop_to_encode(picture, model.config)
         except PictureError as error:
@@ -166,5 +166,5 @@ def _encoded(
             good = [(name, crop) for name, crop in made if not isinstance(crop, PictureError)]
             if good:
                 names, stack = zip(*good)
-                yield from zip(names, encode_pictures(model, np.stack(stack), batch))
+                yield from zip(names, encode_images(model, np.stack(stack), batch))
             bar.update(len(group))

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from unitoken_jax.batch import NO_INDEX
-from unitoken_jax.generate.image import encode_pictures
+from unitoken_jax.generate.image import encode_images
 from unitoken_jax.model.decoder import DecoderBlock
-from unitoken_jax.model.layers import rope_table, rotate
+from unitoken_jax.model.layers import rope_table, apply_rope
 from unitoken_jax.sequence import build
 from unitoken_jax.sequence.build import Example
-from unitoken_jax.sequence.conversation import dialogue
+from unitoken_jax.sequence.conversation import make_conversation
 
 
 def example_of(model, *turns) -> Example:
@@ -20,9 +20,9 @@ def example_of(model, *turns) -> Example:
     """
 
     def codes(crop: np.ndarray) -> np.ndarray:
-        return np.asarray(encode_pictures(model, crop[None]))[0]
+        return np.asarray(encode_images(model, crop[None]))[0]
 
-    return build.build(dialogue(list(turns)), model.tokenizer, model.config, codes)
+    return build.build_example(make_conversation(list(turns)), model.tokenizer, model.config, codes)
 
 
 def attention_weights(model, example: Example) -> np.ndarray:
@@ -50,7 +50,7 @@ def attention_weights(model, example: Example) -> np.ndarray:
             capture_intermediates=_is_query_or_key,
         )
         seen = seen["intermediates"]["attention"]
-        q, k = (rotate(seen[name]["__call__"][0], rope)[0] for name in ("q_norm", "k_norm"))
+        q, k = (apply_rope(seen[name]["__call__"][0], rope)[0] for name in ("q_norm", "k_norm"))
         weights.append(_softmax(q, jnp.repeat(k, config.heads // config.kv_heads, axis=1)))
     return np.stack(weights)
 

@@ -13,7 +13,7 @@ import numpy as np
 from unitoken_jax.batch import Batch
 from unitoken_jax.config import DataConfig, ModelConfig
 from unitoken_jax.data.packing import batch_of
-from unitoken_jax.generate.image import encode_pictures
+from unitoken_jax.generate.image import encode_images
 from unitoken_jax.sequence import build
 from unitoken_jax.sequence.build import Example
 from unitoken_jax.sequence.conversation import read_conversations
@@ -34,7 +34,7 @@ def score(model: UniToken | str | os.PathLike, data: str | os.PathLike) -> Itera
     model = model if isinstance(model, UniToken) else UniToken.load(model)
     params = model.network_params
     for index, conversation in enumerate(read_conversations(data)):
-        example = build.build(conversation, model.tokenizer, model.config, codes=_codes(model))
+        example = build.build_example(conversation, model.tokenizer, model.config, codes=_codes(model))
         row = _row(example, model.config)
         sums = jax.device_get(model.run(_sums, model.module, params, row))
         count = int(sums.count.sum())
@@ -47,7 +47,7 @@ def score(model: UniToken | str | os.PathLike, data: str | os.PathLike) -> Itera
         }
 
 
-def write_scores(
+def score_file(
     model: UniToken | str | os.PathLike, data: str | os.PathLike, out: str | os.PathLike
 ) -> pathlib.Path:
     """`score`, one JSON object a line, to file `out` at the end."""
@@ -60,7 +60,7 @@ def write_scores(
 def _codes(model: UniToken):
     def codes(crop: np.ndarray) -> np.ndarray:
         model.require("vqgan/encoder", "reading pictures")
-        return encode_pictures(model, crop[None], 1)[0]
+        return encode_images(model, crop[None], 1)[0]
 
     return codes
 

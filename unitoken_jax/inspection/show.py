@@ -37,7 +37,7 @@ class Run:
     words: str
 
 
-def kinds(example: Example, tokenizer: Tokenizer) -> np.ndarray:
+def token_kinds(example: Example, tokenizer: Tokenizer) -> np.ndarray:
     """str[n]: the kind of each token. New-lines between rows of codes or features belong to them."""
     found = np.full(len(example.tokens), TEXT, object)
     found[[tokenizer.is_control(token) for token in example.tokens.tolist()]] = CONTROL
@@ -52,9 +52,9 @@ def kinds(example: Example, tokenizer: Tokenizer) -> np.ndarray:
     return found
 
 
-def runs(example: Example, tokenizer: Tokenizer) -> list[Run]:
+def token_runs(example: Example, tokenizer: Tokenizer) -> list[Run]:
     """The example as runs of one kind that are all learnt or all not."""
-    kind, learnt = kinds(example, tokenizer), example.labels >= 0
+    kind, learnt = token_kinds(example, tokenizer), example.labels >= 0
     changes = np.flatnonzero((kind[1:] != kind[:-1]) | (learnt[1:] != learnt[:-1])) + 1
     found = []
     for start, end in zip([0, *changes], [*changes, len(kind)]):
@@ -69,7 +69,7 @@ def runs(example: Example, tokenizer: Tokenizer) -> list[Run]:
     return found
 
 
-def coloured(found: list[Run], colour: bool) -> str:
+def format_runs(found: list[Run], colour: bool) -> str:
     """One text of all runs; see the module for what colours and marks mean."""
     if not colour:
         return "".join("{" + run.words + "}" if run.learnt else run.words for run in found)
@@ -82,12 +82,12 @@ def legend(colour: bool) -> str:
     if not colour:
         return "[n discrete] VQ codes, [n continuous] SigLIP features, {learnt}"
     shown = [Run(kind, False, 0, 1, kind) for kind in _COLOURS] + [Run(TEXT, True, 0, 1, "learnt")]
-    return " ".join(coloured([run], True) for run in shown)
+    return " ".join(format_runs([run], True) for run in shown)
 
 
 def counts(example: Example, tokenizer: Tokenizer) -> str:
     """ "40 tokens: 9 text (3 learnt), 20 discrete, ...; 2 crops"."""
-    kind, learnt = kinds(example, tokenizer), example.labels >= 0
+    kind, learnt = token_kinds(example, tokenizer), example.labels >= 0
     parts = []
     for each in _COLOURS:
         here = kind == each
@@ -117,9 +117,9 @@ def inspect_data(
         if not 0 <= row < len(index):
             raise ValueError(f"row {row} of {source.path}: it has rows 0 to {len(index) - 1}")
         conversation = index.conversation(row)
-        example = build.build(conversation, tokenizer, model)
+        example = build.build_example(conversation, tokenizer, model)
         lines += ["", f"row {row} ({conversation.source}): {counts(example, tokenizer)}"]
-        lines += coloured(runs(example, tokenizer), colour).split("\n")
+        lines += format_runs(token_runs(example, tokenizer), colour).split("\n")
         if sheet is not None and row == rows[0]:
             picture_sheet(conversation, example, model).save(sheet)
             lines.append(f"pictures and crops: {sheet}")

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from unitoken_jax.model.quantize import QuantizedEntries
-from unitoken_jax.model.sharding import fitted
+from unitoken_jax.model.quantize import QuantizedKV
+from unitoken_jax.model.sharding import partition_spec_for
 
 QKV, CONTEXT = "qkv", "context"  # names under which remat policies keep the projections and the output
 SCORES = 2**22  # of one head and row at one time without a fused kernel: 16 MiB of float32
-STRIPES = 4  # of a row's queries without a fused kernel: 5/8 of the products
+CAUSAL_QUERY_BLOCKS = 4  # of a row's queries without a fused kernel: 5/8 of the products
 WARPS, STAGES = 4, 2  # of the Triton kernel; with jax's own choice, 8, an H200 takes 1.15 of the time
 _MASKED = -1e30  # finite, so that a row that sees nothing is uniform instead of NaN
 
@@ -31,7 +31,7 @@ def attention(
     `kernel` is one of KERNELS (`kernel_for` chooses). Returns [B, T, N, H] in v's dtype.
     """
     if segments is None:
-        return _in_chunks(lambda q: _weighted(q, k, v, None, "bskh"), k.shape[1], q)
+        return _in_chunks(lambda q: dense_attention(q, k, v, None, "bskh"), k.shape[1], q)
     return KERNELS[kernel](q, k, v, segments)
 
 
@@ -49,13 +49,13 @@ def cached_attention(q: jax.Array, k, v, positions: jax.Array) -> jax.Array:
     QuantizedEntries the scales join scores and weights, so that no other copy of the cache is made either.
     """
     scales = (None, None)
-    if isinstance(k, QuantizedEntries):
+    if isinstance(k, QuantizedKV):
         (k, v), scales = (k.values, v.values), (k.scales, v.scales)
     k, v = k.astype(q.dtype), v.astype(q.dtype)
     seen = jnp.arange(k.shape[2])
 
     def some(q, positions):
-        return _weighted(q, k, v, seen <= positions[:, :, None], "bksh", *scales)
+        return dense_attention(q, k, v, seen <= positions[:, :, None], "bksh", *scales)
 
     return _in_chunks(some, k.shape[2], q, positions)
 
@@ -63,7 +63,7 @@ def cached_attention(q: jax.Array, k, v, positions: jax.Array) -> jax.Array:
 def _xla(q, k, v, segments):
     """In STRIPES of the queries, each with the keys up to its own end: what comes later is not multiplied."""
     T, S = q.shape[1], k.shape[1]
-    size = T // STRIPES if T % STRIPES == 0 and T >= 64 * STRIPES else T
+    size = T // CAUSAL_QUERY_BLOCKS if T % CAUSAL_QUERY_BLOCKS == 0 and T >= 64 * CAUSAL_QUERY_BLOCKS else T
     stripes = []
     for start in range(0, T, size):
         end = S - T + start + size
@@ -77,13 +77,13 @@ def _stripe(q, k, v, segments):
 
     def some(q, own, place):
         visible = (own[:, :, None] == segments[:, None]) & (places <= place[:, :, None])
-        return _weighted(q, k, v, visible, "bskh")
+        return dense_attention(q, k, v, visible, "bskh")
 
     place = jnp.broadcast_to(places[S - T :], (B, T))
     return _in_chunks(some, S, q, segments[:, S - T :], place)
 
 
-def _weighted(q, k, v, visible, axes: str, k_scales=None, v_scales=None) -> jax.Array:
+def dense_attention(q, k, v, visible, axes: str, k_scales=None, v_scales=None) -> jax.Array:
     """[B, T, N, H] of q [B, T, N, H] and k, v of `axes`; `visible` bool[B, T, S]: may query t see key s;
     scales float32[B, K, S] of k and v."""
     B, T, N, H = q.shape
@@ -128,8 +128,8 @@ def _per_device(kernel: Callable) -> Callable:
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty:
             return kernel(q, k, v, segments)
-        queries = fitted(("batch", "seq", "heads", "head_dim"), q.shape, mesh.shape)
-        keys = fitted(("batch", "seq", "kv_heads", "head_dim"), k.shape, mesh.shape)
+        queries = partition_spec_for(("batch", "seq", "heads", "head_dim"), q.shape, mesh.shape)
+        keys = partition_spec_for(("batch", "seq", "kv_heads", "head_dim"), k.shape, mesh.shape)
         if queries[2] != keys[2]:  # fewer key heads than devices along that axis
             k, v = (jnp.repeat(part, q.shape[2] // k.shape[2], axis=2) for part in (k, v))
             keys = queries

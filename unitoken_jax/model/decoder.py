@@ -19,21 +19,21 @@ from unitoken_jax.model.layers import (
     Dense,
     Dtype,
     Embed,
-    HeadNorm,
+    QKNorm,
     Normal,
     Remat,
     RMSNorm,
     rope_table,
-    rotate,
-    stacked,
+    apply_rope,
+    scan_layers,
 )
-from unitoken_jax.model.quantize import QuantizedEntries, quantize_entries
+from unitoken_jax.model.quantize import QuantizedKV, quantize_entries
 from unitoken_jax.model.sharding import shard
 
 _INIT = Normal(0.02)
 
 
-Entries = jax.Array | QuantizedEntries
+Entries = jax.Array | QuantizedKV
 
 
 class Cache(NamedTuple):
@@ -51,7 +51,7 @@ def init_cache(config: DecoderConfig, batch: int, length: int, dtype: Dtype = jn
         entries = _placed(jnp.zeros(shape, dtype))
         if entries.dtype != jnp.int8:
             return entries
-        return QuantizedEntries(entries, _placed(jnp.zeros(shape[:-1])))
+        return QuantizedKV(entries, _placed(jnp.zeros(shape[:-1])))
 
     return Cache(*(tuple(empty() for _ in range(config.depth)) for _ in range(2)))
 
@@ -62,23 +62,23 @@ def _placed(entries: jax.Array) -> jax.Array:
 
 def _write(old: Entries, positions: jax.Array, new: jax.Array) -> Entries:
     """Puts [B, T, K, H] into their slots of [B, K, S, H]; positions outside are dropped."""
-    if isinstance(old, QuantizedEntries):
+    if isinstance(old, QuantizedKV):
         pairs = zip(old, quantize_entries(new))
-        return QuantizedEntries(*(_write(part, positions, added) for part, added in pairs))
+        return QuantizedKV(*(_write(part, positions, added) for part, added in pairs))
     rows = jnp.arange(len(positions))[:, None]
     # Negative indices would count from the end.
     slots = jnp.where(positions < 0, old.shape[2], positions)
     return _placed(old.at[rows, :, slots].set(new.astype(old.dtype), mode="drop"))
 
 
-def unstacked(params: Mapping) -> dict:
+def with_unstacked_layers(params: Mapping) -> dict:
     """A Decoder's parameters, its layers {"0": ..., "1": ...}, not a stack; `extend` takes both."""
     if "0" in params["layers"]:
         return dict(params)
-    return {**params, "layers": take_apart(traverse_util.flatten_dict(params["layers"]))}
+    return {**params, "layers": unstack_layers(traverse_util.flatten_dict(params["layers"]))}
 
 
-def take_apart(stacks: dict) -> dict:
+def unstack_layers(stacks: dict) -> dict:
     """{"0": ..., "1": ...} of layers' flattened stacks.
 
     Each is taken out of `stacks` as it is copied, so that no more than one need be held twice.
@@ -97,7 +97,7 @@ def _slices(stack) -> list:
     return [jax.tree.map(lambda leaf, i=i: leaf[i], stack) for i in range(depth)]
 
 
-def restacked(params: Mapping) -> dict:
+def stack_layers(params: Mapping) -> dict:
     """The inverse of `unstacked`: a copy, or the same if they are stacked."""
     if "0" not in params["layers"]:
         return dict(params)
@@ -130,8 +130,8 @@ class Attention(nn.Module):
         q = heads("q", c.heads, "heads")
         k = heads("k", c.kv_heads, "kv_heads")
         v = heads("v", c.kv_heads, "kv_heads")
-        q = rotate(HeadNorm(c.qk_norm_shards, self.dtype, name="q_norm")(q), rope)
-        k = rotate(HeadNorm(c.qk_norm_shards, self.dtype, name="k_norm")(k), rope)
+        q = apply_rope(QKNorm(c.qk_norm_shards, self.dtype, name="q_norm")(q), rope)
+        k = apply_rope(QKNorm(c.qk_norm_shards, self.dtype, name="k_norm")(k), rope)
         if cache is not None:
             seen = _write(cache[0], positions, k), _write(cache[1], positions, v)
             y = cached_attention(q, *seen, positions)
@@ -227,7 +227,7 @@ class Decoder(nn.Module):
 
     def setup(self):
         c = self.config
-        layers = stacked(
+        layers = scan_layers(
             DecoderBlock,
             c.depth,
             self.remat,

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from unitoken_jax.config import ModelConfig, VQConfig
 from unitoken_jax.model.layers import Normal
-from unitoken_jax.model.sharding import Axes, shardings
+from unitoken_jax.model.sharding import LogicallyPartitioned, shardings
 from unitoken_jax.model.unitoken import UniTokenModel
 from unitoken_jax.model.vqgan import VQModel
 
@@ -52,7 +52,7 @@ def _abstract_vqgan(config: VQConfig) -> dict:
 def _draw(abstract: dict, seed: int, mesh: Mesh | None) -> dict:
     """Random values for a tree of boxed ShapeDtypeStructs, one leaf at a time in host memory."""
 
-    def one(path, box: Axes, layout) -> jax.Array:
+    def one(path, box: LogicallyPartitioned, layout) -> jax.Array:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         layers = box.names[0] == "layers"
         value = _normal(box.init, box.value.shape, layers, (seed, zlib.crc32(name.encode())))
@@ -60,7 +60,9 @@ def _draw(abstract: dict, seed: int, mesh: Mesh | None) -> dict:
             return jnp.array(value)  # a copy: donating what numpy still owns is not safe
         return jax.make_array_from_callback(value.shape, layout, lambda index: value[index])
 
-    boxed = functools.partial(jax.tree_util.tree_map_with_path, is_leaf=lambda leaf: isinstance(leaf, Axes))
+    boxed = functools.partial(
+        jax.tree_util.tree_map_with_path, is_leaf=lambda leaf: isinstance(leaf, LogicallyPartitioned)
+    )
     if mesh is None:
         return boxed(lambda path, box: one(path, box, None), abstract)
     return boxed(one, abstract, shardings(mesh, abstract))

@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from unitoken_jax.model.attention import CONTEXT, QKV
 from unitoken_jax.model.quantize import QuantizedKernel
-from unitoken_jax.model.sharding import gather, logical, settle, shard
+from unitoken_jax.model.sharding import unshard_fsdp, with_logical_axes, constrain_last_axis, shard
 
 Dtype = jnp.dtype | type
 Remat = Literal["none", "dots", "qkv", "full"]
@@ -62,7 +62,7 @@ def matmul(x: jax.Array, kernel: jax.Array, axes: tuple[str | None, str | None])
     one plain product: JAX's own rule computes it transposed, from a transposed copy of the output's, and on a
     CPU a SwiGLU's step so takes 1.7x as long. Not differentiable in forward mode.
     """
-    return x @ gather(kernel, *axes)
+    return x @ unshard_fsdp(kernel, *axes)
 
 
 def _matmul_forward(x, kernel, axes):
@@ -73,7 +73,7 @@ def _matmul_backward(axes, saved, slope):
     x, kernel = saved
     rows = tuple(range(x.ndim - 1))
     to_kernel = jax.lax.dot_general(x, slope, ((rows, rows), ((), ())))
-    return slope @ gather(kernel, *axes).T, shard(to_kernel, *axes)
+    return slope @ unshard_fsdp(kernel, *axes).T, shard(to_kernel, *axes)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
@@ -94,13 +94,13 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         init = self.init or Normal(x.shape[-1] ** -0.5)
-        kernel = self.param("kernel", logical(init, *self.axes), (x.shape[-1], self.features))
+        kernel = self.param("kernel", with_logical_axes(init, *self.axes), (x.shape[-1], self.features))
         if isinstance(kernel, QuantizedKernel):
             y = kernel.product(x.astype(self.dtype))
         else:
             y = checkpoint_name(matmul(x.astype(self.dtype), kernel.astype(self.dtype), self.axes), PRODUCT)
         if self.use_bias:
-            bias = self.param("bias", logical(ZEROS, self.axes[1]), (self.features,))
+            bias = self.param("bias", with_logical_axes(ZEROS, self.axes[1]), (self.features,))
             y = y + bias.astype(self.dtype)
         return y
 
@@ -115,14 +115,14 @@ class Embed(nn.Module):
     std: float = 0.02  # of random values
 
     def setup(self):
-        init = logical(Normal(self.std), *self.axes)
+        init = with_logical_axes(Normal(self.std), *self.axes)
         self.embedding = self.param("embedding", init, (self.rows, self.width))
 
     def table(self) -> jax.Array:
         return self.embedding.astype(self.dtype)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        return settle(jnp.take(self.table(), ids, axis=0), self.axes[1])
+        return constrain_last_axis(jnp.take(self.table(), ids, axis=0), self.axes[1])
 
 
 class LayerNorm(nn.Module):
@@ -133,8 +133,8 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", logical(ONES, "act_embed"), (x.shape[-1],))
-        bias = self.param("bias", logical(ZEROS, "act_embed"), (x.shape[-1],))
+        scale = self.param("scale", with_logical_axes(ONES, "act_embed"), (x.shape[-1],))
+        bias = self.param("bias", with_logical_axes(ZEROS, "act_embed"), (x.shape[-1],))
         return (_standardise(x, self.eps) * scale + bias).astype(self.dtype)
 
 
@@ -146,13 +146,13 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", logical(ONES, "act_embed"), (x.shape[-1],))
+        scale = self.param("scale", with_logical_axes(ONES, "act_embed"), (x.shape[-1],))
         x = x.astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
         return (x * scale).astype(self.dtype)
 
 
-class HeadNorm(nn.Module):
+class QKNorm(nn.Module):
     """Chameleon's QK-norm: LayerNorm over head_dim of [B, T, N, H], float32 inside, eps 1e-5.
 
     Weight and bias are [shards, H]: Chameleon trained one row on each model-parallel shard, so row i serves
@@ -168,8 +168,8 @@ class HeadNorm(nn.Module):
         if heads % self.shards:
             raise ValueError(f"qk_norm_shards {self.shards} does not divide {heads} heads")
         shape = (self.shards, head_dim)
-        scale = self.param("scale", logical(ONES, None, "head_dim"), shape)
-        bias = self.param("bias", logical(ZEROS, None, "head_dim"), shape)
+        scale = self.param("scale", with_logical_axes(ONES, None, "head_dim"), shape)
+        bias = self.param("bias", with_logical_axes(ZEROS, None, "head_dim"), shape)
         scale, bias = (jnp.repeat(row, heads // self.shards, axis=0) for row in (scale, bias))
         return (_standardise(x, 1e-5) * scale + bias).astype(self.dtype)
 
@@ -188,14 +188,14 @@ def rope_table(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.A
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
+def apply_rope(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Rotary positions on [B, T, N, H]: channel i turns with channel i + H / 2 (half-split), in float32."""
     cos, sin = (part[:, :, None] for part in table)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def stacked(block: type[nn.Module], depth: int, remat: Remat, scan: bool, in_axes, static_argnums=()):
+def scan_layers(block: type[nn.Module], depth: int, remat: Remat, scan: bool, in_axes, static_argnums=()):
     """Class of `depth` blocks in a row, their parameters stacked on a leading "layers" axis.
 
     `block.__call__(carry, *inputs) -> carry, out`; `in_axes` says for each input whether a block gets its

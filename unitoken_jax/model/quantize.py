@@ -18,7 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-KERNELS = re.compile(r"^decoder/layers/.*/kernel$")  # embeddings, lm_head, SigLIP and VQ-GAN stay as they are
+QUANTIZED_KERNELS = re.compile(
+    r"^decoder/layers/.*/kernel$"
+)  # embeddings, lm_head, SigLIP and VQ-GAN stay as they are
 BITS = {"int8": 8, "int4": 4}
 GROUP = 128  # inputs that share a scale in 4 bits
 _HIGHEST = 127 * 256  # of the whole numbers that x becomes
@@ -62,18 +64,18 @@ def _batched(rows, kernel, dtype) -> jax.Array:
     return jax.lax.dot_general(rows, kernel, (((2,), (1,)), ((0,), (0,))), preferred_element_type=dtype)
 
 
-class QuantizedEntries(NamedTuple):
+class QuantizedKV(NamedTuple):
     """A layer's keys or values in a cache: values int8[B, K, S, H], scales float32[B, K, S]."""
 
     values: jax.Array
     scales: jax.Array
 
 
-def quantize_entries(x: jax.Array) -> QuantizedEntries:
+def quantize_entries(x: jax.Array) -> QuantizedKV:
     """[..., H] -> int8 [..., H] with a scale for each vector."""
     x = x.astype(jnp.float32)
     scales = jnp.maximum(jnp.max(jnp.abs(x), axis=-1), 1e-30) / 127
-    return QuantizedEntries(jnp.round(x / scales[..., None]).astype(jnp.int8), scales)
+    return QuantizedKV(jnp.round(x / scales[..., None]).astype(jnp.int8), scales)
 
 
 def quantize_kernel(layers: Iterable[np.ndarray], bits: int) -> QuantizedKernel:
@@ -97,7 +99,7 @@ def quantize_kernel(layers: Iterable[np.ndarray], bits: int) -> QuantizedKernel:
 def quantize_params(params: Mapping, name: str) -> dict:
     """A model's parameters with their KERNELS in "int8" or "int4"."""
     flat = traverse_util.flatten_dict(dict(params), sep="/")
-    for path in filter(KERNELS.match, flat):
+    for path in filter(QUANTIZED_KERNELS.match, flat):
         flat[path] = jax.tree.map(jnp.asarray, quantize_kernel(map(np.asarray, flat[path]), bits_of(name)))
     return traverse_util.unflatten_dict(flat, sep="/")
 

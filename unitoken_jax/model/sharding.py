@@ -37,7 +37,7 @@ RULES: dict[str, tuple[str, ...] | str | None] = {
 }
 
 
-class Axes(nn.Partitioned):
+class LogicallyPartitioned(nn.Partitioned):
     """A parameter with the logical names of its axes, and the initializer it is made with.
 
     nn.Partitioned would take its names for mesh axes and constrain the array to them on unboxing, which
@@ -68,7 +68,7 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices=None) -> Mesh:
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def row_groups(mesh) -> int:
+def data_parallel_size(mesh) -> int:
     """How many groups of devices hold rows of their own."""
     return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
@@ -81,7 +81,7 @@ def spec(*names: str | None) -> PartitionSpec:
     return PartitionSpec(*(RULES[name] if name is not None else None for name in names))
 
 
-def fitted(names: tuple[str | None, ...], shape: tuple[int, ...], sizes) -> PartitionSpec:
+def partition_spec_for(names: tuple[str | None, ...], shape: tuple[int, ...], sizes) -> PartitionSpec:
     """`spec(*names)` for an array of this shape on a mesh with axis `sizes` (name -> devices).
 
     An axis is split over as many of its mesh axes, from the first on, as divide it: one row on eight devices
@@ -106,15 +106,15 @@ def shard(x: jax.Array, *names: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, fitted(names, x.shape, mesh.shape))
+    return jax.lax.with_sharding_constraint(x, partition_spec_for(names, x.shape, mesh.shape))
 
 
-def gather(x: jax.Array, *names: str | None) -> jax.Array:
+def unshard_fsdp(x: jax.Array, *names: str | None) -> jax.Array:
     """`x`, a parameter, in one piece along the axes that only its storage splits (fsdp)."""
     return shard(x, *(None if name is not None and RULES[name] == "fsdp" else name for name in names))
 
 
-def settle(x: jax.Array, name: str | None) -> jax.Array:
+def constrain_last_axis(x: jax.Array, name: str | None) -> jax.Array:
     """`x` with its last axis laid out as a parameter's axis `name`, the others as the compiler likes.
 
     For rows looked up in a table of split width: each device looks up its part of the width, and only what
@@ -125,18 +125,18 @@ def settle(x: jax.Array, name: str | None) -> jax.Array:
     if mesh.empty:
         return x
     free = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
-    last = fitted((name,), x.shape[-1:], mesh.shape)
+    last = partition_spec_for((name,), x.shape[-1:], mesh.shape)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*free, *last))
 
 
-def logical(initializer: Callable, *names: str | None) -> Callable:
+def with_logical_axes(initializer: Callable, *names: str | None) -> Callable:
     """`initializer` whose parameter carries these logical axis names, boxed in `Axes`.
 
     A scan over layers adds "layers" in front. `flax.linen.meta.unbox` takes the boxes off.
     """
 
-    def boxed(*args, **kwargs) -> Axes:
-        return Axes(initializer(*args, **kwargs), names, init=initializer)
+    def boxed(*args, **kwargs) -> LogicallyPartitioned:
+        return LogicallyPartitioned(initializer(*args, **kwargs), names, init=initializer)
 
     return boxed
 
@@ -149,8 +149,8 @@ def shardings(mesh: Mesh, boxed_tree):
     """
 
     def one(leaf) -> NamedSharding:
-        names = leaf.names if isinstance(leaf, Axes) else (None,) * leaf.ndim
-        shape = leaf.value.shape if isinstance(leaf, Axes) else leaf.shape
-        return NamedSharding(mesh, fitted(names, shape, mesh.shape))
+        names = leaf.names if isinstance(leaf, LogicallyPartitioned) else (None,) * leaf.ndim
+        shape = leaf.value.shape if isinstance(leaf, LogicallyPartitioned) else leaf.shape
+        return NamedSharding(mesh, partition_spec_for(names, shape, mesh.shape))
 
-    return jax.tree.map(one, boxed_tree, is_leaf=lambda leaf: isinstance(leaf, Axes))
+    return jax.tree.map(one, boxed_tree, is_leaf=lambda leaf: isinstance(leaf, LogicallyPartitioned))

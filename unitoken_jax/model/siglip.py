@@ -16,7 +16,7 @@ from unitoken_jax.model.layers import (
     LayerNorm,
     Normal,
     Remat,
-    stacked,
+    scan_layers,
     to_unit,
 )
 from unitoken_jax.model.sharding import shard
@@ -82,6 +82,6 @@ class Siglip(nn.Module):
         places = Embed(c.patches, c.width, ("patches", "embed"), self.dtype, 0.5, name="position_embed")
         x = x + places.table()
         x = shard(x, "crops", "patches", "act_embed")
-        layers = stacked(SiglipBlock, c.depth, self.remat, self.scan, in_axes=())
+        layers = scan_layers(SiglipBlock, c.depth, self.remat, self.scan, in_axes=())
         x, _ = layers(c, self.dtype, name="layers")(x)
         return LayerNorm(c.norm_eps, self.dtype, name="norm")(x)

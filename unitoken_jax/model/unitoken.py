@@ -86,7 +86,7 @@ class UniTokenModel(nn.Module):
         return self.decoder.extend(self.embed(tokens, soft_index, features), positions, cache)
 
 
-def fill_codes(params, config: ModelConfig, code_ids: jax.Array, batch):
+def insert_vq_tokens(params, config: ModelConfig, code_ids: jax.Array, batch):
     """Encodes a batch's `pictures` and puts the codes' token ids where `code_index` points; pure.
 
     `params` holds "vqgan"; `code_ids` int32[codes] is the vocabulary's. Returns the batch with `tokens`

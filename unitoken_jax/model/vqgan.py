@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from unitoken_jax.config import VQConfig
 from unitoken_jax.model.attention import attention
 from unitoken_jax.model.layers import ONES, ZEROS, Dtype, Normal, to_unit
-from unitoken_jax.model.sharding import logical, shard
+from unitoken_jax.model.sharding import with_logical_axes, shard
 
 _SAME = ((1, 1), (1, 1))
 
@@ -31,8 +31,8 @@ class Conv(nn.Module):
         # Measured on two CPU cores, 64 x 24 x 24 x 16: shifted copies times one matrix take 4x as long.
         shape = (self.size, self.size, x.shape[-1], self.features)
         init = Normal(math.prod(shape[:3]) ** -0.5)
-        kernel = self.param("kernel", logical(init, None, None, "channels", "channels"), shape)
-        bias = self.param("bias", logical(ZEROS, "channels"), (self.features,))
+        kernel = self.param("kernel", with_logical_axes(init, None, None, "channels", "channels"), shape)
+        bias = self.param("bias", with_logical_axes(ZEROS, "channels"), (self.features,))
         y = jax.lax.conv_general_dilated(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
@@ -58,8 +58,8 @@ class GroupNorm(nn.Module):
         channels = x.shape[-1]
         if self.groups and channels % self.groups:
             raise ValueError(f"vq.norm_groups {self.groups} does not divide {channels} channels")
-        scale = self.param("scale", logical(ONES, "channels"), (channels,))
-        bias = self.param("bias", logical(ZEROS, "channels"), (channels,))
+        scale = self.param("scale", with_logical_axes(ONES, "channels"), (channels,))
+        bias = self.param("bias", with_logical_axes(ZEROS, "channels"), (channels,))
 
         def group_mean(x: jax.Array) -> jax.Array:
             """Mean over pixels first, then over each group: [B, 1, 1, c]."""
@@ -200,7 +200,7 @@ class VQModel(nn.Module):
         self.decoder = Decoder(c, self.dtype)
         self.quant_conv = _conv1(c.embed_dim, self.dtype)
         self.post_quant_conv = _conv1(c.latent_channels, self.dtype)
-        init = logical(Normal(1.0 / c.codes), None, "channels")
+        init = with_logical_axes(Normal(1.0 / c.codes), None, "channels")
         self.codebook = self.param("codebook", init, (c.codes, c.embed_dim))
 
     def __call__(self, pictures: jax.Array) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:

@@ -283,7 +283,7 @@ def _refused(memory: Memory, message: str) -> None:
 
 def _loss_trips(config: Config, mesh: Mesh) -> int:
     """Trips of the loss's loop, the one loop whose length is data: chunks of a group's learnt positions."""
-    groups = sharding.row_groups(mesh) * config.train.accumulate
+    groups = sharding.data_parallel_size(mesh) * config.train.accumulate
     positions = SUPERVISED * config.data.rows * config.data.row_length / groups
     return max(math.ceil(positions / config.train.loss_chunk), 1)
 

@@ -78,7 +78,7 @@ def muon(parts: str, rate: float) -> OptimizerConfig:
     return OptimizerConfig(name="muon", groups=groups, clip_norm=1.0, warmup_fraction=0.03, weight_decay=0.1)
 
 
-SIGHT = Stage(
+PRETRAIN_VISION = Stage(
     "sight",
     "from random weights: SigLIP learns to see by describing pictures, the decoder to draw",
     300,
@@ -87,7 +87,7 @@ SIGHT = Stage(
     encoding="continuous",
 )
 STAGES = (
-    SIGHT,
+    PRETRAIN_VISION,
     Stage(
         "base",
         "the rest of what pretraining would have brought: questions, and more drawing",

@@ -156,7 +156,7 @@ def _cell(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())
 
 
-def closing_words(out: Path, summary: dict) -> str:
+def summary_text(out: Path, summary: dict) -> str:
     """The run's results, what to look at and what to try next, for the terminal."""
     out = Path(out)
     picture = out / "data/pictures/held_out/000000.png"

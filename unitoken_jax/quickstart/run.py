@@ -20,7 +20,7 @@ from unitoken_jax.config import to_dict
 from unitoken_jax.quickstart import evaluate, recipe, report
 from unitoken_jax.scenes import checker
 from unitoken_jax.scenes.dataset import Dataset, write_dataset
-from unitoken_jax.sequence.build import PICTURE_PROMPT
+from unitoken_jax.sequence.build import TEXT_TO_IMAGE_INSTRUCTION
 from unitoken_jax.sequence.tokenizer import train_tokenizer
 
 
@@ -53,7 +53,7 @@ def run(out: str | os.PathLike, minutes: float = recipe.BUDGET, seed: int = 0) -
     return quickstart.summary
 
 
-def claim(out: pathlib.Path, settings: dict, what: str) -> None:
+def init_run_dir(out: pathlib.Path, settings: dict, what: str) -> None:
     """Makes `out` the directory of a run with `settings`, kept in settings.json; `what` names it in errors.
 
     Raises ValueError where it holds a run with other settings, or something else.
@@ -90,7 +90,7 @@ class Quickstart:
     def claim(self) -> None:
         """Makes the directory this run's. Raises ValueError where it is another's."""
         settings = {"minutes": self.minutes, "seed": self.seed, "model": to_dict(recipe.model_config())}
-        claim(self.out, settings, "quickstart")
+        init_run_dir(self.out, settings, "quickstart")
         cost = self.out / "cost.json"
         if cost.exists():
             self.cost = json.loads(cost.read_text(encoding="utf-8"))
@@ -116,7 +116,7 @@ class Quickstart:
             return
         config = recipe.model_config()
         texts = list(self.dataset.train_texts())
-        tokenizer = train_tokenizer(texts, config.vq.codes, recipe.VOCABULARY, [PICTURE_PROMPT])
+        tokenizer = train_tokenizer(texts, config.vq.codes, recipe.VOCABULARY, [TEXT_TO_IMAGE_INSTRUCTION])
         settings = recipe.vq_train_config(self.minutes, self.seed)
         pictures = evaluate.read_pictures(self.dataset.train_pictures()[: recipe.VQ_PICTURES])
         with MetricsLog(self.out / "vq", 10, Progress("vq", settings.steps)) as log:
@@ -159,7 +159,7 @@ class Quickstart:
         report.write_report(self.out, self.dataset, self.results)
         draw_curves([self.out / stage.name for stage in recipe.STAGES], self.out / "loss_curves.png")
         (self.out / "summary.json").write_text(json.dumps(self.summary, indent=1) + "\n", encoding="utf-8")
-        print(report.closing_words(self.out, self.summary))
+        print(report.summary_text(self.out, self.summary))
 
     def spent(self, name: str, seconds: float) -> None:
         """Notes what a step took; kept on disk, so that a resumed run reports its whole cost."""

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unitoken_jax.scenes.prompts import CATEGORIES, MEMBERS, SCENE, Requirement, Wanted
+from unitoken_jax.scenes.prompts import CATEGORIES, MEMBERS, SCENE, Requirement, RequiredObject
 from unitoken_jax.scenes.questions import PLURALS, related
 from unitoken_jax.scenes.scene import (
     BACKGROUND,
@@ -29,7 +29,7 @@ from unitoken_jax.scenes.scene import (
     KINDS,
     SIZE,
     Split,
-    Thing,
+    SceneObject,
     digit_coverage,
     draw,
     random_scene,
@@ -55,10 +55,10 @@ class Verdict:
     ok: bool
     exact: bool
     reasons: tuple[str, ...]
-    found: tuple[Thing, ...]
+    found: tuple[SceneObject, ...]
 
 
-def detect(picture: np.ndarray) -> tuple[Thing, ...]:
+def detect(picture: np.ndarray) -> tuple[SceneObject, ...]:
     """The objects of uint8[SIZE, SIZE, 3] in reading order; kind or colour may be UNCLEAR."""
     if picture.shape != (SIZE, SIZE, 3) or picture.dtype != np.uint8:
         raise ValueError(
@@ -70,7 +70,7 @@ def detect(picture: np.ndarray) -> tuple[Thing, ...]:
     found = []
     for cell in np.flatnonzero(drawn.sum((1, 2)) >= _MIN_PIXELS):
         colour, coverage = _colour_of(cells[cell])
-        found.append(Thing(int(cell), _kind_of(coverage), colour))
+        found.append(SceneObject(int(cell), _kind_of(coverage), colour))
     return tuple(found)
 
 
@@ -158,12 +158,12 @@ def check(picture: np.ndarray, requirement: Requirement) -> Verdict:
     return Verdict(not reasons, exact, tuple(reasons), found)
 
 
-def _name(item: Wanted) -> str:
+def _name(item: RequiredObject) -> str:
     noun = PLURALS[item.kind] if item.count > 1 else item.kind
     return " ".join(word for word in (item.colour, noun, item.place) if word)
 
 
-def _matches(thing: Thing, item: Wanted) -> bool:
+def _matches(thing: SceneObject, item: RequiredObject) -> bool:
     return (
         thing.kind in MEMBERS[item.kind]
         and item.colour in (None, thing.colour)
@@ -171,7 +171,7 @@ def _matches(thing: Thing, item: Wanted) -> bool:
     )
 
 
-def _assignable(found: tuple[Thing, ...], include: tuple[Wanted, ...]) -> bool:
+def _assignable(found: tuple[SceneObject, ...], include: tuple[RequiredObject, ...]) -> bool:
     """Can every wanted object be a different found one, with all relations true?"""
     slots = [item for item in include for _ in range(item.count)]
     first_slot = [sum(item.count for item in include[:index]) for index in range(len(include))]

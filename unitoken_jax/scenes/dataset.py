@@ -24,7 +24,7 @@ from PIL import Image
 from unitoken_jax.scenes import questions
 from unitoken_jax.scenes import scene as scenes
 from unitoken_jax.scenes.prompts import CATEGORIES, SCENE, Requirement, random_pair, random_prompt
-from unitoken_jax.sequence.build import PICTURE_PROMPT
+from unitoken_jax.sequence.build import TEXT_TO_IMAGE_INSTRUCTION
 
 IMAGE = "<|image|>"
 
@@ -274,7 +274,7 @@ def _generation(rng: random.Random, weights: dict[str, float]) -> tuple[list[str
     """Turns (request, picture) and the scene to draw."""
     category = rng.choices(list(weights), list(weights.values()))[0]
     requirement, scene = random_pair(category, rng, "train")
-    return [PICTURE_PROMPT + requirement.prompt, IMAGE], scene
+    return [TEXT_TO_IMAGE_INSTRUCTION + requirement.prompt, IMAGE], scene
 
 
 def _instruct(rng: random.Random, index: int) -> tuple[list[str], scenes.Scene]:

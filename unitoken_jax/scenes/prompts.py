@@ -31,7 +31,7 @@ _SHARED = ("single", "colours")  # too few prompts exist to hold any out
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class RequiredObject:
     """`count` objects of `kind` ("digit", "shape", "object": any such), of `colour` if given.
 
     `relation`: the first of them stands so to the first object of the requirement's item number `other`.
@@ -51,14 +51,16 @@ class Requirement:
 
     category: str
     prompt: str
-    include: tuple[Wanted, ...]
+    include: tuple[RequiredObject, ...]
 
     def to_json(self) -> dict:
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, data: dict) -> "Requirement":
-        return cls(data["category"], data["prompt"], tuple(Wanted(**item) for item in data["include"]))
+        return cls(
+            data["category"], data["prompt"], tuple(RequiredObject(**item) for item in data["include"])
+        )
 
     def split(self) -> Split | None:
         """Where the prompt belongs, however it is worded; None: to both (single and colours)."""
@@ -74,7 +76,7 @@ class Requirement:
 
 def scene_prompt(scene: Scene) -> Requirement:
     """A scene's caption as a prompt."""
-    include = tuple(Wanted(thing.kind, thing.colour, place=thing.place) for thing in scene)
+    include = tuple(RequiredObject(thing.kind, thing.colour, place=thing.place) for thing in scene)
     return Requirement(SCENE, caption(scene), include)
 
 
@@ -92,13 +94,15 @@ def _two_kinds(rng: random.Random) -> tuple[str, str]:
 
 def _single(rng: random.Random) -> Requirement:
     kind = random_kind(rng)
-    return Requirement("single", with_article(kind), (Wanted(kind),))
+    return Requirement("single", with_article(kind), (RequiredObject(kind),))
 
 
 def _two(rng: random.Random) -> Requirement:
     first, second = _two_kinds(rng)
     return Requirement(
-        "two", f"{with_article(first)} and {with_article(second)}", (Wanted(first), Wanted(second))
+        "two",
+        f"{with_article(first)} and {with_article(second)}",
+        (RequiredObject(first), RequiredObject(second)),
     )
 
 
@@ -107,24 +111,24 @@ def _counting(rng: random.Random) -> Requirement:
     count = rng.choice((2, 3))
     colour = _colour(rng) if rng.random() < 0.7 else None
     prompt = " ".join(word for word in (NUMBERS[count], colour, PLURALS[kind]) if word)
-    return Requirement("counting", prompt, (Wanted(kind, colour, count),))
+    return Requirement("counting", prompt, (RequiredObject(kind, colour, count),))
 
 
 def _colours(rng: random.Random) -> Requirement:
     kind, colour = random_kind(rng), _colour(rng)
-    return Requirement("colours", with_article(f"{colour} {kind}"), (Wanted(kind, colour),))
+    return Requirement("colours", with_article(f"{colour} {kind}"), (RequiredObject(kind, colour),))
 
 
 def _position(rng: random.Random) -> Requirement:
     first, second = _two_kinds(rng)
     relation = rng.choice(RELATIONS)
-    include = (Wanted(first, relation=relation, other=1), Wanted(second))
+    include = (RequiredObject(first, relation=relation, other=1), RequiredObject(second))
     return Requirement("position", f"{with_article(first)} {relation} {with_article(second)}", include)
 
 
 def _attribution(rng: random.Random) -> Requirement:
     include = tuple(
-        Wanted(kind, colour) for kind, colour in zip(_two_kinds(rng), rng.sample(tuple(COLOURS), 2))
+        RequiredObject(kind, colour) for kind, colour in zip(_two_kinds(rng), rng.sample(tuple(COLOURS), 2))
     )
     prompt = " and ".join(with_article(f"{item.colour} {item.kind}") for item in include)
     return Requirement("attribution", prompt, include)

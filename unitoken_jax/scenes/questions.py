@@ -9,7 +9,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Iterable
 
-from unitoken_jax.scenes.scene import COLOURS, SHAPES, Scene, Thing
+from unitoken_jax.scenes.scene import COLOURS, SHAPES, Scene, SceneObject
 
 NUMBERS = ("zero", "one", "two", "three")
 PLURALS = {
@@ -40,7 +40,7 @@ class Question:
         return "textread" if self.kind in TEXTREAD else "general"
 
 
-def related(first: Thing, relation: str, second: Thing) -> bool:
+def related(first: SceneObject, relation: str, second: SceneObject) -> bool:
     """True where `first` stands in `relation` to `second`: strictly, and whatever the other direction is."""
     if relation == "left of":
         return first.column < second.column
@@ -64,12 +64,12 @@ def caption(scene: Scene) -> str:
     )
 
 
-def _noun(thing: Thing) -> str:
+def _noun(thing: SceneObject) -> str:
     """What to call an object without reading it."""
     return "digit" if thing.is_digit else thing.kind
 
 
-def _unique_names(thing: Thing, scene: Scene) -> list[str]:
+def _unique_names(thing: SceneObject, scene: Scene) -> list[str]:
     """All names that mean this object and no other, none of which gives a digit away."""
     names = []
     others = [other for other in scene if other != thing]

@@ -39,7 +39,7 @@ _HELD_OUT_PART = 5  # one scene and one bitmap in this many is held out
 
 
 @dataclasses.dataclass(frozen=True, order=True)
-class Thing:
+class SceneObject:
     """One object. `cell` 0 to 8 in reading order, `kind` one of KINDS, `colour` one of COLOURS."""
 
     cell: int
@@ -63,7 +63,7 @@ class Thing:
         return self.kind in DIGITS
 
 
-Scene = tuple[Thing, ...]  # in reading order, no two in one cell
+Scene = tuple[SceneObject, ...]  # in reading order, no two in one cell
 
 
 def split_of(text: str) -> Split:
@@ -144,7 +144,7 @@ def tint(coverage: np.ndarray, colour: str) -> np.ndarray:
 def place_at_random(things: list[tuple[str, str]], rng: random.Random) -> Scene:
     """(kind, colour) pairs -> a scene with each in a cell of its own."""
     cells = rng.sample(range(GRID * GRID), len(things))
-    return tuple(sorted(Thing(cell, kind, colour) for cell, (kind, colour) in zip(cells, things)))
+    return tuple(sorted(SceneObject(cell, kind, colour) for cell, (kind, colour) in zip(cells, things)))
 
 
 def random_kind(rng: random.Random) -> str:

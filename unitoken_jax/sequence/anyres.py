@@ -54,7 +54,7 @@ def crop_count(height: int, width: int, siglip: SiglipConfig, sequence: Sequence
     return 1 + rows * columns
 
 
-def soft_layout(height: int, width: int, siglip: SiglipConfig, sequence: SequenceConfig) -> np.ndarray:
+def feature_layout(height: int, width: int, siglip: SiglipConfig, sequence: SequenceConfig) -> np.ndarray:
     """int32[n]: rows of the picture's flattened [crops * P] features in reading order, NEW_ROW at row ends.
 
     The whole picture's patches come first (no new-lines), then the tiles' patches as one canvas.

@@ -22,25 +22,25 @@ from unitoken_jax.sequence import anyres
 from unitoken_jax.sequence.conversation import (
     Conversation,
     ConversationError,
-    Drawn,
-    Picture,
-    PictureFile,
+    GeneratedImage,
+    ImageLike,
+    ImageFile,
     Turn,
-    dialogue,
+    make_conversation,
 )
 from unitoken_jax.sequence.image import PictureError, discrete_crop, open_picture, picture_size, siglip_crops
 from unitoken_jax.sequence.tokenizer import Tokenizer
 from unitoken_jax.sequence.vocabulary import MAX_SIZE_UNITS, Vocabulary
 
 # What a text-to-image question says before the description (the released code's and its data's wording).
-PICTURE_PROMPT = "Generate an image according to the following prompt:\n"
-CODE = -1  # in a picture's template: a VQ code goes here
+TEXT_TO_IMAGE_INSTRUCTION = "Generate an image according to the following prompt:\n"
+VQ_CODE = -1  # in a picture's template: a VQ code goes here
 
 # VQ codes made beforehand: by picture name, or by a function of the crop uint8[H, W, 3]; int32[h, w] each.
 Codes = Mapping[str, np.ndarray] | Callable[[np.ndarray], np.ndarray]
 
 
-class Lengths(NamedTuple):
+class ExampleSize(NamedTuple):
     """What an example takes of a row."""
 
     tokens: int
@@ -65,9 +65,9 @@ class Example:
     pictures: np.ndarray
 
     @property
-    def lengths(self) -> Lengths:
+    def lengths(self) -> ExampleSize:
         suffix = len(self.tokens) - self.prefix
-        return Lengths(len(self.tokens), len(self.crops), len(self.pictures), suffix)
+        return ExampleSize(len(self.tokens), len(self.crops), len(self.pictures), suffix)
 
     @property
     def prefix(self) -> int:
@@ -76,9 +76,9 @@ class Example:
         return int(np.argmax(continuous)) if continuous.any() else len(self.tokens)
 
 
-def check(config: ModelConfig, vocabulary: Vocabulary) -> None:
+def validate_config(config: ModelConfig, vocabulary: Vocabulary) -> None:
     """Raises ValueError where pictures of this size, or these codes, have no tokens."""
-    check_size(config, config.sequence.picture_size)
+    validate_image_size(config, config.sequence.picture_size)
     if len(vocabulary.code_ids) < config.vq.codes:
         raise ValueError(
             f"the tokenizer has {len(vocabulary.code_ids)} picture codes, the VQ codebook (vq.codes) "
@@ -91,7 +91,7 @@ def check(config: ModelConfig, vocabulary: Vocabulary) -> None:
         )
 
 
-def check_size(config: ModelConfig, size: tuple[int, int]) -> None:
+def validate_image_size(config: ModelConfig, size: tuple[int, int]) -> None:
     """Raises ValueError listing the allowed sides unless `size` = (height, width) px is one of pictures."""
     unit, stride = config.sequence.size_unit, config.vq.stride
     step = math.lcm(unit, stride)
@@ -105,7 +105,7 @@ def check_size(config: ModelConfig, size: tuple[int, int]) -> None:
 
 
 @functools.lru_cache(maxsize=32)
-def picture_template(
+def image_template(
     config: ModelConfig, vocabulary: Vocabulary, size: tuple[int, int] | None = None
 ) -> np.ndarray:
     """int32[n] read-only: a discrete picture's ids from begin to end of image, CODE where a code goes.
@@ -113,10 +113,10 @@ def picture_template(
     `size` = (height, width) px, default: `config.sequence.picture_size`.
     """
     height, width = size or config.sequence.picture_size
-    check(config, vocabulary)
-    check_size(config, (height, width))
+    validate_config(config, vocabulary)
+    validate_image_size(config, (height, width))
     unit, stride = config.sequence.size_unit, config.vq.stride
-    rows = np.full((height // stride, width // stride + 1), CODE, np.int32)
+    rows = np.full((height // stride, width // stride + 1), VQ_CODE, np.int32)
     rows[:, -1] = vocabulary.new_line
     first = [vocabulary.begin_of_image, *vocabulary.size_ids[[height // unit, width // unit]]]
     template = np.array([*first, *rows.reshape(-1), vocabulary.end_of_image], np.int32)
@@ -144,7 +144,7 @@ def is_text_to_image(conversation: Conversation) -> bool:
     return texts and len(answer.parts) == 1 and not isinstance(answer.parts[0], str)
 
 
-def build(
+def build_example(
     conversation: Conversation,
     tokenizer: Tokenizer,
     config: ModelConfig,
@@ -174,14 +174,14 @@ def build(
     return writer.example()
 
 
-def prompt(
+def build_prompt(
     conversation: Conversation,
     tokenizer: Tokenizer,
     config: ModelConfig,
     codes: Codes | None = None,
     *,
     picture: bool = False,
-    answer: Sequence[np.ndarray | Drawn] = (),
+    answer: Sequence[np.ndarray | GeneratedImage] = (),
 ) -> Example:
     """The sequence to continue: as in training up to the last question's end of turn; no labels.
 
@@ -196,7 +196,7 @@ def prompt(
     for turn in conversation.turns:
         writer.turn(turn)
     for part in answer:
-        if isinstance(part, Drawn):
+        if isinstance(part, GeneratedImage):
             writer.picture(part, Turn("answer", (part,)))
         else:
             writer.ids(part)
@@ -207,21 +207,21 @@ def prompt(
     return dataclasses.replace(example, labels=np.full_like(example.labels, NO_LABEL))
 
 
-def picture_prompt(text: str, tokenizer: Tokenizer, config: ModelConfig) -> Example:
+def build_text_to_image_prompt(text: str, tokenizer: Tokenizer, config: ModelConfig) -> Example:
     """The text-to-image prompt of a description: PICTURE_PROMPT + text, ending in begin-of-image.
 
     A `text` that begins with PICTURE_PROMPT, as the released data's questions do, gets no second one.
     """
-    question = PICTURE_PROMPT + text.removeprefix(PICTURE_PROMPT)
-    return prompt(dialogue([[question]]), tokenizer, config, picture=True)
+    question = TEXT_TO_IMAGE_INSTRUCTION + text.removeprefix(TEXT_TO_IMAGE_INSTRUCTION)
+    return build_prompt(make_conversation([[question]]), tokenizer, config, picture=True)
 
 
-def unconditional_prompt(vocabulary: Vocabulary) -> np.ndarray:
+def unconditional_prompt_ids(vocabulary: Vocabulary) -> np.ndarray:
     """int32[1]: what guidance's unconditional stream starts with, begin-of-image alone."""
     return np.array([vocabulary.begin_of_image], np.int32)
 
 
-def length(
+def example_size(
     conversation: Conversation,
     tokenizer: Tokenizer,
     config: ModelConfig,
@@ -229,7 +229,7 @@ def length(
     *,
     online: bool = True,
     drop_prompt: bool = False,
-) -> Lengths:
+) -> ExampleSize:
     """`build(...).lengths` without decoding a picture.
 
     `sizes` are the pictures' (height, width) in px in reading order, None reads them from the files' headers;
@@ -238,7 +238,7 @@ def length(
     source = conversation.source
     if sizes is None:
         sizes = picture_sizes(conversation)
-    discrete = len(picture_template(config, tokenizer.vocabulary))
+    discrete = len(image_template(config, tokenizer.vocabulary))
     tokens, crops, pictures, prefix = int(not drop_prompt), 0, 0, None
     rest = iter(sizes)
     for turn in conversation.turns[1:] if drop_prompt else conversation.turns:
@@ -253,10 +253,10 @@ def length(
             if features:
                 tokens += codes
                 prefix = tokens - 1 if prefix is None else prefix  # one of them is end of image
-                tokens += len(anyres.soft_layout(*size, config.siglip, config.sequence))
+                tokens += len(anyres.feature_layout(*size, config.siglip, config.sequence))
                 crops += anyres.crop_count(*size, config.siglip, config.sequence)
         tokens += 1  # end of turn
-    return Lengths(tokens, crops, pictures, 0 if prefix is None else tokens - prefix)
+    return ExampleSize(tokens, crops, pictures, 0 if prefix is None else tokens - prefix)
 
 
 def picture_sizes(conversation: Conversation) -> list[tuple[int, int]]:
@@ -280,14 +280,14 @@ def text_ids(text: str, tokenizer: Tokenizer, source: str) -> list[int]:
     return tokenizer.encode(text)
 
 
-def _pixels_of(picture: Picture):
+def _pixels_of(picture: ImageLike):
     """What `picture.open_picture` takes."""
-    if isinstance(picture, Drawn):
+    if isinstance(picture, GeneratedImage):
         return picture.image
-    return picture.path if isinstance(picture, PictureFile) else picture
+    return picture.path if isinstance(picture, ImageFile) else picture
 
 
-def _sized(picture: Picture, source: str) -> tuple[int, int]:
+def _sized(picture: ImageLike, source: str) -> tuple[int, int]:
     try:
         return picture_size(_pixels_of(picture))
     except PictureError as error:
@@ -328,13 +328,13 @@ class _Writer:
         end = np.array([self.vocabulary.end_of_turn], np.int32)
         self.ids(end, end if learn else None)
 
-    def picture(self, picture: Picture, turn: Turn) -> None:
+    def picture(self, picture: ImageLike, turn: Turn) -> None:
         codes, features = has_codes(turn, self.config), has_features(turn, self.config)
-        size = (picture.image.height, picture.image.width) if isinstance(picture, Drawn) else None
-        template = picture_template(self.config, self.vocabulary, size)
+        size = (picture.image.height, picture.image.width) if isinstance(picture, GeneratedImage) else None
+        template = image_template(self.config, self.vocabulary, size)
         learn = turn.role == "answer" and self.config.sequence.picture_labels == "all"
         begin, end = template[:1], template[-1:]
-        offline = isinstance(self.codes, Mapping) and isinstance(picture, PictureFile)
+        offline = isinstance(self.codes, Mapping) and isinstance(picture, ImageFile)
         image = None
         if features or not offline:
             image = open_picture(_pixels_of(picture))
@@ -351,9 +351,9 @@ class _Writer:
 
     def _discrete(self, picture, image, template: np.ndarray, answer: bool) -> None:
         """begin, sizes and rows of codes; without the closing end of image."""
-        place = template == CODE
+        place = template == VQ_CODE
         index = np.full(len(template), NO_INDEX, np.int32)
-        if isinstance(picture, Drawn):
+        if isinstance(picture, GeneratedImage):
             codes = picture.codes.reshape(-1)
         elif self.codes is None:
             count = int(place.sum())
@@ -377,9 +377,9 @@ class _Writer:
 
     def _offline(self, picture, image) -> np.ndarray:
         """int32[h * w] codes made beforehand, checked."""
-        name = picture.name if isinstance(picture, PictureFile) else "the given picture"
+        name = picture.name if isinstance(picture, ImageFile) else "the given picture"
         if isinstance(self.codes, Mapping):
-            if not isinstance(picture, PictureFile):
+            if not isinstance(picture, ImageFile):
                 raise PictureError("VQ codes are given by file name, but a picture is not a file")
             if name not in self.codes:
                 raise PictureError(f"no VQ codes for {name}: run `unitoken tokenize` on this data again")
@@ -397,7 +397,7 @@ class _Writer:
 
     def _features(self, image) -> None:
         siglip, sequence = self.config.siglip, self.config.sequence
-        layout = anyres.soft_layout(image.height, image.width, siglip, sequence)
+        layout = anyres.feature_layout(image.height, image.width, siglip, sequence)
         new_row = layout == anyres.NEW_ROW
         ids = np.where(new_row, self.vocabulary.new_line, self.vocabulary.pad)
         self.ids(ids, soft=np.where(new_row, NO_INDEX, layout + self.features).astype(np.int32))

@@ -37,26 +37,26 @@ class ConversationError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class PictureFile:
+class ImageFile:
     """A picture on disk: `name` as the data file writes it (the key of offline codes).
 
     `path` is what `picture.open_picture` opens: a path, local or remote, or part of a shard (storage.py).
     """
 
     name: str
-    path: pathlib.Path | paths.Slice | paths.Inline
+    path: pathlib.Path | paths.FileSlice | paths.InMemoryFile
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Drawn:
+class GeneratedImage:
     """A picture that the model drew: its pixels, and the VQ codes int32[h, w] they were made of."""
 
     image: Image.Image
     codes: np.ndarray
 
 
-Picture = PictureFile | Image.Image | Drawn
-Part = str | Picture
+ImageLike = ImageFile | Image.Image | GeneratedImage
+Part = str | ImageLike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,19 +75,19 @@ class Conversation:
     source: str = "the conversation"
 
     @property
-    def pictures(self) -> list[Picture]:
+    def pictures(self) -> list[ImageLike]:
         """Every picture, in reading order."""
         return [part for turn in self.turns for part in turn.parts if not isinstance(part, str)]
 
 
-def dialogue(turns: Sequence[Sequence], source: str = "the prompt") -> Conversation:
+def make_conversation(turns: Sequence[Sequence], source: str = "the prompt") -> Conversation:
     """A conversation from lists of parts, questions and answers in turn, a question first.
 
     A part is text (str), a PIL image or a pathlib.Path of a picture. Raises ConversationError.
     """
     built = []
     for number, parts in enumerate(turns):
-        parts = [parts] if isinstance(parts, str | Image.Image | pathlib.Path | Drawn) else parts
+        parts = [parts] if isinstance(parts, str | Image.Image | pathlib.Path | GeneratedImage) else parts
         built.append(Turn(("question", "answer")[number % 2], tuple(_part(part, source) for part in parts)))
         _check_turn(built[-1], source)
     if not built:
@@ -97,8 +97,8 @@ def dialogue(turns: Sequence[Sequence], source: str = "the prompt") -> Conversat
 
 def _part(part, source: str) -> Part:
     if isinstance(part, os.PathLike):
-        return PictureFile(os.fspath(part), pathlib.Path(part))
-    if isinstance(part, Image.Image | PictureFile | Drawn):
+        return ImageFile(os.fspath(part), pathlib.Path(part))
+    if isinstance(part, Image.Image | ImageFile | GeneratedImage):
         return part
     if not isinstance(part, str):
         raise ConversationError(
@@ -137,7 +137,7 @@ def read_conversations(
         try:
             if isinstance(record, ConversationError):
                 raise record
-            found.append(parse(record, f"{path}:{line}", root, need_answers))
+            found.append(parse_conversation(record, f"{path}:{line}", root, need_answers))
         except ConversationError as error:
             if on_error is None:
                 raise
@@ -201,7 +201,7 @@ def _skip(text: str, place: int, chars: str) -> int:
     return place
 
 
-def parse(record, source: str, root, need_answers: bool = True) -> Conversation:
+def parse_conversation(record, source: str, root, need_answers: bool = True) -> Conversation:
     """One record of a data file. Raises ConversationError beginning with `source`.
 
     `root / name` is a picture's path: a folder, or a store of picture_store.py. A picture may also be bytes,
@@ -239,10 +239,10 @@ def parse(record, source: str, root, need_answers: bool = True) -> Conversation:
     return Conversation(tuple(turns), source)
 
 
-def _picture(name: str | bytes, place: str, root) -> PictureFile:
+def _picture(name: str | bytes, place: str, root) -> ImageFile:
     if isinstance(name, bytes):
-        return PictureFile(place, paths.Inline(place, name))
-    return PictureFile(name, root / name)
+        return ImageFile(place, paths.InMemoryFile(place, name))
+    return ImageFile(name, root / name)
 
 
 def _value(turn, number: int, source: str) -> str:

@@ -97,7 +97,7 @@ class RandomFile:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Slice:
+class FileSlice:
     """Part of a file that is a file itself, such as a picture in a tar shard; `name` is for messages."""
 
     name: str
@@ -118,7 +118,7 @@ class Slice:
 class _Raw(io.RawIOBase):
     """The bytes of a Slice, read as they are asked for."""
 
-    def __init__(self, part: Slice):
+    def __init__(self, part: FileSlice):
         self._part, self._place = part, 0
 
     def readable(self) -> bool:
@@ -141,7 +141,7 @@ class _Raw(io.RawIOBase):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Inline:
+class InMemoryFile:
     """A file that a record brings along, such as an encoded picture of a TFDS example."""
 
     name: str
@@ -185,7 +185,7 @@ def ends_digest(paths) -> str:
     return digest.hexdigest()
 
 
-def write_whole(path: pathlib.Path, write: Callable[[io.BufferedWriter], object]) -> None:
+def atomic_write(path: pathlib.Path, write: Callable[[io.BufferedWriter], object]) -> None:
     """Calls `write` with a new file that becomes `path` when complete, and not at all if anything fails.
 
     Raises OSError naming `path` where the disk is full; what was there before stays.
@@ -198,7 +198,7 @@ def write_whole(path: pathlib.Path, write: Callable[[io.BufferedWriter], object]
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        raise explained(error, path) from error
+        raise explain_os_error(error, path) from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -208,12 +208,12 @@ def write_text(path, text: str) -> None:
     if is_remote(path):
         path.write_bytes(text.encode())  # an object appears when it is complete
     else:
-        write_whole(path, lambda out: out.write(text.encode()))
+        atomic_write(path, lambda out: out.write(text.encode()))
 
 
 def save_array(path: pathlib.Path, array: np.ndarray) -> None:
     """Writes an .npy file, whole or not at all."""
-    write_whole(path, lambda out: np.save(Checked(out), array))
+    atomic_write(path, lambda out: np.save(Checked(out), array))
 
 
 class Checked:
@@ -223,7 +223,7 @@ class Checked:
         self.write = file.write
 
 
-def explained(error: OSError, path: os.PathLike) -> OSError:
+def explain_os_error(error: OSError, path: os.PathLike) -> OSError:
     """`error`, or one that says more where the disk is full."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return error

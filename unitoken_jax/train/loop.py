@@ -33,10 +33,10 @@ from unitoken_jax.train.logs.profile import Profile
 from unitoken_jax.train.logs.run_folder import LogFolder
 from unitoken_jax.train.logs.samples import Samples
 from unitoken_jax.train.logs.skipped import SkipLog
-from unitoken_jax.train.logs.throughput import Speed, memory
+from unitoken_jax.train.logs.throughput import Throughput, memory
 from unitoken_jax.train.loss import LossSums
 from unitoken_jax.train.optimizer import peak_rates
-from unitoken_jax.train.placement import check_rows, initial_state, place, shardings_of
+from unitoken_jax.train.placement import check_rows, initial_state, shard_batch, shardings_of
 from unitoken_jax.train.preemption import Preemption
 from unitoken_jax.train.step import make_evaluation_step, make_model, make_train_step
 
@@ -108,7 +108,7 @@ def train(
             logs,
             SkipLog(logs, config, loader.examples, write=jax.process_index() == 0),
             stack.enter_context(Profile(logs.path / "profile", first, config.train.profile_steps)),
-            Speed(config.model, rates, mesh.devices.flatten().tolist()),
+            Throughput(config.model, rates, mesh.devices.flatten().tolist()),
             clock,
         )
         state = run.to_the_end(state, stack.enter_context(Preemption()))
@@ -133,7 +133,7 @@ class _Run:
     logs: LogFolder
     skips: SkipLog
     profile: Profile
-    speed: Speed
+    speed: Throughput
     clock: Goodput
 
     def to_the_end(self, state: states.State, preemption: Preemption) -> states.State:
@@ -145,7 +145,7 @@ class _Run:
                 batch = next(self.loader)
                 row = self.loader.state() - self.config.data.rows  # the batch's first
                 waited = clock.lap("data")
-                state, metrics = self.step(state, place(batch, self.mesh))
+                state, metrics = self.step(state, shard_batch(batch, self.mesh))
                 compiling = clock.lap("compile") if step == first else 0.0
                 counts = self.speed.count(batch)
                 self.checkpoints.check()
@@ -192,7 +192,7 @@ class _Run:
         """One pass over the validation set: `LossSums.means` of all of it, named validation_*."""
         total = None
         for batch in self.validation:
-            sums = self.evaluate(state, place(batch, self.mesh))
+            sums = self.evaluate(state, shard_batch(batch, self.mesh))
             total = sums if total is None else jax.tree.map(jax.numpy.add, total, sums)
         means = LossSums(*total).means()
         return {f"validation_{name}": float(means[name]) for name in means if not name.endswith("_tokens")}

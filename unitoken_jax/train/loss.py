@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unitoken_jax.model.sharding import RULES, row_groups, shard
+from unitoken_jax.model.sharding import RULES, data_parallel_size, shard
 from unitoken_jax.sequence.vocabulary import Vocabulary
 
 VOCABULARY_BLOCK = 8192  # ids whose logits a device makes at one time
@@ -115,7 +115,7 @@ def cross_entropy(
 def _row_groups(rows: int) -> int:
     """How many groups of devices hold rows of their own, if they divide the rows evenly; else 1."""
     mesh = jax.sharding.get_abstract_mesh()
-    groups = 1 if mesh.empty else row_groups(mesh)
+    groups = 1 if mesh.empty else data_parallel_size(mesh)
     return groups if rows % groups == 0 else 1
 
 

@@ -14,7 +14,7 @@ from unitoken_jax.train.optimizer import transformation
 
 def check_rows(config: Config, mesh: Mesh) -> None:
     """ValueError unless the mesh splits the batch's rows evenly."""
-    groups = sharding.row_groups(mesh)
+    groups = sharding.data_parallel_size(mesh)
     if config.data.rows % (groups * config.train.accumulate):
         raise ValueError(
             f"data.rows is {config.data.rows}, and the mesh splits rows {groups} ways (data x fsdp), each in "
@@ -68,7 +68,7 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, sharding.spec("batch"))
 
 
-def place(batch: dict, mesh: Mesh) -> dict:
+def shard_batch(batch: dict, mesh: Mesh) -> dict:
     """This process's rows of a batch -> global arrays."""
     rows = row_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(rows, value) for name, value in batch.items()}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 
 @flax.struct.dataclass
-class Guard:
+class SpikeGuard:
     """float32[W] losses and gradient norms of the last W accepted steps, in a ring.
 
     `accepted` int32[]: steps ever accepted. `in_a_row` int32[]: steps left out since the last of them.
@@ -23,16 +23,18 @@ class Guard:
     in_a_row: jax.Array
 
 
-def create(window: int) -> Guard:
+def create(window: int) -> SpikeGuard:
     """The guard before the first step; it judges leaps from half a `window` of accepted steps on."""
     if window < 2:
         raise ValueError(f"train.spike_window is {window}; expected 2 steps or more")
-    return Guard(jnp.zeros(window), jnp.zeros(window), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+    return SpikeGuard(
+        jnp.zeros(window), jnp.zeros(window), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+    )
 
 
-def judge(
-    guard: Guard, loss: jax.Array, norm: jax.Array, sigma: float
-) -> tuple[jax.Array, Guard, dict[str, jax.Array]]:
+def check_step(
+    guard: SpikeGuard, loss: jax.Array, norm: jax.Array, sigma: float
+) -> tuple[jax.Array, SpikeGuard, dict[str, jax.Array]]:
     """(bool[]: whether to take the step, the guard after it, metrics).
 
     `loss` and `norm` are float32[]; `sigma` 0 asks only that they be finite. Metrics: `loss_limit` and
@@ -42,7 +44,7 @@ def judge(
     norm_limit = _limit(guard.norms, guard.accepted, sigma)
     ok = jnp.isfinite(loss) & jnp.isfinite(norm) & (loss <= loss_limit) & (norm <= norm_limit)
     place = guard.accepted % guard.losses.size
-    after = Guard(
+    after = SpikeGuard(
         losses=guard.losses.at[place].set(jnp.where(ok, loss, guard.losses[place])),
         norms=guard.norms.at[place].set(jnp.where(ok, norm, guard.norms[place])),
         accepted=guard.accepted + ok,

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unitoken_jax.config import TrainConfig
 from unitoken_jax.train import spike_guard
-from unitoken_jax.train.spike_guard import Guard
+from unitoken_jax.train.spike_guard import SpikeGuard
 
 
 @flax.struct.dataclass
@@ -22,7 +22,7 @@ class State:
 
     step: jax.Array
     skipped: jax.Array
-    guard: Guard
+    guard: SpikeGuard
     params: dict[str, jax.Array]  # trained, float32
     frozen: dict[str, jax.Array]  # in the dtype they came in
     opt_state: optax.OptState

@@ -9,11 +9,11 @@ import optax
 from unitoken_jax.config import Config
 from unitoken_jax.model.attention import kernel_for
 from unitoken_jax.model.sharding import shard
-from unitoken_jax.model.unitoken import UniTokenModel, fill_codes
+from unitoken_jax.model.unitoken import UniTokenModel, insert_vq_tokens
 from unitoken_jax.sequence.vocabulary import Vocabulary
 from unitoken_jax.train.loss import LossSums, cross_entropy, picture_token_table, targets
 from unitoken_jax.train.optimizer import schedule, transformation
-from unitoken_jax.train.spike_guard import judge
+from unitoken_jax.train.spike_guard import check_step
 from unitoken_jax.train.state import State, merge
 
 
@@ -59,7 +59,7 @@ def make_train_step(
         dropout = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
         (loss, sums), gradients = differentiate(state.params, frozen, batch, dropout)
         norm = optax.global_norm(gradients)
-        ok, guard, limits = judge(state.guard, loss, norm, config.train.spike_sigma)
+        ok, guard, limits = check_step(state.guard, loss, norm, config.train.spike_sigma)
         factor = schedule(state.step, config.train.steps, config.optimizer.warmup_fraction)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = {path: value - factor * rates[path] * updates[path] for path, value in state.params.items()}
@@ -102,7 +102,7 @@ def _objective(model: UniTokenModel, config: Config, vocabulary: Vocabulary):
 
     def objective(trained, frozen, batch, dropout, count=None):
         params = merge(trained, frozen)
-        batch = fill_codes(params, config.model, vocabulary.code_ids, batch)
+        batch = insert_vq_tokens(params, config.model, vocabulary.code_ids, batch)
         hidden = model.apply(
             {"params": params},
             batch,

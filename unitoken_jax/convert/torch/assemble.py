@@ -9,14 +9,14 @@ import ml_dtypes
 import numpy as np
 
 from unitoken_jax.convert.torch import rules
-from unitoken_jax.convert.torch.report import Report, Tensor
+from unitoken_jax.convert.torch.report import ProblemCollector, Tensor
 
 FLOATS = tuple(map(np.dtype, (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)))
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Piece:
+class ParamPart:
     """What one torch tensor gives of a parameter: the layer `place.layer`, or (None) all of it."""
 
     place: rules.Place
@@ -34,13 +34,13 @@ class Parameter:
     path: str
     shape: tuple[int, ...]
     dtype: np.dtype  # as stored; where its pieces have several, the first one's
-    pieces: tuple[Piece, ...]
+    pieces: tuple[ParamPart, ...]
 
 
 def assemble(
     tensors: Mapping[str, Tensor],
     expected: Shapes,
-    report: Report,
+    report: ProblemCollector,
     prefix: Mapping[str, str] | None = None,
     one_dtype: bool = True,
 ) -> dict[str, Parameter]:
@@ -63,7 +63,7 @@ def assemble(
                 continue
             used.add(name)
             if _fits(tensor, place, report):
-                parts.append(Piece(place, tensor))
+                parts.append(ParamPart(place, tensor))
         if parts and len(parts) == len(places):
             made[path] = Parameter(path, tuple(shape), parts[0].tensor.dtype, tuple(parts))
     for name in sorted(tensors.keys() - used):
@@ -78,7 +78,7 @@ def assemble(
     return made
 
 
-def _check_dtypes(made: Mapping[str, Parameter], report: Report) -> None:
+def _check_dtypes(made: Mapping[str, Parameter], report: ProblemCollector) -> None:
     """Another dtype than most of the network's is no one's intention; the VQ-GAN's is stored as it comes."""
     networks = collections.defaultdict(list)
     for path, parameter in made.items():
@@ -94,7 +94,7 @@ def _check_dtypes(made: Mapping[str, Parameter], report: Report) -> None:
             )
 
 
-def _fits(tensor: Tensor, place: rules.Place, report: Report) -> bool:
+def _fits(tensor: Tensor, place: rules.Place, report: ProblemCollector) -> bool:
     file = pathlib.Path(tensor.file).name
     if tensor.dtype not in FLOATS:
         report.add("dtype", f"{tensor.name} in {file} is {tensor.dtype}; expected a float type")

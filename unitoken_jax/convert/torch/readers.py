@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from unitoken_jax.convert.torch.pickles import read_pickle
-from unitoken_jax.convert.torch.report import ConversionError, Report, Tensor, map_bytes
+from unitoken_jax.convert.torch.report import ConversionError, ProblemCollector, Tensor, map_bytes
 
 _DTYPES = {
     "F64": np.float64,
@@ -135,7 +135,9 @@ def read_file(path: str | os.PathLike) -> dict[str, Tensor]:
     return read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
 
 
-def weight_files(folder: str | os.PathLike, report: Report) -> tuple[list[pathlib.Path], dict[str, str]]:
+def weight_files(
+    folder: str | os.PathLike, report: ProblemCollector
+) -> tuple[list[pathlib.Path], dict[str, str]]:
     """The files that hold a checkpoint folder's weights, and its index's name -> file (empty without one).
 
     Shards that the index points to and that are not there are problems of `report`.
@@ -177,7 +179,7 @@ class Folder(NamedTuple):
     names: frozenset[str]
 
 
-def read_folder(folder: str | os.PathLike, report: Report) -> Folder:
+def read_folder(folder: str | os.PathLike, report: ProblemCollector) -> Folder:
     """All tensors of a checkpoint folder.
 
     Problems go to `report`: unreadable shards, a name in two shards, an index that disagrees with the shards.

@@ -37,7 +37,7 @@ def map_bytes(path: str | os.PathLike, first: int, count: int) -> np.ndarray:
     return np.memmap(path, np.uint8, "r", first, (count,))
 
 
-class Report:
+class ProblemCollector:
     """Problems, and what was left out by rule."""
 
     def __init__(self):

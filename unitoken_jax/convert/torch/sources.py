@@ -9,7 +9,7 @@ from unitoken_jax.config import ModelConfig, SequenceConfig, published_sequence
 from unitoken_jax.convert.torch import configs
 from unitoken_jax.convert.torch.assemble import Parameter, Shapes, assemble
 from unitoken_jax.convert.torch.readers import read_file, read_folder, read_json
-from unitoken_jax.convert.torch.report import ConversionError, Report, Tensor
+from unitoken_jax.convert.torch.report import ConversionError, ProblemCollector, Tensor
 from unitoken_jax.storage.paths import file_digest, size_of
 
 VQ_IN_CHECKPOINT = "model.vqmodel."
@@ -43,7 +43,7 @@ def open_sources(
     checkpoint: str | os.PathLike,
     siglip: str | os.PathLike | None,
     vqgan: str | os.PathLike | None,
-    report: Report,
+    report: ProblemCollector,
     *,
     picture_size: int | tuple[int, int] = 512,
     resolution: str | None = None,
@@ -97,14 +97,14 @@ def open_sources(
     return Sources(config, (*made, *vq_groups), fresh, lacking, files, tokenizer, tuple(notes))
 
 
-def _siglip_group(folder: pathlib.Path, report: Report, files: dict[str, pathlib.Path]) -> Group:
+def _siglip_group(folder: pathlib.Path, report: ProblemCollector, files: dict[str, pathlib.Path]) -> Group:
     tensors, weights, names = read_folder(folder, report)
     files.update({f"siglip/{path.name}": path for path in weights})
     prefix = _VISION if any(name.startswith(_VISION) for name in names) else ""
     return Group(tensors, ("siglip",), {"siglip": prefix})
 
 
-def _tied(tensors: Mapping[str, Tensor], report: Report) -> Mapping[str, Tensor]:
+def _tied(tensors: Mapping[str, Tensor], report: ProblemCollector) -> Mapping[str, Tensor]:
     """The output layer is the embeddings', whatever else the files hold."""
     if _EMBEDDINGS not in tensors:
         return tensors
@@ -149,7 +149,7 @@ def _tokenizer(checkpoint: pathlib.Path, vqgan, files: dict[str, pathlib.Path]) 
 
 
 def parameters(
-    sources: Sources, expected: Shapes, report: Report, one_dtype: bool = True
+    sources: Sources, expected: Shapes, report: ProblemCollector, one_dtype: bool = True
 ) -> dict[str, Parameter]:
     """All parameters the files give, not read yet. `expected`: our path -> shape, of the configuration.
 
@@ -172,7 +172,7 @@ def checksum(path) -> dict:
     return {"bytes": size_of(path), "sha256": file_digest(path)}
 
 
-def describe(report: Report, notes: Iterable[str]) -> list[str]:
+def describe(report: ProblemCollector, notes: Iterable[str]) -> list[str]:
     """Lines for the user: what was left out by rule, and what to know about the model."""
     left = [f"left out: {len(names)} tensors ({reason})" for reason, names in report.ignored.items()]
     return [*left, *(f"note: {note}" for note in notes)]

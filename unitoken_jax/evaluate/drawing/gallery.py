@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from PIL import Image
 
 from unitoken_jax.evaluate import page
-from unitoken_jax.evaluate.drawing.prompts import PictureBenchmark, PicturePrompt
+from unitoken_jax.evaluate.drawing.prompts import DrawingBenchmark, BenchmarkPrompt
 from unitoken_jax.storage.paths import write_text
 
 FIRST, FAILURES, EACH = 24, 24, 4  # prompts, failed pictures, and pictures of one prompt that are shown
@@ -17,8 +17,8 @@ RESULTS = "results.json"
 def write_gallery(
     root: pathlib.Path,
     out: pathlib.Path,
-    benchmark: PictureBenchmark,
-    prompts: Sequence[PicturePrompt],
+    benchmark: DrawingBenchmark,
+    prompts: Sequence[BenchmarkPrompt],
     settings: Mapping,
 ) -> pathlib.Path:
     """Writes `root`/report.md and report.html (its path) of the pictures below `out`.
@@ -62,7 +62,7 @@ def _read(path: pathlib.Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def _scores(root: pathlib.Path, out: pathlib.Path, benchmark: PictureBenchmark) -> dict[str, float]:
+def _scores(root: pathlib.Path, out: pathlib.Path, benchmark: DrawingBenchmark) -> dict[str, float]:
     """{row of the paper's table: score here} of what has been scored."""
     if root == out:
         results = _read(root / RESULTS)
@@ -75,7 +75,7 @@ def _scores(root: pathlib.Path, out: pathlib.Path, benchmark: PictureBenchmark) 
     return scores
 
 
-def _beside_paper(benchmark: PictureBenchmark, scores: Mapping[str, float]) -> tuple[list, list]:
+def _beside_paper(benchmark: DrawingBenchmark, scores: Mapping[str, float]) -> tuple[list, list]:
     """Header and rows."""
     rows = []
     for name in dict.fromkeys((*benchmark.paper, *scores)):

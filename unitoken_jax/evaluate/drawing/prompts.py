@@ -26,7 +26,7 @@ class PromptError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class PicturePrompt:
+class BenchmarkPrompt:
     """`text` is drawn into `files`; `metadata` is (file, content) beside them, all below the run's folder.
 
     `source` ("file:line") is where `text` comes from.
@@ -39,7 +39,7 @@ class PicturePrompt:
 
 
 @dataclasses.dataclass(frozen=True)
-class PictureBenchmark:
+class DrawingBenchmark:
     """`number` pictures a prompt and `guidance` (None: the model's) as in the paper's section 3.4.
 
     `paper`: its scores after stages II and III (Table 4).
@@ -62,27 +62,27 @@ _GENEVAL = {
     "color attribution": (0.32, 0.39),
 }
 _T2I = {"color": (0.7115, 0.7833), "shape": (0.5179, 0.5847), "texture": (0.6670, 0.7315)}
-PICTURE_BENCHMARKS = (
-    PictureBenchmark("GenEval", (), 4, 5.5, _GENEVAL),
-    PictureBenchmark("T2I-CompBench++", ("T2I-CompBench", "T2ICompBench"), 10, 5.0, _T2I),
-    PictureBenchmark("quickstart", (), 1, None),
+DRAWING_BENCHMARKS = (
+    DrawingBenchmark("GenEval", (), 4, 5.5, _GENEVAL),
+    DrawingBenchmark("T2I-CompBench++", ("T2I-CompBench", "T2ICompBench"), 10, 5.0, _T2I),
+    DrawingBenchmark("quickstart", (), 1, None),
 )
 
 
-def find_pictures(name: str) -> PictureBenchmark | None:
+def find_drawing_benchmark(name: str) -> DrawingBenchmark | None:
     """The text-to-image benchmark called `name`, or None."""
-    for benchmark in PICTURE_BENCHMARKS:
+    for benchmark in DRAWING_BENCHMARKS:
         if name.casefold() in (known.casefold() for known in (benchmark.name, *benchmark.also)):
             return benchmark
     return None
 
 
 def read_prompts(
-    benchmark: PictureBenchmark,
+    benchmark: DrawingBenchmark,
     path: str | os.PathLike,
     number: int,
     rewritten: str | os.PathLike | None = None,
-) -> list[PicturePrompt]:
+) -> list[BenchmarkPrompt]:
     """The prompts of file `path` with the files of their `number` pictures.
 
     `rewritten`: a file of what to draw instead, one prompt a line in the same order, as text or as JSON (a
@@ -109,13 +109,13 @@ def read_prompts(
     ]
 
 
-def write_drawn(root: pathlib.Path, prompts: Sequence[PicturePrompt]) -> None:
+def write_drawn(root: pathlib.Path, prompts: Sequence[BenchmarkPrompt]) -> None:
     """Writes prompts.jsonl in `root`: what is drawn into which files, a line a prompt."""
     lines = [json.dumps({"prompt": p.text, "files": p.files}, ensure_ascii=False) + "\n" for p in prompts]
     write_text(root / DRAWN, "".join(lines))
 
 
-def read_drawn(root: pathlib.Path) -> list[PicturePrompt]:
+def read_drawn(root: pathlib.Path) -> list[BenchmarkPrompt]:
     """The prompts of `write_drawn`. FileNotFoundError saying how to write them where they are not there."""
     path = root / DRAWN
     if not path.exists():
@@ -126,7 +126,7 @@ def read_drawn(root: pathlib.Path) -> list[PicturePrompt]:
     for number, line in _lines(path):
         try:
             found = json.loads(line)
-            prompts.append(PicturePrompt(found["prompt"], f"{path}:{number}", tuple(found["files"])))
+            prompts.append(BenchmarkPrompt(found["prompt"], f"{path}:{number}", tuple(found["files"])))
         except (ValueError, KeyError, TypeError) as error:
             raise PromptError(f"{path}:{number}: expected a prompt and its files ({error!r})") from None
     return prompts
@@ -148,7 +148,7 @@ def _lines(path: pathlib.Path) -> list[tuple[int, str]]:
 
 def _geneval(
     path: pathlib.Path, line: int, text: str, order: int, number: int, check: Callable[[dict], None]
-) -> PicturePrompt:
+) -> BenchmarkPrompt:
     try:
         metadata = json.loads(text)
         prompt = metadata["prompt"]
@@ -158,7 +158,7 @@ def _geneval(
     if not isinstance(prompt, str) or not prompt.strip():
         raise PromptError(f'{path}:{line}: "prompt" is {prompt!r}; expected what to draw')
     files = tuple(f"{order:05d}/samples/{sample:05d}.png" for sample in range(number))
-    return PicturePrompt(
+    return BenchmarkPrompt(
         prompt, f"{path}:{line}", files, (f"{order:05d}/metadata.jsonl", text.strip() + "\n")
     )
 
@@ -171,7 +171,7 @@ def _requirement(metadata: dict) -> None:
     Requirement.from_json(metadata)
 
 
-def _t2i(path: pathlib.Path, line: int, text: str, order: int, number: int, _) -> PicturePrompt:
+def _t2i(path: pathlib.Path, line: int, text: str, order: int, number: int, _) -> BenchmarkPrompt:
     prompt = text.rstrip("\r").split("\t")[0]
     where = f"{path.stem.removesuffix('_val')}/samples"
     names = [f"{prompt}_{order * number + sample:06d}.png" for sample in range(number)]
@@ -182,7 +182,7 @@ def _t2i(path: pathlib.Path, line: int, text: str, order: int, number: int, _) -
             )
     if len(names[-1].encode()) > _LONGEST_NAME:
         raise PromptError(f"{path}:{line}: too long for a file name: {prompt[:60]!r}...")
-    return PicturePrompt(prompt, f"{path}:{line}", tuple(f"{where}/{name}" for name in names))
+    return BenchmarkPrompt(prompt, f"{path}:{line}", tuple(f"{where}/{name}" for name in names))
 
 
 def _rewritten(path: pathlib.Path, line: int, text: str) -> str:

@@ -16,15 +16,15 @@ from unitoken_jax.evaluate import recipe as recipes
 from unitoken_jax.evaluate.devices import load_model
 from unitoken_jax.evaluate.drawing.gallery import RESULTS, write_gallery
 from unitoken_jax.evaluate.drawing.prompts import (
-    PictureBenchmark,
-    PicturePrompt,
+    DrawingBenchmark,
+    BenchmarkPrompt,
     PromptError,
-    find_pictures,
+    find_drawing_benchmark,
     read_prompts,
     write_drawn,
 )
 from unitoken_jax.evaluate.drawing.scenes import score_scenes
-from unitoken_jax.sequence.build import PICTURE_PROMPT, picture_prompt
+from unitoken_jax.sequence.build import TEXT_TO_IMAGE_INSTRUCTION, build_text_to_image_prompt
 
 BATCH = 16
 CHOICES = ("number", "seed", "guidance", "top_k", "temperature", "batch")
@@ -48,12 +48,14 @@ def draw_benchmark(
     """
     repeated = None if recipe is None else recipes.load(recipe)
     if repeated is not None:
-        if benchmark is not None and find_pictures(benchmark) != find_pictures(repeated["benchmark"]):
+        if benchmark is not None and find_drawing_benchmark(benchmark) != find_drawing_benchmark(
+            repeated["benchmark"]
+        ):
             raise ValueError(f"{recipe} is for {repeated['benchmark']}, not for {benchmark}")
         settings = recipes.settings_of(repeated, given, str(recipe))
-        found = find_pictures(repeated["benchmark"])
+        found = find_drawing_benchmark(repeated["benchmark"])
     else:
-        found = find_pictures(benchmark or "")
+        found = find_drawing_benchmark(benchmark or "")
         if found is None:
             raise ValueError(f"{benchmark!r} is no benchmark of pictures to draw")
         settings = {name: given.get(name) for name in CHOICES}
@@ -70,7 +72,7 @@ def draw_benchmark(
     if rewritten is not None:
         files["rewritten"] = pathlib.Path(rewritten)
     dataset = pathlib.Path(data).stem
-    made = recipes.make(found.name, dataset, files, {"lead": PICTURE_PROMPT}, settings, str(model))
+    made = recipes.make(found.name, dataset, files, {"lead": TEXT_TO_IMAGE_INSTRUCTION}, settings, str(model))
     notes = [] if repeated is None else recipes.check_same(repeated, made, str(recipe), recipes.MAY_DIFFER)
     out = pathlib.Path(out)
     root = out / pathlib.Path(prompts[0].files[0]).parts[0] if found.name == "T2I-CompBench++" else out
@@ -94,7 +96,7 @@ def draw_benchmark(
     return [*lines, f"report: {write_gallery(root, out, found, prompts, settings)}"]
 
 
-def _settings(found: PictureBenchmark, model, chosen: Mapping) -> dict:
+def _settings(found: DrawingBenchmark, model, chosen: Mapping) -> dict:
     """`chosen` with the paper's and the model's values where it is None."""
     from unitoken_jax.generate.image import default_top_k
 
@@ -119,20 +121,20 @@ def _claim(path: pathlib.Path, made: Mapping) -> None:
     recipes.write_json(path, made)
 
 
-def _check(model: str | os.PathLike, prompts: Sequence[PicturePrompt]) -> None:
+def _check(model: str | os.PathLike, prompts: Sequence[BenchmarkPrompt]) -> None:
     """Raises PromptError for a prompt that the model cannot be given now, not after hours of drawing."""
     from unitoken_jax.checkpoint.model_directory import load_settings
 
     config, tokenizer, _ = load_settings(model)
     for prompt in prompts:
         try:
-            picture_prompt(prompt.text, tokenizer, config)
+            build_text_to_image_prompt(prompt.text, tokenizer, config)
         except ValueError as error:
             raise PromptError(f"{prompt.source}: {error}") from None
 
 
 def _draw_all(
-    model, prompts: Sequence[PicturePrompt], out: pathlib.Path, part: pathlib.Path, settings: Mapping
+    model, prompts: Sequence[BenchmarkPrompt], out: pathlib.Path, part: pathlib.Path, settings: Mapping
 ) -> int:
     """Draws what is missing, each picture first as file `part`; how many pictures that was."""
     texts = [prompt.text for prompt in prompts]
@@ -172,7 +174,7 @@ def _finish(saving: list[Future]) -> None:
     saving.clear()
 
 
-def _place(prompt: PicturePrompt, out: pathlib.Path) -> None:
+def _place(prompt: BenchmarkPrompt, out: pathlib.Path) -> None:
     """The prompt's folder, with its metadata."""
     (out / prompt.files[0]).parent.mkdir(parents=True, exist_ok=True)
     if prompt.metadata is not None:

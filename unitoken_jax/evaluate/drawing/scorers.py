@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 from unitoken_jax.evaluate import recipe as recipes
 from unitoken_jax.evaluate.drawing.gallery import RESULTS, write_gallery
-from unitoken_jax.evaluate.drawing.prompts import PicturePrompt, find_pictures, read_drawn
+from unitoken_jax.evaluate.drawing.prompts import BenchmarkPrompt, find_drawing_benchmark, read_drawn
 
 _TASKS = {
     "single_object": "single object",
@@ -42,7 +42,9 @@ class ScoresError(ValueError):
     """A scorer's file that cannot be used; the message names the place and what is wrong."""
 
 
-def take_scores(scores: str | os.PathLike, out: str | os.PathLike, benchmark: str | None = None) -> list[str]:
+def import_scores(
+    scores: str | os.PathLike, out: str | os.PathLike, benchmark: str | None = None
+) -> list[str]:
     """Takes file `scores` up into run folder `out` (that of recipe.json); lines for the user.
 
     Writes results.json and the report there. Raises FileNotFoundError where `out` is no run, ScoresError
@@ -55,8 +57,8 @@ def take_scores(scores: str | os.PathLike, out: str | os.PathLike, benchmark: st
             "of one list, for example t2i/color"
         )
     recipe = recipes.load(root / "recipe.json")
-    found = find_pictures(recipe["benchmark"])
-    if benchmark is not None and find_pictures(benchmark) != found:
+    found = find_drawing_benchmark(recipe["benchmark"])
+    if benchmark is not None and find_drawing_benchmark(benchmark) != found:
         raise ScoresError(f"{root} is a run of {recipe['benchmark']}, not of {benchmark}")
     if found is None or not found.paper:
         raise ScoresError(
@@ -84,7 +86,7 @@ def _text(path: pathlib.Path) -> str:
         raise ScoresError(f"{path}: not UTF-8 ({error})") from None
 
 
-def _geneval(scores: pathlib.Path, root: pathlib.Path, prompts: Sequence[PicturePrompt]) -> dict:
+def _geneval(scores: pathlib.Path, root: pathlib.Path, prompts: Sequence[BenchmarkPrompt]) -> dict:
     """The mean over tasks of the share of right pictures, as GenEval's summary has it."""
     asked = {}
     for prompt in prompts:
@@ -146,7 +148,7 @@ def _name(place: str, filename: str, root: pathlib.Path, asked: Mapping) -> str:
     return name
 
 
-def _t2i(scores: pathlib.Path, root: pathlib.Path, prompts: Sequence[PicturePrompt]) -> dict:
+def _t2i(scores: pathlib.Path, root: pathlib.Path, prompts: Sequence[BenchmarkPrompt]) -> dict:
     """The mean over the list's pictures. The file names no prompts: where it lies says what it is about."""
     if not scores.resolve().is_relative_to(root.resolve()):
         raise ScoresError(

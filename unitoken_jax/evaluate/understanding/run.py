@@ -121,12 +121,12 @@ def run_benchmark(
 def _check(model: str | os.PathLike, benchmark: Benchmark, table: Table, question) -> None:
     """Raises for every row that cannot be asked or judged now, not after hours of answers."""
     from unitoken_jax.checkpoint.model_directory import load_settings
-    from unitoken_jax.sequence.build import length
+    from unitoken_jax.sequence.build import example_size
 
     score(benchmark, with_predictions(table, [""] * len(table.rows)))
     config, tokenizer, _ = load_settings(model)
     for row in range(len(table.rows)):
-        length(question(row), tokenizer, config)
+        example_size(question(row), tokenizer, config)
 
 
 def _settings(model, given: dict) -> dict:
@@ -154,10 +154,10 @@ def _conversation(
     benchmark: Benchmark, table: Table, pictures: list[list[str]], template: Template, row: int
 ):
     """Row `row` as a question to the model."""
-    from unitoken_jax.sequence.conversation import dialogue
+    from unitoken_jax.sequence.conversation import make_conversation
 
     opened = _open_pictures(table, pictures, row)
-    return dialogue([question_parts(benchmark, table, row, opened, template)], table.place(row))
+    return make_conversation([question_parts(benchmark, table, row, opened, template)], table.place(row))
 
 
 def _open_pictures(table: Table, pictures: list[list[str]], row: int) -> list:

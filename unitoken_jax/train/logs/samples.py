@@ -15,7 +15,7 @@ from PIL import Image
 
 from unitoken_jax.config import Config
 from unitoken_jax.data.loader import Validation
-from unitoken_jax.sequence.build import PICTURE_PROMPT
+from unitoken_jax.sequence.build import TEXT_TO_IMAGE_INSTRUCTION
 from unitoken_jax.sequence.conversation import Conversation, read_conversations
 from unitoken_jax.sequence.image import open_picture
 from unitoken_jax.sequence.tokenizer import Tokenizer
@@ -116,7 +116,7 @@ def _prompts_and_questions(
         parts = answered[0].parts if answered else ()
         text = all(isinstance(part, str) for part in parts)
         question = Question(dataclasses.replace(conversation, turns=(asked,)), "".join(parts) if text else "")
-        draws = not text or (not parts and question.text.startswith(PICTURE_PROMPT))
+        draws = not text or (not parts and question.text.startswith(TEXT_TO_IMAGE_INSTRUCTION))
         if not draws and len(questions) < count:
             questions.setdefault(conversation.source, question)
         elif draws and not question.asked.pictures and len(prompts) < count:

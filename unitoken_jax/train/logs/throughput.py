@@ -9,7 +9,7 @@ from unitoken_jax.config import ModelConfig
 from unitoken_jax.model import flops
 
 
-class Speed:
+class Throughput:
     """Counts what steps do. `rates` are `optimizer.peak_rates`: what trains; `devices` all of the mesh."""
 
     def __init__(self, model: ModelConfig, rates: Collection[str], devices: list):
