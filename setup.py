@@ -54,7 +54,7 @@ EXTRAS = {
 setup(
     name="unitoken_jax",
     version="0.1.0",
-    description="UniToken in JAX/Flax: one decoder that reads and draws pictures, on TPU pods and GPU meshes",
+    description="UniToken in JAX/Flax: one decoder that reads and draws images, on TPU pods and GPU meshes",
     long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -1,7 +1,7 @@
 """Decoding with random weights: drawn on the device, timed pass by pass, and what a pass must read by count.
 
 gpu_generate.py and decode_speed.py measure with it. It needs jax, flax and numpy, and nothing that reads
-data, pictures or checkpoints.
+data, images or checkpoints.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Drawing a picture's tokens: this project against transformers, the same random Chameleon decoder, on a CPU.
+"""Drawing an image's tokens: this project against transformers, the same random Chameleon decoder, on a CPU.
 
     python benchmarks/generate_vs_transformers.py            # about 100M parameters, 512 px: 1,058 tokens
     python benchmarks/generate_vs_transformers.py --small    # seconds, to see that it runs
@@ -35,7 +35,7 @@ SMALL = DecoderConfig(vocab_size=192, width=64, depth=2, heads=4, kv_heads=4, ml
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--small", action="store_true", help="a tiny decoder and a picture of 4 x 4 codes")
+    parser.add_argument("--small", action="store_true", help="a tiny decoder and an image of 4 x 4 codes")
     parser.add_argument("--speculate", type=int, metavar="W", help="also with W tokens a pass")
     parser.add_argument("--quantize", choices=("int8",), help="also with weights and cache in 8 bits")
     arguments = parser.parse_args(argv)
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
         same = int(np.argmin([*(ids == ours[0]), False]))
         print(f"transformers, {name}: the first {same} of {len(forced)} ids are ours", flush=True)
     for name, seconds in times.items():
-        print(f"{name}: {seconds:.2f} s a picture, {seconds / ours[1]:.2f} of ours")
+        print(f"{name}: {seconds:.2f} s an image, {seconds / ours[1]:.2f} of ours")
 
 
 def make_peer(config: DecoderConfig) -> ChameleonForConditionalGeneration:
@@ -214,14 +214,14 @@ def _generate(peer, prompts, mask, forced, codes, guidance) -> np.ndarray:
 
 
 def two_passes(peer, conditional, unconditional, forced, codes) -> np.ndarray:
-    """Ids of a picture, the second stream read apart."""
+    """Ids of an image, the second stream read apart."""
     prompt = torch.tensor([conditional])
     guidance = TwoPasses(peer, unconditional, len(unconditional) + len(forced))
     return _generate(peer, prompt, torch.ones_like(prompt), forced, codes, guidance)
 
 
 def one_pass(peer, conditional, unconditional, forced, codes) -> np.ndarray:
-    """Ids of a picture, both streams in one batch; the shorter prompt padded at its left."""
+    """Ids of an image, both streams in one batch; the shorter prompt padded at its left."""
     padding = len(conditional) - len(unconditional)
     prompts = torch.tensor([conditional, [0] * padding + unconditional])
     mask = torch.ones_like(prompts)

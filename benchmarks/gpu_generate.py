@@ -1,8 +1,8 @@
-"""Drawing 512-px pictures with a random UniToken-7B on one GPU: seconds, passes, bytes. See gpu_generate.sh.
+"""Drawing 512-px images with a random UniToken-7B on one GPU: seconds, passes, bytes. See gpu_generate.sh.
 
-Guidance 3, top-k 4,000: each picture is two rows, and only the columns of the head that are codes are read.
+Guidance 3, top-k 4,000: each image is two rows, and only the columns of the head that are codes are read.
 Each measurement is a process of its own: its peak memory is its own, and running out ends nothing else.
-One picture is drawn whole; of a batch, some passes at each third of a picture are measured, the rest follows.
+One image is drawn whole; of a batch, some passes at each third of an image are measured, the rest follows.
 """
 
 import argparse
@@ -23,7 +23,7 @@ SMALL = configs.ModelConfig(
     siglip=configs.SiglipConfig(image_size=24, patch_size=8, width=32, depth=1, heads=2, mlp=48),
     vq=configs.VQConfig(codes=64, base_channels=32, latent_channels=4, embed_dim=4),
     decoder=configs.DecoderConfig(vocab_size=256, width=128, depth=2, heads=4, kv_heads=4, mlp=128),
-    sequence=configs.SequenceConfig(picture_size=(64, 64)),
+    sequence=configs.SequenceConfig(image_size=(64, 64)),
 )
 PROMPTS = 43, 3  # tokens with begin-of-image and both sizes: a sentence to draw, and none
 BUCKET = 64  # what both are padded to
@@ -38,9 +38,9 @@ class Plan:
 
     what: str = "draw"
     weights: str = "bfloat16"
-    pictures: int = 1  # 0: as many as fit
+    images: int = 1  # 0: as many as fit
     window: int = 1
-    part: int = 0  # passes at each third of a picture; 0: a whole picture
+    part: int = 0  # passes at each third of an image; 0: a whole image
     greedy: bool = False  # no sampling: what it takes
     small: bool = False
 
@@ -53,31 +53,31 @@ MEASUREMENTS = {
     "bf16": Plan(),
     "int8": Plan(weights="int8"),
     "window16": Plan(window=16),
-    "batch-bf16": Plan(pictures=0, part=8),
-    "batch-int8": Plan(weights="int8", pictures=0, part=8),
+    "batch-bf16": Plan(images=0, part=8),
+    "batch-int8": Plan(weights="int8", images=0, part=8),
     "window64": Plan(window=64),
     "int4": Plan(weights="int4"),
     "bf16-greedy": Plan(greedy=True),
-    "vq": Plan("vq", "float32", pictures=32),
-    "siglip": Plan("siglip", pictures=128),
+    "vq": Plan("vq", "float32", images=32),
+    "siglip": Plan("siglip", images=128),
 }
-# On one H200: seconds a picture, or pictures (crops) a second.
+# On one H200: seconds an image, or images (crops) a second.
 GOALS = {"bf16": 3.6, "int8": 2.0, "window16": 1.0, "window64": 1.0}
 RATES = {"batch-bf16": 6, "batch-int8": 6, "vq": 350, "siglip": 1000}
 
 
 def geometry(model: configs.ModelConfig) -> dict[str, int]:
-    """Of a picture: `codes`, `columns`, tokens `drawn` after begin and sizes, and `slots` of cache a row."""
-    rows, columns = (side // model.vq.stride for side in model.sequence.picture_size)
+    """Of an image: `codes`, `columns`, tokens `drawn` after begin and sizes, and `slots` of cache a row."""
+    rows, columns = (side // model.vq.stride for side in model.sequence.image_size)
     drawn = rows * (columns + 1)  # a new-line a row
     return {"codes": rows * columns, "columns": columns, "drawn": drawn, "slots": BUCKET + drawn}
 
 
-def needs(plan: Plan, pictures: int) -> float:
-    """Bytes that drawing `pictures` takes, about."""
+def needs(plan: Plan, images: int) -> float:
+    """Bytes that drawing `images` takes, about."""
     from decode_timing import token_bytes, weight_bytes
 
-    config, shape, rows = plan.model().decoder, geometry(plan.model()), 2 * pictures
+    config, shape, rows = plan.model().decoder, geometry(plan.model()), 2 * images
     weights = weight_bytes(config, plan.weights, 2 * config.vocab_size)  # the embeddings, too
     cache = rows * shape["slots"] * token_bytes(config, plan.weights)
     scores = rows * config.heads * BUCKET * shape["slots"] * 4  # while prompts are read
@@ -86,7 +86,7 @@ def needs(plan: Plan, pictures: int) -> float:
 
 
 def largest(plan: Plan, memory: float) -> int:
-    """Pictures at one time that fit into `memory` bytes."""
+    """Images at one time that fit into `memory` bytes."""
     base = needs(plan, 0)
     return int(max(memory - base, 0) // (needs(plan, 1) - base))
 
@@ -99,7 +99,7 @@ def measure(plan: Plan) -> dict:
     from unitoken_jax.model import flops
 
     device = jax.devices()[0]
-    figures = _draw(plan) if plan.what == "draw" else _pictures(plan)
+    figures = _draw(plan) if plan.what == "draw" else _images(plan)
     peak = flops.device(device.device_kind)
     bandwidth = peak.hbm_bandwidth if peak else None
     if bandwidth and "pass_bytes" in figures:
@@ -119,7 +119,7 @@ def _draw(plan: Plan) -> dict:
     from unitoken_jax.generate import decode
 
     model, rng = plan.model(), np.random.default_rng(0)
-    config, shape, number = model.decoder, geometry(model), plan.pictures
+    config, shape, number = model.decoder, geometry(model), plan.images
     # Codes come after the control tokens in the published vocabulary; where does not matter here.
     codes = np.arange(4, 4 + model.vq.codes, dtype=np.int32)
     row = [decode.MODEL_CHOOSES] * shape["columns"] + [config.vocab_size - 1]
@@ -144,17 +144,17 @@ def _draw(plan: Plan) -> dict:
     runs = found["runs"]
     seconds = statistics.mean(run["seconds"] / run["passes"] for run in runs)
     passes = runs[0]["passes"] if whole else shape["codes"] - 1
-    picture = found["first_seconds"] + passes * seconds
+    image = found["first_seconds"] + passes * seconds
     context = statistics.mean(PROMPTS) + shape["drawn"] / 2
     weights = decode_timing.weight_bytes(config, plan.weights, model.vq.codes)
     cache = 2 * number * context * decode_timing.token_bytes(config, plan.weights)
     return found | {
         "passes": passes,
         "pass_seconds": seconds,
-        "picture_seconds": picture / number,
-        "batch_seconds": picture,
-        "pictures_per_second": number / picture,
-        "tokens_per_second": number * shape["drawn"] / picture,
+        "image_seconds": image / number,
+        "batch_seconds": image,
+        "images_per_second": number / image,
+        "tokens_per_second": number * shape["drawn"] / image,
         "settled_a_pass": sum(run["settled"] for run in runs) / sum(run["passes"] for run in runs),
         "seconds_at_published": found["first_seconds"] + shape["codes"] / PUBLISHED * seconds,
         "pass_bytes": weights + cache,
@@ -162,8 +162,8 @@ def _draw(plan: Plan) -> dict:
     }
 
 
-def _pictures(plan: Plan) -> dict:
-    """Codes -> pixels, or crops -> the features that the decoder reads, `plan.pictures` at one time."""
+def _images(plan: Plan) -> dict:
+    """Codes -> pixels, or crops -> the features that the decoder reads, `plan.images` at one time."""
     import decode_timing
     import jax
     import jax.numpy as jnp
@@ -178,13 +178,13 @@ def _pictures(plan: Plan) -> dict:
     if plan.what == "vq":
         side, network = geometry(model)["columns"], VQModel(model.vq, dtype)
         params = decode_timing.random_network(boxes["vqgan"], plan.weights)
-        inputs = rng.integers(0, model.vq.codes, (plan.pictures, side, side), np.int32)
+        inputs = rng.integers(0, model.vq.codes, (plan.images, side, side), np.int32)
         program = jax.jit(lambda p, x: to_pixels(network.apply({"params": p}, x, method="decode")))
     else:
         side, network = model.siglip.image_size, UniTokenModel(model, dtype)
         boxes = {name: boxes[name] for name in ("siglip", "adapter")}
         params = decode_timing.random_network(boxes, plan.weights)
-        inputs = rng.integers(0, 256, (1, plan.pictures, side, side, 3), np.uint8)
+        inputs = rng.integers(0, 256, (1, plan.images, side, side, 3), np.uint8)
         program = jax.jit(lambda p, x: network.apply({"params": p}, x, method="features"))
     inputs, seconds = jax.device_put(inputs), []
     for _ in range(7):
@@ -192,7 +192,7 @@ def _pictures(plan: Plan) -> dict:
         jax.block_until_ready(program(params, inputs))
         seconds.append(time.perf_counter() - start)
     median = statistics.median(seconds[2:])
-    return {"compile_seconds": seconds[0] - median, "pictures_per_second": plan.pictures / median}
+    return {"compile_seconds": seconds[0] - median, "images_per_second": plan.images / median}
 
 
 def attempt(name: str, plan: Plan, until: float) -> dict | None:
@@ -210,16 +210,16 @@ def attempt(name: str, plan: Plan, until: float) -> dict | None:
         print("\n".join(lines_of(figures)), flush=True)
         return figures
     if "RESOURCE_EXHAUSTED" in done.stderr:
-        print(f"{name}: {plan.pictures} at one time are out of memory", flush=True)
+        print(f"{name}: {plan.images} at one time are out of memory", flush=True)
         return None
     raise RuntimeError(f"{name} failed:\n{done.stderr[-4000:]}")
 
 
 def measured(name: str, plan: Plan, memory: float | None, begin: float, until: float) -> dict | None:
     """Figures; of a batch as large as fits, which is made smaller by a quarter until it does."""
-    number = plan.pictures or (largest(plan, memory) if memory else 4)
+    number = plan.images or (largest(plan, memory) if memory else 4)
     while number and time.monotonic() < begin:
-        if figures := attempt(name, dataclasses.replace(plan, pictures=number), until):
+        if figures := attempt(name, dataclasses.replace(plan, images=number), until):
             return figures
         number = number * 3 // 4
     return None
@@ -230,18 +230,18 @@ def lines_of(figures: dict) -> list[str]:
     f, name, goal = figures, figures["name"], not figures["small"]
     memory = "" if f["peak_memory"] is None else f"; peak memory {f['peak_memory'] / 1e9:.1f} GB"
     compiled = f"compiled in {f['compile_seconds']:.0f} s{memory}"
-    rate = f"{f['pictures_per_second']:.2f} {'crops' if f['what'] == 'siglip' else 'pictures'}/s"
+    rate = f"{f['images_per_second']:.2f} {'crops' if f['what'] == 'siglip' else 'images'}/s"
     if goal and name in RATES:
         rate += f" (goal on an H200: {RATES[name]:,})"
     if f["what"] != "draw":
-        return [f"{name}: {f['pictures']} at one time, {f['weights']}: {rate}; {compiled}"]
+        return [f"{name}: {f['images']} at one time, {f['weights']}: {rate}; {compiled}"]
     cache = "int8" if f["weights"].startswith("int") else f["weights"]
     wanted = f" (goal on an H200: {GOALS[name]})" if goal and name in GOALS and f["window"] == 1 else ""
     share = f", {f['hbm_share']:.0%} of the HBM's bandwidth" if "hbm_share" in f else ""
     lines = [
-        f"{name}: {f['pictures']} at one time, weights {f['weights']}, cache {cache}, window {f['window']}"
+        f"{name}: {f['images']} at one time, weights {f['weights']}, cache {cache}, window {f['window']}"
         f"{', greedy' if f['greedy'] else ''}",
-        f"  {f['picture_seconds']:.3f} s a picture{wanted}, {rate}, {f['tokens_per_second']:,.0f} tokens/s",
+        f"  {f['image_seconds']:.3f} s an image{wanted}, {rate}, {f['tokens_per_second']:,.0f} tokens/s",
         f"  first token after {f['first_seconds']:.3f} s, then {f['passes']} passes of "
         f"{1e3 * f['pass_seconds']:.2f} ms",
         f"  {f['pass_bytes'] / 1e9:.4g} GB a pass by count, {f['weight_bytes'] / 1e9:.4g} of weights{share}",
@@ -262,7 +262,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", metavar="JSON", help="write every figure here too")
     parser.add_argument("--small", action="store_true", help="a tiny model, to see that it runs")
     parser.add_argument("--only", metavar="NAMES", help=f"some of {','.join(MEASUREMENTS)} (default: all)")
-    parser.add_argument("--pictures", type=int, help="in the batches (default: as many as fit)")
+    parser.add_argument("--images", type=int, help="in the batches (default: as many as fit)")
     parser.add_argument(
         "--minutes", type=float, default=7.5, help="begin no new try after these (default 7.5)"
     )
@@ -279,10 +279,10 @@ def main(argv: list[str] | None = None) -> int:
     memory, results, left = device_memory(), [], []
     for name in names:
         plan = dataclasses.replace(MEASUREMENTS[name], small=given.small)
-        if plan.pictures == 0 and given.pictures:
-            plan = dataclasses.replace(plan, pictures=given.pictures)
+        if plan.images == 0 and given.images:
+            plan = dataclasses.replace(plan, images=given.images)
         if given.small and plan.what != "draw":
-            plan = dataclasses.replace(plan, pictures=2)
+            plan = dataclasses.replace(plan, images=2)
         figures = measured(name, plan, memory, begin, until)
         results += [figures] if figures else []
         left += [] if figures else [name]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures how fast the 7B model, random weights, draws 512-px pictures on one GPU; ten minutes at most.
+# Measures how fast the 7B model, random weights, draws 512-px images on one GPU; ten minutes at most.
 #
 #   benchmarks/gpu_generate.sh --out gpu_generate.json      # an H200, or a card of 24 GB for less
 #   benchmarks/gpu_generate.sh --only bf16,batch-int8       # some of it
@@ -7,7 +7,7 @@
 #   benchmarks/gpu_generate.sh --help
 #
 # Needs a clone of this repository, and Python 3.11 or newer with jax (0.10 or 0.11; on a GPU jax[cuda12] or
-# jax[cuda13]), flax and numpy: nothing that reads data, pictures or checkpoints. PYTHON names another python.
+# jax[cuda13]), flax and numpy: nothing that reads data, images or checkpoints. PYTHON names another python.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python3}

@@ -1,6 +1,6 @@
 """Training steps of UniToken-7B with random weights on one GPU: tokens/s, MFU, peak memory. See gpu_train.sh.
 
-Each row of the batch is one five-crop picture with a question and an answer, laid out as stage I wants it.
+Each row of the batch is one five-crop image with a question and an answer, laid out as stage I wants it.
 Stage I: the decoder is frozen, in bfloat16. Stage II: float32 weights, bfloat16 first moments.
 Each measurement is a process of its own: its peak memory is its own, and running out ends nothing else.
 Where not all layers fit, two depths are measured, and the rest follows by the layer.
@@ -24,7 +24,7 @@ SMALL = configs.ModelConfig(
     siglip=configs.SiglipConfig(image_size=24, patch_size=8, width=32, depth=1, heads=2, mlp=48),
     vq=configs.VQConfig(codes=16),
     decoder=configs.DecoderConfig(vocab_size=256, width=64, depth=4, heads=4, kv_heads=4, mlp=96),
-    sequence=configs.SequenceConfig(picture_size=(64, 64)),
+    sequence=configs.SequenceConfig(image_size=(64, 64)),
 )
 TEXT = 250  # tokens of question and answer; half are learnt
 # Bytes of weights, gradients and moments a parameter: of the decoder, and of what trains beside it.
@@ -80,7 +80,7 @@ class Plan:
 def row_layout(model: configs.ModelConfig) -> dict[str, int]:
     """Tokens of a row: `prefix` before the first continuous one, `soft` of those, TEXT; `room` for the prefix
     and the `length` of all, in whole blocks of 128."""
-    height, width = (side // model.vq.stride for side in model.sequence.picture_size)
+    height, width = (side // model.vq.stride for side in model.sequence.image_size)
     grid = model.siglip.grid
     prefix = height * (width + 1) + 4  # a new-line a row, begin, two sizes, SEP
     soft = grid**2 + 2 * grid * (2 * grid + 1)
@@ -94,7 +94,7 @@ def make_batch(config: configs.Config) -> dict[str, np.ndarray]:
     layout, grid, side = row_layout(model), model.siglip.grid, model.siglip.image_size
     shape = (rows, layout["length"])
     batch = {name: np.zeros(shape, np.int32) for name in ("tokens", "segments", "positions")}
-    batch |= {name: np.full(shape, -1, np.int32) for name in ("labels", "soft_index")}
+    batch |= {name: np.full(shape, -1, np.int32) for name in ("labels", "image_feature_index")}
     own = layout["prefix"] + layout["soft"] + TEXT
     places = np.r_[: layout["prefix"], layout["room"] : layout["room"] + layout["soft"] + TEXT]
     batch["tokens"][:, places] = rng.integers(1, model.decoder.vocab_size, (rows, own))
@@ -103,7 +103,7 @@ def make_batch(config: configs.Config) -> dict[str, np.ndarray]:
     tiles = np.full((2 * grid, 2 * grid + 1), -1)
     tiles[:, :-1] = np.arange(4 * grid**2).reshape(2 * grid, 2 * grid) + grid**2
     features = np.r_[np.arange(grid**2), tiles.ravel()]
-    batch["soft_index"][:, layout["room"] : layout["room"] + layout["soft"]] = features
+    batch["image_feature_index"][:, layout["room"] : layout["room"] + layout["soft"]] = features
     learnt = places[-(TEXT // 2) :]
     batch["labels"][:, learnt] = batch["tokens"][:, learnt]
     batch["crops"] = rng.integers(0, 256, (rows, 5, side, side, 3), np.uint8)
@@ -280,7 +280,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", metavar="JSON", help="write every figure here too")
     parser.add_argument("--small", action="store_true", help="a tiny model, to see that it runs")
     parser.add_argument("--stages", choices=("1", "2", "1,2"), default="1,2", help="default: both")
-    parser.add_argument("--rows", type=int, default=2, help="rows, each a picture with text (default 2)")
+    parser.add_argument("--rows", type=int, default=2, help="rows, each an image with text (default 2)")
     parser.add_argument("--depth", type=int, help="layers to measure (default: as many as fit)")
     parser.add_argument("--remat", choices=tuple(KEPT), help="default: the fastest that fits")
     parser.add_argument("--attention", choices=("auto", "xla", "triton"), default="auto")

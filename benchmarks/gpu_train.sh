@@ -6,7 +6,7 @@
 #   benchmarks/gpu_train.sh --help                          # batch, layers, remat, attention kernel
 #
 # Needs a clone of this repository, and Python 3.11 or newer with jax (0.10 or 0.11; on a GPU jax[cuda12] or
-# jax[cuda13]), flax, optax and numpy: nothing that reads data, pictures or checkpoints. PYTHON names another python.
+# jax[cuda13]), flax, optax and numpy: nothing that reads data, images or checkpoints. PYTHON names another python.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python3}

@@ -21,11 +21,11 @@ from unitoken_jax.data.index import open_index
 from unitoken_jax.data.loader import Loader
 from unitoken_jax.sequence.tokenizer import train_tokenizer
 
-PICTURES = 100
+IMAGES = 100
 
 
 def make_rows(folder: pathlib.Path, count: int) -> pathlib.Path:
-    make_data(folder, PICTURES)
+    make_data(folder, IMAGES)
     path = folder / f"rows-{count}.jsonl"
     if not path.exists():
         words = np.random.default_rng(0).choice(WORDS.split(), (1000, 50))
@@ -34,8 +34,8 @@ def make_rows(folder: pathlib.Path, count: int) -> pathlib.Path:
                 text = " ".join(words[i % 1000])
                 mark = "<image>" if i % 2 else ""
                 turns = [{"from": "human", "value": mark + text}, {"from": "gpt", "value": f"number {i}"}]
-                picture = {"image": f"{i % PICTURES}.jpg"} if i % 2 else {}
-                file.write(json.dumps(picture | {"conversations": turns}) + "\n")
+                image = {"image": f"{i % IMAGES}.jpg"} if i % 2 else {}
+                file.write(json.dumps(image | {"conversations": turns}) + "\n")
     return path
 
 
@@ -65,7 +65,7 @@ def main() -> None:
         subprocess.run([sys.executable, *sys.argv, "--again"], check=True)
         return
     idle = memory()
-    data = DataConfig(sources=(source,), row_length=8192, row_crops=10, row_pictures=8, mix="examples")
+    data = DataConfig(sources=(source,), row_length=8192, row_crops=10, row_images=8, mix="examples")
     pool = Loader(data, MODEL, tokenizer, seed=0).pools[0]
     opened = time.monotonic() - start
     start = time.monotonic()

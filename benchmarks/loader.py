@@ -1,10 +1,10 @@
 """Examples a second through the loader, against a straightforward PyTorch one, same files, same run.
 
-    python benchmarks/loader.py FOLDER [--pictures 200] [--seconds 20] [--workers 0 1 2]
+    python benchmarks/loader.py FOLDER [--images 200] [--seconds 20] [--workers 0 1 2]
 
 Every example is a 512-px JPEG of five SigLIP crops with a question and an answer, its VQ codes made
 beforehand, as in the published pipeline. The peer does what the published code does for an example: open the
-picture, resize it and its 2 x 2 tiles, rescale and normalise them to float32 tensors, put token ids together,
+image, resize it and its 2 x 2 tiles, rescale and normalise them to float32 tensors, put token ids together,
 pad a batch. Ours delivers uint8 crops (the device normalises them) and packed rows with masks and indices.
 
 Each measurement is a process of its own. CPU time is that of the process and its workers, less what a process
@@ -27,7 +27,7 @@ from unitoken_jax.data.codes import codes_path, write_codes
 from unitoken_jax.data.loader import Loader
 from unitoken_jax.sequence.tokenizer import Tokenizer, train_tokenizer
 
-WORDS = "what is in this picture ? a red door beside the green house and two old trees under a grey sky"
+WORDS = "what is in this image ? a red door beside the green house and two old trees under a grey sky"
 CODES = 64  # entries of the small codebook; their number changes nothing here
 MODEL = ModelConfig(vq=VQConfig(codes=CODES), decoder=DecoderConfig(vocab_size=1024))
 
@@ -71,7 +71,7 @@ def measure(side: str, arguments, workers: int) -> tuple[float, float] | None:
     """(examples a second, CPU seconds an example); None where a library is missing."""
     found = []
     for seconds in (0, arguments.seconds):
-        command = [sys.executable, __file__, str(arguments.folder), "--pictures", str(arguments.pictures)]
+        command = [sys.executable, __file__, str(arguments.folder), "--images", str(arguments.images)]
         command += ["--seconds", str(seconds), "--workers", str(workers), "--one", side]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         out = process.stdout.read()
@@ -157,16 +157,16 @@ SIDES = {
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--one", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    path = make_data(arguments.folder, arguments.pictures)
+    path = make_data(arguments.folder, arguments.images)
     if arguments.one:
         print(json.dumps(stream(arguments.one, path, arguments.workers[0], arguments.seconds)))
         return
-    print(f"{arguments.pictures} pictures, {os.cpu_count()} cores")
+    print(f"{arguments.images} images, {os.cpu_count()} cores")
     for workers in arguments.workers:
         for side in SIDES:
             if (measured := measure(side, arguments, workers)) is None:

@@ -50,7 +50,7 @@ def main() -> None:
     start = time.process_time()
     permute_index(np.arange(count), count, 1)
     print(f"shuffle: {(time.process_time() - start) / count * 1e6:.2f} us a sample")
-    print("stage I: samples that read a picture; stage II: the whole mixture")
+    print("stage I: samples that read an image; stage II: the whole mixture")
     for stage, chosen in (("I", table[table[:, 1] > 0]), ("II", table)):
         micro, waiting = padded(chosen[:, 0], chosen[:, 4])
         print(f"stage {stage}, published padding: {micro:.3f} of tokens; {waiting:.3f} with ranks waiting")
@@ -73,7 +73,7 @@ def main() -> None:
 
 def stage_one(chosen: np.ndarray) -> None:
     """Stage I's FLOPs a sample over stage II's, for rows as configs/stage1.py has them and other prefixes."""
-    length, crops, pictures = 8192, 10, 8
+    length, crops, images = 8192, 10, 8
     whole = flops.five_crop_example(MODEL)
     ratio = _flops(whole, STAGE_1) / _flops(whole, STAGE_2)
     print(f"stage I / stage II in FLOPs: one five-crop sample without padding {ratio:.3f}")
@@ -81,9 +81,9 @@ def stage_one(chosen: np.ndarray) -> None:
         base = None
         for prefix in (0, 1024, 1536, 2048, 2304):
             rows = len(
-                packing.make_plan(table[:, :4], ExampleSize(length, crops, pictures, length - prefix), [0])
+                packing.make_plan(table[:, :4], ExampleSize(length, crops, images, length - prefix), [0])
             )
-            row = flops.example(length, 0.03 * length, prefix, crops, pictures)
+            row = flops.example(length, 0.03 * length, prefix, crops, images)
             if base is None:
                 base = rows * _flops(row, STAGE_2)
             fill = table[:, 0].sum() / (rows * length)

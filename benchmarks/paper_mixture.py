@@ -1,8 +1,8 @@
 """Lengths as the paper's stage II has them, made up where the paper gives no distribution.
 
-Half of the samples draw a picture (1,060 discrete tokens and a prompt), half read one (the same, and 3 to 5
+Half of the samples draw an image (1,060 discrete tokens and a prompt), half read one (the same, and 3 to 5
 SigLIP crops of any-resolution features, up to 3,700 tokens) with 20 to 1,500 tokens of text; a few are text
-alone. Picture sides: 300 to 1,600 px, aspects mostly 1 to 1.8 and rarely up to 4. Texts: log-uniform.
+alone. Image sides: 300 to 1,600 px, aspects mostly 1 to 1.8 and rarely up to 4. Texts: log-uniform.
 """
 
 import numpy as np
@@ -11,28 +11,28 @@ from unitoken_jax.config import ModelConfig
 from unitoken_jax.sequence import anyres
 
 DISCRETE = 2 + 1 + 32 * 33 + 1  # sizes, begin, codes with new-lines, end: 1,060
-SIZES = 2000  # different pictures; the geometry of each is computed once
+SIZES = 2000  # different images; the geometry of each is computed once
 
 
 def paper_lengths(count: int, seed: int = 0, config: ModelConfig | None = None) -> np.ndarray:
     """int32[count, 5] in random order: `Lengths`, and tokens without continuous features.
 
-    A picture that is read begins its question.
+    An image that is read begins its question.
     """
     config = config or ModelConfig()
     rng = np.random.default_rng(seed)
-    sizes = _picture_sizes(rng)
+    sizes = _image_sizes(rng)
     soft = np.array([len(anyres.feature_layout(*s, config.siglip, config.sequence)) for s in sizes])
     crops = np.array([anyres.crop_count(*s, config.siglip, config.sequence) for s in sizes])
     kind = rng.choice(3, count, p=[0.5, 0.47, 0.03])  # draw, read, text
-    picture = rng.integers(0, len(sizes), count)
+    image = rng.integers(0, len(sizes), count)
     frame = 3  # BOS and two ends of turns
     table = np.zeros((count, 5), np.int32)
     table[:, 0] = frame + np.where(kind == 0, _texts(rng, count, 20, 300), _texts(rng, count, 20, 1500))
     table[:, 0] += (kind < 2) * DISCRETE
     table[:, 4] = table[:, 0]
-    table[:, 0] += (kind == 1) * (1 + soft[picture])
-    table[:, 1] = (kind == 1) * crops[picture]
+    table[:, 0] += (kind == 1) * (1 + soft[image])
+    table[:, 1] = (kind == 1) * crops[image]
     table[:, 2] = kind < 2
     table[:, 3] = (kind == 1) * (table[:, 0] - 1 - DISCRETE)  # BOS; SEP is before, end of image after
     return table
@@ -42,7 +42,7 @@ def _texts(rng: np.random.Generator, count: int, low: int, high: int) -> np.ndar
     return np.exp(rng.uniform(np.log(low), np.log(high + 1), count)).astype(np.int64)
 
 
-def _picture_sizes(rng: np.random.Generator) -> list[tuple[int, int]]:
+def _image_sizes(rng: np.random.Generator) -> list[tuple[int, int]]:
     long = rng.integers(300, 1600, SIZES)
     aspect = np.clip(np.exp(np.abs(rng.normal(0.25, 0.3, SIZES))), 1, 4)
     short = np.maximum((long / aspect).astype(int), 64)

@@ -3,7 +3,7 @@
     python benchmarks/pod_decode.py                      # every case: one to four minutes each on two cores
     python benchmarks/pod_decode.py --only v6e-int8
 
-Compiled is what draws a 512-px picture with guidance, `generate.decode.proceed`; nothing runs, and no TPU is
+Compiled is what draws a 512-px image with guidance, `generate.decode.proceed`; nothing runs, and no TPU is
 needed, but libtpu is. Bytes are a chip's, from the compiled program's text; "held" is what the program keeps
 beside its inputs: a hidden copy of the weights or of the cache would be there.
 """
@@ -32,13 +32,13 @@ from unitoken_jax.model.unitoken import UniTokenModel
 from unitoken_jax.planning import hlo, topology
 from unitoken_jax.planning.cost import cost
 
-SIDE, PROMPT = 32, 64  # codes of a 512-px picture's row, slots of the prompt
+SIDE, PROMPT = 32, 64  # codes of a 512-px image's row, slots of the prompt
 GB = 1e9
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """`chips` of the slice share the weights (tensor parallel); `window` tokens a pass, `rows` pictures."""
+    """`chips` of the slice share the weights (tensor parallel); `window` tokens a pass, `rows` images."""
 
     topology: str
     chips: int = 1

@@ -18,8 +18,8 @@ GIB = 2**30
 # Batches of about 128 samples, the paper's, and larger ones. A row of 5,120 tokens holds two samples of stage
 # II's mixture; one of 5,376 holds a five-crop caption of stage I, its suffix 4,096 for blocks of 1,024.
 SMALL = {
-    1: {"data.row_length": 5376, "data.row_prefix": 1280, "data.row_crops": 5, "data.row_pictures": 1},
-    2: {"data.row_length": 5120, "data.row_crops": 5, "data.row_pictures": 4},
+    1: {"data.row_length": 5376, "data.row_prefix": 1280, "data.row_crops": 5, "data.row_images": 1},
+    2: {"data.row_length": 5120, "data.row_crops": 5, "data.row_images": 4},
 }
 SMALL_ROWS = {1: 128, 2: 64}
 # SigLIP's width of 1152 divides by 128, not by 256: with fsdp 256, every chip would hold all of SigLIP.
@@ -41,7 +41,7 @@ CASES["34b-stage2-v5p"] = "stage2.py:unitoken_34b", "v5p:4x4x8", SMALL[2] | {"da
 CASES["34b-stage2-v5p-large"] = "stage2.py:unitoken_34b", "v5p:4x4x8", {"data.rows": 128}
 
 # A decoder of the same size in MaxText 0.2.4 (llama2-7b, vocabulary 65,536, full remat), compiled by the same
-# libtpu 0.0.52: peak GiB a chip. Ours without pictures, but with the ViT's state.
+# libtpu 0.0.52: peak GiB a chip. Ours without images, but with the ViT's state.
 _TEXT = {"data.codes": "offline", "data.row_crops": 0}
 PEER_GIB = {
     "text-v5e-4096": ("v5e:16x16", 4096, 256, 2.98),

@@ -80,7 +80,7 @@ def make_batch(model: ModelConfig, shape: Shape) -> dict[str, np.ndarray]:
     tokens = rng.integers(1, model.decoder.vocab_size, size)
     labels = np.where((soft < 0) & (rng.random(size) < 0.5), tokens, -1)
     side = model.siglip.image_size
-    fields = {"segments": segments, "positions": positions, "soft_index": soft}
+    fields = {"segments": segments, "positions": positions, "image_feature_index": soft}
     fields = {name: np.tile(value, (shape.rows, 1)) for name, value in fields.items()}
     fields |= {"tokens": tokens, "labels": labels}
     batch = {name: value.astype(np.int32) for name, value in fields.items()}
@@ -97,11 +97,15 @@ def one_segment(batch: dict) -> dict:
 
 
 def padded(batch: dict, patches: int) -> dict:
-    """An example a row, and the `soft_index` of each in the features of all the batch's crops."""
+    """An example a row, and the `image_feature_index` of each in the features of all the batch's crops."""
     longest = max(np.bincount(row)[1:].max() for row in batch["segments"])
-    names = ("tokens", "segments", "positions", "labels", "soft_index")
+    names = ("tokens", "segments", "positions", "labels", "image_feature_index")
     first = np.arange(len(batch["crops"]))[:, None] * batch["crops"].shape[1] * patches
-    batch = batch | {"soft_index": np.where(batch["soft_index"] < 0, -1, batch["soft_index"] + first)}
+    batch = batch | {
+        "image_feature_index": np.where(
+            batch["image_feature_index"] < 0, -1, batch["image_feature_index"] + first
+        )
+    }
     rows = [(row, number) for row, own in enumerate(batch["segments"]) for number in np.unique(own)]
     made = {name: np.full((len(rows), longest), -1 if name in names[3:] else 0) for name in names}
     for i, (row, number) in enumerate(rows):
@@ -141,7 +145,7 @@ class Torch(torch.nn.Module):
         if len(batch["crops"]):
             pixels = batch["crops"].permute(0, 3, 1, 2).float() / 127.5 - 1
             features = self.adapter(self.siglip(pixels).last_hidden_state).flatten(0, 1)
-            x = x.index_put((batch["soft"],), features[batch["soft_index"]])
+            x = x.index_put((batch["soft"],), features[batch["image_feature_index"]])
         hidden = text(inputs_embeds=x, attention_mask=batch["mask"], use_cache=False).last_hidden_state
         learnt = batch["wanted"] >= 0
         logits = head(hidden)[learnt] if every_place else head(hidden[learnt])
@@ -151,15 +155,15 @@ class Torch(torch.nn.Module):
 
 
 def tensors(batch: dict, crops: np.ndarray) -> dict:
-    """What `Torch` takes of a batch whose `soft_index` counts in the features of all `crops`."""
+    """What `Torch` takes of a batch whose `image_feature_index` counts in the features of all `crops`."""
     wanted = np.asarray(targets(batch["labels"], batch["segments"]))
-    soft = batch["soft_index"] >= 0
+    soft = batch["image_feature_index"] >= 0
     whole = (batch["segments"] > 0).all()
     return {
         "tokens": torch.tensor(batch["tokens"], dtype=torch.int64),
         "wanted": torch.tensor(wanted, dtype=torch.int64),
         "soft": torch.tensor(soft),
-        "soft_index": torch.tensor(batch["soft_index"][soft], dtype=torch.int64),
+        "image_feature_index": torch.tensor(batch["image_feature_index"][soft], dtype=torch.int64),
         "mask": None if whole else torch.tensor(batch["segments"] > 0),
         "crops": torch.tensor(crops.reshape(-1, *crops.shape[2:])),
     }

@@ -1,4 +1,4 @@
-"""The paper's ablations (Tables 5 and 6) at 7B: stage II on fewer examples, without any-resolution pictures.
+"""The paper's ablations (Tables 5 and 6) at 7B: stage II on fewer examples, without any-resolution images.
 
     unitoken train --config configs/ablations.py:unified-joint --workdir runs/a --config.train.init_from=MODEL
 
@@ -11,7 +11,7 @@ import stage2
 from unitoken_jax.ablate.run import CELLS
 from unitoken_jax.train.optimizer import stage_groups
 
-# About how many tokens an example takes: 1,060 of a picture's codes, 756 of its features, 150 of text.
+# About how many tokens an example takes: 1,060 of an image's codes, 756 of its features, 150 of text.
 READ = {"unified": 1966, "discrete": 1210, "continuous": 906}
 DRAWN = 1210
 ROWS, ROW_LENGTH = 24, 8192  # about 128 examples of the joint mixture, as in Table 2

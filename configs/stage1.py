@@ -24,7 +24,7 @@ def get_config(model="unitoken_7b"):
             "mix": "examples",
             "row_length": 8192,  # the longest samples take 6,300; see benchmarks/RESULTS.md for other lengths
             "row_prefix": 2048,  # see benchmarks/RESULTS.md: 0.64 of stage II in FLOPs a sample
-            "row_pictures": 8,
+            "row_images": 8,
             "rows": 80,  # about 128 of the paper's samples
         },
         "optimizer": {"groups": stage_groups(1)},

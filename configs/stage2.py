@@ -37,7 +37,7 @@ def get_config(model="unitoken_7b"):
             ],
             "mix": "examples",
             "row_length": 8192,
-            "row_pictures": 8,
+            "row_images": 8,
             "rows": 40,  # about 128 samples
         },
         "optimizer": {"groups": stage_groups(2)},

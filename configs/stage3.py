@@ -1,4 +1,4 @@
-"""Stage III (paper, section 3.2, Table 2): instruction following, 423 K conversations and 100 K pictures.
+"""Stage III (paper, section 3.2, Table 2): instruction following, 423 K conversations and 100 K images.
 
     unitoken train --config configs/stage3.py --workdir runs/stage3 --config.train.init_from=runs/stage2/model
 
@@ -19,7 +19,7 @@ def get_config(model="unitoken_7b"):
             ],
             "mix": "examples",
             "row_length": 8192,
-            "row_pictures": 8,
+            "row_images": 8,
             "rows": 40,  # about 128 samples
         },
         "optimizer": {"groups": stage_groups(3)},

@@ -4,7 +4,7 @@
 
 Needs torch, transformers and safetensors, nothing of unitoken_jax. The decoder and SigLIP are `transformers`'
 own modules; a QK-norm with a row a shard, as published, gets a row a head. One row of random text ids and one
-random picture go through; every layer's output is kept.
+random image go through; every layer's output is kept.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def outputs(layers, run) -> np.ndarray:
 def decoder(folder: pathlib.Path, tensors: dict, dtype: torch.dtype) -> dict[str, np.ndarray]:
     values = json.loads((folder / "config.json").read_text())
     known = {key: values[key] for key in KEYS if values.get(key) is not None}
-    config = ChameleonConfig(**known, vocabulary_map={"<image>": 0})  # no pictures go through
+    config = ChameleonConfig(**known, vocabulary_map={"<image>": 0})  # no images go through
     with torch.device("meta"):
         model = ChameleonForConditionalGeneration(config)
     parts = torch.nn.ModuleDict({"lm_head": model.lm_head})
@@ -117,13 +117,13 @@ def siglip(folder: pathlib.Path, tensors: dict, prefix: str, dtype: torch.dtype)
     model = SiglipVisionModel(config).to(dtype).eval()
     load(model.vision_model, tensors, prefix)
     side = config.image_size
-    picture = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
-    pixels = torch.tensor(picture.transpose(2, 0, 1)[None] / 127.5 - 1, dtype=dtype)
+    image = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    pixels = torch.tensor(image.transpose(2, 0, 1)[None] / 127.5 - 1, dtype=dtype)
     with torch.no_grad():
         result = {}
         states = outputs(model.vision_model.encoder.layers, lambda: result.update(model(pixels)))
     features = result["last_hidden_state"].float()[0].numpy()
-    return {"siglip/picture": picture, "siglip/states": states, "siglip/features": features}
+    return {"siglip/image": image, "siglip/states": states, "siglip/features": features}
 
 
 def main() -> None:

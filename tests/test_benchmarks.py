@@ -78,14 +78,14 @@ def test_gpu_generate_draws_with_nothing_but_jax_flax_and_numpy(tmp_path):
     )
     environment = os.environ | {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(tmp_path)}
     out, script = tmp_path / "out.json", BENCHMARKS / "gpu_generate.sh"
-    command = [script, "--small", "--only", "int4,window16,batch-bf16", "--pictures", "3", "--out", out]
+    command = [script, "--small", "--only", "int4,window16,batch-bf16", "--images", "3", "--out", out]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     plain, window, batch = json.loads(out.read_text())
     assert plain["passes"] == 15  # of 16 codes the prompt's pass gives the first
     assert 1 <= window["passes"] <= 15
-    assert (batch["pictures"], [run["passes"] for run in batch["runs"]]) == (3, [3, 3, 3])
-    assert batch["pictures_per_second"] == pytest.approx(3 / batch["batch_seconds"])
+    assert (batch["images"], [run["passes"] for run in batch["runs"]]) == (3, [3, 3, 3])
+    assert batch["images_per_second"] == pytest.approx(3 / batch["batch_seconds"])
     assert "by arithmetic, not measured" in done.stdout
 
 
@@ -116,12 +116,12 @@ def test_gpu_generate_makes_a_batch_that_does_not_fit_smaller(monkeypatch):
     gpu_generate, tried = load("gpu_generate"), []
 
     def attempt(name, plan, until):
-        tried.append(plan.pictures)
-        return {"pictures": plan.pictures} if plan.pictures <= 50 else None
+        tried.append(plan.images)
+        return {"images": plan.images} if plan.images <= 50 else None
 
     monkeypatch.setattr(gpu_generate, "attempt", attempt)
     plan, later = gpu_generate.MEASUREMENTS["batch-bf16"], float("inf")
-    assert gpu_generate.measured("batch-bf16", plan, 134e9, later, later) == {"pictures": 39}
+    assert gpu_generate.measured("batch-bf16", plan, 134e9, later, later) == {"images": 39}
     assert tried == [94, 70, 52, 39]
     assert gpu_generate.measured("batch-bf16", plan, 134e9, 0, later) is None  # no time is left
 

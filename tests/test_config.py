@@ -23,13 +23,13 @@ def test_json_round_trip():
         {
             "data": {"sources": [{"path": "a.jsonl", "weight": 2}, {"path": "b.jsonl"}], "rows": 3},
             "optimizer": {"groups": [{"pattern": "^adapter/", "learning_rate": 1e-4}]},
-            "model": {"sequence": {"grids": [[2, 2]], "picture_size": [64, 96]}},
+            "model": {"sequence": {"grids": [[2, 2]], "image_size": [64, 96]}},
         },
     )
     assert config.data.sources[0].weight == 2.0
     assert isinstance(config.data.sources[0].weight, float)
     assert config.model.sequence.grids == ((2, 2),)
-    assert config.model.sequence.picture_size == (64, 96)
+    assert config.model.sequence.image_size == (64, 96)
     again = from_dict(Config, json.loads(json.dumps(to_dict(config))))
     assert again == config
     assert hash(again) == hash(config)
@@ -57,8 +57,8 @@ def test_silent_fields_keep_their_defaults():
         ({"data": {"sources": {}}}, r"config key data\.sources is \{\}; expected"),
         ({"data": {"sources": [{"wieght": 1}]}}, r"data\.sources\[0\]\.wieght\. Did you mean .*\.weight"),
         (
-            {"model": {"sequence": {"picture_size": [1, 2, 3]}}},
-            r"model\.sequence\.picture_size is \[1, 2, 3\]",
+            {"model": {"sequence": {"image_size": [1, 2, 3]}}},
+            r"model\.sequence\.image_size is \[1, 2, 3\]",
         ),
         ({"model": {"sequence": {"grids": [[1, "a"]]}}}, r"grids\[0\]\[1\] is 'a'; expected int"),
     ],
@@ -82,8 +82,8 @@ def test_published_values():
 def test_published_sequence_differs_only_where_the_code_does():
     paper, code = SequenceConfig(), published_sequence()
     differing = {f.name for f in dataclasses.fields(paper) if getattr(paper, f.name) != getattr(code, f.name)}
-    assert differing == {"supervise_sep", "soft_in_answers", "picture_lead"}
-    assert published_sequence(picture_size=(64, 64)).picture_size == (64, 64)
+    assert differing == {"supervise_sep", "features_in_answers", "text_before_image"}
+    assert published_sequence(image_size=(64, 64)).image_size == (64, 64)
 
 
 def test_configs_cannot_be_changed():

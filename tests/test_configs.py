@@ -61,7 +61,7 @@ def test_stages_mix_what_the_paper_says(stage, shares):
 
 @pytest.mark.parametrize(("name", "shares"), [("unified-joint", (10, 10)), ("unified-small-2to1", (2, 1))])
 def test_ablations_mix_and_size_what_the_paper_says(name, shares):
-    """Tables 5 and 6, in millions of examples; without any-res pictures (section 4.3)."""
+    """Tables 5 and 6, in millions of examples; without any-res images (section 4.3)."""
     config = load_config(f"{CONFIGS}/ablations.py:{name}")
     *read, drawn = config.data.sources
     assert (sum(source.weight for source in read), drawn.weight) == pytest.approx(shares)

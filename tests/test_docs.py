@@ -55,14 +55,14 @@ def parse(words: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """A folder with everything that the pages name: models, published files, pictures, data, benchmarks."""
+    """A folder with everything that the pages name: models, published files, images, data, benchmarks."""
     import dataclasses
 
     from unitoken_jax.checkpoint.model_directory import save_model
     from unitoken_jax.convert.to_torch import export
 
     root = tmp_path_factory.mktemp("places")
-    sequence = dataclasses.replace(CONFIG.sequence, picture_size=(24, 24))
+    sequence = dataclasses.replace(CONFIG.sequence, image_size=(24, 24))
     config = dataclasses.replace(CONFIG, sequence=sequence)
     save_model(root / "MODEL", config, tiny_params(), tiny_tokenizer())
     shutil.copytree(root / "MODEL", root / "quickstart" / "model")

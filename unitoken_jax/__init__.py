@@ -1,4 +1,4 @@
-"""UniToken (arXiv 2504.04423) in JAX/Flax: one decoder that reads and draws pictures."""
+"""UniToken (arXiv 2504.04423) in JAX/Flax: one decoder that reads and draws images."""
 
 __version__ = "0.1.0"
 

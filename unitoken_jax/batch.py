@@ -1,20 +1,20 @@
 """The host -> device contract: what one training or prefill batch holds.
 
 Host code owns all geometry; the device only gathers. Letters: B rows, T tokens a row, C crops a row,
-S side of a SigLIP crop, I pictures a row for online VQ encoding, H W their size in pixels.
+S side of a SigLIP crop, I images a row for online VQ encoding, H W their size in pixels.
 
-| field        | type                  | meaning                                                             |
-|--------------|-----------------------|---------------------------------------------------------------------|
-| `tokens`     | int32[B, T]           | ids, 0-padded                                                       |
-| `labels`     | int32[B, T]           | the id where it is to be learnt, -1 elsewhere; the loss shifts by 1 |
-| `segments`   | int32[B, T]           | packed example number in the row from 1; 0 is padding               |
-| `positions`  | int32[B, T]           | RoPE position, restarting at 0 in each segment                      |
-| `soft_index` | int32[B, T]           | row of the flattened [C * P] SigLIP features to put here, or -1     |
-| `crops`      | uint8[B, C, S, S, 3]  | SigLIP crops; normalised on the device                              |
-| `code_index` | int32[B, T]           | which VQ code of the row's [I * h * w] goes here, or -1             |
-| `pictures`   | uint8[B, I, H, W, 3]  | pictures to encode on the device                                    |
+| field                 | type                 | meaning                                                             |
+|-----------------------|----------------------|---------------------------------------------------------------------|
+| `tokens`              | int32[B, T]          | ids, 0-padded                                                       |
+| `labels`              | int32[B, T]          | the id where it is to be learnt, -1 elsewhere; the loss shifts by 1 |
+| `segments`            | int32[B, T]          | packed example number in the row from 1; 0 is padding               |
+| `positions`           | int32[B, T]          | RoPE position, restarting at 0 in each segment                      |
+| `image_feature_index` | int32[B, T]          | row of the flattened [C * P] SigLIP features to put here, or -1     |
+| `crops`               | uint8[B, C, S, S, 3] | SigLIP crops; normalised on the device                              |
+| `code_index`          | int32[B, T]          | which VQ code of the row's [I * h * w] goes here, or -1             |
+| `images`              | uint8[B, I, H, W, 3] | images to encode on the device                                      |
 
-`code_index` and `pictures` are absent unless discrete tokens are made online (they then overwrite
+`code_index` and `images` are absent unless discrete tokens are made online (they then overwrite
 `tokens` there, and `labels` where those are not -1).
 """
 
@@ -30,28 +30,28 @@ class Batch(TypedDict):
     labels: np.ndarray
     segments: np.ndarray
     positions: np.ndarray
-    soft_index: np.ndarray
+    image_feature_index: np.ndarray
     crops: np.ndarray
     code_index: NotRequired[np.ndarray]
-    pictures: NotRequired[np.ndarray]
+    images: NotRequired[np.ndarray]
 
 
 NO_LABEL = -1
 NO_INDEX = -1
-ROW_FIELDS = ("tokens", "labels", "segments", "positions", "soft_index")
-FIELDS = (*ROW_FIELDS, "crops", "code_index", "pictures")
+ROW_FIELDS = ("tokens", "labels", "segments", "positions", "image_feature_index")
+FIELDS = (*ROW_FIELDS, "crops", "code_index", "images")
 
 
 def shapes(
-    rows: int, length: int, crops: int, side: int, pictures: tuple[int, ...] = ()
+    rows: int, length: int, crops: int, side: int, images: tuple[int, ...] = ()
 ) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Shape and dtype of every field of a batch, for ahead-of-time compilation.
 
-    `pictures` is (I, H, W) of those that are encoded online, else empty.
+    `images` is (I, H, W) of those that are encoded online, else empty.
     """
     table = {name: ((rows, length), np.dtype(np.int32)) for name in ROW_FIELDS}
     table["crops"] = (rows, crops, side, side, 3), np.dtype(np.uint8)
-    if pictures:
+    if images:
         table["code_index"] = (rows, length), np.dtype(np.int32)
-        table["pictures"] = (rows, *pictures, 3), np.dtype(np.uint8)
+        table["images"] = (rows, *images, 3), np.dtype(np.uint8)
     return table

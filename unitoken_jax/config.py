@@ -47,7 +47,7 @@ class VQConfig:
     resolution: int = 512
     attention_resolutions: tuple[int, ...] = ()
     mid_attention: bool = True
-    # 0: no normalisation. Over a small picture, mostly background, it hides what little there is.
+    # 0: no normalisation. Over a small image, mostly background, it hides what little there is.
     norm_groups: int = 32
     commitment: float = 0.25
 
@@ -80,26 +80,26 @@ class DecoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SequenceConfig:
-    """How pictures and turns become one sequence; published_sequence() is the released code's variant."""
+    """How images and turns become one sequence; published_sequence() is the released code's variant."""
 
     encoding: Literal["unified", "discrete", "continuous"] = "unified"
     resolution: Literal["anyres", "base"] = "anyres"
-    # Tiles (rows, columns) of any-res pictures, in the order ties are broken.
+    # Tiles (rows, columns) of any-res images, in the order ties are broken.
     grids: tuple[tuple[int, int], ...] = ((2, 1), (1, 2), (2, 2), (3, 1), (1, 3))
-    picture_size: tuple[int, int] = (512, 512)  # height, width of the discrete crop in pixels
-    size_unit: int = 32  # pixels the two size tokens of a picture count in
+    image_size: tuple[int, int] = (512, 512)  # height, width of the discrete crop in pixels
+    size_unit: int = 32  # pixels the two size tokens of an image count in
     crop: Literal["center", "random"] = "center"  # where the discrete crop is taken in training
     supervise_sep: bool = False  # the released code learns every SEP, also those in prompts
-    soft_in_answers: bool = False  # the released code adds continuous features to pictures in answers
-    # Which tokens of a picture in an answer are learnt: all of begin ... end, or its codes alone.
-    picture_labels: Literal["all", "codes"] = "all"
+    features_in_answers: bool = False  # the released code adds continuous features to images in answers
+    # Which tokens of an image in an answer are learnt: all of begin ... end, or its codes alone.
+    image_labels: Literal["all", "codes"] = "all"
     # Text between a prompt and begin-of-image when generating; the released code has a space there.
-    picture_lead: str = ""
+    text_before_image: str = ""
 
 
 def published_sequence(**changes) -> SequenceConfig:
     """The released code's variant: SEP supervised everywhere, features also in answers."""
-    return SequenceConfig(supervise_sep=True, soft_in_answers=True, picture_lead=" ", **changes)
+    return SequenceConfig(supervise_sep=True, features_in_answers=True, text_before_image=" ", **changes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,7 @@ class GenerationConfig:
     top_k: int = 4000
     temperature: float = 1.0
     max_answer_tokens: int = 512
-    # Tokens a pass reads while a picture is drawn: the same picture in fewer passes; 0 is plain decoding.
+    # Tokens a pass reads while an image is drawn: the same image in fewer passes; 0 is plain decoding.
     # None: 16 on an accelerator, where reading the weights is what takes a pass its time; 0 on a CPU.
     speculate: int | None = None
 
@@ -165,7 +165,7 @@ class SourceConfig:
 
     path: str = ""
     weight: float = 1.0  # share of the mixture, in what `DataConfig.mix` says
-    pictures: str = ""  # folder, or tar shards "x/*.tar", of relative picture paths; empty: the file's folder
+    images: str = ""  # folder, or tar shards "x/*.tar", of relative image paths; empty: the file's folder
     codes: str = ""  # folder of VQ codes made beforehand; empty: beside the data
     ratio: float = 1.0  # share of the set's examples that is used at all, always the same ones
     kind: Literal["auto", "json", "array_record", "tfds"] = "auto"
@@ -189,7 +189,7 @@ class DataConfig:
     # the decoder is frozen (stage I), nothing trained influences it, and no backward pass goes through it.
     row_prefix: int = 0
     row_crops: int = 10  # SigLIP crops a packed row holds
-    row_pictures: int = 5  # pictures a packed row holds, where codes are made online
+    row_images: int = 5  # images a packed row holds, where codes are made online
     rows: int = 128  # rows in a global batch
     codes: Literal["online", "offline"] = "online"  # VQ encoder in the step, or `unitoken tokenize`d
     prompt_dropout: float = 0.1  # chance that a text-to-image prompt is dropped, for guidance
@@ -226,7 +226,7 @@ class TrainConfig:
     tokenizer: str = ""  # tokenizer.json, needed where init_from is empty
     log_every: int = 10
     validate_every: int = 0
-    sample_every: int = 0  # steps between pictures and answers in workdir/samples
+    sample_every: int = 0  # steps between images and answers in workdir/samples
     sample_count: int = 4  # how many of each
     samples: str = ""  # conversation file whose prompts and questions they are; empty: data.validation
     profile_steps: int = 0  # steps, after a few, that are traced into workdir/profile
@@ -243,7 +243,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VQTrainConfig:
-    """Training of the picture tokenizer alone."""
+    """Training of the image tokenizer alone."""
 
     steps: int = 1000
     batch: int = 64

@@ -16,7 +16,7 @@ from unitoken_jax.sequence.tokenizer import Tokenizer
 
 
 class UniToken:
-    """A model ready for use: `generate` pictures, `answer` questions, or take `params` and `apply`."""
+    """A model ready for use: `generate` images, `answer` questions, or take `params` and `apply`."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class UniToken:
 
     def generate(self, prompts: Sequence[str], **settings) -> list:
         """PIL images of `prompts`; settings (seed, guidance, number, ...) as `generate.image.draw`."""
-        return [drawing.picture for drawing in self.draw(prompts, **settings)]
+        return [drawing.image for drawing in self.draw(prompts, **settings)]
 
     def answer(self, conversations: Sequence, **settings) -> list[str]:
         """Answers, as text, to [[part, ...], ...]; settings as `generate.text.answer`."""
@@ -72,7 +72,7 @@ class UniToken:
         return replies if settings.get("stream") else [reply.text for reply in replies]
 
     def chat(self, conversations: Sequence, **settings) -> list:
-        """Answers of text and pictures: a list of `generate.chat.Reply`; settings as `generate.chat.chat`."""
+        """Answers of text and images: a list of `generate.chat.Reply`; settings as `generate.chat.chat`."""
         from unitoken_jax.generate.chat import chat
 
         return chat(self, conversations, **settings)

@@ -85,8 +85,8 @@ def test_the_report_names_every_model_and_score(tmp_path):
     assert "| discrete: joint against generation | Generation | -20.1 | -12.0 ± 1.3 | agrees |" in text
     assert all(f"| {model} |" in text for model in findings.PAPER)
     assert (tmp_path / "scores.csv").read_text().splitlines()[2] == "0,generation,,,0.5,7,1.5"
-    with Image.open(tmp_path / "ablation.png") as picture:
-        assert min(picture.size) > 500
+    with Image.open(tmp_path / "ablation.png") as image:
+        assert min(image.size) > 500
 
 
 def test_a_report_of_a_part_leaves_out_what_is_missing(tmp_path):

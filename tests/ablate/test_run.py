@@ -14,7 +14,7 @@ from unitoken_jax.sequence.tokenizer import train_tokenizer
 
 
 def untrained(quickstart):
-    """In place of `Quickstart.tokenizers`: the picture tokenizer's training has tests of its own."""
+    """In place of `Quickstart.tokenizers`: the image tokenizer's training has tests of its own."""
     from unitoken_jax.checkpoint.model_directory import save_model
     from unitoken_jax.model.init import init_params
 

@@ -77,7 +77,7 @@ def test_loaded_model_does_what_the_saved_one_does(saved):
     assert model.answer(asked) == tiny_model().answer(asked)
     (drawn,), (expected,) = model.draw(["a red circle"]), tiny_model().draw(["a red circle"])
     np.testing.assert_array_equal(drawn.tokens, expected.tokens)
-    assert model.generate(["a red circle"])[0].tobytes() == expected.picture.tobytes()
+    assert model.generate(["a red circle"])[0].tobytes() == expected.image.tobytes()
 
 
 def test_dtype_casts_all_but_the_vqgan(saved):
@@ -101,7 +101,7 @@ def test_apply_is_pure_in_params():
     model = tiny_model()
     zeros = jnp.zeros((1, 4), jnp.int32)
     batch = {"tokens": zeros, "segments": zeros + 1, "positions": jnp.arange(4)[None]}
-    batch |= {"soft_index": zeros - 1, "crops": jnp.zeros((1, 0, 16, 16, 3), jnp.uint8)}
+    batch |= {"image_feature_index": zeros - 1, "crops": jnp.zeros((1, 0, 16, 16, 3), jnp.uint8)}
     logits = model.apply(model.params, batch)
     assert logits.shape == (1, 4, CONFIG.decoder.vocab_size)
     assert not np.allclose(logits, model.apply(jax.tree.map(lambda x: x * 2, model.params), batch))

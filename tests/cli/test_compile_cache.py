@@ -40,7 +40,8 @@ def test_a_folder_that_cannot_be_written_is_left_alone(place, tmp_path, monkeypa
 
 def test_the_command_line_sets_it_before_jax_starts(tmp_path):
     code = (
-        "import sys; from unitoken_jax import cli; sys.argv[1:] = ['inspect', 'nowhere']; cli.main()\n"
+        "import sys\n"
+        "from unitoken_jax.cli import main as cli; sys.argv[1:] = ['inspect', 'nowhere']; cli.main()\n"
         "import jax; print(jax.config.jax_compilation_cache_dir)"
     )
     environ = os.environ | {VARIABLE: str(tmp_path)}

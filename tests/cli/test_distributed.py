@@ -15,7 +15,7 @@ TOGETHER = {
     distributed.PROCESS: "0",
 }
 SAY = """
-from unitoken_jax import distributed
+from unitoken_jax.cli import distributed
 distributed.start()
 import jax
 print(jax.process_index(), jax.process_count(), jax.local_device_count(), jax.distributed.is_initialized())

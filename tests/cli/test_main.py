@@ -60,8 +60,8 @@ def test_tokenize(calls, capsys):
     assert main.main(["tokenize", "--model", "M", "--data", "D", "--out", "O"]) == 0
     assert calls["tokenize"] == (("M", "D", "O"), {})
     assert capsys.readouterr().out == "codes.npz\n"
-    main.main(["tokenize", "--model", "M", "--data", "D", "--share", "1/4", "--pictures", "x/*.tar"])
-    assert calls["tokenize"] == (("M", "D", None), {"share": (1, 4), "pictures": "x/*.tar"})
+    main.main(["tokenize", "--model", "M", "--data", "D", "--share", "1/4", "--images", "x/*.tar"])
+    assert calls["tokenize"] == (("M", "D", None), {"share": (1, 4), "images": "x/*.tar"})
     for wrong in ("4/4", "1", "-1/2", "a/b"):
         with pytest.raises(SystemExit):
             main.main(["tokenize", "--data", "D", "--share", wrong])
@@ -110,7 +110,7 @@ def test_usage_errors(argv, message, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--out", "a.xyz"], "no picture format is known by the ending '.xyz'"),
+        (["--out", "a.xyz"], "no image format is known by the ending '.xyz'"),
         (["--out", "no/such/folder/a.png"], "folder no/such/folder does not exist"),
         (["--out", "a.png", "--number", "0"], "--number is 0"),
         (["--out", "a.png", "--model", "nowhere"], "no model directory at"),
@@ -121,9 +121,9 @@ def test_generate_checks_before_it_draws(argv, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_picture_names():
-    assert [str(path) for path in generate.picture_files("a.png", 1)] == ["a.png"]
-    assert [str(path) for path in generate.picture_files("a.png", 2)] == ["a-0.png", "a-1.png"]
+def test_image_names():
+    assert [str(path) for path in generate.image_files("a.png", 1)] == ["a.png"]
+    assert [str(path) for path in generate.image_files("a.png", 2)] == ["a-0.png", "a-1.png"]
     assert main._size("64x32") == (32, 64)
 
 
@@ -157,7 +157,7 @@ def test_generate_and_answer_write_what_was_asked(tmp_path, monkeypatch, capsys)
     saved = json.loads((tmp_path / "t.json").read_text())
     assert saved["tokens"] == [drawing.tokens.tolist() for drawing in expected]
     pixels = np.asarray(Image.open(tmp_path / "a-1.png"))
-    np.testing.assert_array_equal(pixels, np.asarray(expected[1].picture))
+    np.testing.assert_array_equal(pixels, np.asarray(expected[1].image))
 
     noise(0).save(tmp_path / "b.png")
     assert main.main(["answer", "--image", "b.png", "--question", "what ?", *common]) == 0
@@ -165,7 +165,7 @@ def test_generate_and_answer_write_what_was_asked(tmp_path, monkeypatch, capsys)
     assert capsys.readouterr().out == reply.text + "\n"
     assert json.loads((tmp_path / "t.json").read_text())["tokens"] == reply.tokens.tolist()
     assert main.main(["answer", "--image", "c.png", "--question", "what ?", "--model", "M"]) == 2
-    assert "picture c.png does not exist" in capsys.readouterr().err
+    assert "image c.png does not exist" in capsys.readouterr().err
     assert main.main(["answer", "--image", "b.png", "--question", "what ?", "--model", "M", "--stream"]) == 0
     assert capsys.readouterr().out == reply.text + "\n"
 
@@ -190,22 +190,22 @@ def test_chat_prints_text_and_files(tmp_path, monkeypatch, capsys):
         assert "one of them" in capsys.readouterr().err
 
 
-def test_where_pictures_stand_in_a_question():
+def test_where_images_stand_in_a_question():
     def parts(text, images):
         (turn,) = generate.question_of(text, images).turns
         return [part if isinstance(part, str) else part.name for part in turn.parts]
 
     assert parts("what ?", ["a.png", "b.png"]) == ["a.png", "b.png", "what ?"]
     assert parts("is <|image|> as <image> ?", ["a.png", "b.png"]) == ["is ", "a.png", " as ", "b.png", " ?"]
-    with pytest.raises(ValueError, match=r"--question: 1 <\|image\|> in the turns but 2 pictures"):
+    with pytest.raises(ValueError, match=r"--question: 1 <\|image\|> in the turns but 2 images"):
         parts("<|image|> ?", ["a.png", "b.png"])
 
 
-def test_picture_sizes():
+def test_image_sizes():
     parse = main._parser().parse_args
-    convert = ["convert", "--checkpoint", "C", "--out", "O", "--picture-size"]
-    assert parse([*convert, "64"]).picture_size == 64
-    assert parse([*convert, "96x64"]).picture_size == (64, 96)
+    convert = ["convert", "--checkpoint", "C", "--out", "O", "--image-size"]
+    assert parse([*convert, "64"]).image_size == 64
+    assert parse([*convert, "96x64"]).image_size == (64, 96)
 
 
 @pytest.mark.parametrize(

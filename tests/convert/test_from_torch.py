@@ -32,7 +32,7 @@ from unitoken_jax.unitoken import UniToken
 SIZE = 32
 PUBLISHED = dataclasses.replace(
     CONFIG,
-    sequence=published_sequence(picture_size=(SIZE, SIZE)),
+    sequence=published_sequence(image_size=(SIZE, SIZE)),
     decoder=dataclasses.replace(CONFIG.decoder, qk_norm_shards=2, norm="output"),
     generation=ModelConfig().generation,
 )
@@ -65,7 +65,7 @@ def release(model):
 
 
 def sources(release) -> dict:
-    return {"siglip": release / "SigLIP", "vqgan": release / "chameleon" / "tokenizer", "picture_size": SIZE}
+    return {"siglip": release / "SigLIP", "vqgan": release / "chameleon" / "tokenizer", "image_size": SIZE}
 
 
 def same(a, b) -> None:
@@ -162,12 +162,12 @@ def test_a_decoder_alone_starts_stage_one(model, copy, tmp_path):
 
     rewrite(copy, split)
     with pytest.raises(ConversionError, match=r"is a decoder alone .*: give --siglip"):
-        convert(copy, out=tmp_path / "m", picture_size=SIZE)
+        convert(copy, out=tmp_path / "m", image_size=SIZE)
     lines = convert(copy, out=tmp_path / "m", **sources(copy))
     assert any("stage-I starting point" in line for line in lines)
     assert any("left out: 2 tensors" in line for line in lines)
     found, before = load_model(tmp_path / "m"), load_model(model)
-    assert found.config.sequence == SequenceConfig(picture_size=(SIZE, SIZE))
+    assert found.config.sequence == SequenceConfig(image_size=(SIZE, SIZE))
     same(found.params["siglip"], before.params["siglip"])
     same(found.params["decoder"], before.params["decoder"])
     assert np.asarray(found.params["adapter"]["up"]["kernel"]).std() > 0
@@ -181,7 +181,7 @@ def test_the_vq_encoder_of_the_checkpoint(copy, tmp_path):
         return tensors | {"model.vqmodel." + name: tensor.read().copy() for name, tensor in mine.items()}
 
     rewrite(copy, add)
-    lines = convert(copy, copy / "SigLIP", out=tmp_path / "m", picture_size=SIZE)
+    lines = convert(copy, copy / "SigLIP", out=tmp_path / "m", image_size=SIZE)
     assert any("cannot draw" in line for line in lines)
     found = UniToken.load(tmp_path / "m")
     assert "encoder" in found.params["vqgan"]
@@ -221,7 +221,7 @@ def test_a_save_that_fails_leaves_nothing(release, tmp_path, monkeypatch):
 
 def test_a_tower_of_unknown_settings_is_asked_for(release, tmp_path):
     with pytest.raises(ConversionError, match=r"are not SO400M/14-384's .*: give --siglip"):
-        convert(release, out=tmp_path / "m", picture_size=SIZE)
+        convert(release, out=tmp_path / "m", image_size=SIZE)
 
 
 def test_a_missing_shard_is_named_before_what_follows_from_it(copy, tmp_path):
@@ -297,9 +297,9 @@ def test_nothing_is_overwritten(model, release, tmp_path):
 def test_command_line(model, tmp_path, capsys):
     assert main(["export", "--model", str(model), "--out", str(tmp_path / "r"), "--vqgan"]) == 0
     arguments = ["convert", "--checkpoint", str(tmp_path / "r"), "--out", str(tmp_path / "m")]
-    assert main([*arguments, "--picture-size", str(SIZE)]) == 2
+    assert main([*arguments, "--image-size", str(SIZE)]) == 2
     assert "give --siglip" in capsys.readouterr().err
-    arguments += ["--siglip", str(tmp_path / "r" / "SigLIP"), "--picture-size", str(SIZE), "--verify"]
+    arguments += ["--siglip", str(tmp_path / "r" / "SigLIP"), "--image-size", str(SIZE), "--verify"]
     assert main(arguments) == 0
     assert "cannot draw" in capsys.readouterr().out
     assert main(["inspect", str(tmp_path / "m")]) == 0
@@ -329,7 +329,7 @@ def test_transformers_loads_the_decoder(model, tmp_path):
         "tokens": np.array([ids], np.int32),
         "segments": np.ones((1, n), np.int32),
         "positions": np.arange(n, dtype=np.int32)[None],
-        "soft_index": np.full((1, n), -1, np.int32),
+        "image_feature_index": np.full((1, n), -1, np.int32),
     }
     np.testing.assert_allclose(here.apply(here.params, row), expected.numpy(), atol=1e-4)
 
@@ -367,7 +367,8 @@ def test_inspect_against_what_pytorch_computes(model, release, tmp_path, capsys)
 
 KILLED = """
 import os, signal, sys
-from unitoken_jax import conversion, param_store
+from unitoken_jax.checkpoint import param_store
+from unitoken_jax.convert import from_torch
 
 write, left = param_store.ParamStore.write, 20
 
@@ -382,14 +383,14 @@ def write_twenty(self, *piece):
 
 param_store.ParamStore.write = write_twenty
 release, siglip, vqgan, out = sys.argv[1:5]
-conversion.convert(release, siglip, vqgan, out, picture_size=int(sys.argv[5]))
+from_torch.convert(release, siglip, vqgan, out, image_size=int(sys.argv[5]))
 """
 
 
 @pytest.mark.slow
 def test_killed_and_called_again_it_goes_on(model, release, tmp_path, monkeypatch):
     given = sources(release)
-    arguments = [release, given["siglip"], given["vqgan"], tmp_path / "m", given["picture_size"]]
+    arguments = [release, given["siglip"], given["vqgan"], tmp_path / "m", given["image_size"]]
     done = subprocess.run([sys.executable, "-c", KILLED, *map(str, arguments)])
     assert done.returncode == -signal.SIGKILL
     assert not (tmp_path / "m").exists()

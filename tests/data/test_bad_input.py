@@ -1,4 +1,4 @@
-"""Whatever a data set of millions holds, through the whole pipeline: odd pictures, cut-off shards, a full
+"""Whatever a data set of millions holds, through the whole pipeline: odd images, cut-off shards, a full
 disk."""
 
 import io
@@ -49,7 +49,7 @@ def turned():
 
 
 # name: (content, what the index says of it: None is good)
-PICTURES = {
+IMAGES = {
     "animated.gif": (
         encoded(noise(2), "GIF", save_all=True, append_images=[noise(3)], duration=5, loop=0),
         None,
@@ -66,39 +66,39 @@ PICTURES = {
     "tall.png": (encoded(noise(8, 3, 300), "PNG"), None),
     "thinner.png": (encoded(noise(9, 101, 1), "PNG"), "sides may differ 100 times at most"),
     "bomb.png": (png_header(60_000, 60_000), "could be decompression bomb"),
-    "empty.png": (b"", "is not a picture Pillow can open"),
-    "text.png": (b"no picture", "is not a picture Pillow can open"),
+    "empty.png": (b"", "is not an image Pillow can open"),
+    "text.png": (b"no image", "is not an image Pillow can open"),
     "none.png": (None, "does not exist"),
 }
 
 
 def write_set(folder, in_tar):
-    names = list(PICTURES)
+    names = list(IMAGES)
     turns = [{"from": "human", "value": "<image>what is this ?"}, {"from": "gpt", "value": "red"}]
     path = folder / "data.jsonl"
     path.write_text("".join(json.dumps({"image": n, "conversations": turns}) + "\n" for n in names))
     with tarfile.open(folder / "p.tar", "w") as tar:
-        for picture, (content, _) in PICTURES.items():
+        for image, (content, _) in IMAGES.items():
             if content is None:
                 continue
             if in_tar:
-                info = tarfile.TarInfo(picture)
+                info = tarfile.TarInfo(image)
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
             else:
-                (folder / picture).write_bytes(content)
-    return SourceConfig(str(path), pictures=str(folder / "p.tar") if in_tar else "")
+                (folder / image).write_bytes(content)
+    return SourceConfig(str(path), images=str(folder / "p.tar") if in_tar else "")
 
 
 @pytest.mark.parametrize("in_tar", [False, True])
-def test_odd_pictures(tmp_path, in_tar):
+def test_odd_images(tmp_path, in_tar):
     """What the header promises is what is built; what is bad is told from the header."""
     index = open_index(write_set(tmp_path, in_tar), CONFIG, TOKENIZER, on_error=lambda error: None)
     bad = {each.row: each.message for each in index.bad()}
-    for row, (picture, (_, problem)) in enumerate(PICTURES.items()):
+    for row, (image, (_, problem)) in enumerate(IMAGES.items()):
         if problem is None:
             example = build.build_example(index.conversation(row), TOKENIZER, CONFIG)
-            assert example.lengths == tuple(index.lengths[row, :4].tolist()), picture
+            assert example.lengths == tuple(index.lengths[row, :4].tolist()), image
         else:
             assert problem in bad.pop(row)
     assert not bad
@@ -113,14 +113,14 @@ def test_rows_of_a_cut_off_tar_shard_are_left_out(tmp_path, caplog):
     turns = [{"from": "human", "value": "<image>what ?"}, {"from": "gpt", "value": "red"}]
     lines = [json.dumps({"image": tar_name(i), "conversations": turns}) for i in range(0, 12, 2)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
-    source = SourceConfig(str(tmp_path / "a.jsonl"), pictures=str(tmp_path / "*.tar"))
+    source = SourceConfig(str(tmp_path / "a.jsonl"), images=str(tmp_path / "*.tar"))
     with pytest.raises(ValueError, match=r"p\.tar is truncated within 8\.png \(member 5\): copy"):
         Loader(data_config(sources=(source,)), CONFIG, TOKENIZER, 0)
     loader = Loader(data_config(sources=(source,), on_error="skip"), CONFIG, TOKENIZER, 0)
     assert loader.describe()["examples"] == 4
     assert loader.describe()["skipped"] == 2
     assert "p.tar is truncated" in caplog.text
-    assert "a.jsonl:5: picture 8.png" in caplog.text
+    assert "a.jsonl:5: image 8.png" in caplog.text
 
 
 # A file may not grow beyond so many bytes: what a full disk looks like to a program.

@@ -14,7 +14,7 @@ from unitoken_jax.data import code_shards, codes
 from unitoken_jax.data.codes import CodesError, codes_path, read_codes, write_codes
 from unitoken_jax.data.tf_example import decode_example, encode_example
 from unitoken_jax.sequence.conversation import read_conversations
-from unitoken_jax.sequence.image import discrete_crop, open_picture
+from unitoken_jax.sequence.image import discrete_crop, open_image
 
 
 def table(*names: str) -> dict[str, np.ndarray]:
@@ -35,7 +35,7 @@ def test_round_trip(tmp_path):
         assert name in found
     assert "c.png" not in found
     assert found.about["codebook_sha256"] == "x"
-    assert (found.about["picture_size"], found.about["crop"]) == ([16, 16], "center")
+    assert (found.about["image_size"], found.about["crop"]) == ([16, 16], "center")
 
 
 def test_tfds_reads_them(tmp_path, monkeypatch):
@@ -101,8 +101,8 @@ def test_files_that_do_not_fit(tmp_path):
     with pytest.raises(CodesError, match=r"no VQ codes at .*c\.codes: run `unitoken tokenize`"):
         read_codes(path, CONFIG)
     write_codes(path, table("a"), CONFIG)
-    for config in (with_sequence(picture_size=(24, 24)), with_sequence(crop="random")):
-        with pytest.raises(CodesError, match="was made for picture_size"):
+    for config in (with_sequence(image_size=(24, 24)), with_sequence(crop="random")):
+        with pytest.raises(CodesError, match="was made for image_size"):
             read_codes(path, config)
     write_codes(path, {"a": np.full((4, 4), CODES, np.int32)}, CONFIG)
     with pytest.raises(CodesError, match=f"expected .* of 0 to {CODES - 1}"):
@@ -126,26 +126,26 @@ def test_a_shard_damaged_inside_is_named(tmp_path):
         read_codes(tmp_path / "c.codes", CONFIG)["a"]
 
 
-def test_distinct_pictures_and_their_crops(tmp_path):
+def test_distinct_images_and_their_crops(tmp_path):
     data = write_data(tmp_path, [QUESTION, DRAWING, TEXT])
     data.write_text(data.read_text() * 2)
     conversations = read_conversations(data)
-    pictures = codes.pictures_to_encode(conversations, CONFIG)
-    assert [picture.name for picture in pictures] == ["data.jsonl-0.png", "data.jsonl-1.png"]
-    continuous = codes.pictures_to_encode(conversations, with_sequence(encoding="continuous"))
-    assert [picture.name for picture in continuous] == ["data.jsonl-1.png"]
-    for picture in pictures:
-        expected = discrete_crop(open_picture(picture.path), (16, 16))
-        np.testing.assert_array_equal(codes.crop_to_encode(picture, CONFIG), expected)
+    images = codes.images_to_encode(conversations, CONFIG)
+    assert [image.name for image in images] == ["data.jsonl-0.png", "data.jsonl-1.png"]
+    continuous = codes.images_to_encode(conversations, with_sequence(encoding="continuous"))
+    assert [image.name for image in continuous] == ["data.jsonl-1.png"]
+    for image in images:
+        expected = discrete_crop(open_image(image.path), (16, 16))
+        np.testing.assert_array_equal(codes.crop_to_encode(image, CONFIG), expected)
 
 
 def test_random_crops_depend_on_name_and_seed_alone(tmp_path):
-    pictures = codes.pictures_to_encode(read_conversations(write_data(tmp_path, [QUESTION] * 3)), CONFIG)
+    images = codes.images_to_encode(read_conversations(write_data(tmp_path, [QUESTION] * 3)), CONFIG)
     config = with_sequence(crop="random")
 
     def crops(seed, chosen):
-        return {picture.name: codes.crop_to_encode(picture, config, seed) for picture in chosen}
+        return {image.name: codes.crop_to_encode(image, config, seed) for image in chosen}
 
-    one, other, last = crops(0, pictures), crops(1, pictures), crops(0, pictures[2:])
-    np.testing.assert_array_equal(one[pictures[2].name], last[pictures[2].name])
+    one, other, last = crops(0, images), crops(1, images), crops(0, images[2:])
+    np.testing.assert_array_equal(one[images[2].name], last[images[2].name])
     assert any((one[name] != other[name]).any() for name in one)

@@ -1,4 +1,4 @@
-"""Pictures in folders and tar shards, local or behind a URL."""
+"""Images in folders and tar shards, local or behind a URL."""
 
 import io
 import pickle
@@ -7,8 +7,8 @@ import tarfile
 import pytest
 
 from tests.helpers.tiny_model import noise
-from unitoken_jax.data.image_store import Tars, open_pictures, scan_tars
-from unitoken_jax.sequence.image import PictureError, open_picture, picture_size
+from unitoken_jax.data.image_store import Tars, open_images, scan_tars
+from unitoken_jax.sequence.image import ImageError, image_size, open_image
 from unitoken_jax.storage.paths import expand
 
 
@@ -32,24 +32,24 @@ def test_tar_shards(tmp_path):
     write_tar(tmp_path / "a.tar", range(4))
     write_tar(tmp_path / "b.tar", range(4, 7))
     pattern = str(tmp_path / "*.tar")
-    store = pickle.loads(pickle.dumps(open_pictures(pattern, "x.jsonl", scan_tars(pattern))))
+    store = pickle.loads(pickle.dumps(open_images(pattern, "x.jsonl", scan_tars(pattern))))
     assert isinstance(store, Tars)
     for number in range(7):
-        picture = store / name(number)
-        assert picture_size(picture) == (20, 30 + number)
-        assert open_picture(picture).tobytes() == noise(number, 30 + number, 20).tobytes()
-    with pytest.raises(PictureError, match=r"none\.png \(in 2 tar shards, .*a\.tar \.\.\.\) does not exist"):
-        open_picture(store / "none.png")
+        image = store / name(number)
+        assert image_size(image) == (20, 30 + number)
+        assert open_image(image).tobytes() == noise(number, 30 + number, 20).tobytes()
+    with pytest.raises(ImageError, match=r"none\.png \(in 2 tar shards, .*a\.tar \.\.\.\) does not exist"):
+        open_image(store / "none.png")
 
 
 @pytest.mark.parametrize("size", [700, 3000, -1024, 100])
-def test_a_shard_cut_off_anywhere_is_named_and_its_whole_pictures_are_kept(tmp_path, size):
+def test_a_shard_cut_off_anywhere_is_named_and_its_whole_images_are_kept(tmp_path, size):
     path = write_tar(tmp_path / "a.tar", range(0, 8, 2))
     with tarfile.open(path) as tar:
         last = tar.getmembers()[-1]
     whole = path.read_bytes()[: last.offset_data + -(-last.size // 512) * 512 + 1024]
     path.write_bytes(whole[:size])
-    with pytest.raises(PictureError, match=r"a\.tar is (truncated|damaged).*: copy the shard again"):
+    with pytest.raises(ImageError, match=r"a\.tar is (truncated|damaged).*: copy the shard again"):
         scan_tars(str(path))
     errors = []
     table = scan_tars(str(path), errors.append)
@@ -60,21 +60,21 @@ def test_a_shard_cut_off_anywhere_is_named_and_its_whole_pictures_are_kept(tmp_p
 def test_a_name_in_two_shards_is_an_error(tmp_path):
     write_tar(tmp_path / "a.tar", [0, 2])
     write_tar(tmp_path / "b.tar", [2])
-    with pytest.raises(PictureError, match=r"twice in the tar shards .*a\.tar and .*b\.tar \(1 such"):
+    with pytest.raises(ImageError, match=r"twice in the tar shards .*a\.tar and .*b\.tar \(1 such"):
         scan_tars(str(tmp_path / "*.tar"))
 
 
 def test_folders(tmp_path):
     noise(0).save(tmp_path / "0.png")
-    for store in (open_pictures(str(tmp_path), "x"), open_pictures("", str(tmp_path / "x.jsonl"))):
-        assert picture_size(store / "0.png") == (16, 24)
+    for store in (open_images(str(tmp_path), "x"), open_images("", str(tmp_path / "x.jsonl"))):
+        assert image_size(store / "0.png") == (16, 24)
 
 
 def test_a_url(tmp_path):
     from etils import epath
 
     noise(0).save(tmp_path / "0.png")
-    assert picture_size(epath.Path(tmp_path) / "0.png") == (16, 24)
+    assert image_size(epath.Path(tmp_path) / "0.png") == (16, 24)
     assert expand(str(tmp_path)) == [tmp_path / "0.png"]
     with pytest.raises(FileNotFoundError, match="no files at"):
         expand(str(tmp_path / "*.tar"))

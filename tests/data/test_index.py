@@ -19,7 +19,7 @@ from unitoken_jax.data import index, index_build
 from unitoken_jax.data.index import open_index
 from unitoken_jax.sequence import build
 from unitoken_jax.sequence.conversation import ConversationError
-from unitoken_jax.sequence.image import PictureError
+from unitoken_jax.sequence.image import ImageError
 from unitoken_jax.sequence.tokenizer import train_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -31,8 +31,8 @@ def data(tmp_path):
     return write_data(tmp_path, KINDS)
 
 
-def make(path, model=CONFIG, tokenizer=TOKENIZER, pictures="", **settings):
-    return open_index(SourceConfig(str(path), pictures=pictures), model, tokenizer, **settings)
+def make(path, model=CONFIG, tokenizer=TOKENIZER, images="", **settings):
+    return open_index(SourceConfig(str(path), images=images), model, tokenizer, **settings)
 
 
 def test_lengths_are_those_of_the_built_examples(data):
@@ -67,7 +67,7 @@ def test_it_is_made_once_and_again_when_something_changes(data, monkeypatch):
     make(data, model=with_sequence(encoding="discrete"))
     make(data, tokenizer=train_tokenizer([WORDS], 16, 400, ["what is"]))
     assert len(folders(data)) == 3
-    make(data, model=with_sequence(crop="random", picture_lead=" "))  # no length depends on these
+    make(data, model=with_sequence(crop="random", text_before_image=" "))  # no length depends on these
     assert len(folders(data)) == 3
     data.write_text(data.read_text().replace("two", "one"))
     fingerprint = make(data).fingerprint()
@@ -92,10 +92,10 @@ def test_another_folder_and_the_cache(data, tmp_path, monkeypatch):
 
 SPOILT = {
     2: ("json", ConversationError, "not valid JSON"),
-    4: ("placeholders", ConversationError, r"0 <\|image\|> in the turns but 1 pictures"),
+    4: ("placeholders", ConversationError, r"0 <\|image\|> in the turns but 1 images"),
     6: ("unsupervised", ConversationError, "nothing is to be learnt"),
-    7: ("missing_picture", PictureError, r"data\.jsonl-6\.png does not exist"),
-    8: ("corrupt_picture", PictureError, "is not a picture"),
+    7: ("missing_image", ImageError, r"data\.jsonl-6\.png does not exist"),
+    8: ("corrupt_image", ImageError, "is not an image"),
     10: ("control_name", ConversationError, "the text contains <s>"),
     11: ("encoding", ConversationError, "not UTF-8"),
     12: ("format", ConversationError, 'expected an object with a list "conversations"'),
@@ -139,13 +139,13 @@ def test_every_bad_row_is_reported_with_line_and_reason(data, caplog, monkeypatc
 
 
 def test_what_was_repaired_counts_without_a_new_index(data):
-    picture = data.parent / "data.jsonl-0.png"
-    content = picture.read_bytes()
-    picture.unlink()
-    with pytest.raises(PictureError, match=r"data\.jsonl:1: picture .* does not exist"):
+    image = data.parent / "data.jsonl-0.png"
+    content = image.read_bytes()
+    image.unlink()
+    with pytest.raises(ImageError, match=r"data\.jsonl:1: image .* does not exist"):
         make(data)
     skipping = make(data, on_error=lambda error: None)
-    picture.write_bytes(content)
+    image.write_bytes(content)
     # A run that skips goes on with what it has: its rows must stay the same.
     again = make(data, on_error=lambda error: None)
     assert again.fingerprint() == skipping.fingerprint()
@@ -273,7 +273,7 @@ def test_a_failing_worker_says_why(tmp_path, monkeypatch):
 
 
 def test_speed(tmp_path):
-    """2,000 small examples with pictures; a quickstart has 16,000."""
+    """2,000 small examples with images; a quickstart has 16,000."""
     path = write_data(tmp_path, [QUESTION, DRAWING] * 10)
     path.write_text(path.read_text() * 100)
     start = time.process_time()

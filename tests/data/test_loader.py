@@ -25,7 +25,7 @@ from unitoken_jax.config import SourceConfig
 from unitoken_jax.data import codes, packing
 from unitoken_jax.data.loader import Loader, Validation
 from unitoken_jax.sequence.conversation import ConversationError, read_conversations
-from unitoken_jax.sequence.image import PictureError
+from unitoken_jax.sequence.image import ImageError
 
 TOKENIZER = tiny_tokenizer()
 KINDS = [QUESTION, DRAWING, TEXT] * 5
@@ -181,7 +181,7 @@ def test_mixed_sources(tmp_path):
     sources = (SourceConfig(str(one), weight=1.0), SourceConfig(str(other), weight=3.0))
     loader = load(data_config(sources=sources))
     batches = take(loader, 4)
-    text_only = np.concatenate([(batch["soft_index"] < 0).all(1) for batch in batches])
+    text_only = np.concatenate([(batch["image_feature_index"] < 0).all(1) for batch in batches])
     assert text_only.sum() == 4
     assert loader.describe()["examples"] == 23
 
@@ -195,7 +195,7 @@ def test_every_kind_of_source_in_one_mixture(tmp_path):
     sources = (
         SourceConfig(str(jsonl)),
         SourceConfig(str(tmp_path / "records" / "*array_record*")),
-        SourceConfig(str(write_tfds(tmp_path, 9)), mapping="host_data:tfds_conversation"),
+        SourceConfig(str(write_tfds(tmp_path, 9)), mapping="tests.helpers.host_data:tfds_conversation"),
     )
     config = data_config(sources=sources, mix="examples")
     alone = take(load(config), 5)
@@ -210,28 +210,28 @@ def test_every_kind_of_source_in_one_mixture(tmp_path):
 
 def test_offline_codes(data):
     conversations = read_conversations(data)
-    pictures = codes.pictures_to_encode(conversations, CONFIG)
-    table = {picture.name: np.full((4, 4), 7, np.int32) for picture in pictures}
+    images = codes.images_to_encode(conversations, CONFIG)
+    table = {image.name: np.full((4, 4), 7, np.int32) for image in images}
     codes.write_codes(codes.codes_path(data), table, CONFIG)
     config = data_config(data, codes="offline")
     batch = take(load(config), 1)[0]
-    assert "pictures" not in batch
+    assert "images" not in batch
     assert "code_index" not in batch
     found = TOKENIZER.vocabulary.codes_of_ids[batch["tokens"]]
     assert set(found[found >= 0]) == {7}
-    del table[pictures[0].name]
+    del table[images[0].name]
     codes.write_codes(codes.codes_path(data), table, CONFIG)
-    with pytest.raises(PictureError, match=r"data\.jsonl:1: no VQ codes for data\.jsonl-0\.png"):
+    with pytest.raises(ImageError, match=r"data\.jsonl:1: no VQ codes for data\.jsonl-0\.png"):
         load(config)
 
 
 def spoil(path, how):
     lines = path.read_text().splitlines()
-    picture = path.parent / "data.jsonl-3.png"
+    image = path.parent / "data.jsonl-3.png"
     if how == "truncated":
-        picture.write_bytes(picture.read_bytes()[:-200])
+        image.write_bytes(image.read_bytes()[:-200])
     elif how == "missing":
-        picture.unlink()
+        image.unlink()
     elif how == "json":
         lines[3] = lines[3][:-5]
     else:
@@ -247,10 +247,10 @@ def spoil(path, how):
 
 
 BAD = {
-    "truncated": (PictureError, "is damaged or truncated"),
-    "missing": (PictureError, "does not exist"),
+    "truncated": (ImageError, "is damaged or truncated"),
+    "missing": (ImageError, "does not exist"),
     "json": (ConversationError, "not valid JSON"),
-    "places": (ConversationError, r"0 <\|image\|> in the turns but 1 pictures"),
+    "places": (ConversationError, r"0 <\|image\|> in the turns but 1 images"),
     "empty": (ConversationError, "empty answer"),
     "control": (ConversationError, "the text contains <s>"),
     "long": (ConversationError, r"needs \d+ tokens, a row holds 96: raise data.row_length"),
@@ -275,7 +275,7 @@ def test_settings_that_cannot_work(data):
     with pytest.raises(ValueError, match=r"data\.rows 4 cannot be split over 3"):
         load(data_config(data), process_count=3)
     with pytest.raises(ValueError, match=r"Allowed sides"):
-        load(data_config(data), model=with_sequence(picture_size=(17, 16)))
+        load(data_config(data), model=with_sequence(image_size=(17, 16)))
     with pytest.raises(FileNotFoundError, match="no conversation file"):
         load(data_config(data.with_name("none.jsonl")))
 
@@ -297,9 +297,9 @@ def test_validation_is_one_pass_in_a_fixed_order(data):
 
 
 def test_a_batch_takes_little_cpu(tmp_path):
-    """About 100 examples of ~40 tokens; less than 30 ms a batch once pictures are decoded."""
+    """About 100 examples of ~40 tokens; less than 30 ms a batch once images are decoded."""
     path = write_data(tmp_path, [QUESTION, DRAWING] * 150)
-    config = data_config(path, row_length=512, row_crops=64, row_pictures=16, rows=8)
+    config = data_config(path, row_length=512, row_crops=64, row_images=16, rows=8)
     loader = load(config, model=with_sequence(resolution="base"))
     for _ in range(8):  # two epochs
         next(loader)

@@ -13,7 +13,7 @@ from unitoken_jax.config import SourceConfig
 from unitoken_jax.data import mixture, shuffle, sources
 from unitoken_jax.data.mixture import Mixture, PackingPool
 from unitoken_jax.data.sources import Source
-from unitoken_jax.sequence.image import PictureError
+from unitoken_jax.sequence.image import ImageError
 
 TOKENIZER = tiny_tokenizer()
 KINDS = [QUESTION, DRAWING, TEXT] * 5
@@ -136,8 +136,8 @@ def test_random_crops_change_with_the_epoch_only(tmp_path):
     path = write_data(tmp_path, [QUESTION] * 3)
     model = with_sequence(crop="random")
     made = make_pool(path, model=model).sources[0]
-    crops = [[made.example(epoch, i, False).pictures for i in range(3)] for epoch in range(6)]
-    again = make_pool(path, model=model).sources[0].example(4, 2, False).pictures
+    crops = [[made.example(epoch, i, False).images for i in range(3)] for epoch in range(6)]
+    again = make_pool(path, model=model).sources[0].example(4, 2, False).images
     np.testing.assert_array_equal(again, crops[4][2])
     assert any((crops[0][i] != crops[epoch][i]).any() for i in range(3) for epoch in range(1, 6))
 
@@ -172,10 +172,10 @@ def test_mixture_keeps_proportions_and_order(weights):
             assert np.abs(counts - shares * (k + 1)).max() < len(weights) + 3 * (1 + k // 1024)
 
 
-def test_a_picture_that_changes_later_is_noticed(data):
+def test_an_image_that_changes_later_is_noticed(data):
     pool = make_pool(data)
     noise(0, 16, 48).save(data.parent / "data.jsonl-0.png")
-    with pytest.raises(PictureError, match=r"data\.jsonl:1: takes .* but .* when it was measured: .* delete"):
+    with pytest.raises(ImageError, match=r"data\.jsonl:1: takes .* but .* when it was measured: .* delete"):
         pool.sources[0].example(0, 0, False)
 
 

@@ -70,7 +70,7 @@ def test_the_papers_mixture_fills_rows(row, least):
 
 
 def test_two_budgets_share_rows_well():
-    """Rows close by crops as well as by tokens: half text alone, half pictures."""
+    """Rows close by crops as well as by tokens: half text alone, half images."""
     lengths = np.array([[20, 0, 0, 0], [20, 3, 1, 10]] * 100)
     plan = packing.make_plan(lengths, ROW, [1])
     assert len(plan) <= 105
@@ -86,7 +86,7 @@ def test_too_large_an_example_is_an_error():
     [
         ((97, 0, 0, 0), "needs 97 tokens, a row holds 96: raise data.row_length"),
         ((1, 9, 0, 0), "needs 9 crops, a row holds 8: raise data.row_crops"),
-        ((1, 0, 5, 0), "needs 5 pictures, a row holds 4: raise data.row_pictures"),
+        ((1, 0, 5, 0), "needs 5 images, a row holds 4: raise data.row_images"),
         (
             (96, 0, 0, 81),
             "needs 81 tokens from its first continuous one on, a row holds 80: lower data.row_prefix",
@@ -104,14 +104,14 @@ def examples():
     return [build.build_example(make_conversation(turn), tiny_tokenizer(), CONFIG) for turn in turns]
 
 
-CONTENT = data_config(row_length=192, row_crops=8, row_pictures=4)
+CONTENT = data_config(row_length=192, row_crops=8, row_images=4)
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [1, 0, 0], [2, 1, 1, 0], []])
 def test_a_row_holds_its_examples_side_by_side(order):
     made = [examples()[i] for i in order]
     batch = packing.batch_of([[], made], CONTENT, CONFIG)
-    place = crops = pictures = 0
+    place = crops = images = 0
     for number, example in enumerate(made, 1):
         here = slice(place, place + len(example.tokens))
         place = here.stop
@@ -120,16 +120,23 @@ def test_a_row_holds_its_examples_side_by_side(order):
         assert (batch["segments"][1, here] == number).all()
         np.testing.assert_array_equal(batch["positions"][1, here], np.arange(len(example.tokens)))
         for name, index, start in (
-            ("soft_index", example.soft_index, crops * CONFIG.siglip.patches),
-            ("code_index", example.code_index, pictures * 16),
+            ("image_feature_index", example.image_feature_index, crops * CONFIG.siglip.patches),
+            ("code_index", example.code_index, images * 16),
         ):
             np.testing.assert_array_equal(batch[name][1, here], np.where(index < 0, -1, index + start))
         np.testing.assert_array_equal(batch["crops"][1, crops : crops + len(example.crops)], example.crops)
         crops += len(example.crops)
-        held = batch["pictures"][1, pictures : pictures + len(example.pictures)]
-        np.testing.assert_array_equal(held, example.pictures)
-        pictures += len(example.pictures)
-    padding = {"tokens": 0, "labels": -1, "segments": 0, "positions": 0, "soft_index": -1, "code_index": -1}
+        held = batch["images"][1, images : images + len(example.images)]
+        np.testing.assert_array_equal(held, example.images)
+        images += len(example.images)
+    padding = {
+        "tokens": 0,
+        "labels": -1,
+        "segments": 0,
+        "positions": 0,
+        "image_feature_index": -1,
+        "code_index": -1,
+    }
     for name, value in padding.items():
         assert (batch[name][1, place:] == value).all()
         assert (batch[name][0] == value).all()
@@ -143,7 +150,7 @@ def test_a_rows_first_places_hold_what_no_continuous_token_precedes(order, prefi
     if (needs > packing.row_capacity(dataclasses.replace(CONTENT, row_prefix=prefix))).any():
         return
     batch = packing.batch_of([made], dataclasses.replace(CONTENT, row_prefix=prefix), CONFIG)
-    assert (batch["soft_index"][0, :prefix] == -1).all()
+    assert (batch["image_feature_index"][0, :prefix] == -1).all()
     found = np.asarray(targets(batch["labels"], batch["segments"]))[0]
     for number, example in enumerate(made, 1):
         here = batch["segments"][0] == number
@@ -166,10 +173,10 @@ def test_fields_shapes_and_dtypes(codes):
 def test_contract_of_a_real_batch():
     assert shapes(2, 5120, 10, 384)["crops"] == ((2, 10, 384, 384, 3), np.dtype(np.uint8))
     assert set(ROW_FIELDS) < set(FIELDS)
-    assert DataConfig().row_length >= 5120  # a five-crop picture alone takes 4,760
+    assert DataConfig().row_length >= 5120  # a five-crop image alone takes 4,760
 
 
-@pytest.mark.parametrize("changes", [{"row_length": 20}, {"row_crops": 1}, {"row_pictures": 0}])
+@pytest.mark.parametrize("changes", [{"row_length": 20}, {"row_crops": 1}, {"row_images": 0}])
 def test_an_overfull_row_is_an_error(changes):
     config = dataclasses.replace(CONTENT, **changes)
     with pytest.raises(ValueError, match="do not fit"):

@@ -13,7 +13,7 @@ from unitoken_jax.config import SourceConfig
 from unitoken_jax.data import readers
 from unitoken_jax.data.readers import count_records, open_records, scan_json
 from unitoken_jax.sequence.conversation import ConversationError, parse_conversation
-from unitoken_jax.sequence.image import picture_size
+from unitoken_jax.sequence.image import image_size
 
 VALUES = [{"a": 1, "b": "é 🙂 \n x"}, {"conversations": []}, {"c": [1, {"d": ']},"'}]}, {}]
 
@@ -108,21 +108,21 @@ def test_array_records(tmp_path):
 
 def test_tfds(tmp_path):
     folder = write_tfds(tmp_path, 5)
-    config = SourceConfig(str(folder), split="train[1:]", mapping="host_data:tfds_conversation")
+    config = SourceConfig(str(folder), split="train[1:]", mapping="tests.helpers.host_data:tfds_conversation")
     found = pickle.loads(pickle.dumps(open_records(config)))
     assert len(found) == 4
     conversation = parse_conversation(found.read(2), found.where(2), None)
-    picture, question = conversation.turns[0].parts
+    image, question = conversation.turns[0].parts
     assert question == "q3"
-    assert picture_size(picture.path) == (16, 24)
-    assert picture.name == f"{folder}[train[1:]]:example 2, picture 1"
+    assert image_size(image.path) == (16, 24)
+    assert image.name == f"{folder}[train[1:]]:example 2, image 1"
     with pytest.raises(ConversationError, match=r"example 0: the mapping of fields .* failed \(KeyError"):
         open_records(SourceConfig(str(folder))).read(0)
     for path, split in ((folder, "test"), ("no_such_set:1.0.0", "train")):
         with pytest.raises(ConversationError, match=f"{path}: TFDS cannot open split '{split}' of it"):
             open_records(SourceConfig(str(path), kind="tfds", split=split))
     with pytest.raises(ValueError, match="has no function 'nothing'"):
-        open_records(SourceConfig(str(folder), mapping="host_data:nothing"))
+        open_records(SourceConfig(str(folder), mapping="tests.helpers.host_data:nothing"))
     digest = readers.records_digest(config)
     assert digest == readers.records_digest(config)
     assert digest != readers.records_digest(SourceConfig(str(folder), mapping=config.mapping))

@@ -60,7 +60,7 @@ def test_the_published_top_k_is_all_of_a_smaller_codebook(tmp_path):
     assert recipes.load(tmp_path / "run" / "color" / "recipe.json")["settings"]["top_k"] == CONFIG.vq.codes
 
 
-def test_t2i_pictures_are_the_models_and_equal_prompts_get_different_ones(drawn):
+def test_t2i_images_are_the_models_and_equal_prompts_get_different_ones(drawn):
     names = [f"{text}_{n:06d}.png" for n, text in enumerate(np.repeat(PROMPTS, 2))]
     samples = drawn / "color" / "samples"
     assert sorted(path.name for path in samples.iterdir()) == sorted(names)
@@ -74,7 +74,7 @@ def test_t2i_pictures_are_the_models_and_equal_prompts_get_different_ones(drawn)
     }
     expected = tiny_model().draw(PROMPTS, number=2, guidance=5.0, batch=2)
     for name, drawing in zip(names, expected):
-        np.testing.assert_array_equal(pixels(samples / name), np.asarray(drawing.picture))
+        np.testing.assert_array_equal(pixels(samples / name), np.asarray(drawing.image))
     assert len({drawing.tokens.tobytes() for drawing in expected}) == 6
 
 
@@ -88,7 +88,7 @@ def test_a_killed_run_draws_only_what_is_missing(drawn, model, tmp_path, monkeyp
     monkeypatch.setattr(UniToken, "draw", lambda self, t, **s: asked.append(list(t)) or draw(self, t, **s))
     lines = draw_benchmark("T2I-CompBench++", model, data, tmp_path, **SETTINGS)
     assert asked == [["a red circle", "a red circle"]]
-    assert lines[0].startswith("T2I-CompBench++: 2 pictures drawn, 6 below")
+    assert lines[0].startswith("T2I-CompBench++: 2 images drawn, 6 below")
     assert content(tmp_path) == content(drawn)
     with pytest.raises(
         ValueError, match=r"choose another --out\) is another run's:\n  settings\.seed: 0 there, 1"
@@ -100,13 +100,13 @@ def test_a_killed_run_draws_only_what_is_missing(drawn, model, tmp_path, monkeyp
 def test_a_process_that_is_killed_leaves_what_the_next_one_ends(drawn, model, tmp_path):
     code = (
         "import os, signal, sys\n"
-        "from unitoken_jax.evaluate import drawing\n"
+        "from unitoken_jax.evaluate.drawing import run as drawing\n"
         "save = drawing._save\n"
-        "def dies(picture, part, file):\n"
+        "def dies(image, part, file):\n"
         "    if '000003' in file.name:\n"
         "        part.write_bytes(b'half')\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    save(picture, part, file)\n"
+        "    save(image, part, file)\n"
         "drawing._save = dies\n"
         "drawing.draw_benchmark('T2I-CompBench++', *sys.argv[1:], number=2, batch=2)"
     )
@@ -176,7 +176,7 @@ def test_geneval_keeps_metadata_where_another_prompt_is_drawn(model, tmp_path, c
     assert json.loads((run / "prompts.jsonl").read_text()) == drawn
     assert (run / "00000" / "metadata.jsonl").read_text() == geneval_line("a bench") + "\n"
     expected = tiny_model().draw(["a red circle"], number=2, guidance=5.5)
-    np.testing.assert_array_equal(pixels(run / "00000/samples/00001.png"), np.asarray(expected[1].picture))
+    np.testing.assert_array_equal(pixels(run / "00000/samples/00001.png"), np.asarray(expected[1].image))
     found = recipes.load(run / "recipe.json")
     assert found["data"]["rewritten"]["file"] == "r.txt"
     assert found["settings"]["guidance"] == 5.5
@@ -205,7 +205,7 @@ def test_a_bad_prompt_is_named_before_the_weights_are_read(model, tmp_path, monk
         (["--benchmark", "MMMU"], "--data FILE is needed"),
         (["--data", "d"], "which benchmark"),
         (["--data", "d", "--benchmark", "MMMU", "--batch", "0"], "--batch is 0"),
-        (["--data", "d", "--benchmark", "GenEvil", "--model", "m"], "Known: .* for pictures: GenEval"),
+        (["--data", "d", "--benchmark", "GenEvil", "--model", "m"], "Known: .* for images: GenEval"),
     ],
 )
 def test_options_that_say_nothing_together(argv, message, tmp_path):
@@ -213,16 +213,16 @@ def test_options_that_say_nothing_together(argv, message, tmp_path):
         main.main(["evaluate", "--out", str(tmp_path), "--debug", *argv])
 
 
-def test_the_quickstarts_pictures_are_judged(tmp_path, model, monkeypatch):
+def test_the_quickstarts_images_are_judged(tmp_path, model, monkeypatch):
     requirement = {"category": "single", "prompt": "a circle", "include": [{"kind": "circle"}]}
     data = written(tmp_path / "p.jsonl", json.dumps(requirement))
     draw = UniToken.draw
     monkeypatch.setattr(UniToken, "draw", lambda self, t, **s: draw(self, t, **s | {"size": (24, 24)}))
     lines = draw_benchmark("quickstart", model, data, tmp_path / "run")
-    assert lines[1].startswith("quickstart (1 pictures): ")
+    assert lines[1].startswith("quickstart (1 images): ")
     report = read_page(tmp_path / "run" / "report.html")
     assert report.text.count("a circle") >= 1
-    assert [len(report.pictures), "not as asked" in report.text] == [2, True]  # once more as a failure
+    assert [len(report.images), "not as asked" in report.text] == [2, True]  # once more as a failure
     argv = [
         "evaluate",
         "--benchmark",

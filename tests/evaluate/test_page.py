@@ -16,11 +16,11 @@ _EMPTY = {"meta", "img", "br", "link"}
 
 
 class Page(html.parser.HTMLParser):
-    """`text`, `pictures` [(format, size)], and `attributes` of a page; asserts that its tags are closed."""
+    """`text`, `images` [(format, size)], and `attributes` of a page; asserts that its tags are closed."""
 
     def __init__(self, text: str):
         super().__init__()
-        self.open, self.text, self.pictures, self.tags = [], "", [], set()
+        self.open, self.text, self.images, self.tags = [], "", [], set()
         self.feed(text)
         self.close()
         assert self.open == []
@@ -30,8 +30,8 @@ class Page(html.parser.HTMLParser):
         if tag == "img":
             kind, comma, data = dict(attributes)["src"].partition(",")
             assert (kind, comma) == ("data:image/jpeg;base64", ",")
-            with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
-                self.pictures.append((picture.format, picture.size))
+            with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+                self.images.append((image.format, image.size))
         if tag not in _EMPTY:
             self.open.append(tag)
 
@@ -59,7 +59,7 @@ def test_whatever_a_model_says_stays_text(tmp_path):
     found = read_page(tmp_path / "a.html")
     assert found.text.count(nasty) == 8
     assert "script" not in found.tags
-    assert found.pictures == [("JPEG", (224, 45))]
+    assert found.images == [("JPEG", (224, 45))]
 
 
 def test_examples_say_where_a_text_was_cut_and_where_there_was_none():
@@ -75,5 +75,5 @@ def test_examples_say_where_a_text_was_cut_and_where_there_was_none():
 
 def test_what_is_transparent_becomes_white():
     data = base64.b64decode(page.small_jpeg(Image.new("RGBA", (8, 8), (255, 0, 0, 0))))
-    with Image.open(io.BytesIO(data)) as picture:
-        assert min(picture.getextrema())[0] > 250
+    with Image.open(io.BytesIO(data)) as image:
+        assert min(image.getextrema())[0] > 250

@@ -89,14 +89,14 @@ def test_the_checker_judges_scenes_in_their_folders(tmp_path):
         samples.mkdir(parents=True)
         written(samples.parent / "metadata.jsonl", json.dumps(requirement.to_json()))
         Image.fromarray(draw(() if wrong else scene, rng, "train")).save(samples / "00000.png")
-    assert score_scenes(tmp_path)[0] == "quickstart (3 pictures): 0.667"
+    assert score_scenes(tmp_path)[0] == "quickstart (3 images): 0.667"
     results = json.loads((tmp_path / "results.json").read_text())
-    assert [row["ok"] for row in results["pictures"]] == [True, False, True]
-    assert results["pictures"][1]["file"] == "00001/samples/00000.png"
+    assert [row["ok"] for row in results["images"]] == [True, False, True]
+    assert results["images"][1]["file"] == "00001/samples/00000.png"
 
     Image.new("RGB", (9, 9)).save(samples / "00000.png")
     with pytest.raises(
-        PromptError, match=r"00002.samples.00000\.png: a picture to check is uint8\[24, 24, 3\]"
+        PromptError, match=r"00002.samples.00000\.png: an image to check is uint8\[24, 24, 3\]"
     ):
         score_scenes(tmp_path)
     with pytest.raises(PromptError, match="holds no 00000/metadata"):

@@ -20,7 +20,7 @@ RIGHT = {"single_object": 4, "two_object": 3, "counting": 1, "colors": 4, "posit
 
 
 def run_folder(root, name, data, number, out):
-    """A drawn run's folder, with pictures of noise."""
+    """A drawn run's folder, with images of noise."""
     found = find_drawing_benchmark(name)
     prompts = read_prompts(found, data, number)
     recipe = {"format": 1, "benchmark": found.name, "settings": {"number": number, "guidance": 5.5}}
@@ -74,17 +74,17 @@ def test_genevals_verdicts_enter_the_report(geneval, tmp_path, capsys):
     scores = lines_of(tmp_path / "results.jsonl", judged())
     assert main.main(["evaluate", "--scores", str(scores), "--out", str(geneval), "--debug"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[:3] == ["GenEval (24 pictures): 0.5833", "  single object: 1.0000", "  two objects: 0.7500"]
+    assert said[:3] == ["GenEval (24 images): 0.5833", "  single object: 1.0000", "  two objects: 0.7500"]
     report = (geneval / "report.md").read_text()
     assert "| overall | 0.5833 | 0.58 | 0.63 |\n| single object | 1.0000 | 0.98 | 0.99 |" in report
     assert "| color attribution | 0.5000 | 0.32 | 0.39 |" in report
     page = read_page(geneval / "report.html")
     assert "The first of 10 failures" in page.text
     assert "expected bench>=1, found 0; no target" in page.text
-    assert len(page.pictures) == 24 + 10
+    assert len(page.images) == 24 + 10
 
 
-def test_the_mean_is_of_tasks_not_of_pictures(tmp_path):
+def test_the_mean_is_of_tasks_not_of_images(tmp_path):
     tags = ("colors", "colors", "position")
     data = written(tmp_path / "m.jsonl", *(json.dumps(asked(tag)) for tag in tags))
     root = run_folder(tmp_path / "run", "GenEval", data, 1, tmp_path / "run")
@@ -94,14 +94,14 @@ def test_the_mean_is_of_tasks_not_of_pictures(tmp_path):
         for n, tag in enumerate(tags)
     ]
     lines = import_scores(lines_of(tmp_path / "r.jsonl", entries), root, "geneval")
-    assert lines[0] == "GenEval (3 pictures): 0.5000"
+    assert lines[0] == "GenEval (3 images): 0.5000"
     assert "mean of the tasks that are there; single object, two objects" in lines[3]
 
 
 def test_taking_up_scores_needs_no_jax(geneval, tmp_path):
     scores = lines_of(tmp_path / "results.jsonl", judged())
     code = (
-        "import sys\nfrom unitoken_jax import cli\n"
+        "import sys\nfrom unitoken_jax.cli import main as cli\n"
         f"assert cli.main(['evaluate', '--scores', {str(scores)!r}, '--out', {str(geneval)!r}]) == 0\n"
         "assert not {'jax', 'flax', 'orbax', 'tokenizers'} & set(sys.modules)"
     )
@@ -118,9 +118,9 @@ def changed(at, **values):
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        (judged()[1:], r"s\.jsonl lacks 1 of 24 pictures, the first is 00005/samples/00000\.png"),
+        (judged()[1:], r"s\.jsonl lacks 1 of 24 images, the first is 00005/samples/00000\.png"),
         ([*judged(), judged()[2]], r"s\.jsonl:25: 00005/samples/00002\.png again; it is at line 3"),
-        (changed(1, filename="x/00006/samples/00000.png"), r"s\.jsonl:2: .* is no picture of the run in"),
+        (changed(1, filename="x/00006/samples/00000.png"), r"s\.jsonl:2: .* is no image of the run in"),
         (
             changed(1, metadata=json.dumps(asked("x"))),
             r"s\.jsonl:2: .* judged by 'a bench, x', but .*'a bench, c",
@@ -128,10 +128,10 @@ def changed(at, **values):
         (changed(1, tag="counting"), "another run's"),
         (changed(1, correct=0.5), "no line of GenEval's results.jsonl"),
         ([[]], "no line of GenEval's results.jsonl"),
-        ([], "lacks 24 of 24 pictures"),
+        ([], "lacks 24 of 24 images"),
     ],
 )
-def test_scores_of_other_pictures_are_refused(geneval, tmp_path, entries, message):
+def test_scores_of_other_images_are_refused(geneval, tmp_path, entries, message):
     before = (geneval / "report.html").read_bytes()
     with pytest.raises(ScoresError, match=message):
         import_scores(lines_of(tmp_path / "s.jsonl", entries), geneval)
@@ -143,7 +143,7 @@ def test_scores_of_a_run_beside_this_one_are_refused(geneval, tmp_path):
     scores = lines_of(tmp_path / "s.jsonl", judged(str(other)))
     with pytest.raises(ScoresError, match="lies in another folder than"):
         import_scores(scores, geneval)
-    assert import_scores(scores, other)[0].startswith("GenEval (24 pictures)")
+    assert import_scores(scores, other)[0].startswith("GenEval (24 images)")
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_t2i_compbenchs_lists_enter_each_others_report(t2i):
     values = list(enumerate(["0.5000", "1.0000", "0.2500", "0.0000"]))
     lines = import_scores(given(t2i / "color" / "annotation_blip", values), t2i / "color")
     assert lines == [
-        "T2I-CompBench++ (4 pictures): 0.4375",
+        "T2I-CompBench++ (4 images): 0.4375",
         f"report: {t2i / 'color' / 'report.html'}",
     ]
     import_scores(given(t2i / "shape" / "annotation_blip", enumerate([1, 1, 1, 0.5])), t2i / "shape")
@@ -181,8 +181,8 @@ def test_bad_t2i_files(t2i, tmp_path):
     color, four = t2i / "color", list(enumerate([0.5] * 4))
     blip = color / "annotation_blip"
     for values, message in (
-        (four[:3], "lacks 1 of 4 pictures, the first is color/samples/a blue cup_000003.png"),
-        ([*four, (4, 0.5)], "question_id 4, but the run has 4 pictures"),
+        (four[:3], "lacks 1 of 4 images, the first is color/samples/a blue cup_000003.png"),
+        ([*four, (4, 0.5)], "question_id 4, but the run has 4 images"),
         ([*four, (3, 0.5)], "question_id 3 twice"),
         ([*four[:3], (3, 50)], "question_id 3 has 50"),
         ([*four[:3], (3, "x")], "expected .*question_id"),
@@ -198,7 +198,7 @@ def test_bad_t2i_files(t2i, tmp_path):
     with pytest.raises(ScoresError, match="is a run of T2I-CompBench\\+\\+, not of GenEval"):
         import_scores(blip / "vqa_result.json", color, "GenEval")
     (color / "prompts.jsonl").unlink()
-    with pytest.raises(FileNotFoundError, match="call the command that drew the pictures again"):
+    with pytest.raises(FileNotFoundError, match="call the command that drew the images again"):
         import_scores(blip / "vqa_result.json", color)
 
 

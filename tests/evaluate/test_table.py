@@ -9,16 +9,16 @@ import pytest
 from tests.helpers.tiny_model import noise
 from unitoken_jax.evaluate.understanding.table import (
     TableError,
-    check_pictures,
-    decode_picture,
+    check_images,
+    decode_image,
     literal_list,
     read_table,
-    row_pictures,
+    row_images,
     write_table,
 )
 
 
-def picture(seed=0, format="PNG", mode="RGB"):
+def image(seed=0, format="PNG", mode="RGB"):
     buffer = io.BytesIO()
     noise(seed).convert(mode).save(buffer, format)
     return base64.b64encode(buffer.getvalue()).decode()
@@ -45,22 +45,22 @@ def test_cells_of_any_text_and_size_come_back(tmp_path):
     assert table.place(1, "a").endswith("d.tsv:5 (index 8), column 'a'")
 
 
-def test_pictures_may_be_shared_listed_or_absent(tmp_path):
-    one, two = picture(1), picture(2, "JPEG")
+def test_images_may_be_shared_listed_or_absent(tmp_path):
+    one, two = image(1), image(2, "JPEG")
     rows = [
         ["1", one],
         ["2", "1"],
         ["3", str([one, two])],
         ["4", ""],
         ["5", "3"],
-        ["6", picture(3, mode="LA")],
+        ["6", image(3, mode="LA")],
     ]
     table = read(tmp_path, ["index", "image"], *rows)
-    assert table.without_picture == 1
-    assert row_pictures(table) == [[one], [one], [one, two], [one, two], [rows[5][1]]]
-    assert decode_picture(table, 2, two).size == (24, 16)
-    assert read_table(table.path, pictures=False).columns == ("index",)
-    assert len(read_table(table.path, pictures=False).rows) == 5
+    assert table.without_image == 1
+    assert row_images(table) == [[one], [one], [one, two], [one, two], [rows[5][1]]]
+    assert decode_image(table, 2, two).size == (24, 16)
+    assert read_table(table.path, images=False).columns == ("index",)
+    assert len(read_table(table.path, images=False).rows) == 5
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_pictures_may_be_shared_listed_or_absent(tmp_path):
     [
         ([], "d.tsv: empty"),
         ([["index", "image"]], "holds no rows"),
-        ([["index", "image"], ["1", ""]], "holds no rows with a picture"),
+        ([["index", "image"], ["1", ""]], "holds no rows with an image"),
         ([["index"], ["1"]], "d.tsv: lacks the columns image; it has index"),
         ([["index", "image", "image"], ["1", "", ""]], "d.tsv:1: column 'image' occurs twice"),
         ([["index", "image"], ["1", "x", "y"]], "d.tsv:2: 3 cells, the header names 2"),
@@ -102,28 +102,28 @@ def test_files_of_another_kind(tmp_path):
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        ("9", r"d\.tsv:3 \(index 2\), column 'image': refers to the picture of index 9, which is no row"),
-        ("2", "refers to the picture of index 2, which has none of its own"),
+        ("9", r"d\.tsv:3 \(index 2\), column 'image': refers to the image of index 9, which is no row"),
+        ("2", "refers to the image of index 2, which has none of its own"),
         ("[oops]", "is no Python list"),
         ("[]", "is no Python list"),
         ("%" * 80, r"d\.tsv:3 \(index 2\), column 'image': broken base64"),
-        (picture()[:-3], "broken base64"),
-        (base64.b64encode(b"no picture at all" * 9).decode(), "the base64 text is no usable picture"),
+        (image()[:-3], "broken base64"),
+        (base64.b64encode(b"no image at all" * 9).decode(), "the base64 text is no usable image"),
     ],
 )
-def test_bad_pictures(tmp_path, cell, message):
-    table = read(tmp_path, ["index", "image"], ["1", picture()], ["2", cell])
+def test_bad_images(tmp_path, cell, message):
+    table = read(tmp_path, ["index", "image"], ["1", image()], ["2", cell])
     with pytest.raises(TableError, match=message):
-        decode_picture(table, 1, row_pictures(table)[1][0])
+        decode_image(table, 1, row_images(table)[1][0])
 
 
-def test_a_picture_that_is_cut_off_is_found_by_decoding(tmp_path):
-    data = base64.b64decode(picture(5, "JPEG"))
+def test_an_image_that_is_cut_off_is_found_by_decoding(tmp_path):
+    data = base64.b64decode(image(5, "JPEG"))
     cut = base64.b64encode(data[: len(data) * 9 // 10]).decode()
-    table = read(tmp_path, ["index", "image"], ["1", picture()], ["2", "1"], ["3", str([picture(), cut])])
+    table = read(tmp_path, ["index", "image"], ["1", image()], ["2", "1"], ["3", str([image(), cut])])
     with pytest.raises(TableError, match=r"d\.tsv:4 \(index 3\), column 'image': .*damaged or truncated"):
-        check_pictures(table, row_pictures(table))
-    check_pictures(table, row_pictures(table)[:2])
+        check_images(table, row_images(table))
+    check_images(table, row_images(table)[:2])
 
 
 def test_lists_are_read_without_running_them(tmp_path):

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from tests.evaluate.test_page import read_page
-from tests.evaluate.test_table import picture, write
+from tests.evaluate.test_table import image, write
 from tests.helpers.tiny_model import CONFIG, noise, tiny_params, tiny_tokenizer
 from unitoken_jax.cli import main
 from unitoken_jax.evaluate import recipe as recipes
@@ -26,13 +26,11 @@ HEADER = ["index", "image", "question", "hint", "A", "B", "answer", "split"]
 
 def mmmu_rows():
     rows = [
-        [str(i), picture(i), f"what is this {i}? <image 1>", "", "red", "blue", "AB"[i % 2], "validation"]
+        [str(i), image(i), f"what is this {i}? <image 1>", "", "red", "blue", "AB"[i % 2], "validation"]
         for i in range(4)
     ]
     rows.append(["4", "0", "how many? ", "a hint", "", "", "3", "validation"])
-    rows.append(
-        ["5", str([picture(0), picture(1)]), "<image 2> or <image 1>?", "", "red", "blue", "A", "dev"]
-    )
+    rows.append(["5", str([image(0), image(1)]), "<image 2> or <image 1>?", "", "red", "blue", "A", "dev"])
     return rows
 
 
@@ -74,7 +72,7 @@ def test_a_run_leaves_predictions_results_and_report(done, data):
     assert f"| MMMU | MMMU_DEV_VAL | 6 | {results['score']:.1f} | 34.2 | 32.8 |" in report
     assert "| General |  | 49.8 | 53.3 | MMBench_CN, MMBench_EN" in report
     page = read_page(done / "tiny_report.html")
-    assert {size for _, size in page.pictures} == {(24, 16)}
+    assert {size for _, size in page.images} == {(24, 16)}
     assert page.text.count("what is this") == sum(
         "what is this" in row["question"] for row in source.rows[:6]
     )
@@ -102,7 +100,7 @@ def test_scoring_the_predictions_again_gives_the_same(done, data, tmp_path):
 
 def test_scoring_needs_no_jax(done, tmp_path):
     code = (
-        "import sys\nfrom unitoken_jax import cli\n"
+        "import sys\nfrom unitoken_jax.cli import main as cli\n"
         f"argv = ['evaluate', '--benchmark', 'MMMU', '--out', {str(tmp_path)!r}, '--predictions']\n"
         f"assert cli.main([*argv, {str(done / 'tiny_MMMU_DEV_VAL.tsv')!r}]) == 0\n"
         "assert not {'jax', 'flax', 'orbax', 'tokenizers'} & set(sys.modules)"
@@ -175,7 +173,7 @@ def test_a_killed_run_goes_on_with_the_same_answers(done, data, model, tmp_path,
 def test_a_process_that_is_killed_leaves_what_the_next_one_ends(done, data, model, tmp_path):
     code = (
         "import os, signal, sys\n"
-        "from unitoken_jax.evaluate import answering\n"
+        "from unitoken_jax.evaluate.understanding import answering\n"
         "from unitoken_jax.evaluate.understanding.run import run_benchmark\n"
         "answering.CHUNK, append, entries = 2, answering._append, []\n"
         "def dies(file, entry):\n"
@@ -208,12 +206,12 @@ def bad_row(column, value):
         (
             "MMMU",
             bad_row("image", "77"),
-            r"d\.tsv:4 \(index 2\), column 'image': refers to the picture of index 77",
+            r"d\.tsv:4 \(index 2\), column 'image': refers to the image of index 77",
         ),
         ("MMMU", bad_row("image", "A" * 99), r"d\.tsv:4 \(index 2\), column 'image': broken base64"),
         ("MMMU", bad_row("answer", "E"), r"d\.tsv:4 \(index 2\), column 'answer': 'E' is none of"),
         ("MMMU", bad_row("index", "0"), "column 'index': 0 again"),
-        ("MMMU", bad_row("question", "<image 2>?"), "1 pictures, but the text names <image 2>"),
+        ("MMMU", bad_row("question", "<image 2>?"), "1 images, but the text names <image 2>"),
         ("MMMU", bad_row("question", "is </s> there?"), r"d\.tsv:4 \(index 2\): the text contains </s>"),
         ("MME", mmmu_rows(), "lacks the columns image_path, category"),
         ("MMMMU", mmmu_rows(), "unknown benchmark 'MMMMU'. Did you mean MMMU?"),

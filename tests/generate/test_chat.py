@@ -1,4 +1,4 @@
-"""Answers of text and pictures in turn, by a model whose next token follows from the last one."""
+"""Answers of text and images in turn, by a model whose next token follows from the last one."""
 
 import itertools
 
@@ -17,7 +17,7 @@ BEFORE, AFTER = "a red circle", " and how many"
 
 
 def _model(**variant):
-    """It answers with BEFORE, a picture of random codes, AFTER, whatever it is asked."""
+    """It answers with BEFORE, an image of random codes, AFTER, whatever it is asked."""
     model = tiny_model(**variant)
     v, encode, decoder = model.tokenizer.vocabulary, model.tokenizer.encode, model.params["decoder"]
     layers = {name: dict(branch) for name, branch in decoder["layers"].items()}
@@ -36,8 +36,8 @@ def _model(**variant):
     return UniToken(model.config, model.params | {"decoder": own}, model.tokenizer)
 
 
-@pytest.mark.parametrize("variant", [{}, {"soft_in_answers": True}])
-def test_text_picture_text_as_training_would_build_it(variant, monkeypatch):
+@pytest.mark.parametrize("variant", [{}, {"features_in_answers": True}])
+def test_text_image_text_as_training_would_build_it(variant, monkeypatch):
     model = _model(**variant)
     read, prompts = text.read_conversations_as_prompts, []
     monkeypatch.setattr(text, "read", lambda *a: prompts.append(read(*a)) or prompts[-1])
@@ -53,9 +53,9 @@ def test_text_picture_text_as_training_would_build_it(variant, monkeypatch):
         answered, model.tokenizer, model.config, lambda crop: encode_images(model, crop[None])[0]
     )
     (read_last,) = next(found for found in reversed(prompts) if found)
-    length = len(read_last.tokens)  # all up to the picture's end
+    length = len(read_last.tokens)  # all up to the image's end
     np.testing.assert_array_equal(read_last.tokens, built.tokens[:length])
-    np.testing.assert_array_equal(read_last.soft_index, built.soft_index[:length])
+    np.testing.assert_array_equal(read_last.image_feature_index, built.image_feature_index[:length])
     np.testing.assert_array_equal(read_last.crops, built.crops)
     assert model.tokenizer.decode(built.tokens[length:]) == AFTER
     assert reply.tokens.tolist()[-len(model.tokenizer.encode(AFTER)) :] == model.tokenizer.encode(AFTER)
@@ -73,12 +73,12 @@ def test_a_reply_is_the_same_alone_or_in_a_batch_and_can_be_gone_on_with():
     assert second.text == BEFORE + AFTER
 
 
-def test_draws_begins_with_a_picture_and_limits_hold():
+def test_draws_begins_with_an_image_and_limits_hold():
     model = _model()
     (reply,) = model.chat([QUESTION], draws=True, drawing={"size": (8, 24)})
     assert [type(part).__name__ for part in reply.parts] == ["Drawn", "str"]
-    assert reply.pictures[0].size == (24, 8)
-    (reply,) = model.chat([QUESTION], max_pictures=0)
+    assert reply.images[0].size == (24, 8)
+    (reply,) = model.chat([QUESTION], max_images=0)
     assert (reply.parts, reply.complete) == ((BEFORE,), False)
     (reply,) = model.chat([QUESTION], max_tokens=2)
     assert (len(reply.tokens), reply.complete) == (2, False)
@@ -90,7 +90,7 @@ def test_draws_begins_with_a_picture_and_limits_hold():
         ({"conversations": "what ?"}, "expected a list"),
         ({"drawing": {"guidence": 3.0}}, "no setting 'guidence'"),
         ({"drawing": {"temperature": float("nan")}}, "temperature is nan"),
-        ({"draws": True, "max_pictures": 0}, "max_pictures is 0; expected 1 or more"),
+        ({"draws": True, "max_images": 0}, "max_images is 0; expected 1 or more"),
     ],
 )
 def test_bad_requests(settings, message):

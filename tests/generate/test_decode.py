@@ -49,7 +49,7 @@ def _full_logits(params, tokens, length):
         "tokens": tokens,
         "segments": used.astype(jnp.int32),
         "positions": jnp.where(used, jnp.arange(tokens.shape[1])[None], 0),
-        "soft_index": jnp.full_like(tokens, -1),
+        "image_feature_index": jnp.full_like(tokens, -1),
         "crops": jnp.zeros((1, 1, 16, 16, 3), jnp.uint8),
     }
     return tiny_model().apply(params, batch)[0, length - 1]

@@ -1,15 +1,15 @@
-"""The forced ids of a picture, and back from tokens to codes."""
+"""The forced ids of an image, and back from tokens to codes."""
 
 import numpy as np
 import pytest
 
 from unitoken_jax.config import ModelConfig, SequenceConfig, VQConfig
-from unitoken_jax.generate.grammar import SAMPLE, picture_grammar
+from unitoken_jax.generate.grammar import SAMPLE, image_grammar
 from unitoken_jax.sequence.vocabulary import Vocabulary, control_names
 
 CONFIG = ModelConfig(
     vq=VQConfig(codes=16, channel_multipliers=(1, 2, 2)),
-    sequence=SequenceConfig(size_unit=8, picture_size=(8, 16)),
+    sequence=SequenceConfig(size_unit=8, image_size=(8, 16)),
 )
 
 
@@ -22,7 +22,7 @@ def vocabulary():
 
 
 def test_forced_table_spelled_out(vocabulary):
-    grammar = picture_grammar(CONFIG, vocabulary, height=8, width=16)
+    grammar = image_grammar(CONFIG, vocabulary, height=8, width=16)
     one, two = vocabulary.size_ids[[1, 2]]
     row = [SAMPLE] * 4 + [vocabulary.new_line]
     assert grammar.forced.tolist() == [one, two, *row, *row, vocabulary.end_of_image]
@@ -35,13 +35,13 @@ def test_published_size_is_1061_tokens():
     """512 x 512 px: 2 sizes, 32 rows of 32 codes and a new line, end (README of the reference)."""
     config = ModelConfig()
     vocabulary = Vocabulary.from_names({name: i for i, name in enumerate(control_names(8192))})
-    grammar = picture_grammar(config, vocabulary, 512, 512)
+    grammar = image_grammar(config, vocabulary, 512, 512)
     assert len(grammar.forced) == 2 + 32 * 33 + 1
     assert (grammar.forced == SAMPLE).sum() == 1024
 
 
 def test_codes_come_back_row_major(vocabulary):
-    grammar = picture_grammar(CONFIG, vocabulary, 8, 16)
+    grammar = image_grammar(CONFIG, vocabulary, 8, 16)
     codes = np.random.default_rng(1).integers(0, 16, (3, 2, 4))
     tokens = grammar.tokens(vocabulary.code_ids[codes].reshape(3, -1))
     forced = grammar.forced != SAMPLE
@@ -49,12 +49,12 @@ def test_codes_come_back_row_major(vocabulary):
     np.testing.assert_array_equal(grammar.codes(tokens), codes)
 
 
-def test_broken_pictures_are_refused(vocabulary):
-    grammar = picture_grammar(CONFIG, vocabulary, 8, 16)
+def test_broken_images_are_refused(vocabulary):
+    grammar = image_grammar(CONFIG, vocabulary, 8, 16)
     tokens = np.where(grammar.forced == SAMPLE, vocabulary.code_ids[0], grammar.forced)[None]
     broken = tokens.copy()
     broken[0, 3] = vocabulary.sep
-    with pytest.raises(ValueError, match=r"picture 0, token 3: .* not a picture code"):
+    with pytest.raises(ValueError, match=r"image 0, token 3: .* not an image code"):
         grammar.codes(broken)
     broken = tokens.copy()
     broken[0, 6] = vocabulary.code_ids[1]
@@ -67,4 +67,4 @@ def test_broken_pictures_are_refused(vocabulary):
 @pytest.mark.parametrize(("height", "width"), [(8, 12), (0, 8), (8, 248), (-8, 8), (7, 8)])
 def test_unsupported_sizes_list_the_allowed_ones(vocabulary, height, width):
     with pytest.raises(ValueError, match=r"Allowed sides .*: 8, 16, 24, .* 240"):
-        picture_grammar(CONFIG, vocabulary, height, width)
+        image_grammar(CONFIG, vocabulary, height, width)

@@ -1,4 +1,4 @@
-"""Drawing pictures: grammar, guidance, one sample anywhere the same, and pixels."""
+"""Drawing images: grammar, guidance, one sample anywhere the same, and pixels."""
 
 import zlib
 
@@ -10,7 +10,7 @@ import pytest
 from tests.generate.test_decode import _full_logits
 from tests.helpers import compiles
 from tests.helpers.tiny_model import CONFIG, noise, tiny_model
-from unitoken_jax.generate.grammar import SAMPLE, picture_grammar
+from unitoken_jax.generate.grammar import SAMPLE, image_grammar
 from unitoken_jax.generate.image import decode_codes, encode_images
 from unitoken_jax.generate.sampling import position_keys, sample, stream_keys
 from unitoken_jax.sequence.build import build_text_to_image_prompt
@@ -28,22 +28,22 @@ def test_tokens_obey_the_grammar():
     drawings = model.draw(PROMPTS, number=2)
     assert [(d.prompt, d.number) for d in drawings] == [(p, i) for p in PROMPTS for i in range(2)]
     vocabulary = model.tokenizer.vocabulary
-    forced = picture_grammar(CONFIG, vocabulary, 16, 16).forced
+    forced = image_grammar(CONFIG, vocabulary, 16, 16).forced
     for drawing in drawings:
         assert drawing.tokens[0] == vocabulary.begin_of_image
         body = drawing.tokens[1:]
         np.testing.assert_array_equal(body[forced != SAMPLE], forced[forced != SAMPLE])
         assert np.isin(body[forced == SAMPLE], vocabulary.code_ids).all()
-        assert drawing.picture.size == (16, 16)
+        assert drawing.image.size == (16, 16)
         assert drawing.timing.steps == 15
 
 
 @pytest.mark.parametrize(("guidance", "top_k"), [(1.0, 1), (3.0, 1), (3.0, 8)])
-def test_guided_picture_equals_full_forward_passes(guidance, top_k):
+def test_guided_image_equals_full_forward_passes(guidance, top_k):
     """The published rule written out: two streams, each read whole again for every token."""
     model = tiny_model()
     vocabulary = model.tokenizer.vocabulary
-    forced = picture_grammar(CONFIG, vocabulary, 16, 16).forced
+    forced = image_grammar(CONFIG, vocabulary, 16, 16).forced
     conditional = build_text_to_image_prompt(PROMPTS[0], model.tokenizer, CONFIG).tokens.tolist()
     unconditional = [vocabulary.begin_of_image]
     prompt = np.array([*conditional, *forced[:2]], np.int32)
@@ -105,13 +105,13 @@ def test_a_sample_is_the_same_anywhere():
 
 def test_progress_shows_the_rows_so_far():
     seen = []
-    drawings = tiny_model().draw(PROMPTS[:2], progress=lambda number, picture: seen.append((number, picture)))
+    drawings = tiny_model().draw(PROMPTS[:2], progress=lambda number, image: seen.append((number, image)))
     for number, drawing in enumerate(drawings):
-        own = [picture for one, picture in seen if one == number]
-        heights = [picture.height for picture in own]
-        assert {picture.width for picture in own} == {16}
+        own = [image for one, image in seen if one == number]
+        heights = [image.height for image in own]
+        assert {image.width for image in own} == {16}
         assert heights == sorted(set(heights))
-        np.testing.assert_array_equal(np.asarray(own[-1]), np.asarray(drawing.picture))
+        np.testing.assert_array_equal(np.asarray(own[-1]), np.asarray(drawing.image))
 
 
 def test_seed_and_settings_matter():
@@ -140,7 +140,7 @@ def test_nothing_recompiles_for_another_prompt_seed_or_setting():
 
 def test_another_size():
     (drawing,) = tiny_model().draw(["a red circle"], size=(8, 24))
-    assert drawing.picture.size == (24, 8)
+    assert drawing.image.size == (24, 8)
     vocabulary = tiny_model().tokenizer.vocabulary
     assert drawing.tokens[1:3].tolist() == vocabulary.size_ids[[1, 3]].tolist()
 
@@ -155,9 +155,9 @@ def test_pixels_are_clipped_mapped_and_truncated(monkeypatch):
             return jnp.asarray(values)
 
     monkeypatch.setattr(model, "vq", Stub())
-    pictures = decode_codes(model, np.zeros((2, 4, 4), np.int32))
+    images = decode_codes(model, np.zeros((2, 4, 4), np.int32))
     expected = ((values.clip(-1, 1) + 1) / 2 * 255).astype(np.uint8)
-    np.testing.assert_array_equal(np.stack([np.asarray(picture) for picture in pictures]), expected)
+    np.testing.assert_array_equal(np.stack([np.asarray(image) for image in images]), expected)
 
 
 def test_encoding_does_not_depend_on_the_batch():
@@ -193,5 +193,5 @@ def test_a_model_without_a_vq_decoder_refuses_to_draw():
     model = tiny_model()
     rest = {name: tree for name, tree in model.params["vqgan"].items() if name != "decoder"}
     model = UniToken(model.config, model.params | {"vqgan": rest}, model.tokenizer)
-    with pytest.raises(ValueError, match="no vqgan/decoder parameters, which drawing pictures needs"):
+    with pytest.raises(ValueError, match="no vqgan/decoder parameters, which drawing images needs"):
         model.draw(["a"])

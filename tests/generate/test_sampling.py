@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from unitoken_jax.generate.sampling import (
-    top_k_mask,
-    check_sampling,
     apply_cfg,
+    check_sampling,
     position_keys,
     sample,
     sample_keys,
+    top_k_mask,
 )
 
 

@@ -23,7 +23,7 @@ DRAWS = 120_000
 class Chain:
     """A model whose next token depends on the prompt and the last two tokens, which it finds in its cache.
 
-    V codes and a new-line; the logits are known, so every picture's probability is.
+    V codes and a new-line; the logits are known, so every image's probability is.
     """
 
     config = types.SimpleNamespace(decoder=DecoderConfig(width=1, depth=1, heads=1, kv_heads=1))
@@ -67,7 +67,7 @@ def _draw(window: int, seed: int, top_k: int = TOP_K):
 
 
 def _probabilities() -> np.ndarray:
-    """Of every picture, in the order of its codes read as a number: the rule written out."""
+    """Of every image, in the order of its codes read as a number: the rule written out."""
 
     def chosen(before, last):
         cond, free = TABLE[0, before, last].astype(float), TABLE[1, before, last].astype(float)
@@ -116,7 +116,7 @@ def test_the_distribution_is_plain_samplings():
         pytest.param(3, {"guidance": 1.0, "number": 3, "size": (24, 16)}, marks=pytest.mark.slow),
     ],
 )
-def test_pictures_are_plain_decodings_token_by_token(window, settings):
+def test_images_are_plain_decodings_token_by_token(window, settings):
     plain, drawn = (tiny_model().draw(["a red circle"], speculate=w, **settings) for w in (0, window))
     for one, other in zip(plain, drawn, strict=True):
         np.testing.assert_array_equal(one.tokens, other.tokens)

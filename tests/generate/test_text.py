@@ -1,4 +1,4 @@
-"""Answers: alone and in a batch, with and without pictures."""
+"""Answers: alone and in a batch, with and without images."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_ragged_batch_equals_each_alone(variant):
     assert len({tuple(tokens) for tokens in together}) == len(ASKED)
 
 
-def test_pictures_matter():
+def test_images_matter():
     model = tiny_model()
     answers = _tokens(model.reply([[noise(seed), "what is this ?"] for seed in range(3)]))
     assert len({tuple(tokens) for tokens in answers}) == 3
@@ -92,7 +92,7 @@ def test_streamed_pieces_make_the_answers():
     assert len(pieces) > len(ASKED)
 
 
-def test_nothing_recompiles_for_another_question_or_picture():
+def test_nothing_recompiles_for_another_question_or_image():
     model = tiny_model()
     model.reply([[noise(3), "what is this ?"]], max_tokens=9)
     with compiles.counted() as found:
@@ -131,9 +131,9 @@ def test_bad_settings(settings, message):
         tiny_model().reply([["what ?"]], **settings)
 
 
-def test_an_unreadable_picture_is_named(tmp_path):
+def test_an_unreadable_image_is_named(tmp_path):
     path = tmp_path / "broken.png"
-    path.write_bytes(b"not a picture")
+    path.write_bytes(b"not an image")
     with pytest.raises(ValueError, match=r"conversation 0: .*broken\.png"):
         tiny_model().reply([[path, "what ?"]])
 

@@ -21,30 +21,30 @@ from unitoken_jax.data.codes import codes_path, read_codes
 from unitoken_jax.data.loader import Loader
 from unitoken_jax.generate.image import encode_images
 from unitoken_jax.generate.tokenize import tokenize
-from unitoken_jax.sequence.image import discrete_crop, open_picture
+from unitoken_jax.sequence.image import discrete_crop, open_image
 
 
 @pytest.fixture
 def data(tmp_path):
     folder = tmp_path / "data"
-    (folder / "pictures").mkdir(parents=True)
+    (folder / "images").mkdir(parents=True)
     lines = []
     for i in range(3):
-        noise(i, 20 + i, 16).save(folder / "pictures" / f"{i}.png")
+        noise(i, 20 + i, 16).save(folder / "images" / f"{i}.png")
         turns = [{"from": "human", "value": "<|image|>what ?"}, {"from": "gpt", "value": "this"}]
-        lines.append(json.dumps({"conversations": turns, "image": f"pictures/{i}.png"}))
+        lines.append(json.dumps({"conversations": turns, "image": f"images/{i}.png"}))
     path = folder / "train.jsonl"
     path.write_text("\n".join([*lines, lines[0]]) + "\n")
     return path
 
 
-def test_each_picture_once_beside_the_data(data):
+def test_each_image_once_beside_the_data(data):
     path = tokenize(tiny_model(), data, batch=2)
     assert path == codes_path(data)
     codes = read_codes(path, CONFIG)
-    assert sorted(codes) == [f"pictures/{i}.png" for i in range(3)]
+    assert sorted(codes) == [f"images/{i}.png" for i in range(3)]
     for name, found in codes.items():
-        crop = discrete_crop(open_picture(data.parent / name), CONFIG.sequence.picture_size)
+        crop = discrete_crop(open_image(data.parent / name), CONFIG.sequence.image_size)
         np.testing.assert_array_equal(found, encode_images(tiny_model(), crop[None])[0])
 
 
@@ -55,8 +55,8 @@ def test_another_folder_gets_the_data_file_too(data, tmp_path):
     assert not codes_path(data).exists()
 
 
-def test_a_bad_picture_stops_it_before_anything_is_written_or_is_left_out(data):
-    (data.parent / "pictures" / "1.png").write_bytes(b"")
+def test_a_bad_image_stops_it_before_anything_is_written_or_is_left_out(data):
+    (data.parent / "images" / "1.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"1\.png"):
         tokenize(tiny_model(), data)
     assert not codes_path(data).exists()
@@ -65,7 +65,7 @@ def test_a_bad_picture_stops_it_before_anything_is_written_or_is_left_out(data):
     assert len(codes) == 2
     assert "1.png" in str(errors[0])
     (left_out,) = (codes_path(data) / "left_out.jsonl").read_text().splitlines()
-    assert json.loads(left_out)["name"] == "pictures/1.png"
+    assert json.loads(left_out)["name"] == "images/1.png"
 
 
 def content(path):
@@ -125,20 +125,20 @@ def test_processes_share_the_shards(tmp_path, monkeypatch):
     assert path.stat().st_mtime_ns == before
 
 
-def test_pictures_in_tar_shards_and_codes_elsewhere(tmp_path):
+def test_images_in_tar_shards_and_codes_elsewhere(tmp_path):
     write_tar(tmp_path / "p.tar", range(4))
     turns = [{"from": "human", "value": "<image>what ?"}, {"from": "gpt", "value": "this"}]
     rows = [json.dumps({"conversations": turns, "image": tar_name(i)}) for i in range(4)]
     (tmp_path / "a.jsonl").write_text("\n".join(rows))
-    source = SourceConfig(str(tmp_path / "a.jsonl"), pictures=str(tmp_path / "*.tar"))
+    source = SourceConfig(str(tmp_path / "a.jsonl"), images=str(tmp_path / "*.tar"))
     path = tokenize(tiny_model(), source, tmp_path / "out")
     found = read_codes(path, CONFIG)
     for i in range(4):
-        crop = discrete_crop(noise(i, 30 + i, 20), CONFIG.sequence.picture_size)
+        crop = discrete_crop(noise(i, 30 + i, 20), CONFIG.sequence.image_size)
         np.testing.assert_array_equal(found[tar_name(i)], encode_images(tiny_model(), crop[None])[0])
-    source = SourceConfig(source.path, pictures=source.pictures, codes=str(path))
+    source = SourceConfig(source.path, images=source.images, codes=str(path))
     loader = Loader(data_config(sources=(source,), codes="offline"), CONFIG, tiny_tokenizer(), 0)
-    assert (next(loader)["soft_index"] >= 0).any()
+    assert (next(loader)["image_feature_index"] >= 0).any()
     loader.close()
 
 
@@ -148,13 +148,13 @@ def test_online_and_offline_codes_give_the_same_batches(tmp_path):
     tokenize(tiny_model(), data)
     vocabulary = tiny_tokenizer().vocabulary
     online, offline = (
-        Loader(data_config(data, codes=codes, row_pictures=8), CONFIG, tiny_tokenizer(), 0)
+        Loader(data_config(data, codes=codes, row_images=8), CONFIG, tiny_tokenizer(), 0)
         for codes in ("online", "offline")
     )
     for _ in range(4):
         made, expected = next(online), next(offline)
         for row in range(len(made["tokens"])):
-            codes = encode_images(tiny_model(), made["pictures"][row]).reshape(-1)
+            codes = encode_images(tiny_model(), made["images"][row]).reshape(-1)
             there = made["code_index"][row] >= 0
             ids = vocabulary.code_ids[codes[made["code_index"][row][there]]]
             made["tokens"][row, there] = ids

@@ -1,4 +1,4 @@
-"""Conversation files with pictures on disk, for tests of everything under host/."""
+"""Conversation files with images on disk, for tests of everything under host/."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from unitoken_jax.config import DataConfig, ModelConfig, SourceConfig
 QUESTION, DRAWING, TEXT = "question", "drawing", "text"
 
 
-def record(kind: str, number: int, picture: str | None = None) -> dict:
+def record(kind: str, number: int, image: str | None = None) -> dict:
     """One conversation in the public format; texts grow with `number`."""
     words = " ".join(["red", "blue", "green", "circle", "square"][: 1 + number % 5])
     turns = {
@@ -21,18 +21,18 @@ def record(kind: str, number: int, picture: str | None = None) -> dict:
         TEXT: (f"how many {words} ?", "two"),
     }[kind]
     made = {"conversations": [{"from": who, "value": text} for who, text in zip(("human", "gpt"), turns)]}
-    return made | ({"image": picture} if kind != TEXT else {})
+    return made | ({"image": image} if kind != TEXT else {})
 
 
 def write_data(folder: pathlib.Path, kinds: list[str], name: str = "data.jsonl") -> pathlib.Path:
-    """A JSONL file of conversations of these kinds, each with its own picture."""
+    """A JSONL file of conversations of these kinds, each with its own image."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for number, kind in enumerate(kinds):
-        picture = f"{name}-{number}.png"
+        image = f"{name}-{number}.png"
         if kind != TEXT:
-            noise(number, width=16 + 8 * (number % 3)).save(folder / picture)
-        lines.append(json.dumps(record(kind, number, picture)))
+            noise(number, width=16 + 8 * (number % 3)).save(folder / image)
+        lines.append(json.dumps(record(kind, number, image)))
     (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder / name
 
@@ -48,18 +48,18 @@ def write_array_record(path: pathlib.Path, items: list[bytes]) -> None:
 
 
 def write_tfds(folder: pathlib.Path, count: int) -> pathlib.Path:
-    """A prepared TFDS data set of `count` questions about one picture; its folder."""
+    """A prepared TFDS data set of `count` questions about one image; its folder."""
     import tensorflow_datasets as tfds
 
     features = tfds.features.FeaturesDict(
-        {"question": tfds.features.Text(), "answer": tfds.features.Text(), "picture": tfds.features.Image()}
+        {"question": tfds.features.Text(), "answer": tfds.features.Text(), "image": tfds.features.Image()}
     )
-    picture = folder / "p.png"
-    noise(3, 24, 16).save(picture)
+    image = folder / "p.png"
+    noise(3, 24, 16).save(image)
     serialize = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
     items = [
         serialize.serialize_example(
-            features.encode_example({"question": f"q{i}", "answer": f"a{i}", "picture": picture})
+            features.encode_example({"question": f"q{i}", "answer": f"a{i}", "image": image})
         )
         for i in range(count)
     ]
@@ -80,13 +80,13 @@ def tfds_conversation(example: dict) -> dict:
     """The mapping of `write_tfds`'s examples."""
     turns = [{"from": "human", "value": "<image>" + example["question"].decode()}]
     turns.append({"from": "gpt", "value": example["answer"].decode()})
-    return {"conversations": turns, "image": example["picture"]}
+    return {"conversations": turns, "image": example["image"]}
 
 
 def data_config(*paths: pathlib.Path, **changes) -> DataConfig:
     """Small rows over these files."""
     sources = tuple(SourceConfig(str(path)) for path in paths)
-    base = DataConfig(sources=sources, row_length=96, row_crops=8, row_pictures=4, rows=4)
+    base = DataConfig(sources=sources, row_length=96, row_crops=8, row_images=4, rows=4)
     return dataclasses.replace(base, **changes)
 
 

@@ -169,7 +169,7 @@ def shapes(compiled) -> set[tuple[int, ...]]:
     return {tuple(map(int, found.split(","))) for found in re.findall(r"f32\[([\d,]+)\]", compiled.as_text())}
 
 
-def test_pictures_and_answers_are_those_of_one_device(tmp_path):
+def test_images_and_answers_are_those_of_one_device(tmp_path):
     save_model(tmp_path / "model", CONFIG, tiny_params(), tiny_tokenizer())
     asked = [[noise(0), "what is this ?"], ["how many are there ?"], [noise(1, 40, 16), "a", noise(2), "b"]]
     prompts = ["a red circle", "two blue squares"]
@@ -178,7 +178,7 @@ def test_pictures_and_answers_are_those_of_one_device(tmp_path):
         model = UniToken.load(tmp_path / "model", mesh=mesh)
         drawings = model.draw(prompts, seed=3, guidance=3.0, top_k=8)
         answers = [answer.tokens.tolist() for answer in model.reply(asked)]
-        made.append(([drawing.tokens.tolist() for drawing in drawings], answers, drawings[0].picture))
+        made.append(([drawing.tokens.tolist() for drawing in drawings], answers, drawings[0].image))
     kernel = model.params["decoder"]["layers"]["mlp"]["up"]["kernel"]
     assert kernel.sharding.spec == P(None, "fsdp", "tensor")
     assert made[1][:2] == made[0][:2]

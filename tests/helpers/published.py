@@ -37,7 +37,7 @@ class Release:
     multipliers: tuple[int, ...]
     attend: tuple[int, ...] = ()
     tied: bool = False
-    picture: tuple[int, int] = (32, 32)  # height, width to draw
+    image: tuple[int, int] = (32, 32)  # height, width to draw
     theta: float = 10000.0
 
 
@@ -143,10 +143,10 @@ class Judge(torch.nn.Module):
 
     # What the published code computes
 
-    def codes(self, picture: np.ndarray) -> np.ndarray:
+    def codes(self, image: np.ndarray) -> np.ndarray:
         """int[h, w] of uint8[H, W, 3]."""
-        pixels = torch.tensor(picture.transpose(2, 0, 1)[None] / 127.5 - 1, dtype=torch.float32)
-        height, width = (side // 2 ** (len(self.release.multipliers) - 1) for side in picture.shape[:2])
+        pixels = torch.tensor(image.transpose(2, 0, 1)[None] / 127.5 - 1, dtype=torch.float32)
+        height, width = (side // 2 ** (len(self.release.multipliers) - 1) for side in image.shape[:2])
         return self.decoder.model.vqmodel.encode(pixels)[2].reshape(height, width).numpy()
 
     def features(self, image: Image.Image, new_line: torch.Tensor) -> torch.Tensor:
@@ -217,7 +217,7 @@ class Reader:
         return [self.id("<racm3:break>"), *sizes]
 
     def read(self, turns) -> tuple[torch.Tensor, list[int]]:
-        """Embeddings and labels (-1: none) of [[part, ...], ...]; a part is text or a picture."""
+        """Embeddings and labels (-1: none) of [[part, ...], ...]; a part is text or an image."""
         embeds, labels = [self.embed([self.id("<s>")])], [-1]
 
         def add(ids, learn):
@@ -261,7 +261,7 @@ class Reader:
 
     def draw(self, text: str) -> tuple[list[int], np.ndarray]:
         """Guided at top-k 1: ids from begin to end of image, and uint8[H, W, 3]."""
-        height, width = self.judge.release.picture
+        height, width = self.judge.release.image
         stride = 2 ** (len(self.judge.release.multipliers) - 1)
         head = self.head(height, width)
         asked = self.read([[PROMPT + text]])[0]
@@ -289,6 +289,6 @@ class Reader:
 
 
 def centre(image: Image.Image) -> tuple[int, int, int, int]:
-    """The box of the discrete crop of a picture whose shorter side it fits already."""
+    """The box of the discrete crop of an image whose shorter side it fits already."""
     left, top = (image.width - 32) // 2, (image.height - 32) // 2
     return left, top, left + 32, top + 32

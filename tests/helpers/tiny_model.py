@@ -32,7 +32,7 @@ CONFIG = ModelConfig(
         norm_groups=4,
     ),
     decoder=DecoderConfig(vocab_size=400, width=32, depth=2, heads=4, kv_heads=2, mlp=48),
-    sequence=SequenceConfig(picture_size=(16, 16), size_unit=8),
+    sequence=SequenceConfig(image_size=(16, 16), size_unit=8),
     generation=GenerationConfig(top_k=8, max_answer_tokens=12),
 )
 
@@ -74,6 +74,6 @@ def tiny_model(**sequence):
 
 
 def noise(seed: int, width: int = 24, height: int = 16) -> Image.Image:
-    """A picture unlike the others."""
+    """An image unlike the others."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     return Image.fromarray(pixels)

@@ -42,7 +42,7 @@ def write_run(folder: pathlib.Path, **train) -> Config:
             sources=(SourceConfig(path=str(folder / "conversations.jsonl")),),
             row_length=64,
             row_crops=6,
-            row_pictures=2,
+            row_images=2,
             rows=4,
         ),
         optimizer=OptimizerConfig(groups=(ParameterGroup("siglip|adapter|decoder", 1e-3),)),

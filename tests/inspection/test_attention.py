@@ -28,7 +28,11 @@ def test_weights_times_values_are_what_the_first_layer_makes():
     rope = rope_table(positions, config.head_dim, config.rope_theta)
     features = model.module.apply({"params": model.params}, example.crops[None], method="features")
     x = model.module.apply(
-        {"params": model.params}, example.tokens[None], example.soft_index[None], features, method="embed"
+        {"params": model.params},
+        example.tokens[None],
+        example.image_feature_index[None],
+        features,
+        method="embed",
     )
     _, seen = DecoderBlock(config).apply(
         {"params": params},

@@ -1,4 +1,4 @@
-"""A look at data: tokens in colour, pictures on a sheet."""
+"""A look at data: tokens in colour, images on a sheet."""
 
 import json
 
@@ -40,7 +40,7 @@ def test_runs_cover_every_token_with_its_kind_and_mask(data, row):
         if run.kind == show.TEXT:
             assert run.words == TOKENIZER.decode(made.tokens[here].tolist())
     continuous = [run for run in found if run.kind == show.CONTINUOUS]
-    assert sum(run.length for run in continuous) >= (made.soft_index >= 0).sum()
+    assert sum(run.length for run in continuous) >= (made.image_feature_index >= 0).sum()
     assert len(continuous) == (row == 0)
     assert sum(run.kind == show.DISCRETE for run in found) == (row < 2)
 
@@ -63,9 +63,9 @@ def test_a_question_and_a_drawing_read_as_they_are(data):
 @pytest.mark.parametrize("model", [CONFIG, with_sequence(encoding="continuous", resolution="base")])
 def test_the_sheet_shows_what_the_encoders_see(data, model):
     conversation, made = example(data, 0, model)
-    sheet = np.asarray(show.picture_sheet(conversation, made, model))
+    sheet = np.asarray(show.image_sheet(conversation, made, model))
     side, gap, line = show._SIDE, show._GAP, show._LINE
-    columns = 1 + len(made.pictures) + len(made.crops)
+    columns = 1 + len(made.images) + len(made.crops)
     assert sheet.shape == (side + line + 2 * gap, columns * (side + gap) + gap, 3)
     last = made.crops[-1]
     left = gap + (columns - 1) * (side + gap)

@@ -14,12 +14,12 @@ from tests.helpers.networks import DECODER, abstract, random_params
 from unitoken_jax.config import DecoderConfig
 from unitoken_jax.model.decoder import Decoder, init_cache, with_unstacked_layers
 from unitoken_jax.model.layers import (
-    QKNorm,
     Normal,
+    QKNorm,
     RMSNorm,
+    apply_rope,
     matmul,
     rope_table,
-    apply_rope,
     scan_layers,
 )
 

@@ -33,8 +33,8 @@ def test_decoder_and_head_forward_of_a_4096_token_row():
     assert total(row, ALL) / 4096 / GIGA == pytest.approx(43.7, abs=0.05)
 
 
-def test_crops_and_pictures():
-    parts = flops.forward(MODEL, flops.Work(crops=1, pictures=1))
+def test_crops_and_images():
+    parts = flops.forward(MODEL, flops.Work(crops=1, images=1))
     assert parts["siglip"] / GIGA == pytest.approx(666, abs=1)
     assert parts["adapter"] / GIGA == pytest.approx(31, abs=0.5)
     assert parts["vq"] / TERA == pytest.approx(0.55, abs=0.01)
@@ -44,7 +44,7 @@ def test_a_five_crop_example():
     """232.9 TF in stage II with the head everywhere, without encoding; stage I at most 0.65 of stage II."""
     work = flops.five_crop_example(MODEL)
     assert work.tokens == pytest.approx(5010, abs=5)
-    everywhere = work._replace(supervised=work.tokens, pictures=0)
+    everywhere = work._replace(supervised=work.tokens, images=0)
     assert total(everywhere, ALL) / TERA == pytest.approx(232.9, rel=0.003)
     ratio = total(work, ("siglip", "adapter")) / total(work, ALL)
     assert 0.59 <= ratio <= 0.65
@@ -70,36 +70,36 @@ def test_the_vq_encoder_is_what_xla_counts(resolution):
     """XLA also counts elementwise work, a few per cent here."""
     config = dataclasses.replace(MODEL.vq, attention_resolutions=resolution)
     model = VQModel(config)
-    picture = jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.uint8)
-    params = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), picture)["params"])
+    image = jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.uint8)
+    params = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), image)["params"])
 
-    def codes(params, picture):
+    def codes(params, image):
         network = model.bind({"params": params})
-        return network.quantize(network.encode(picture))[1]
+        return network.quantize(network.encode(image))[1]
 
-    counted = jax.jit(codes).lower(params, picture).cost_analysis()["flops"]
+    counted = jax.jit(codes).lower(params, image).cost_analysis()["flops"]
     assert flops.vq_encoder(config, 256, 256) == pytest.approx(counted, rel=0.03)
 
 
 def test_a_batch_is_the_sum_of_its_examples():
-    model = dataclasses.replace(TINY, sequence=dataclasses.replace(TINY.sequence, picture_size=(16, 16)))
+    model = dataclasses.replace(TINY, sequence=dataclasses.replace(TINY.sequence, image_size=(16, 16)))
     patches = model.siglip.patches
     soft = np.full((2, 16), -1)
     soft[0, 2:4] = [0, 1]  # first example: prefix 2, crop 0
     soft[0, 10:12] = [patches, 2 * patches]  # second: it begins at 8, prefix 2, crops 1 and 2
     code_index = np.full((2, 16), -1)
-    code_index[1, :4] = [0, 1, 16, 17]  # two pictures of 4 x 4 codes
+    code_index[1, :4] = [0, 1, 16, 17]  # two images of 4 x 4 codes
     batch = {
         "segments": np.array([[1] * 8 + [2] * 6 + [0] * 2, [1] * 5 + [0] * 11]),
         "positions": np.array([[*range(8), *range(6), 0, 0], [*range(5), *[0] * 11]]),
-        "soft_index": soft,
+        "image_feature_index": soft,
         "labels": np.where(np.arange(16) == 4, 7, -1) * np.ones((2, 1), int),
         "crops": np.zeros((2, 4, 16, 16, 3), np.uint8),
         "code_index": code_index,
-        "pictures": np.zeros((2, 3, 16, 16, 3), np.uint8),
+        "images": np.zeros((2, 3, 16, 16, 3), np.uint8),
     }
     expected = flops.example(8, 1, prefix=2, crops=1) + flops.example(6, 0, prefix=2, crops=2)
-    expected += flops.example(5, 1, pictures=2)
+    expected += flops.example(5, 1, images=2)
     assert flops.batch_work(model, batch) == expected
 
 

@@ -33,7 +33,7 @@ def batch():
         "labels": np.full((2, T), -1, np.int32),
         "segments": np.ones((2, T), np.int32),
         "positions": np.tile(np.arange(T, dtype=np.int32), (2, 1)),
-        "soft_index": soft,
+        "image_feature_index": soft,
         "crops": rng.integers(0, 256, (2, 2, 20, 20, 3), np.uint8),
     }
 
@@ -44,18 +44,18 @@ def without(batch: dict, *names: str) -> dict:
 
 def test_features_go_where_soft_index_says(params, batch):
     @jax.jit
-    def run(tokens, soft_index, crops):
+    def run(tokens, image_feature_index, crops):
         features = MODULE.apply({"params": params}, crops, method="features")
-        x = MODULE.apply({"params": params}, tokens, soft_index, features, method="embed")
+        x = MODULE.apply({"params": params}, tokens, image_feature_index, features, method="embed")
         one = MODULE.apply({"params": params}, crops[1:, 1:], method="features")
         return features, x, one
 
-    features, x, one = run(batch["tokens"], batch["soft_index"], batch["crops"])
+    features, x, one = run(batch["tokens"], batch["image_feature_index"], batch["crops"])
     assert features.shape == (2, 2 * PATCHES, DECODER.width)
     np.testing.assert_allclose(features[1, PATCHES:], one[0], atol=1e-5)
     table = params["decoder"]["embed"]["embedding"]
     for b, t in np.ndindex(2, T):
-        index = batch["soft_index"][b, t]
+        index = batch["image_feature_index"][b, t]
         np.testing.assert_array_equal(
             x[b, t], table[batch["tokens"][b, t]] if index < 0 else features[b, index]
         )
@@ -64,10 +64,10 @@ def test_features_go_where_soft_index_says(params, batch):
 def test_rows_without_crops(params, batch):
     """No crops, none in the key's array, or no key: all embed the tokens alone."""
     hidden = jax.jit(lambda batch: MODULE.apply({"params": params}, batch, method="hidden"))
-    plain = batch | {"soft_index": np.full((2, T), -1, np.int32)}
+    plain = batch | {"image_feature_index": np.full((2, T), -1, np.int32)}
     expected = hidden(plain)
     np.testing.assert_array_equal(hidden(plain | {"crops": batch["crops"][:, :0]}), expected)
-    np.testing.assert_array_equal(hidden(without(plain, "crops", "soft_index")), expected)
+    np.testing.assert_array_equal(hidden(without(plain, "crops", "image_feature_index")), expected)
 
 
 def test_logits_are_float32_of_hidden(params, batch):
@@ -96,7 +96,7 @@ def test_prefill_with_features_is_the_full_forward(params, batch):
             batch["tokens"],
             batch["positions"],
             init_cache(DECODER, 2, T + 3),
-            batch["soft_index"],
+            batch["image_feature_index"],
             features,
             method="extend",
         )
@@ -108,18 +108,18 @@ def test_prefill_with_features_is_the_full_forward(params, batch):
 
 @pytest.fixture(scope="module")
 def online(batch):
-    """The batch with two pictures a row to encode: four codes each, some used, one beyond the labels."""
+    """The batch with two images a row to encode: four codes each, some used, one beyond the labels."""
     index = np.array([[-1, 0, 1, 2, 3, -1, 7, -1], [4, -1, -1, 6, 0, 0, -1, -1]], np.int32)
     labels = np.array([[-1, 1, 1, -1, 1, 5, 1, -1], [1, -1, 6, -1, 1, 1, -1, -1]], np.int32)
-    pictures = np.random.default_rng(3).integers(0, 256, (2, 2, 4, 4, 3), np.uint8)
-    return batch | {"code_index": index, "labels": labels, "pictures": pictures}
+    images = np.random.default_rng(3).integers(0, 256, (2, 2, 4, 4, 3), np.uint8)
+    return batch | {"code_index": index, "labels": labels, "images": images}
 
 
 def test_fill_codes(params, online):
     code_ids = np.random.default_rng(4).permutation(VQ.codes).astype(np.int32) + 20
     filled = jax.jit(lambda batch: insert_vq_tokens(params, MODEL, code_ids, batch))(online)
     vq = VQModel(VQ)
-    latents = vq.apply({"params": params["vqgan"]}, online["pictures"].reshape(4, 4, 4, 3), method="encode")
+    latents = vq.apply({"params": params["vqgan"]}, online["images"].reshape(4, 4, 4, 3), method="encode")
     codes = np.asarray(vq.apply({"params": params["vqgan"]}, latents, method="quantize")[1]).reshape(2, 8)
     assert len(np.unique(codes)) > 3
     for b, t in np.ndindex(2, T):
@@ -128,16 +128,14 @@ def test_fill_codes(params, online):
         old = online["tokens"][b, t], online["labels"][b, t]
         expected = old if index < 0 else (here, here if old[1] != -1 else -1)
         assert (filled["tokens"][b, t], filled["labels"][b, t]) == expected
-    assert set(filled) == set(online) - {"pictures", "code_index"}
+    assert set(filled) == set(online) - {"images", "code_index"}
 
 
 def test_fill_codes_leaves_other_batches(params, batch, online):
     assert insert_vq_tokens(params, MODEL, np.arange(VQ.codes), batch) is batch
-    empty = insert_vq_tokens(
-        params, MODEL, np.arange(VQ.codes), online | {"pictures": online["pictures"][:, :0]}
-    )
+    empty = insert_vq_tokens(params, MODEL, np.arange(VQ.codes), online | {"images": online["images"][:, :0]})
     np.testing.assert_array_equal(empty["tokens"], online["tokens"])
-    assert "pictures" not in empty
+    assert "images" not in empty
     with pytest.raises(ValueError, match="fill_codes"):
         MODULE.apply({"params": params}, online, method="hidden")
 

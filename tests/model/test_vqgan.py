@@ -14,13 +14,13 @@ from unitoken_jax.config import VQConfig
 from unitoken_jax.model.vqgan import GroupNorm, VQModel
 
 
-def picture(side: int):
+def image(side: int):
     return jax.ShapeDtypeStruct((1, side, side, 3), jnp.uint8)
 
 
 def test_published_sizes():
     module = VQModel(VQConfig())
-    params = nn.meta.unbox(abstract(module, picture(512)))
+    params = nn.meta.unbox(abstract(module, image(512)))
     flat = {name: leaf.shape for name, leaf in flatten_dict(params, sep="/").items()}
     assert flat["codebook"] == (8192, 256)
     assert flat["encoder/conv_in/kernel"] == (3, 3, 3, 128)
@@ -44,9 +44,7 @@ def test_published_sizes():
         "post_quant_conv": 256 * 256 + 256,
         "codebook": 8192 * 256,
     }
-    latents = jax.eval_shape(
-        lambda p, x: module.apply({"params": p}, x, method="encode"), params, picture(512)
-    )
+    latents = jax.eval_shape(lambda p, x: module.apply({"params": p}, x, method="encode"), params, image(512))
     assert latents.shape == (1, 32, 32, 256)
 
 
@@ -78,17 +76,17 @@ def expected_size(config: VQConfig, decoder: bool) -> int:
 @pytest.fixture(scope="module")
 def tiny():
     module = VQModel(VQ)
-    return module, random_params(abstract(module, picture(8)))
+    return module, random_params(abstract(module, image(8)))
 
 
 @pytest.fixture(scope="module")
 def run(tiny):
     module, params = tiny
-    return jax.jit(lambda pictures: module.apply({"params": params}, pictures))
+    return jax.jit(lambda images: module.apply({"params": params}, images))
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return np.random.default_rng(0).integers(0, 256, (2, 4, 8, 3), np.uint8)
 
 
@@ -102,19 +100,19 @@ def test_picks_the_nearest_code(tiny):
     assert codes.dtype == jnp.int32
 
 
-def test_whole_model_is_its_parts(tiny, run, pictures):
+def test_whole_model_is_its_parts(tiny, run, images):
     module, params = tiny
-    reconstruction, losses, codes = run(pictures)
+    reconstruction, losses, codes = run(images)
 
     @jax.jit
-    def parts(pictures):
-        latents = module.apply({"params": params}, pictures, method="encode")
+    def parts(images):
+        latents = module.apply({"params": params}, images, method="encode")
         quantized, codes = module.apply({"params": params}, latents, method="quantize")
         return latents, quantized, codes, module.apply({"params": params}, codes, method="decode")
 
-    latents, quantized, same_codes, decoded = parts(pictures.astype(np.float32) / 127.5 - 1)
+    latents, quantized, same_codes, decoded = parts(images.astype(np.float32) / 127.5 - 1)
     assert latents.shape == (2, 2, 4, 6)
-    assert reconstruction.shape == pictures.shape
+    assert reconstruction.shape == images.shape
     np.testing.assert_array_equal(codes, same_codes)
     np.testing.assert_allclose(reconstruction, decoded, atol=1e-5)
     gap = np.mean(np.square(latents - quantized))
@@ -122,12 +120,12 @@ def test_whole_model_is_its_parts(tiny, run, pictures):
     np.testing.assert_allclose(losses["commitment"], 0.25 * gap, rtol=1e-5)
 
 
-def test_gradients_go_straight_through(pictures):
+def test_gradients_go_straight_through(images):
     """The decoder's gradient reaches the encoder unchanged, and the codebook only by its own loss."""
     small = dataclasses.replace(VQ, channel_multipliers=(1,), res_blocks=0, mid_attention=False)
     module = VQModel(small)
-    params = random_params(abstract(module, picture(4)))
-    x = pictures.astype(np.float32) / 127.5 - 1
+    params = random_params(abstract(module, image(4)))
+    x = images.astype(np.float32) / 127.5 - 1
 
     def reconstruct(params):
         return jnp.sum(jnp.square(module.apply({"params": params}, x)[0]))

@@ -168,8 +168,8 @@ def test_vqgan():
     model = blocks.ChameleonVQVAE(config).eval()
     model.decoder = TorchDecoder(config).eval()
     randomise(model, seed=0)
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), np.uint8)
-    pixels = torch.tensor(pictures.transpose(0, 3, 1, 2) / 127.5 - 1, dtype=torch.float32)
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), np.uint8)
+    pixels = torch.tensor(images.transpose(0, 3, 1, 2) / 127.5 - 1, dtype=torch.float32)
     with torch.no_grad():
         latents = model.quant_conv(model.encoder(pixels))
         quantized, _, codes = model.quantize(latents)
@@ -178,7 +178,7 @@ def test_vqgan():
     @jax.jit
     def run(params):
         bind = VQModel(VQ).bind({"params": params})
-        latents = bind.encode(pictures)
+        latents = bind.encode(images)
         nearest, codes = bind.quantize(latents)
         return latents, nearest, codes, bind.decode(codes)
 

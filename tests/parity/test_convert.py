@@ -101,28 +101,32 @@ def test_the_same_numbers(name, tmp_path):
     decoder.save_pretrained(tmp_path / "decoder", max_shard_size="40kB")
     tower.save_pretrained(tmp_path / "siglip")
     tiny_tokenizer().save(tmp_path / "decoder" / "tokenizer.json")
-    convert(tmp_path / "decoder", tmp_path / "siglip", out=tmp_path / "model", picture_size=32, verify=True)
+    convert(tmp_path / "decoder", tmp_path / "siglip", out=tmp_path / "model", image_size=32, verify=True)
     model = UniToken.load(tmp_path / "model", dtype="float32")
 
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 399, (2, TEXT)).astype(np.int32)
     crops = rng.integers(0, 256, (2, case.side, case.side, 3), np.uint8)
-    pictures = rng.integers(0, 256, (2, 32, 32, 3), np.uint8)
+    images = rng.integers(0, 256, (2, 32, 32, 3), np.uint8)
     with torch.no_grad():
         hidden = decoder.model(input_ids=torch.tensor(tokens).long())[0]
         logits = torch.nn.functional.linear(hidden, decoder.lm_head.weight)
         pixels = torch.tensor(crops.transpose(0, 3, 1, 2) / 127.5 - 1, dtype=torch.float32)
         patches = tower.vision_model(pixels).last_hidden_state
-        pixels = torch.tensor(pictures.transpose(0, 3, 1, 2) / 127.5 - 1, dtype=torch.float32)
+        pixels = torch.tensor(images.transpose(0, 3, 1, 2) / 127.5 - 1, dtype=torch.float32)
         codes = decoder.model.vqmodel.encode(pixels)[2].reshape(2, -1)
 
-    row = {"tokens": tokens, "segments": np.ones_like(tokens), "soft_index": np.full_like(tokens, -1)}
+    row = {
+        "tokens": tokens,
+        "segments": np.ones_like(tokens),
+        "image_feature_index": np.full_like(tokens, -1),
+    }
     row["positions"] = np.broadcast_to(np.arange(TEXT, dtype=np.int32), tokens.shape)
     np.testing.assert_allclose(jax.jit(model.apply)(model.params, row), logits.numpy(), atol=1e-4)
     tower_here = jax.jit(
         lambda params, x: model.module.apply({"params": params}, x, method=lambda m, x: m.siglip(x))
     )
     np.testing.assert_allclose(tower_here(model.network_params, crops), patches.numpy(), atol=1e-4)
-    found = encode_images(model, pictures, 2).reshape(2, -1)
+    found = encode_images(model, images, 2).reshape(2, -1)
     np.testing.assert_array_equal(found, codes.numpy())
     assert len(np.unique(found)) > 2

@@ -23,7 +23,7 @@ from unitoken_jax.generate.image import decode_codes, encode_images
 from unitoken_jax.inspection.score import score
 from unitoken_jax.sequence import build
 from unitoken_jax.sequence.conversation import read_conversations
-from unitoken_jax.sequence.image import discrete_crop, open_picture
+from unitoken_jax.sequence.image import discrete_crop, open_image
 from unitoken_jax.train import state as states
 from unitoken_jax.train.loss import cross_entropy
 from unitoken_jax.train.optimizer import peak_rates, transformation
@@ -44,7 +44,7 @@ def golden():
 def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("converted") / "model"
     tokenizer = REFERENCE / "chameleon" / "tokenizer"
-    convert(REFERENCE, REFERENCE / "SigLIP", tokenizer, path, picture_size=64, verify=True)
+    convert(REFERENCE, REFERENCE / "SigLIP", tokenizer, path, image_size=64, verify=True)
     return UniToken.load(path, dtype="float32")
 
 
@@ -55,7 +55,7 @@ def examples(model, golden):
     for i, conversation in enumerate(read_conversations(REFERENCE / "conversations.json")):
         codes = model.tokenizer.vocabulary.codes_of_ids[golden[f"tokens_{i}"]]
         codes = codes[codes >= 0].reshape(-1, 4, 4)
-        table = {picture.name: codes[k] for k, picture in enumerate(conversation.pictures)}
+        table = {image.name: codes[k] for k, image in enumerate(conversation.images)}
         made.append(build.build_example(conversation, model.tokenizer, model.config, table))
     return made
 
@@ -75,7 +75,7 @@ def outputs(model, examples):
     def run(params, rows):
         features = model.module.apply({"params": params}, rows["crops"], method="features")
         x = model.module.apply(
-            {"params": params}, rows["tokens"], rows["soft_index"], features, method="embed"
+            {"params": params}, rows["tokens"], rows["image_feature_index"], features, method="embed"
         )
         return model.module.apply({"params": params}, rows), jnp.linalg.norm(x, axis=-1)
 
@@ -106,7 +106,7 @@ def test_siglip_and_adapter(model, golden):
 def test_sequence_embeddings_and_logits(i, examples, outputs, golden):
     example, (logits, norms) = examples[i], outputs
     n = len(example.tokens)
-    # The published code appends a dummy picture to a conversation without one.
+    # The published code appends a dummy image to a conversation without one.
     assert n == golden[f"length_{i}"] or (i == 6 and n < golden[f"length_{i}"])
     labels = golden[f"unified_labels_{i}"][:n]
     np.testing.assert_array_equal(example.labels, np.where(labels == -100, -1, labels))
@@ -137,9 +137,9 @@ def bytes_agree(found, expected) -> None:
 
 def test_vqgan(model, golden):
     inputs = {name: golden[f"crop_{name}"] for name in "013"} | {"wide": golden["vq_input_wide"]}
-    rgba = open_picture(REFERENCE / "images" / "rgba.png")
-    for name, picture in (inputs | {"rgba": discrete_crop(rgba, (64, 64))}).items():
-        codes = encode_images(model, picture[None], 1)[0]
+    rgba = open_image(REFERENCE / "images" / "rgba.png")
+    for name, image in (inputs | {"rgba": discrete_crop(rgba, (64, 64))}).items():
+        codes = encode_images(model, image[None], 1)[0]
         np.testing.assert_array_equal(codes, golden[f"vq_codes_{name}"])
         if name in inputs:
             bytes_agree(decode_codes(model, codes[None])[0], golden[f"vq_reconstruction_{name}"])
@@ -232,7 +232,11 @@ def forced(model, rows: list[np.ndarray]) -> list[np.ndarray]:
     """float32[n, V] logits of each row of text and codes, each token seeing those before it as recorded."""
     length = max(map(len, rows))
     tokens = np.stack([np.pad(row, (0, length - len(row))) for row in rows]).astype(np.int32)
-    batch = {"tokens": tokens, "segments": np.ones_like(tokens), "soft_index": np.full_like(tokens, -1)}
+    batch = {
+        "tokens": tokens,
+        "segments": np.ones_like(tokens),
+        "image_feature_index": np.full_like(tokens, -1),
+    }
     batch["positions"] = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
     logits = np.asarray(jax.jit(model.apply)(model.params, batch))
     return [logits[k, : len(row)] for k, row in enumerate(rows)]
@@ -261,7 +265,7 @@ def test_no_answer_hangs_on_a_tie(model, examples, golden):
             examples[i],
             tokens=np.concatenate([examples[i].tokens[:end], chosen]).astype(np.int32),
             labels=np.concatenate([none, np.full(end, -1, np.int32)]),
-            soft_index=np.concatenate([examples[i].soft_index[:end], none]),
+            image_feature_index=np.concatenate([examples[i].image_feature_index[:end], none]),
             code_index=np.full(end + len(chosen), -1, np.int32),
         )
         logits = np.asarray(jax.jit(model.apply)(model.params, batch([example], model)))[0]
@@ -272,9 +276,9 @@ def test_no_answer_hangs_on_a_tie(model, examples, golden):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("guidance", "near_ties"), [(1, 1), (3, 0)])
-def test_the_whole_picture(guidance, near_ties, model, golden, conversations):
+def test_the_whole_image(guidance, near_ties, model, golden, conversations):
     prompt = conversations[5]["conversations"][0]["value"]
-    # The record begins with the space that ends the prompt here, and goes on after the picture to its limit.
+    # The record begins with the space that ends the prompt here, and goes on after the image to its limit.
     recorded = golden[f"generated_cfg{guidance}"]
     asked = build.build_text_to_image_prompt(prompt, model.tokenizer, model.config).tokens[:-2]
     logits, alone = forced(model, [np.concatenate([asked, recorded]), recorded[1:]])
@@ -282,7 +286,7 @@ def test_the_whole_picture(guidance, near_ties, model, golden, conversations):
     (drawing,) = model.draw([prompt], guidance=guidance, top_k=1, size=(512, 512))
     end = 1 + len(drawing.tokens)
     assert (len(recorded), end) == (1066, 1061)
-    # What each place of the picture saw, and how far the code recorded there was ahead.
+    # What each place of the image saw, and how far the code recorded there was ahead.
     codes = model.tokenizer.vocabulary.codes_of_ids[recorded[:end]]
     drawn = np.flatnonzero(codes >= 0)
     guided = alone[drawn - 2] + guidance * (logits[drawn - 1] - alone[drawn - 2])
@@ -293,7 +297,7 @@ def test_the_whole_picture(guidance, near_ties, model, golden, conversations):
     assert (lead < 2 * (2 * guidance - 1) * ROUNDING).sum() == near_ties
     np.testing.assert_array_equal(drawing.tokens, recorded[1:end], f"ties would be at: {least}")
     if guidance == 3:
-        picture = np.asarray(Image.open(REFERENCE / "generated_cfg3.png").convert("RGB"))
-        bytes_agree(drawing.picture, picture)
-    # What follows the picture is plain text, without guidance: each id the likeliest after those before it.
+        image = np.asarray(Image.open(REFERENCE / "generated_cfg3.png").convert("RGB"))
+        bytes_agree(drawing.image, image)
+    # What follows the image is plain text, without guidance: each id the likeliest after those before it.
     np.testing.assert_array_equal(logits[end - 1 : -1].argmax(-1), recorded[end:])

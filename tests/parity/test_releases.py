@@ -34,7 +34,7 @@ from unitoken_jax.unitoken import UniToken  # noqa: E402
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 RELEASES = {
     "base, torch files": Release(
-        False, 4, 2, 2, True, "float16", "bin", False, CODES - 3, 31, 7, (1, 1, 2, 2), (16,), picture=(32, 64)
+        False, 4, 2, 2, True, "float16", "bin", False, CODES - 3, 31, 7, (1, 1, 2, 2), (16,), image=(32, 64)
     ),
     "any-res, VQ encoder inside": Release(
         True, 8, 8, 4, False, "bfloat16", "single", True, CODES, 45, 14, (2, 1, 1), theta=500.0
@@ -85,7 +85,7 @@ def write(judge: Judge, folder) -> dict:
     (folder / "config.json").write_text(json.dumps(config))
     shuffled_tokenizer(folder / "tokenizer.json")
     judge.tower.save_pretrained(folder / "SigLIP")
-    found = {"siglip": folder / "SigLIP", "picture_size": 32}
+    found = {"siglip": folder / "SigLIP", "image_size": 32}
     if not release.vq_inside:
         found["vqgan"] = write_vqgan(judge, folder / "vq")
     return found
@@ -110,20 +110,20 @@ def write_vqgan(judge: Judge, folder):
 
 def conversations(folder) -> list[list[list]]:
     """Turns by parts, also written as conversations.json."""
-    pictures = [noise(k, width, height) for k, (width, height) in enumerate([(32, 32), (70, 32), (32, 41)])]
+    images = [noise(k, width, height) for k, (width, height) in enumerate([(32, 32), (70, 32), (32, 41)])]
     turns = [
-        [[pictures[0], "what is this ?"], ["a red circle"], ["how many ?"], ["two"]],
-        [["left ", pictures[1], " of ", pictures[2]], ["the blue square"]],
-        [[PROMPT + "a red circle"], [pictures[0]]],
+        [[images[0], "what is this ?"], ["a red circle"], ["how many ?"], ["two"]],
+        [["left ", images[1], " of ", images[2]], ["the blue square"]],
+        [[PROMPT + "a red circle"], [images[0]]],
     ]
-    for k, picture in enumerate(pictures):
-        picture.save(folder / f"{k}.png")
+    for k, image in enumerate(images):
+        image.save(folder / f"{k}.png")
     records = []
     for each in turns:
         values = ["".join(part if isinstance(part, str) else "<|image|>" for part in parts) for parts in each]
         shown = [part for parts in each for part in parts if not isinstance(part, str)]
         speakers = [{"from": ("human", "gpt")[k % 2], "value": value} for k, value in enumerate(values)]
-        records.append({"conversations": speakers, "image": [f"{pictures.index(x)}.png" for x in shown]})
+        records.append({"conversations": speakers, "image": [f"{images.index(x)}.png" for x in shown]})
     (folder / "conversations.json").write_text(json.dumps(records))
     return turns
 
@@ -146,11 +146,11 @@ def test_a_release(name, tmp_path):
             with pytest.raises(ValueError, match="no vqgan/decoder parameters"):
                 model.draw(["a red circle"])
         else:
-            tokens, picture = reader.draw("a red circle")
-            settings = {"guidance": GUIDANCE, "top_k": 1, "size": judge.release.picture}
+            tokens, image = reader.draw("a red circle")
+            settings = {"guidance": GUIDANCE, "top_k": 1, "size": judge.release.image}
             (drawing,) = model.draw([PROMPT + "a red circle"], **settings)
             assert drawing.tokens.tolist() == tokens
-            difference = np.abs(np.asarray(drawing.picture, np.int32) - picture)
+            difference = np.abs(np.asarray(drawing.image, np.int32) - image)
             assert difference.max() <= 1
             assert (difference == 0).mean() >= 0.999
     comes_back(judge, given, tmp_path)
@@ -179,7 +179,7 @@ def comes_back(judge: Judge, given: dict, folder) -> None:
 
 
 def test_gradients(tmp_path):
-    """Every parameter's, of a whole conversation's loss, through both pictures' features."""
+    """Every parameter's, of a whole conversation's loss, through both images' features."""
     judge = Judge(RELEASES["base, torch files"])
     given = write(judge, tmp_path / "release")
     convert(tmp_path / "release", out=tmp_path / "model", **given)

@@ -119,17 +119,17 @@ def test_a_compiled_scan_counts_every_trip():
 
     def loss(weights, kernel, x, trips):
         x, _ = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)
-        picture = jax.lax.conv(x.reshape(1, 1, 8, 32), kernel, (1, 1), "VALID")
+        image = jax.lax.conv(x.reshape(1, 1, 8, 32), kernel, (1, 1), "VALID")
         square = jax.lax.stop_gradient(x[:, :8])
-        return jnp.sum(picture**2) + jnp.sum(jax.lax.fori_loop(0, trips, lambda _, y: y @ y, square))
+        return jnp.sum(image**2) + jnp.sum(jax.lax.fori_loop(0, trips, lambda _, y: y @ y, square))
 
     shapes = (5, 32, 32), (1, 1, 3, 3), (8, 32)
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     step = jax.jit(jax.value_and_grad(loss, (0, 2)))
     compiled = step.lower(*arguments, jax.ShapeDtypeStruct((), jnp.int32)).compile()
     found = cost.cost(compiled.as_text(), 1, unknown_trips=7)
-    layers, picture, squares = 3 * 5 * 2 * 8 * 32 * 32, 2 * 2 * 6 * 30 * 9, 7 * 2 * 8**3
-    assert found.flops == {"rest": layers + picture + squares}
+    layers, image, squares = 3 * 5 * 2 * 8 * 32 * 32, 2 * 2 * 6 * 30 * 9, 7 * 2 * 8**3
+    assert found.flops == {"rest": layers + image + squares}
     assert found.traffic > 3 * 5 * 32 * 32 * 4
 
 
@@ -176,7 +176,7 @@ def test_a_tpu_needs_its_compiler(monkeypatch):
 
 CONFIG = {
     "model": to_dict(MODEL),
-    "data": {"row_length": 64, "row_crops": 2, "row_pictures": 1, "rows": 2},
+    "data": {"row_length": 64, "row_crops": 2, "row_images": 1, "rows": 2},
     "optimizer": {"groups": [vars(group) for group in stage_groups(2)]},
     "train": {"loss_chunk": 16, "dtype": "float32"},
 }
@@ -190,7 +190,7 @@ def config(tmp_path):
 
 
 # Programs read these.
-KEYS = {"topology", "device", "devices", "mesh", "rows", "row_length", "row_crops", "row_pictures", "remat"}
+KEYS = {"topology", "device", "devices", "mesh", "rows", "row_length", "row_crops", "row_images", "remat"}
 KEYS |= {"trained", "memory", "fits", "flops", "kernel_flops", "cost", "time", "error", "compile_seconds"}
 KEYS |= {"versions"}
 TIMED = {"tokens_per_second_per_device", "mfu", "mfu_ceiling"}  # where the device's speed is known

@@ -9,14 +9,14 @@ import pytest
 
 from unitoken_jax.quickstart import report
 from unitoken_jax.scenes import scene
-from unitoken_jax.scenes.checker import check, score_pictures
+from unitoken_jax.scenes.checker import check, score_images
 from unitoken_jax.scenes.dataset import DatasetSettings, write_dataset
 from unitoken_jax.scenes.prompts import scene_for
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run directory with a report of made-up results: a third of the answers wrong, half the pictures."""
+    """A run directory with a report of made-up results: a third of the answers wrong, half the images."""
     out = tmp_path_factory.mktemp("run")
     sizes = dict.fromkeys(("train_captions", "train_understanding", "train_generation", "train_instruct"), 2)
     settings = DatasetSettings(**sizes, questions_per_kind=3, prompts_per_category=4)
@@ -35,7 +35,7 @@ def run(tmp_path_factory):
     results = types.SimpleNamespace(
         prompts=prompts,
         drawn=drawn,
-        verdicts=[check(picture, prompt) for picture, prompt in zip(drawn, prompts)],
+        verdicts=[check(image, prompt) for image, prompt in zip(drawn, prompts)],
         questions=rows,
         originals=drawn,
         reconstructions=drawn // 2,
@@ -83,7 +83,7 @@ def test_few_reconstructions(run):
 
 def test_closing_words(run, tmp_path):
     out, results = run
-    scores = score_pictures(results.prompts, results.verdicts)
+    scores = score_images(results.prompts, results.verdicts)
     summary = {
         "general": 0.911,
         "textread": 0.8,
@@ -103,4 +103,4 @@ def test_closing_words(run, tmp_path):
         str(out),
     ):
         assert wanted in words
-    assert (out / "data/pictures/held_out/000000.png").is_file()  # the picture the words suggest
+    assert (out / "data/images/held_out/000000.png").is_file()  # the image the words suggest

@@ -63,8 +63,8 @@ def test_commands_on_the_users_own_files(finished, tmp_path):
     assert answer.returncode == 0, answer.stderr
     drawn = unitoken("generate", *model, "--prompt", "a red circle", "--out", str(tmp_path / "drawn.png"))
     assert drawn.returncode == 0, drawn.stderr
-    with Image.open(tmp_path / "drawn.png") as picture:
-        assert picture.size == recipe.model_config().sequence.picture_size[::-1]
+    with Image.open(tmp_path / "drawn.png") as image:
+        assert image.size == recipe.model_config().sequence.image_size[::-1]
 
 
 def test_refuses_a_directory_of_something_else(tmp_path):

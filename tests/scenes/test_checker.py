@@ -1,4 +1,4 @@
-"""The checker reads true scenes right, and says no to pictures that are wrong in one way only."""
+"""The checker reads true scenes right, and says no to images that are wrong in one way only."""
 
 import random
 
@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from unitoken_jax.scenes import checker
-from unitoken_jax.scenes.checker import UNCLEAR, check, detect, score_pictures
+from unitoken_jax.scenes.checker import UNCLEAR, check, detect, score_images
 from unitoken_jax.scenes.prompts import (
     CATEGORIES,
     SCENE,
-    Requirement,
     RequiredObject,
+    Requirement,
     random_pair,
     scene_prompt,
 )
@@ -20,7 +20,7 @@ from unitoken_jax.scenes.scene import BACKGROUND, SceneObject, draw, tint
 RED_CIRCLE, BLUE_SEVEN = SceneObject(0, "circle", "red"), SceneObject(5, "7", "blue")
 
 
-def picture_of(*things, seed=0):
+def image_of(*things, seed=0):
     return draw(tuple(sorted(things)), random.Random(seed), "train")
 
 
@@ -46,8 +46,8 @@ def test_true_scenes_satisfy_their_prompts(category):
 
 
 def test_detects_what_was_drawn():
-    assert detect(picture_of(RED_CIRCLE, BLUE_SEVEN)) == (RED_CIRCLE, BLUE_SEVEN)
-    assert detect(picture_of()) == ()
+    assert detect(image_of(RED_CIRCLE, BLUE_SEVEN)) == (RED_CIRCLE, BLUE_SEVEN)
+    assert detect(image_of()) == ()
 
 
 TWO = Requirement("two", "a circle and a 7", (RequiredObject("circle"), RequiredObject("7")))
@@ -104,62 +104,62 @@ RIGHT = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_pictures(name):
+def test_wrong_images(name):
     requirement, things, reason = WRONG[name]
-    verdict = check(picture_of(*things), requirement)
+    verdict = check(image_of(*things), requirement)
     assert not verdict.ok
     assert not verdict.exact
     assert reason in verdict.reasons
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_right_pictures(name):
+def test_right_images(name):
     requirement, things = RIGHT[name]
-    verdict = check(picture_of(*things), requirement)
+    verdict = check(image_of(*things), requirement)
     assert verdict.ok
     assert verdict.exact
     assert verdict.reasons == ()
 
 
 def test_other_objects_matter_for_exact_alone():
-    verdict = check(picture_of(RED_CIRCLE, BLUE_SEVEN, SQUARES[1]), TWO)
+    verdict = check(image_of(RED_CIRCLE, BLUE_SEVEN, SQUARES[1]), TWO)
     assert verdict.ok
     assert not verdict.exact
 
 
 def test_one_object_does_not_count_twice():
     twice = Requirement("two", "", (RequiredObject("circle"), RequiredObject("circle", "red")))
-    assert not check(picture_of(RED_CIRCLE), twice).ok
-    assert check(picture_of(RED_CIRCLE, SceneObject(3, "circle", "blue")), twice).ok
+    assert not check(image_of(RED_CIRCLE), twice).ok
+    assert check(image_of(RED_CIRCLE, SceneObject(3, "circle", "blue")), twice).ok
 
 
 def test_a_relation_holds_for_some_pair():
     """Two circles, one of them left of the 7."""
     assert check(
-        picture_of(RED_CIRCLE, SceneObject(1, "7", "red"), SceneObject(2, "circle", "blue")), POSITION
+        image_of(RED_CIRCLE, SceneObject(1, "7", "red"), SceneObject(2, "circle", "blue")), POSITION
     ).ok
 
 
 def test_unclear_objects_are_nothing_we_know():
     rng = np.random.default_rng(0)
-    picture = picture_of()
-    picture[:8, :8] = tint(rng.random((8, 8)), "red")  # noise for a shape
-    picture[:8, 8:16] = (200, 60, 200)  # no colour of ours
-    picture[16:, 16:20] = (235, 60, 55)  # half red, half blue
-    picture[16:, 20:] = (65, 115, 255)
-    found = {thing.cell: thing for thing in detect(picture)}
+    image = image_of()
+    image[:8, :8] = tint(rng.random((8, 8)), "red")  # noise for a shape
+    image[:8, 8:16] = (200, 60, 200)  # no colour of ours
+    image[16:, 16:20] = (235, 60, 55)  # half red, half blue
+    image[16:, 20:] = (65, 115, 255)
+    found = {thing.cell: thing for thing in detect(image)}
     assert found[0].kind == UNCLEAR
     assert found[1].colour == UNCLEAR
     assert found[8].colour == UNCLEAR
-    assert not check(picture, Requirement("counting", "", (RequiredObject("circle", None, 3),))).ok
+    assert not check(image, Requirement("counting", "", (RequiredObject("circle", None, 3),))).ok
 
 
 def test_smudges_are_no_objects():
-    picture = np.empty((24, 24, 3), np.uint8)
-    picture[:] = BACKGROUND
-    picture[10:12, 10:12] = (235, 60, 55)
-    assert detect(picture) == ()
-    assert detect(picture + np.uint8(25)) == ()
+    image = np.empty((24, 24, 3), np.uint8)
+    image[:] = BACKGROUND
+    image[10:12, 10:12] = (235, 60, 55)
+    assert detect(image) == ()
+    assert detect(image + np.uint8(25)) == ()
 
 
 def test_wrong_input():
@@ -170,9 +170,9 @@ def test_wrong_input():
 
 
 def test_score_is_the_mean_of_the_categories():
-    right, wrong = picture_of(RED_CIRCLE, BLUE_SEVEN), picture_of()
+    right, wrong = image_of(RED_CIRCLE, BLUE_SEVEN), image_of()
     requirements = [TWO, TWO, TWO, POSITION]
     verdicts = [check(p, r) for p, r in zip([right, right, wrong, wrong], requirements)]
-    score = score_pictures(requirements, verdicts)
+    score = score_images(requirements, verdicts)
     assert score["categories"] == pytest.approx({"two": 2 / 3, "position": 0})
     assert score["overall"] == pytest.approx(1 / 3)

@@ -17,8 +17,8 @@ from unitoken_jax.scenes.dataset import IMAGE, DatasetSettings, write_dataset
 from unitoken_jax.scenes.prompts import (
     CATEGORIES,
     SCENE,
-    Requirement,
     RequiredObject,
+    Requirement,
     random_pair,
     random_prompt,
 )
@@ -183,11 +183,11 @@ def test_files_are_the_public_format(small):
         found = read_conversations(path)
         assert len(found) == number
         for conversation in found:
-            assert len(conversation.pictures) == 1
-            with Image.open(conversation.pictures[0].path) as picture:
-                assert picture.size == (24, 24)
-                assert picture.mode == "RGB"
-    assert len(small.train_pictures()) == 190
+            assert len(conversation.images) == 1
+            with Image.open(conversation.images[0].path) as image:
+                assert image.size == (24, 24)
+                assert image.mode == "RGB"
+    assert len(small.train_images()) == 190
 
 
 def test_captions_name_every_object(small):
@@ -196,7 +196,7 @@ def test_captions_name_every_object(small):
         assert re.fullmatch(r"an? \w+ \w+ [a-z ]+( and an? \w+ \w+ [a-z ]+){0,2}", answer["value"])
 
 
-def test_pictures_come_first_in_most_conversations(tmp_path):
+def test_images_come_first_in_most_conversations(tmp_path):
     settings = dataclasses.replace(
         SMALL, train_captions=1, train_understanding=400, train_generation=1, train_instruct=1
     )
@@ -221,11 +221,11 @@ def test_held_out(small):
     assert collections.Counter(row["kind"] for row in rows) == dict.fromkeys(questions.QUESTIONS, 6)
     assert {row["set"] for row in rows} == {"general", "textread"}
     assert all((small.root / row["image"]).is_file() for row in rows)
-    assert len(small.held_out_pictures()) == len(rows)
+    assert len(small.held_out_images()) == len(rows)
     prompts = small.held_out_prompts()
     assert collections.Counter(prompt.category for prompt in prompts) == dict.fromkeys(CATEGORIES, 10)
-    train = {path.read_bytes() for path in small.train_pictures()}
-    assert not any(path.read_bytes() in train for path in small.held_out_pictures())
+    train = {path.read_bytes() for path in small.train_images()}
+    assert not any(path.read_bytes() in train for path in small.held_out_images())
 
 
 def test_equal_settings_give_equal_bytes_and_more_only_adds(small, tmp_path):

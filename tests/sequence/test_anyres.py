@@ -46,7 +46,7 @@ def test_chosen_grid_keeps_most_pixels(height, width):
 
 
 @given(sides, sides, st.sampled_from(GRIDS))
-def test_fitted_picture_touches_two_sides_and_keeps_aspect(height, width, grid):
+def test_fitted_image_touches_two_sides_and_keeps_aspect(height, width, grid):
     fitted_h, fitted_w = anyres.fitted_size(height, width, grid, 60)
     assert 1 <= fitted_h <= grid[0] * 60
     assert 1 <= fitted_w <= grid[1] * 60
@@ -68,7 +68,7 @@ def test_layout(height, width, siglip):
     canvas = canvas.reshape(bottom - top, right - left + 1)
     assert (canvas[:, -1] == anyres.NEW_ROW).all()
     assert (layout == anyres.NEW_ROW).sum() == bottom - top
-    # Every kept patch once, at the place its tile has in the picture.
+    # Every kept patch once, at the place its tile has in the image.
     tile, within = np.divmod(canvas[:, :-1] - siglip.patches, siglip.patches)
     y = tile // columns * siglip.grid + within // siglip.grid
     x = tile % columns * siglip.grid + within % siglip.grid
@@ -86,7 +86,7 @@ def test_unpadding_is_symmetric_and_along_one_side(height, width, grid, patches)
     assert min(top, left) >= 0
 
 
-def test_a_picture_that_fills_its_grid_keeps_every_patch():
+def test_an_image_that_fills_its_grid_keeps_every_patch():
     assert anyres.kept_patches(120, 120, (2, 2), 4) == (0, 8, 0, 8)
     assert anyres.kept_patches(60, 180, (1, 3), 4) == (0, 4, 0, 12)
 
@@ -97,7 +97,7 @@ def test_base_is_one_crop_without_new_lines():
     assert anyres.crop_count(9, 70, SiglipConfig(), base) == 1
 
 
-def test_the_largest_picture_of_the_published_model():
+def test_the_largest_image_of_the_published_model():
     """Five crops: 729 patches, and 54 rows of 54 with their new-lines."""
     layout = anyres.feature_layout(800, 800, SiglipConfig(), SequenceConfig())
     assert len(layout) == 729 + 54 * 55

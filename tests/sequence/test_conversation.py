@@ -30,11 +30,11 @@ def test_parts_in_reading_order():
     }
     found = parse_conversation(record, "f:1", ROOT)
     assert [turn.role for turn in found.turns] == ["question", "answer", "question", "answer"]
-    picture = {name: ImageFile(name, ROOT / name) for name in "wxyz"}
-    assert found.turns[0].parts == ("a", picture["w"], "b", picture["x"])
-    assert found.turns[1].parts == (picture["y"],)
-    assert found.turns[3].parts == ("d ", picture["z"])
-    assert found.pictures == list(picture.values())
+    image = {name: ImageFile(name, ROOT / name) for name in "wxyz"}
+    assert found.turns[0].parts == ("a", image["w"], "b", image["x"])
+    assert found.turns[1].parts == (image["y"],)
+    assert found.turns[3].parts == ("d ", image["z"])
+    assert found.images == list(image.values())
     assert found.source == "f:1"
 
 
@@ -42,7 +42,7 @@ def test_parts_in_reading_order():
 def test_image_is_a_path_or_a_list(image):
     assert (
         parse_conversation({"conversations": turns("<image>", "x"), "image": image}, "f:1", ROOT)
-        .pictures[0]
+        .images[0]
         .name
         == "a.png"
     )
@@ -50,7 +50,7 @@ def test_image_is_a_path_or_a_list(image):
 
 @pytest.mark.parametrize("record", [{}, {"image": None}, {"image": []}])
 def test_text_only(record):
-    assert parse_conversation(record | {"conversations": turns("q", "a")}, "f:1", ROOT).pictures == []
+    assert parse_conversation(record | {"conversations": turns("q", "a")}, "f:1", ROOT).images == []
 
 
 pieces = st.lists(st.sampled_from(["red", "\n", " ", "<|image|>", "<image>", "x<y", "é"]), max_size=6)
@@ -64,13 +64,13 @@ def test_nothing_is_lost_or_added(values):
     found = parse_conversation({"conversations": turns(*texts), "image": names}, "f:1", ROOT)
     written = ["".join(p if isinstance(p, str) else "@" for p in turn.parts) for turn in found.turns]
     assert written == [text.replace("<|image|>", "@").replace("<image>", "@") for text in texts]
-    assert [picture.name for picture in found.pictures] == names
+    assert [image.name for image in found.images] == names
     assert all(part for turn in found.turns for part in turn.parts)
 
 
 BAD = [
-    ({"conversations": turns("<image>", "a")}, "1 <|image|> in the turns but 0 pictures"),
-    ({"conversations": turns("q", "a"), "image": ["a", "b"]}, "0 <|image|> in the turns but 2 pictures"),
+    ({"conversations": turns("<image>", "a")}, "1 <|image|> in the turns but 0 images"),
+    ({"conversations": turns("q", "a"), "image": ["a", "b"]}, "0 <|image|> in the turns but 2 images"),
     ({"conversations": turns("q", "")}, "empty answer"),
     ({"conversations": turns("q", " \n")}, "empty answer"),
     ({"conversations": turns("", "a")}, "empty question"),
@@ -139,11 +139,11 @@ def test_arrays_objects_and_lines_read_alike(tmp_path):
     assert [lines[int(line) - 1].strip() for line in sources] == ["{"] * 3
 
 
-def test_the_pictures_folder_can_be_elsewhere(tmp_path):
+def test_the_images_folder_can_be_elsewhere(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text(json.dumps({"conversations": turns("<image>", "a"), "image": "x/y.png"}))
-    assert read_conversations(path)[0].pictures[0].path == tmp_path / "x" / "y.png"
-    moved = read_conversations(path, pictures="elsewhere")[0].pictures[0]
+    assert read_conversations(path)[0].images[0].path == tmp_path / "x" / "y.png"
+    moved = read_conversations(path, images="elsewhere")[0].images[0]
     assert moved == ImageFile("x/y.png", pathlib.Path("elsewhere/x/y.png"))
 
 

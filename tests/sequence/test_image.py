@@ -1,4 +1,4 @@
-"""Opening pictures of every kind, and the crops both encoders see."""
+"""Opening images of every kind, and the crops both encoders see."""
 
 import contextlib
 import dataclasses
@@ -14,13 +14,13 @@ from PIL import Image
 
 from unitoken_jax.config import SequenceConfig, SiglipConfig
 from unitoken_jax.sequence import anyres
-from unitoken_jax.sequence import image as picture
+from unitoken_jax.sequence import image as image_module
 from unitoken_jax.sequence.image import (
-    PictureError,
+    ImageError,
     discrete_crop,
+    image_size,
     on_white,
-    open_picture,
-    picture_size,
+    open_image,
     siglip_crops,
 )
 
@@ -48,8 +48,8 @@ def test_exif_rotation(orientation, suffix, tmp_path):
     options = {"lossless": True} if suffix == "webp" else {"quality": 100} if suffix == "jpg" else {}
     path = tmp_path / f"a.{suffix}"
     image.save(path, exif=exif, **options)
-    assert picture_size(path) == (20, 30)
-    found = np.asarray(open_picture(path)).astype(int)
+    assert image_size(path) == (20, 30)
+    found = np.asarray(open_image(path)).astype(int)
     assert found.shape == (20, 30, 3)
     assert np.abs(found - ramp()).mean() < (6 if suffix == "jpg" else 0.01)
 
@@ -65,8 +65,8 @@ def test_orientation_after_the_pixels_is_ignored_by_size_and_pixels_alike(tmp_pa
     late = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
     end = data.rindex(b"IEND") - 4
     (tmp_path / "a.png").write_bytes(data[:end] + late + data[end:])
-    assert picture_size(tmp_path / "a.png") == (20, 30)
-    assert open_picture(tmp_path / "a.png").size == (30, 20)
+    assert image_size(tmp_path / "a.png") == (20, 30)
+    assert open_image(tmp_path / "a.png").size == (30, 20)
 
 
 def test_transparency_is_blended_on_white():
@@ -74,7 +74,7 @@ def test_transparency_is_blended_on_white():
     pixels[0, 0] = (10, 20, 30, 255)
     pixels[0, 1] = (10, 20, 30, 0)
     pixels[1, 0] = (100, 0, 0, 128)
-    found = discrete_crop(open_picture(Image.fromarray(pixels)), (2, 2))
+    found = discrete_crop(open_image(Image.fromarray(pixels)), (2, 2))
     assert found[0, 0].tolist() == [10, 20, 30]
     assert found[0, 1].tolist() == [255, 255, 255]
     half = 128 / 255
@@ -83,16 +83,16 @@ def test_transparency_is_blended_on_white():
 
 def test_discrete_crop_blends_last_and_siglip_crops_first():
     pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 4), np.uint8)
-    image = open_picture(Image.fromarray(pixels))
+    image = open_image(Image.fromarray(pixels))
     resized = Image.fromarray(pixels).resize((16, 21), Image.Resampling.BICUBIC).crop((0, 2, 16, 18))
     np.testing.assert_array_equal(discrete_crop(image, (16, 16)), np.asarray(on_white(resized)))
     blended = siglip_crops(on_white(image), SIGLIP, SEQUENCE)
     np.testing.assert_array_equal(siglip_crops(image, SIGLIP, SEQUENCE), blended)
 
 
-def test_opaque_pictures_lose_nothing_by_an_alpha_channel():
+def test_opaque_images_lose_nothing_by_an_alpha_channel():
     image = Image.fromarray(ramp(40, 30))
-    opaque = open_picture(image.convert("RGBA"))
+    opaque = open_image(image.convert("RGBA"))
     np.testing.assert_array_equal(discrete_crop(opaque, (16, 16)), discrete_crop(image, (16, 16)))
 
 
@@ -103,11 +103,11 @@ def test_every_kind_of_transparency(mode, tmp_path):
         image = Image.new(mode, (3, 3), 0)
         path = tmp_path / "a.png"
         image.save(path, transparency=(0, 0, 0) if mode == "RGB" else 0)
-        found = open_picture(path)
+        found = open_image(path)
     else:
         clear = Image.new("PA", (3, 3), (0, 0)) if mode == "PA" else clear
         clear = clear.convert("LA") if mode == "La" else clear
-        found = open_picture(clear.convert(mode))
+        found = open_image(clear.convert(mode))
     assert found.mode == "RGBA"
     assert discrete_crop(found, (3, 3)).min() == 255
     assert siglip_crops(found, SIGLIP, dataclasses.replace(SEQUENCE, resolution="base")).min() == 255
@@ -115,34 +115,34 @@ def test_every_kind_of_transparency(mode, tmp_path):
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "HSV", "RGBX"])
 def test_other_modes_become_rgb(mode):
-    found = open_picture(Image.new("RGB", (5, 4), (255, 255, 255)).convert(mode))
+    found = open_image(Image.new("RGB", (5, 4), (255, 255, 255)).convert(mode))
     assert (found.mode, found.size) == ("RGB", (5, 4))
     assert np.asarray(found).min() > 250
 
 
 def test_cmyk_file(tmp_path):
     Image.new("RGB", (8, 8), (200, 30, 30)).convert("CMYK").save(tmp_path / "a.jpg")
-    assert np.abs(np.asarray(open_picture(tmp_path / "a.jpg")).astype(int) - [200, 30, 30]).max() < 12
+    assert np.abs(np.asarray(open_image(tmp_path / "a.jpg")).astype(int) - [200, 30, 30]).max() < 12
 
 
 def test_16_bits_are_scaled(tmp_path):
     values = np.array([[0, 257, 128, 65535]], np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png")
-    assert np.asarray(open_picture(tmp_path / "a.png"))[0, :, 0].tolist() == [0, 1, 0, 255]
+    assert np.asarray(open_image(tmp_path / "a.png"))[0, :, 0].tolist() == [0, 1, 0, 255]
     wide = Image.fromarray(values.astype(np.int32))
-    assert np.asarray(open_picture(wide))[0, :, 0].tolist() == [0, 1, 0, 255]
+    assert np.asarray(open_image(wide))[0, :, 0].tolist() == [0, 1, 0, 255]
 
 
 def test_floats_are_refused():
-    with pytest.raises(PictureError, match="floating-point"):
-        open_picture(Image.new("F", (3, 3)))
+    with pytest.raises(ImageError, match="floating-point"):
+        open_image(Image.new("F", (3, 3)))
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
 def test_first_frame_of_an_animation(suffix, tmp_path):
     frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], lossless=True)
-    found = np.asarray(open_picture(tmp_path / f"a.{suffix}"))
+    found = np.asarray(open_image(tmp_path / f"a.{suffix}"))
     assert found[4, 4].tolist() == [255, 0, 0]
 
 
@@ -152,18 +152,18 @@ def test_truncated_files(suffix, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(PictureError, match=rf"a\.{suffix} is (damaged|not a picture)"):
-        open_picture(path)
+    with pytest.raises(ImageError, match=rf"a\.{suffix} is (damaged|not an image)"):
+        open_image(path)
 
 
 def test_damaged_and_foreign_files(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"no picture")
-    for function in (open_picture, picture_size):
-        with pytest.raises(PictureError, match=r"a\.png is not a picture"):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    for function in (open_image, image_size):
+        with pytest.raises(ImageError, match=r"a\.png is not an image"):
             function(tmp_path / "a.png")
-        with pytest.raises(PictureError, match=r"none\.png does not exist"):
+        with pytest.raises(ImageError, match=r"none\.png does not exist"):
             function(tmp_path / "none.png")
-        with pytest.raises(PictureError, match="does not exist"):
+        with pytest.raises(ImageError, match="does not exist"):
             function(tmp_path)
 
 
@@ -178,8 +178,8 @@ def test_a_damaged_byte_never_escapes_as_another_error(place, value):
         image = Image.open(io.BytesIO(bytes(data)))
     except Exception:
         return
-    with contextlib.suppress(PictureError):
-        assert open_picture(image).mode in ("RGB", "RGBA")
+    with contextlib.suppress(ImageError):
+        assert open_image(image).mode in ("RGB", "RGBA")
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -190,21 +190,21 @@ def test_bombs_are_refused_from_the_header(side, tmp_path):
     data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
     data += struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
     (tmp_path / "a.png").write_bytes(data)
-    with pytest.raises(PictureError, match=r"a\.png"):
-        picture_size(tmp_path / "a.png")
+    with pytest.raises(ImageError, match=r"a\.png"):
+        image_size(tmp_path / "a.png")
 
 
 def test_extreme_shapes_are_refused():
-    with pytest.raises(PictureError, match="sides may differ 100 times"):
-        open_picture(Image.new("RGB", (1, 101)))
-    assert open_picture(Image.new("RGB", (1, 100))).size == (1, 100)
+    with pytest.raises(ImageError, match="sides may differ 100 times"):
+        open_image(Image.new("RGB", (1, 101)))
+    assert open_image(Image.new("RGB", (1, 100))).size == (1, 100)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 200), st.integers(1, 200), st.sampled_from([(16, 16), (8, 24)]))
 def test_discrete_crop_fits_and_offsets_stay_inside(height, width, size):
     image = Image.fromarray(ramp(height, width))
-    if max(height, width) > picture.MAX_ASPECT * min(height, width):
+    if max(height, width) > image_module.MAX_ASPECT * min(height, width):
         return
     for offset in (None, (0, 0), (0.999, 0.999)):
         found = discrete_crop(image, size, offset)
@@ -218,7 +218,7 @@ def test_discrete_crop_takes_the_middle_or_the_offset():
     np.testing.assert_array_equal(discrete_crop(image, (16, 16), (0, 0.999)), ramp(16, 33)[:, 17:])
 
 
-def test_large_pictures_are_halved_first():
+def test_large_images_are_halved_first():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     found = discrete_crop(image, (32, 32))
     np.testing.assert_array_equal(found, image.resize((32, 32), Image.Resampling.BOX))
@@ -234,7 +234,7 @@ def test_siglip_crops_are_as_many_as_promised(height, width, resolution):
     assert crops.dtype == np.uint8
 
 
-def test_tiles_are_row_major_parts_of_the_picture():
+def test_tiles_are_row_major_parts_of_the_image():
     pixels = ramp(48, 48)
     crops = siglip_crops(Image.fromarray(pixels), SIGLIP, SEQUENCE)
     assert len(crops) == 5

@@ -12,9 +12,9 @@ from tests.helpers.tiny_model import CONFIG, noise, tiny_tokenizer
 from unitoken_jax.config import SourceConfig
 from unitoken_jax.data.code_shards import CodesError
 from unitoken_jax.data.codes import codes_path
-from unitoken_jax.data.image_store import open_pictures, scan_tars
+from unitoken_jax.data.image_store import open_images, scan_tars
 from unitoken_jax.data.loader import Loader
-from unitoken_jax.sequence.image import open_picture
+from unitoken_jax.sequence.image import open_image
 from unitoken_jax.storage.paths import as_path, expand
 
 
@@ -70,9 +70,9 @@ def test_tar_shards(tmp_path):
     upload(tmp_path)
     pattern = "gs://bucket/set/*.tar"
     assert [path.name for path in expand(pattern)] == ["0.tar", "1.tar"]
-    store = open_pictures(pattern, "x.jsonl", scan_tars(pattern))
+    store = open_images(pattern, "x.jsonl", scan_tars(pattern))
     for number in range(6):
-        found = np.asarray(open_picture(store / tar_name(number)))
+        found = np.asarray(open_image(store / tar_name(number)))
         np.testing.assert_array_equal(found, np.asarray(noise(number, 30 + number, 20)))
 
 

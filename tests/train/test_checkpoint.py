@@ -18,7 +18,13 @@ from unitoken_jax.config import (
     SourceConfig,
     TrainConfig,
 )
-from unitoken_jax.train.checkpoint import Checkpoints, check_workdir, claim_data, claim_workdir, differences
+from unitoken_jax.train.checkpoint import (
+    Checkpoints,
+    check_workdir,
+    claim_workdir,
+    differences,
+    record_data_fingerprint,
+)
 from unitoken_jax.train.optimizer import transformation
 from unitoken_jax.train.state import create
 
@@ -102,7 +108,7 @@ def with_data(**changes):
 def test_data_changes_only_on_purpose_and_where_the_run_is(tmp_path):
     other = (SourceConfig("other.jsonl"),)
     claim_workdir(tmp_path, CONFIG)
-    claim_data(tmp_path, "one", 0)
+    record_data_fingerprint(tmp_path, "one", 0)
     with pytest.raises(ValueError, match=r"(?s)data\.sources: .*no checkpoint is there yet"):
         check_workdir(tmp_path, with_data(sources=other))
     with Checkpoints(tmp_path, keep=1) as checkpoints:
@@ -110,13 +116,13 @@ def test_data_changes_only_on_purpose_and_where_the_run_is(tmp_path):
     with pytest.raises(ValueError, match=r"(?s)data\.sources: .*--config\.data\.mixture_start=24\)"):
         check_workdir(tmp_path, with_data(sources=other))
     with pytest.raises(ValueError, match=r"(?s)not what the run in .* began with.*mixture_start=24\)"):
-        claim_data(tmp_path, "two", 0)
+        record_data_fingerprint(tmp_path, "two", 0)
     with pytest.raises(ValueError, match=r"mixture_start is 16, but the newest checkpoint .* is at row 24"):
         check_workdir(tmp_path, with_data(sources=other, mixture_start=16))
     changed = with_data(sources=other, mixture_start=24)
     for _ in range(2):  # the second time it is this run's data
         claim_workdir(tmp_path, changed)
-        claim_data(tmp_path, "two", 24)
+        record_data_fingerprint(tmp_path, "two", 24)
     with pytest.raises(ValueError, match=r"data\.mixture_start: 24 there, 0 here"):
         check_workdir(tmp_path, CONFIG)
     learning = dataclasses.replace(changed, train=TrainConfig(steps=7))

@@ -58,7 +58,7 @@ def make_config(data, **train):
     return Config(
         model=dataclasses.replace(MODEL, decoder=dataclasses.replace(MODEL.decoder, dropout=0.1)),
         data=DataConfig(
-            sources=(data,), validation=(data,), row_length=64, row_crops=6, row_pictures=2, rows=2
+            sources=(data,), validation=(data,), row_length=64, row_crops=6, row_images=2, rows=2
         ),
         optimizer=OptimizerConfig(groups=(ParameterGroup("siglip|adapter|decoder", 1e-3),)),
         train=TrainConfig(**settings | train),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unitoken_jax.sequence import vocabulary
-from unitoken_jax.train.loss import cross_entropy, picture_token_table, targets
+from unitoken_jax.train.loss import cross_entropy, image_token_table, targets
 
 B, T, D, V = 4, 12, 8, 23
 Z = 1e-2
@@ -131,9 +131,9 @@ def test_no_array_holds_all_logits_and_a_frozen_head_has_no_gradient():
     assert f"f32[1,{D},1,{vocabulary_size}]" not in frozen
 
 
-def test_picture_table_names_all_and_only_the_discrete_part():
+def test_image_table_names_all_and_only_the_discrete_part():
     names = [*vocabulary.control_names(5), "hello"]
-    table = picture_token_table(vocabulary.Vocabulary.from_names({n: i for i, n in enumerate(names)}), 64)
+    table = image_token_table(vocabulary.Vocabulary.from_names({n: i for i, n in enumerate(names)}), 64)
     text = [name for name, drawn in zip(names, table) if not drawn]
     assert text == [
         vocabulary.BOS,
@@ -144,4 +144,4 @@ def test_picture_table_names_all_and_only_the_discrete_part():
         "hello",
     ]
     with pytest.raises(ValueError, match="vocab_size is 10"):
-        picture_token_table(vocabulary.Vocabulary.from_names({n: i for i, n in enumerate(names)}), 10)
+        image_token_table(vocabulary.Vocabulary.from_names({n: i for i, n in enumerate(names)}), 10)

@@ -79,7 +79,7 @@ def files(workdir: pathlib.Path) -> list[str]:
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
-    """The whole command: from a model directory and pictures on disk to the model directory at the end."""
+    """The whole command: from a model directory and images on disk to the model directory at the end."""
     data = write_data(tmp_path, [QUESTION, DRAWING, TEXT] * 4)
     save_model(tmp_path / "start", CONFIG, tiny_params(), tiny_tokenizer())
     settings = {"steps": 4, "dtype": "float32", "loss_chunk": 32, "save_every": 2, "validate_every": 4}

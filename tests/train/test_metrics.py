@@ -75,7 +75,7 @@ def test_clock():
     assert [m.clock(5), m.clock(185), m.clock(3725)] == ["0:05", "3:05", "1:02:05"]
 
 
-def test_pictures_go_to_tensorboard(tmp_path):
+def test_images_go_to_tensorboard(tmp_path):
     with MetricsLog(tmp_path) as log:
         log.images(3, {"samples/0": np.full((8, 8, 3), 200, np.uint8)})
     (events,) = (tmp_path / "tensorboard").glob("events*")
@@ -114,8 +114,8 @@ def test_curves_of_several_runs(tmp_path):
             for step in range(1, points + 1):
                 log.push(step, {"loss": 1 / step, "lr": 0.1})
     out = draw_curves([tmp_path / "stage1", tmp_path / "stage2"], tmp_path / "curves.png")
-    with Image.open(out) as picture:
-        assert picture.width > picture.height > 100
+    with Image.open(out) as image:
+        assert image.width > image.height > 100
     (tmp_path / "stage1/metrics.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(ValueError, match="nothing to draw"):
         draw_curves(tmp_path / "stage1", tmp_path / "none.png")

@@ -1,4 +1,4 @@
-"""Pictures and answers while training: what is asked, what is written, also by several processes."""
+"""Images and answers while training: what is asked, what is written, also by several processes."""
 
 import json
 import time
@@ -55,8 +55,8 @@ def test_what_is_made_is_written_and_shown(tmp_path):
         shown = samples.make(tiny_params(), 20)
     folder = tmp_path / "samples/step_0000020"
     assert sorted(path.name for path in folder.iterdir()) == ["0.png", "answers.md", "question_0_0.png"]
-    with Image.open(folder / "0.png") as picture:
-        np.testing.assert_array_equal(np.asarray(picture), shown["samples/0"])
+    with Image.open(folder / "0.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), shown["samples/0"])
     text = (folder / "answers.md").read_text()
     assert "![a red blue](0.png)" in text
     assert "asked: <|image|>what is this ? red" in text

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unitoken_jax.train.spike_guard import create, check_step
+from unitoken_jax.train.spike_guard import check_step, create
 
 WINDOW, SIGMA = 8, 6.0
 judged = jax.jit(functools.partial(check_step, sigma=SIGMA))
@@ -42,8 +42,8 @@ def test_leaps_count_from_half_a_window_on_and_only_upwards():
     steady.append(2.05)
     taken, guard, metrics = feed(create(WINDOW), [*steady, 50.0, 50.0, 0.1, 50.0])
     assert taken == [True] * 4 + [False, False, True, False]
-    assert (int(guard.accepted), int(guard.in_a_row)) == (5, 1)
-    assert float(metrics["skipped_in_a_row"]) == 1
+    assert (int(guard.accepted), int(guard.consecutive_skips)) == (5, 1)
+    assert float(metrics["consecutive_skips"]) == 1
     assert 50.0 not in np.asarray(guard.losses)
     norms = [1.0, 1.1, 0.9, 1.0, 9.0]
     assert feed(create(WINDOW), [*steady, 2.0], norms)[0] == [True] * 4 + [False]

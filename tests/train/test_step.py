@@ -33,16 +33,16 @@ def make_batch(seed=0):
     tokens = rng.integers(3, 60, (ROWS, LENGTH)).astype(np.int32)
     segments = np.repeat([[1] * 14 + [2] * 8 + [0] * 2], ROWS, 0).astype(np.int32)
     positions = np.repeat([[*range(14), *range(8), 0, 0]], ROWS, 0).astype(np.int32)
-    soft_index = np.full((ROWS, LENGTH), -1, np.int32)
-    soft_index[:, 2:6] = np.arange(4)
-    labels = np.where((soft_index < 0) & (rng.random((ROWS, LENGTH)) < 0.5), tokens, -1)
+    image_feature_index = np.full((ROWS, LENGTH), -1, np.int32)
+    image_feature_index[:, 2:6] = np.arange(4)
+    labels = np.where((image_feature_index < 0) & (rng.random((ROWS, LENGTH)) < 0.5), tokens, -1)
     crops = rng.integers(0, 256, (ROWS, 1, 16, 16, 3)).astype(np.uint8)
     return {
         "tokens": tokens,
         "labels": labels.astype(np.int32),
         "segments": segments,
         "positions": positions,
-        "soft_index": soft_index,
+        "image_feature_index": image_feature_index,
         "crops": crops,
     }
 
@@ -112,17 +112,17 @@ def test_codes_made_online_are_those_put_in_beforehand():
     evaluate = make_evaluation_step(make_model(CONFIG, rates()), CONFIG, VOCABULARY)
     rng = np.random.default_rng(1)
     batch = make_batch()
-    pictures = rng.integers(0, 256, (ROWS, 1, 16, 16, 3)).astype(np.uint8)
+    images = rng.integers(0, 256, (ROWS, 1, 16, 16, 3)).astype(np.uint8)
     code_index = np.full((ROWS, LENGTH), -1, np.int32)
     code_index[:, 7:13] = np.arange(6)
     batch["labels"][:, 7:10] = 0  # placeholders of what is to be learnt
     batch["labels"][:, 10:13] = -1
-    online = batch | {"pictures": pictures, "code_index": code_index}
+    online = batch | {"images": images, "code_index": code_index}
 
     from unitoken_jax.model.vqgan import VQModel
 
     vq, variables = VQModel(CONFIG.model.vq), {"params": tiny_params()["vqgan"]}
-    codes = vq.apply(variables, vq.apply(variables, pictures[:, 0], method="encode"), method="quantize")[1]
+    codes = vq.apply(variables, vq.apply(variables, images[:, 0], method="encode"), method="quantize")[1]
     ids = VOCABULARY.code_ids[np.asarray(codes).reshape(ROWS, -1)[:, :6]]
     batch["tokens"][:, 7:13] = ids
     batch["labels"][:, 7:10] = ids[:, :3]
@@ -147,7 +147,7 @@ def test_accumulated_parts_are_one_batch():
 def test_no_gradient_is_lost_where_none_is_computed():
     """Stage I: a row whose first tokens go through no backward pass, against the same row as one piece."""
     batch, first = make_batch(), 8
-    batch["soft_index"] = np.roll(batch["soft_index"], first, axis=1)  # from 10 on
+    batch["image_feature_index"] = np.roll(batch["image_feature_index"], first, axis=1)  # from 10 on
     adapter = {path: rate for path, rate in rates().items() if path.startswith("adapter/")}
     config = dataclasses.replace(
         CONFIG,

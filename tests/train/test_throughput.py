@@ -55,7 +55,7 @@ def batch():
     return {
         "segments": segments,
         "positions": positions,
-        "soft_index": soft,
+        "image_feature_index": soft,
         "labels": np.maximum(segments, 0),
     }
 

@@ -25,7 +25,7 @@ CONFIG = VQConfig(
 TRAIN = VQTrainConfig(steps=500, batch=16, learning_rate=2e-3, autoencoder_steps=200, revive_every=10)
 
 
-def make_pictures(number=256, seed=0):
+def make_images(number=256, seed=0):
     """8x8 px, four cells of 4x4: mostly background, else one of seven colours."""
     rng = np.random.default_rng(seed)
     colours = np.array([[20, 20, 28], *rng.integers(60, 256, (7, 3))], np.uint8)
@@ -52,17 +52,17 @@ def test_spread_of_fewer_points_than_centres():
 
 @pytest.mark.slow
 def test_learns_and_uses_its_codes():
-    pictures = make_pictures().astype(np.uint8)
+    images = make_images().astype(np.uint8)
     seen = []
-    params, history = train_vq(CONFIG, TRAIN, pictures, on_metrics=lambda step, metrics: seen.append(step))
+    params, history = train_vq(CONFIG, TRAIN, images, on_metrics=lambda step, metrics: seen.append(step))
     assert seen == list(range(1, TRAIN.steps + 1))
     assert len(history) == TRAIN.steps
-    again, codes = reconstruct(CONFIG, params, pictures[:50], batch=16)
-    assert again.shape == pictures[:50].shape
+    again, codes = reconstruct(CONFIG, params, images[:50], batch=16)
+    assert again.shape == images[:50].shape
     assert again.dtype == np.uint8
     assert codes.shape == (50, 2, 2)
     assert len(np.unique(codes)) >= 6
-    assert psnr(pictures[:50], again) > 20  # the pictures' mean alone: 10.4
+    assert psnr(images[:50], again) > 20  # the images' mean alone: 10.4
 
 
 def test_an_unused_code_moves_to_an_encoding_and_used_ones_stay():
@@ -70,20 +70,20 @@ def test_an_unused_code_moves_to_an_encoding_and_used_ones_stay():
     run = _Programs(config, TRAIN)
     params = init_vqgan(config, 0)
     now = run.start(params)._replace(used=jnp.array([3, 0, 1, 0]))
-    pictures = make_pictures(8).astype(np.uint8)
-    after = run.revive(now, pictures)
+    images = make_images(8).astype(np.uint8)
+    after = run.revive(now, images)
     before, book = params["codebook"], after.params["codebook"]
     np.testing.assert_array_equal(book[jnp.array([0, 2])], before[jnp.array([0, 2])])
-    latents = run.model.apply({"params": params}, pictures, method="encode").reshape(-1, config.embed_dim)
+    latents = run.model.apply({"params": params}, images, method="encode").reshape(-1, config.embed_dim)
     for code in (1, 3):
         assert np.linalg.norm(latents - book[code], axis=-1).min() < 1e-4
     assert after.used.sum() == 0
 
 
-def test_bad_pictures_are_errors():
+def test_bad_images_are_errors():
     with pytest.raises(ValueError, match=r"float32\[4, 8, 8, 3\]; expected uint8"):
         train_vq(CONFIG, TRAIN, np.zeros((4, 8, 8, 3), np.float32))
-    with pytest.raises(ValueError, match="4 pictures are fewer than"):
+    with pytest.raises(ValueError, match="4 images are fewer than"):
         train_vq(CONFIG, TRAIN, np.zeros((4, 8, 8, 3), np.uint8))
 
 

@@ -24,7 +24,7 @@ PAPER: dict[str, tuple[float | None, ...]] = {
     "unified-small-2to1": (50.0, 43.0, 50.7),
     "unified-joint-2to1": (53.0, 49.4, 38.4),
 }
-# What two of them are here: generation alone reads no picture, so encodings do not differ in it.
+# What two of them are here: generation alone reads no image, so encodings do not differ in it.
 _RUN = dict.fromkeys(("discrete-generation", "unified-generation"), "generation")
 TABLES = {
     "Table 5: encoding and tasks": tuple(PAPER)[:8],
@@ -169,7 +169,7 @@ def lines(rows: Sequence[Mapping]) -> list[str]:
         *unfinished,
         f"Points of 100: mean and standard deviation of {seeds} seeds. The paper's, in brackets, are of",
         "other benchmarks (Generation: GenEval): compare differences, not numbers. A model that only draws",
-        "reads no pictures: here it is the same one for both encodings.",
+        "reads no images: here it is the same one for both encodings.",
     ]
     for title, models in TABLES.items():
         text += ["", f"## {title}", "", "| model | " + " | ".join(METRICS.values()) + " | steps |"]

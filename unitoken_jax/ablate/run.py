@@ -8,7 +8,7 @@
 
 A run that was stopped goes on where it was, and seeds may come from several machines: of each, scores.json is
 enough. Data is counted in packed rows of 256 tokens, not in examples: a conversation here has several times
-the tokens of a picture to draw, in the paper they are about as long.
+the tokens of an image to draw, in the paper they are about as long.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ Encoding = Literal["unified", "discrete", "continuous"]
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One model of the tables: how it reads pictures, and the millions of examples the paper gave it."""
+    """One model of the tables: how it reads images, and the millions of examples the paper gave it."""
 
     name: str
     encoding: Encoding
@@ -107,7 +107,7 @@ def run(out: str | os.PathLike, scale: float = 1.0, seeds: int = 3, first_seed: 
     init_run_dir(ablation.out, settings, "run of `unitoken ablate`")
     for name, step in (
         ("data", ablation.shared.data),
-        ("picture tokenizer", ablation.shared.tokenizers),
+        ("image tokenizer", ablation.shared.tokenizers),
         ("codes", ablation.shared.codes),
     ):
         print(name, flush=True)
@@ -203,7 +203,7 @@ class Ablation:
         if cell.generation:
             prompts = dataset.held_out_prompts()
             drawn = evaluate.draw_prompts(loaded, prompts, seed)
-            verdicts = [checker.check(picture, prompt) for picture, prompt in zip(drawn, prompts)]
-            pictures = checker.score_pictures(prompts, verdicts)
-            found |= {"generation": pictures["overall"], "categories": pictures["categories"]}
+            verdicts = [checker.check(image, prompt) for image, prompt in zip(drawn, prompts)]
+            images = checker.score_images(prompts, verdicts)
+            found |= {"generation": images["overall"], "categories": images["categories"]}
         return found

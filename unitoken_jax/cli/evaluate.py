@@ -8,7 +8,7 @@ from unitoken_jax.evaluate.drawing.prompts import find_drawing_benchmark
 from unitoken_jax.evaluate.understanding.run import run_benchmark, score_predictions
 
 _QUESTIONS = ("template", "max_tokens")
-_PICTURES = ("rewritten", "number", "seed", "guidance", "top_k", "temperature")
+_IMAGES = ("rewritten", "number", "seed", "guidance", "top_k", "temperature")
 
 
 def evaluate(
@@ -50,10 +50,10 @@ def evaluate(
     if find_drawing_benchmark(name):
         from unitoken_jax.evaluate.drawing.run import draw_benchmark
 
-        _refuse({option: given[option] for option in _QUESTIONS}, f"{name}, which is about pictures to draw")
-        own = {option: given[option] for option in _PICTURES}
+        _refuse({option: given[option] for option in _QUESTIONS}, f"{name}, which is about images to draw")
+        own = {option: given[option] for option in _IMAGES}
         return draw_benchmark(benchmark, model(), data, out, recipe=recipe, batch=batch, **own)
-    _refuse({option: given[option] for option in _PICTURES}, f"{name}, which is about questions")
+    _refuse({option: given[option] for option in _IMAGES}, f"{name}, which is about questions")
     own = {option: given[option] for option in _QUESTIONS}
     return run_benchmark(benchmark, model(), data, out, recipe=recipe, batch=batch, **own)
 

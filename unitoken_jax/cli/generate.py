@@ -12,8 +12,8 @@ from unitoken_jax.unitoken import UniToken
 
 
 def generate(find_model: Callable[[], str], arguments) -> None:
-    files = picture_files(arguments.out, arguments.number)
-    progress = (lambda number, picture: picture.save(files[number])) if arguments.progress else None
+    files = image_files(arguments.out, arguments.number)
+    progress = (lambda number, image: image.save(files[number])) if arguments.progress else None
     drawings = _load(find_model, arguments).draw(
         [arguments.prompt],
         number=arguments.number,
@@ -30,7 +30,7 @@ def generate(find_model: Callable[[], str], arguments) -> None:
         for timing in dict.fromkeys(drawing.timing for drawing in drawings):
             print(timing, file=sys.stderr)
     for file, drawing in zip(files, drawings):
-        drawing.picture.save(file)
+        drawing.image.save(file)
         print(file)
     if arguments.save_tokens:
         rows = [drawing.tokens.tolist() for drawing in drawings]
@@ -39,12 +39,12 @@ def generate(find_model: Callable[[], str], arguments) -> None:
         )
 
 
-def picture_files(out: str, number: int) -> list[pathlib.Path]:
-    """Where the pictures go, checked before minutes are spent drawing them."""
+def image_files(out: str, number: int) -> list[pathlib.Path]:
+    """Where the images go, checked before minutes are spent drawing them."""
     path = pathlib.Path(out)
     known = Image.registered_extensions()
     if known.get(path.suffix.lower()) not in Image.SAVE:
-        raise ValueError(f"--out {out}: no picture format is known by the ending {path.suffix!r}; use .png")
+        raise ValueError(f"--out {out}: no image format is known by the ending {path.suffix!r}; use .png")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"--out {out}: the folder {path.parent} does not exist")
     if number < 1:
@@ -75,12 +75,12 @@ def chat(find_model: Callable[[], str], arguments) -> None:
     if (arguments.question is None) == (arguments.conversation is None):
         raise ValueError("give --question TEXT or --conversation FILE, one of them")
     if arguments.conversation and arguments.image:
-        raise ValueError("--image belongs to --question; a --conversation names its own pictures")
+        raise ValueError("--image belongs to --question; a --conversation names its own images")
     if arguments.conversation:
         asked = read_conversations(arguments.conversation, need_answers=False)
     else:
         asked = [question_of(arguments.question, arguments.image)]
-    (out,) = picture_files(arguments.out, 1)
+    (out,) = image_files(arguments.out, 1)
     replies = _load(find_model, arguments).chat(
         asked,
         draws=arguments.draw,
@@ -101,7 +101,7 @@ def chat(find_model: Callable[[], str], arguments) -> None:
 
 
 def question_of(text: str, images: list[str]) -> Conversation:
-    """A conversation of one question: pictures where it says <|image|>, else before it."""
+    """A conversation of one question: images where it says <|image|>, else before it."""
     marked = "<|image|>" in text or "<image>" in text
     value = text if marked else "<|image|>" * len(images) + text
     record = {"conversations": [{"from": "human", "value": value}], "image": images}

@@ -50,7 +50,7 @@ def _refuse_urls(arguments) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("unitoken", description="One decoder that reads and draws pictures.")
+    parser = argparse.ArgumentParser("unitoken", description="One decoder that reads and draws images.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(name: str, run, help: str) -> argparse.ArgumentParser:
@@ -91,19 +91,17 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--search", action="store_true", help="rank meshes, remat policies and rows")
     plan.set_defaults(overrides=())
 
-    tokenize = verb(
-        "tokenize", _tokenize, "write the VQ codes of a data set's pictures once, before training"
-    )
+    tokenize = verb("tokenize", _tokenize, "write the VQ codes of a data set's images once, before training")
     _model_argument(tokenize)
     tokenize.add_argument("--data", required=True, metavar="DATA", help="JSON, JSONL, ArrayRecord or TFDS")
     tokenize.add_argument("--out", metavar="DIR", help="default: beside the data, where training looks")
-    tokenize.add_argument("--pictures", metavar="DIR", help="their folder, or tar shards 'x/*.tar'")
+    tokenize.add_argument("--images", metavar="DIR", help="their folder, or tar shards 'x/*.tar'")
     tokenize.add_argument(
         "--share", type=_share, metavar="I/N", help="do the I-th of N parts (from 0); the last one joins them"
     )
     tokenize.add_argument("--skip", action="store_true", help="report what is bad, and leave it out")
 
-    generate = verb("generate", _generate, "draw pictures of a prompt")
+    generate = verb("generate", _generate, "draw images of a prompt")
     _model_argument(generate)
     generate.add_argument("--prompt", required=True, metavar="TEXT")
     generate.add_argument(
@@ -113,41 +111,41 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--guidance", type=float, help="1 is none (default: the model's)")
     generate.add_argument("--top-k", type=int, help="1 is greedy (default: the model's)")
     generate.add_argument("--temperature", type=float, help="0 is greedy (default: the model's)")
-    generate.add_argument("--number", type=int, default=1, help="how many pictures")
+    generate.add_argument("--number", type=int, default=1, help="how many images")
     generate.add_argument("--size", type=_size, metavar="WxH", help="pixels (default: as in training)")
     generate.add_argument(
-        "--speculate", type=int, metavar="W", help="tokens a pass reads; same pictures (default: the model's)"
+        "--speculate", type=int, metavar="W", help="tokens a pass reads; same images (default: the model's)"
     )
     generate.add_argument("--progress", action="store_true", help="write the rows so far while it draws")
     _tokens_argument(generate)
     _running_arguments(generate)
 
-    answer = verb("answer", _answer, "answer a question, about a picture or without one")
+    answer = verb("answer", _answer, "answer a question, about an image or without one")
     _model_argument(answer)
     answer.add_argument(
         "--image", action="append", default=[], metavar="PNG", help="may be given several times"
     )
     answer.add_argument(
-        "--question", required=True, metavar="TEXT", help="<|image|> in it says where a picture stands"
+        "--question", required=True, metavar="TEXT", help="<|image|> in it says where an image stands"
     )
     answer.add_argument("--max-tokens", type=int, help="longest answer (default: the model's)")
     answer.add_argument("--stream", action="store_true", help="print the answer as it is written")
     _tokens_argument(answer)
     _running_arguments(answer)
 
-    chat = verb("chat", _chat, "answer with text and pictures: draw, or change a picture")
+    chat = verb("chat", _chat, "answer with text and images: draw, or change an image")
     _model_argument(chat)
     chat.add_argument(
         "--image", action="append", default=[], metavar="PNG", help="may be given several times"
     )
-    chat.add_argument("--question", metavar="TEXT", help="<|image|> in it says where a picture stands")
+    chat.add_argument("--question", metavar="TEXT", help="<|image|> in it says where an image stands")
     chat.add_argument(
         "--conversation", metavar="FILE", help="instead: JSON or JSONL as for training, questions at the ends"
     )
-    chat.add_argument("--draw", action="store_true", help="the answer begins with a picture")
-    chat.add_argument("--out", required=True, metavar="PNG", help="its pictures: PNG-0.png, PNG-1.png, ...")
+    chat.add_argument("--draw", action="store_true", help="the answer begins with an image")
+    chat.add_argument("--out", required=True, metavar="PNG", help="its images: PNG-0.png, PNG-1.png, ...")
     chat.add_argument("--seed", type=int, default=0)
-    chat.add_argument("--guidance", type=float, help="of pictures (default: the model's)")
+    chat.add_argument("--guidance", type=float, help="of images (default: the model's)")
     chat.add_argument("--max-tokens", type=int, help="of text in an answer (default: the model's)")
     _running_arguments(chat)
 
@@ -166,11 +164,11 @@ def _convert_verbs(verb) -> None:
     convert.add_argument("--out", required=True, metavar="MODEL")
     convert.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as stored")
     convert.add_argument(
-        "--picture-size", type=_side, default=512, metavar="SIDE", help="of the discrete crop, pixels; or WxH"
+        "--image-size", type=_side, default=512, metavar="SIDE", help="of the discrete crop, pixels; or WxH"
     )
     convert.add_argument("--resolution", choices=("anyres", "base"), help="default: as the checkpoint says")
     convert.add_argument(
-        "--stage-one-start", action="store_true", help="zero the picture rows of the output layer"
+        "--stage-one-start", action="store_true", help="zero the image rows of the output layer"
     )
     convert.add_argument("--verify", action="store_true", help="read the result again and compare")
 
@@ -186,8 +184,8 @@ def _convert_verbs(verb) -> None:
     inspect.add_argument(
         "--row", type=int, action="append", help="example, from 0; may be given several times"
     )
-    inspect.add_argument("--sheet", metavar="PNG", help="write the example's pictures and crops")
-    inspect.add_argument("--pictures", default="", metavar="DIR", help="their folder, or 'x/*.tar'")
+    inspect.add_argument("--sheet", metavar="PNG", help="write the example's images and crops")
+    inspect.add_argument("--images", default="", metavar="DIR", help="their folder, or 'x/*.tar'")
     inspect.add_argument("--color", choices=("auto", "always", "never"), default="auto")
     inspect.add_argument(
         "--against",
@@ -214,11 +212,11 @@ def _convert_verbs(verb) -> None:
     evaluate.add_argument("--max-tokens", type=int, help="longest answer (default: the model's)")
     evaluate.add_argument("--batch", type=int, help="how many at one time (default 16)")
     evaluate.add_argument("--rewritten", metavar="FILE", help="draw these prompts, line by line, instead")
-    evaluate.add_argument("--number", type=int, help="pictures a prompt (default: the benchmark's)")
-    evaluate.add_argument("--seed", type=int, help="of the pictures (default 0)")
+    evaluate.add_argument("--number", type=int, help="images a prompt (default: the benchmark's)")
+    evaluate.add_argument("--seed", type=int, help="of the images (default 0)")
     evaluate.add_argument("--guidance", type=float, help="default: 5.5 for GenEval, 5.0 for T2I-CompBench++")
-    evaluate.add_argument("--top-k", type=int, help="of the pictures (default: the model's)")
-    evaluate.add_argument("--temperature", type=float, help="of the pictures (default: the model's)")
+    evaluate.add_argument("--top-k", type=int, help="of the images (default: the model's)")
+    evaluate.add_argument("--temperature", type=float, help="of the images (default: the model's)")
 
 
 def _model_argument(parser: argparse.ArgumentParser) -> None:
@@ -313,7 +311,7 @@ def _convert(arguments):
         arguments.vqgan,
         arguments.out,
         dtype=arguments.dtype,
-        picture_size=arguments.picture_size,
+        image_size=arguments.image_size,
         resolution=arguments.resolution,
         stage_one_start=arguments.stage_one_start,
         verify=arguments.verify,
@@ -360,7 +358,7 @@ def _inspect_data(arguments):
 
     config, tokenizer, _ = load_settings(_model(arguments))
     lines = inspect_data(
-        SourceConfig(arguments.what, pictures=arguments.pictures),
+        SourceConfig(arguments.what, images=arguments.images),
         config,
         tokenizer,
         arguments.row or [0],
@@ -393,7 +391,7 @@ def _evaluate(arguments):
 def _tokenize(arguments):
     from unitoken_jax.generate.tokenize import tokenize
 
-    given = {"pictures": arguments.pictures, "share": arguments.share}
+    given = {"images": arguments.images, "share": arguments.share}
     settings = {name: value for name, value in given.items() if value is not None}
     if arguments.skip:
         settings["on_error"] = lambda error: print(f"left out: {error}", file=sys.stderr)

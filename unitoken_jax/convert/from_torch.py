@@ -22,9 +22,9 @@ from flax.core import meta
 from unitoken_jax.checkpoint.model_directory import (
     PARAMS,
     check_destination,
+    finalize,
     open_model,
     staging_path,
-    finalize,
 )
 from unitoken_jax.checkpoint.param_store import ArraySpec, ParamStore, contiguous
 from unitoken_jax.config import ModelConfig, to_dict
@@ -53,7 +53,7 @@ def convert(
     out: str | os.PathLike = "model",
     *,
     dtype: str | None = None,
-    picture_size: int | tuple[int, int] = 512,
+    image_size: int | tuple[int, int] = 512,
     resolution: str | None = None,
     stage_one_start: bool = False,
     verify: bool = False,
@@ -66,9 +66,9 @@ def convert(
       siglip: SigLIP folder. Its weights are used where the checkpoint has none, else its config alone.
       vqgan: Meta's `chameleon/tokenizer` folder; without it the VQ encoder may come from the checkpoint.
       dtype: of the stored weights ("float32", "bfloat16", "float16"), the VQ-GAN's apart; None: as they come.
-      picture_size: side of the discrete crop in pixels, or (height, width).
+      image_size: side of the discrete crop in pixels, or (height, width).
       resolution: "anyres" or "base"; None: by the checkpoint's `architectures`.
-      stage_one_start: zero the picture rows of `lm_head`.
+      stage_one_start: zero the image rows of `lm_head`.
       verify: read the directory again and compare every value with the sources.
       seed: of the random adapter, where a decoder alone is converted.
     Raises ConversionError listing every problem found.
@@ -80,9 +80,7 @@ def convert(
     check_destination(out)  # before minutes of reading
     report = ProblemCollector()
     checkpoint, siglip, vqgan = (_local(source) for source in (checkpoint, siglip, vqgan))
-    sources = open_sources(
-        checkpoint, siglip, vqgan, report, picture_size=picture_size, resolution=resolution
-    )
+    sources = open_sources(checkpoint, siglip, vqgan, report, image_size=image_size, resolution=resolution)
     lazy = parameters(sources, expected_shapes(sources.config), report, one_dtype=dtype is None)
     report.check(str(checkpoint))
     tokenizer = Tokenizer.load(sources.tokenizer)

@@ -17,9 +17,9 @@ import numpy as np
 from unitoken_jax.data.image_store import name_hashes
 from unitoken_jax.data.readers import array_record_module
 from unitoken_jax.data.tf_example import encode_example
-from unitoken_jax.storage.paths import explain_os_error, save_array, write_text, atomic_write
+from unitoken_jax.storage.paths import atomic_write, explain_os_error, save_array, write_text
 
-SHARD = 8192  # pictures a shard; with 1,024 codes each about 16 MB
+SHARD = 8192  # images a shard; with 1,024 codes each about 16 MB
 ABOUT, NAMES, LEFT_OUT = "about.json", "names.npy", "left_out.jsonl"
 SETTINGS, WORK = "settings.json", "work"  # while building; the writer's own notes go into the folder WORK
 DATASET, VERSION = "codes", "1.0.0"  # as TFDS calls it
@@ -29,9 +29,9 @@ class CodesError(ValueError):
     """VQ codes that cannot be used or written; the message names the folder or file."""
 
 
-def shard_count(pictures: int) -> int:
-    """Shards of `pictures` pictures; one at least."""
-    return max(1, -(-pictures // SHARD))
+def shard_count(images: int) -> int:
+    """Shards of `images` images; one at least."""
+    return max(1, -(-images // SHARD))
 
 
 def shard_name(shard: int, count: int) -> str:
@@ -61,7 +61,7 @@ def building(path: pathlib.Path, about: dict) -> Iterator[pathlib.Path]:
 
 
 def is_complete(path: pathlib.Path, about: dict) -> bool:
-    """Whether `path` holds all codes already, made as `about` says and with no picture left out."""
+    """Whether `path` holds all codes already, made as `about` says and with no image left out."""
     try:
         found = json.loads((path / ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -153,7 +153,7 @@ def _join(folder: pathlib.Path, shards: list[pathlib.Path]) -> None:
     save_array(folder / NAMES, np.stack([joined[order].view(np.int64), order], 1))
     write_text(folder / LEFT_OUT, "".join(json.dumps(each) + "\n" for each in left_out))
     about = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    about |= {"pictures": len(joined), "largest": largest, "left_out": len(left_out), "shards": sizes}
+    about |= {"images": len(joined), "largest": largest, "left_out": len(left_out), "shards": sizes}
     write_metadata(folder, about)
     write_text(folder / ABOUT, json.dumps(about, indent=1))
     for needless in [*map(_side, shards), *folder.glob(".*.part"), folder / SETTINGS]:

@@ -1,9 +1,9 @@
-"""VQ codes made beforehand: a folder `<data>.codes` beside a data set, keyed by picture name.
+"""VQ codes made beforehand: a folder `<data>.codes` beside a data set, keyed by image name.
 
 codes-train.array_record-00000-of-00012   records {name: text, codes: int64[h * w]}, which TFDS reads too
 features.json, dataset_info.json          what TFDS needs for it
 names.npy    int64[N, 2]                  name hashes (sorted as uint64), record number
-left_out.jsonl                            pictures that could not be read, and why
+left_out.jsonl                            images that could not be read, and why
 about.json                                how they were made; written last
 """
 
@@ -24,7 +24,7 @@ from unitoken_jax.data.readers import array_record_module
 from unitoken_jax.data.tf_example import decode_example
 from unitoken_jax.sequence.build import has_codes
 from unitoken_jax.sequence.conversation import Conversation, ImageFile
-from unitoken_jax.sequence.image import discrete_crop, open_picture
+from unitoken_jax.sequence.image import discrete_crop, open_image
 from unitoken_jax.storage.paths import is_remote
 
 
@@ -47,14 +47,14 @@ def codes_name(data: str | os.PathLike) -> str:
 def describe_codes(config: ModelConfig, **more) -> dict:
     """What codes depend on, with what else is known of their making (JSON values)."""
     sequence = config.sequence
-    shape = [side // config.vq.stride for side in sequence.picture_size]
-    return {"picture_size": list(sequence.picture_size), "crop": sequence.crop, "shape": shape, **more}
+    shape = [side // config.vq.stride for side in sequence.image_size]
+    return {"image_size": list(sequence.image_size), "crop": sequence.crop, "shape": shape, **more}
 
 
 def write_codes(
     path: str | os.PathLike, codes: Mapping[str, np.ndarray], config: ModelConfig, **about
 ) -> None:
-    """Writes `codes` (picture name -> int32[h, w]) to folder `path`, which appears whole or not at all.
+    """Writes `codes` (image name -> int32[h, w]) to folder `path`, which appears whole or not at all.
 
     `about` says more on how they were made (JSON values), such as a fingerprint of the VQ parameters.
     """
@@ -69,7 +69,7 @@ def write_codes(
 
 
 class Codes(Mapping):
-    """Picture name -> int32[h, w], read where asked. Picklable; `about` as in about.json."""
+    """Image name -> int32[h, w], read where asked. Picklable; `about` as in about.json."""
 
     def __init__(self, path: pathlib.Path, about: dict):
         self.path, self.about = path, about
@@ -138,10 +138,10 @@ def read_codes(path: str | os.PathLike, config: ModelConfig) -> Codes:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CodesError(f"{path} is damaged ({error}): run `unitoken tokenize` again") from None
     expected = describe_codes(config)
-    if any(about[name] != expected[name] for name in ("picture_size", "crop")):
+    if any(about[name] != expected[name] for name in ("image_size", "crop")):
         raise CodesError(
-            f"{path} was made for picture_size {about['picture_size']} and crop {about['crop']!r}; this "
-            f"model has {expected['picture_size']} and {expected['crop']!r}: run `unitoken tokenize` again"
+            f"{path} was made for image_size {about['image_size']} and crop {about['crop']!r}; this "
+            f"model has {expected['image_size']} and {expected['crop']!r}: run `unitoken tokenize` again"
         )
     if about["shape"] != expected["shape"] or about["largest"] >= config.vq.codes:
         raise CodesError(
@@ -152,26 +152,26 @@ def read_codes(path: str | os.PathLike, config: ModelConfig) -> Codes:
 
 
 def codes_needed(conversation: Conversation, config: ModelConfig) -> list[ImageFile]:
-    """The picture files of a conversation that have discrete tokens, in reading order."""
+    """The image files of a conversation that have discrete tokens, in reading order."""
     turns = [turn for turn in conversation.turns if has_codes(turn, config)]
     return [part for turn in turns for part in turn.parts if isinstance(part, ImageFile)]
 
 
-def pictures_to_encode(conversations: Iterable[Conversation], config: ModelConfig) -> list[ImageFile]:
-    """The distinct pictures that have discrete tokens, in order of first appearance."""
+def images_to_encode(conversations: Iterable[Conversation], config: ModelConfig) -> list[ImageFile]:
+    """The distinct images that have discrete tokens, in order of first appearance."""
     found: dict[str, ImageFile] = {}
     for conversation in conversations:
-        for picture in codes_needed(conversation, config):
-            found.setdefault(picture.name, picture)
+        for image in codes_needed(conversation, config):
+            found.setdefault(image.name, image)
     return list(found.values())
 
 
-def crop_to_encode(picture: ImageFile, config: ModelConfig, seed: int = 0) -> np.ndarray:
-    """uint8[H, W, 3] of a picture, cropped as `config.sequence` says. Raises PictureError.
+def crop_to_encode(image: ImageFile, config: ModelConfig, seed: int = 0) -> np.ndarray:
+    """uint8[H, W, 3] of an image, cropped as `config.sequence` says. Raises ImageError.
 
     A random crop depends on `seed` and the name alone.
     """
     offset = None
     if config.sequence.crop == "random":
-        offset = tuple(np.random.default_rng([seed, zlib.crc32(picture.name.encode())]).random(2))
-    return discrete_crop(open_picture(picture.path), config.sequence.picture_size, offset)
+        offset = tuple(np.random.default_rng([seed, zlib.crc32(image.name.encode())]).random(2))
+    return discrete_crop(open_image(image.path), config.sequence.image_size, offset)

@@ -1,6 +1,6 @@
-"""Where a data set's pictures lie: a folder, or tar shards with a table of what is in them.
+"""Where a data set's images lie: a folder, or tar shards with a table of what is in them.
 
-Both give `store / name`, something with `open("rb")` and `is_file()`, and never read a picture for it.
+Both give `store / name`, something with `open("rb")` and `is_file()`, and never read an image for it.
 """
 
 import hashlib
@@ -12,8 +12,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from unitoken_jax.sequence.image import PictureError
-from unitoken_jax.storage.paths import RandomFile, FileSlice, as_path, expand, size_of
+from unitoken_jax.sequence.image import ImageError
+from unitoken_jax.storage.paths import FileSlice, RandomFile, as_path, expand, size_of
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ _BLOCK = 512  # a tar file's unit; two blocks of zeros end it
 
 
 def name_hash(name: str) -> int:
-    """64 bits of a picture's name: two of twenty million collide with a chance of 1e-5."""
+    """64 bits of an image's name: two of twenty million collide with a chance of 1e-5."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
@@ -30,13 +30,13 @@ def name_hashes(names: Iterable[str]) -> np.ndarray:
     return np.fromiter((name_hash(name) for name in names), np.uint64)
 
 
-def is_tar(pictures: str | os.PathLike) -> bool:
-    """Whether `pictures` names tar shards (one, or a pattern), not a folder."""
-    return os.fspath(pictures).endswith(".tar")
+def is_tar(images: str | os.PathLike) -> bool:
+    """Whether `images` names tar shards (one, or a pattern), not a folder."""
+    return os.fspath(images).endswith(".tar")
 
 
 class Tars:
-    """Pictures in tar shards, by member name."""
+    """Images in tar shards, by member name."""
 
     def __init__(self, shards: list, table: np.ndarray):
         """`table` int64[N, 4]: name hash (sorted as uint64), shard, first byte, bytes; see `scan_tars`."""
@@ -60,7 +60,7 @@ class Tars:
 
 
 class Missing:
-    """A picture that is not there; opening it says so."""
+    """An image that is not there; opening it says so."""
 
     def __init__(self, name: str):
         self.name = name
@@ -72,26 +72,26 @@ class Missing:
         return False
 
 
-def open_pictures(pictures: str, data: str, table: np.ndarray | None = None):
-    """The store `pictures` names: tar shards, a folder, or (empty) the folder of the file `data`."""
-    if is_tar(pictures):
-        return Tars(expand(pictures), table)
-    return as_path(pictures) if pictures else as_path(data).parent
+def open_images(images: str, data: str, table: np.ndarray | None = None):
+    """The store `images` names: tar shards, a folder, or (empty) the folder of the file `data`."""
+    if is_tar(images):
+        return Tars(expand(images), table)
+    return as_path(images) if images else as_path(data).parent
 
 
-def scan_tars(pictures: str, on_error=None) -> np.ndarray:
+def scan_tars(images: str, on_error=None) -> np.ndarray:
     """int64[N, 4]: what `Tars` needs, from the shards' headers alone.
 
-    A damaged or truncated shard raises PictureError naming it; with `on_error` that gets the error, and the
+    A damaged or truncated shard raises ImageError naming it; with `on_error` that gets the error, and the
     whole members before the damage count. A name in two places raises always: which one was meant?
     """
-    shards = expand(pictures)
+    shards = expand(images)
     rows: list[tuple[int, int, int, int]] = []
     for number, shard in enumerate(shards):
         found, problem = _members(shard)
         rows += [(name_hash(name), number, start, size) for name, start, size in found]
         if problem is not None:
-            error = PictureError(f"{shard} {problem}: copy the shard again", "corrupt_picture")
+            error = ImageError(f"{shard} {problem}: copy the shard again", "corrupt_image")
             if on_error is None:
                 raise error
             on_error(error)
@@ -101,10 +101,10 @@ def scan_tars(pictures: str, on_error=None) -> np.ndarray:
     table, hashes = table[np.argsort(hashes, kind="stable")], np.sort(hashes)
     if (twice := np.flatnonzero(hashes[1:] == hashes[:-1])).size:
         first, second = (shards[table[twice[0] + i, 1]] for i in (0, 1))
-        raise PictureError(
-            f"a picture's name stands twice in the tar shards {first} and {second} ({len(twice)} such "
-            "names): give each picture its own name",
-            "corrupt_picture",
+        raise ImageError(
+            f"an image's name stands twice in the tar shards {first} and {second} ({len(twice)} such "
+            "names): give each image its own name",
+            "corrupt_image",
         )
     return table
 
@@ -131,6 +131,6 @@ def _members(shard) -> tuple[list[tuple[str, int, int]], str | None]:
     return found, None
 
 
-def store_files(pictures: str) -> list[pathlib.Path]:
-    """The files a fingerprint of `pictures` covers: tar shards; a folder's pictures are not looked at."""
-    return expand(pictures) if is_tar(pictures) else []
+def store_files(images: str) -> list[pathlib.Path]:
+    """The files a fingerprint of `images` covers: tar shards; a folder's images are not looked at."""
+    return expand(images) if is_tar(images) else []

@@ -1,14 +1,14 @@
 """The length index of a data set: what each example takes of a row, and which rows cannot be used and why.
 
-Made once, from text and picture headers alone, into `<data>.index/<key>/` and memory-mapped from there, so
+Made once, from text and image headers alone, into `<data>.index/<key>/` and memory-mapped from there, so
 that twenty million examples cost no memory. The key covers the data, the tokenizer and the geometry: when one
-of them changes, another index is made. Pictures in a folder are not looked at again: an example that no
+of them changes, another index is made. Images in a folder are not looked at again: an example that no
 longer has the length it had is an error when it is built (source.py).
 
-    lengths.npy   int32[N, 5]   tokens, crops, pictures, suffix (see sequence.Lengths), tokens without the
+    lengths.npy   int32[N, 5]   tokens, crops, images, suffix (see sequence.Lengths), tokens without the
                                 prompt; a bad row has 0 tokens
     records.npy   int64[N, 3]   where each record of a JSON file lies (records.py)
-    pictures.npy  int64[M, 4]   where each picture of tar shards lies (picture_store.py)
+    images.npy  int64[M, 4]   where each image of tar shards lies (image_store.py)
     bad.jsonl                   one object a bad row: row, where, reason, message
     about.json                  what the key was made of; written last
 """
@@ -27,8 +27,8 @@ import numpy as np
 
 from unitoken_jax.config import ModelConfig, SourceConfig
 from unitoken_jax.data import index_build
-from unitoken_jax.data.image_store import open_pictures, store_files
-from unitoken_jax.data.index_build import BAD, LENGTHS, PICTURES, RECORDS
+from unitoken_jax.data.image_store import open_images, store_files
+from unitoken_jax.data.index_build import BAD, IMAGES, LENGTHS, RECORDS
 from unitoken_jax.data.readers import kind_of, open_records, records_digest
 from unitoken_jax.sequence.conversation import Conversation, parse_conversation
 from unitoken_jax.sequence.tokenizer import Tokenizer
@@ -51,9 +51,7 @@ class Index:
     def _open(self) -> None:
         self.lengths = np.load(self.folder / LENGTHS, mmap_mode="r")
         self.records = open_records(self.config, _optional(self.folder / RECORDS))
-        self.pictures = open_pictures(
-            self.config.pictures, self.config.path, _optional(self.folder / PICTURES)
-        )
+        self.images = open_images(self.config.images, self.config.path, _optional(self.folder / IMAGES))
 
     def __getstate__(self) -> dict:
         return {"config": self.config, "folder": self.folder, "key": self.key}
@@ -66,7 +64,7 @@ class Index:
 
     def conversation(self, i: int) -> Conversation:
         """Example `i`. Raises ConversationError beginning with where it stands."""
-        return parse_conversation(self.records.read(i), self.records.where(i), self.pictures)
+        return parse_conversation(self.records.read(i), self.records.where(i), self.images)
 
     def bad(self) -> list[index_build.InvalidRow]:
         """Every row that cannot be used, in order."""
@@ -167,12 +165,12 @@ def describe(config: SourceConfig, model: ModelConfig, tokenizer: Tokenizer, bas
     """What an index depends on, for its key and for people."""
     data, shards = data_digest(config, base)
     sequence = dataclasses.asdict(model.sequence)
-    geometry = ("encoding", "resolution", "grids", "picture_size", "size_unit", "soft_in_answers")
+    geometry = ("encoding", "resolution", "grids", "image_size", "size_unit", "features_in_answers")
     return {
         "format": FORMAT,
         "data": data,
         "kind": kind_of(config),
-        "pictures": config.pictures,
+        "images": config.images,
         "shards": shards,
         "tokenizer": tokenizer.fingerprint(),
         "siglip": [model.siglip.image_size, model.siglip.patch_size],
@@ -183,7 +181,7 @@ def describe(config: SourceConfig, model: ModelConfig, tokenizer: Tokenizer, bas
 
 def data_digest(config: SourceConfig, base: pathlib.Path) -> list[str]:
     """Fingerprints of the records and of tar shards ("" without them); `base` remembers the first."""
-    tars = store_files(config.pictures)
+    tars = store_files(config.images)
     data = _stamped(config.path, base) if kind_of(config) == "json" else records_digest(config)
     return [data, ends_digest(tars) if tars else ""]
 

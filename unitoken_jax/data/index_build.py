@@ -20,18 +20,18 @@ import numpy as np
 from tqdm import tqdm
 
 from unitoken_jax.config import ModelConfig, SourceConfig
-from unitoken_jax.data.image_store import is_tar, open_pictures, scan_tars
+from unitoken_jax.data.image_store import is_tar, open_images, scan_tars
 from unitoken_jax.data.readers import kind_of, open_records, scan_json
 from unitoken_jax.sequence import build
 from unitoken_jax.sequence.conversation import ConversationError, parse_conversation
-from unitoken_jax.sequence.image import PictureError
+from unitoken_jax.sequence.image import ImageError
 from unitoken_jax.sequence.tokenizer import Tokenizer
-from unitoken_jax.storage.paths import save_array, write_text, atomic_write
+from unitoken_jax.storage.paths import atomic_write, save_array, write_text
 
 CHUNK = 4096  # rows measured between two looks at the clock, and lost at most when stopped
 ALONE = 32768  # fewer rows are measured faster than workers start
-LENGTHS, RECORDS, PICTURES, BAD = "lengths.npy", "records.npy", "pictures.npy", "bad.jsonl"
-PICTURE_REASONS = ("missing_picture", "corrupt_picture", "missing_codes")
+LENGTHS, RECORDS, IMAGES, BAD = "lengths.npy", "records.npy", "images.npy", "bad.jsonl"
+IMAGE_REASONS = ("missing_image", "corrupt_image", "missing_codes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +43,8 @@ class InvalidRow:
     reason: str
     message: str
 
-    def error(self, more: str = "") -> ConversationError | PictureError:
-        kind = PictureError if self.reason in PICTURE_REASONS else ConversationError
+    def error(self, more: str = "") -> ConversationError | ImageError:
+        kind = ImageError if self.reason in IMAGE_REASONS else ConversationError
         return kind(self.message + more, self.reason)
 
 
@@ -69,7 +69,7 @@ class LengthIndexer:
         """`folder` holds the tables of positions."""
         self.job = job
         self.records = open_records(job.config, _table(folder / RECORDS))
-        self.pictures = open_pictures(job.config.pictures, job.config.path, _table(folder / PICTURES))
+        self.images = open_images(job.config.images, job.config.path, _table(folder / IMAGES))
 
     def rows(self, rows) -> tuple[np.ndarray, list[InvalidRow]]:
         """(int32[n, 5] as in index.py, the bad ones)."""
@@ -77,18 +77,18 @@ class LengthIndexer:
         for place, row in enumerate(rows):
             try:
                 table[place] = self._row(row)
-            except (ConversationError, PictureError) as error:
+            except (ConversationError, ImageError) as error:
                 bad.append(InvalidRow(int(row), self.records.where(row), error.reason, str(error)))
         return table, bad
 
     def _row(self, row: int) -> tuple[int, int, int, int]:
-        conversation = parse_conversation(self.records.read(row), self.records.where(row), self.pictures)
+        conversation = parse_conversation(self.records.read(row), self.records.where(row), self.images)
         return measure(conversation, self.job.tokenizer, self.job.model)
 
 
 def measure(conversation, tokenizer: Tokenizer, model: ModelConfig) -> tuple[int, int, int, int, int]:
     """`Lengths` of one conversation, and its tokens without the prompt or 0."""
-    sizes = build.picture_sizes(conversation)
+    sizes = build.image_sizes(conversation)
     whole = build.example_size(conversation, tokenizer, model, sizes)
     dropped = 0
     if build.is_text_to_image(conversation):
@@ -126,8 +126,8 @@ def prepare(job: IndexBuildSpec, on_error) -> None:
     """Writes the tables of positions that the job's files need."""
     if kind_of(job.config) == "json" and not (job.folder / RECORDS).exists():
         save_array(job.folder / RECORDS, scan_json(job.config.path))
-    if is_tar(job.config.pictures) and not (job.folder / PICTURES).exists():
-        save_array(job.folder / PICTURES, scan_tars(job.config.pictures, on_error))
+    if is_tar(job.config.images) and not (job.folder / IMAGES).exists():
+        save_array(job.folder / IMAGES, scan_tars(job.config.images, on_error))
 
 
 def chunks_of(job: IndexBuildSpec, measurer: LengthIndexer, index: int, count: int):
@@ -206,13 +206,13 @@ def join(job: IndexBuildSpec, folder: pathlib.Path) -> None:
 
     atomic_write(folder / LENGTHS, lengths)
     atomic_write(folder / BAD, bad)
-    for name in (RECORDS, PICTURES):
+    for name in (RECORDS, IMAGES):
         if (job.folder / name).exists():
             shutil.copyfile(job.folder / name, folder / name)  # another process may still read it
 
 
 def measure_again(job: IndexBuildSpec, place: pathlib.Path) -> bool:
-    """Measures an index's bad rows again (a missing picture may be there now); whether any has changed."""
+    """Measures an index's bad rows again (a missing image may be there now); whether any has changed."""
     before = read_bad(place / BAD)
     rows = [each.row for each in before]
     table, bad = LengthIndexer(job, place).rows(rows)

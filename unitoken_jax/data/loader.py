@@ -77,7 +77,7 @@ class Loader:
 
     def fingerprint(self) -> str:
         """Changes when the sequence of rows would: data, its bad rows, weights, budgets, seed."""
-        names = ("row_length", "row_crops", "row_pictures", "codes", "prompt_dropout", "mix", "mixture_start")
+        names = ("row_length", "row_crops", "row_images", "codes", "prompt_dropout", "mix", "mixture_start")
         settings = {name: getattr(self._config, name) for name in names} | {"seed": self._seed}
         sources = [
             (source.fingerprint(), config.weight, config.ratio)

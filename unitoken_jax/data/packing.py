@@ -19,9 +19,9 @@ GROUP = 4096  # examples packed together: more fill rows little better, and mix 
 
 
 def row_capacity(config: DataConfig) -> ExampleSize:
-    """What a row holds; without online codes, pictures take no room."""
-    pictures = config.row_pictures if config.codes == "online" else 0
-    return ExampleSize(config.row_length, config.row_crops, pictures, config.row_length - config.row_prefix)
+    """What a row holds; without online codes, images take no room."""
+    images = config.row_images if config.codes == "online" else 0
+    return ExampleSize(config.row_length, config.row_crops, images, config.row_length - config.row_prefix)
 
 
 def explain_overflow(lengths: ExampleSize, config: DataConfig) -> str | None:
@@ -30,7 +30,7 @@ def explain_overflow(lengths: ExampleSize, config: DataConfig) -> str | None:
     raised = (
         "raise data.row_length",
         "raise data.row_crops",
-        "raise data.row_pictures",
+        "raise data.row_images",
         "lower data.row_prefix",
     )
     names = (*ExampleSize._fields[:3], "tokens from its first continuous one on")
@@ -90,24 +90,24 @@ def _best_fit(examples: list[int], needs: list[list[int]], row: ExampleSize) -> 
     at few rows, which is several times faster than numpy over all of them.
     """
     rows: list[list[int]] = []
-    # Of each row with room left: (tokens, row, pictures, suffix).
+    # Of each row with room left: (tokens, row, images, suffix).
     free: list[list[tuple[int, int, int, int]]] = [[] for _ in range(row.crops + 1)]
-    for example, (tokens, crops, pictures, suffix) in zip(examples, needs):
+    for example, (tokens, crops, images, suffix) in zip(examples, needs):
         best, where, place = None, 0, 0
         for left in range(crops, row.crops + 1):
             candidates = free[left]
             at = bisect.bisect_left(candidates, (tokens,))
-            while at < len(candidates) and (candidates[at][2] < pictures or candidates[at][3] < suffix):
+            while at < len(candidates) and (candidates[at][2] < images or candidates[at][3] < suffix):
                 at += 1
             if at < len(candidates) and (best is None or candidates[at][0] < best[0]):
                 best, where, place = candidates[at], left, at
         if best is None:
-            best, where = (row.tokens, len(rows), row.pictures, row.suffix), row.crops
+            best, where = (row.tokens, len(rows), row.images, row.suffix), row.crops
             rows.append([])
         else:
             del free[where][place]
         rows[best[1]].append(example)
-        rest = (best[0] - tokens, best[1], best[2] - pictures, best[3] - suffix)
+        rest = (best[0] - tokens, best[1], best[2] - images, best[3] - suffix)
         if rest[0]:
             bisect.insort(free[where - crops], rest)
     return rows
@@ -121,12 +121,12 @@ def empty_batch(rows: int, config: DataConfig, model: ModelConfig) -> Batch:
         "labels": np.full((rows, length), NO_LABEL, np.int32),
         "segments": np.zeros((rows, length), np.int32),
         "positions": np.zeros((rows, length), np.int32),
-        "soft_index": np.full((rows, length), NO_INDEX, np.int32),
+        "image_feature_index": np.full((rows, length), NO_INDEX, np.int32),
         "crops": np.zeros((rows, config.row_crops, side, side, 3), np.uint8),
     }
     if config.codes == "online":
         batch["code_index"] = np.full((rows, length), NO_INDEX, np.int32)
-        batch["pictures"] = np.zeros((rows, config.row_pictures, *model.sequence.picture_size, 3), np.uint8)
+        batch["images"] = np.zeros((rows, config.row_images, *model.sequence.image_size, 3), np.uint8)
     return batch
 
 
@@ -137,25 +137,25 @@ def fill_row(
     continuous tokens (`places`). Raises ValueError where they do not fit.
     """
     patches = model.siglip.patches
-    height, width = (side // model.vq.stride for side in model.sequence.picture_size)
-    length, online = batch["tokens"].shape[1], "pictures" in batch
-    room = (length, batch["crops"].shape[1], batch["pictures"].shape[1] if online else 0, length - prefix)
+    height, width = (side // model.vq.stride for side in model.sequence.image_size)
+    length, online = batch["tokens"].shape[1], "images" in batch
+    room = (length, batch["crops"].shape[1], batch["images"].shape[1] if online else 0, length - prefix)
     needs = [sum(column) for column in zip(*(example.lengths for example in examples))]
     if any(need > have for need, have in zip(needs, room)):
         raise ValueError(f"row {row}: {ExampleSize(*needs)} do not fit {ExampleSize(*room)}")
-    crops = pictures = 0
+    crops = images = 0
     for number, (example, here) in enumerate(zip(examples, places(examples, prefix)), 1):
-        last_crop, last_picture = crops + len(example.crops), pictures + len(example.pictures)
+        last_crop, last_image = crops + len(example.crops), images + len(example.images)
         batch["tokens"][row, here] = example.tokens
         batch["labels"][row, here] = example.labels
         batch["segments"][row, here] = number
         batch["positions"][row, here] = np.arange(len(example.tokens))
-        batch["soft_index"][row, here] = _shift(example.soft_index, crops * patches)
+        batch["image_feature_index"][row, here] = _shift(example.image_feature_index, crops * patches)
         batch["crops"][row, crops:last_crop] = example.crops
         if online:
-            batch["code_index"][row, here] = _shift(example.code_index, pictures * height * width)
-            batch["pictures"][row, pictures:last_picture] = example.pictures
-        crops, pictures = last_crop, last_picture
+            batch["code_index"][row, here] = _shift(example.code_index, images * height * width)
+            batch["images"][row, images:last_image] = example.images
+        crops, images = last_crop, last_image
 
 
 def places(examples: Sequence[Example], prefix: int) -> list[np.ndarray]:

@@ -58,7 +58,7 @@ class JsonRecords:
         if end - start > MAX_RECORD:
             raise ConversationError(
                 f"{self.where(i)}: a record of {end - start} bytes, more than {MAX_RECORD}: split it; "
-                "pictures go into files, not into the text",
+                "images go into files, not into the text",
                 "json",
             )
         return decode_json(self._file.read(start, end - start), self.where(i))
@@ -110,8 +110,8 @@ class TfdsRecords:
     """A TFDS data set through `tfds.data_source`, each example made a conversation by a mapping function.
 
     `path` is a prepared data set's folder or a name TFDS knows ("name:1.0.0", looked for in TFDS_DATA_DIR).
-    Encoded pictures reach the mapping as bytes. Without a mapping an example must have `conversations`, the
-    JSON text of the turns, and may have `image`: a picture, or a list of them.
+    Encoded images reach the mapping as bytes. Without a mapping an example must have `conversations`, the
+    JSON text of the turns, and may have `image`: an image, or a list of them.
     """
 
     def __init__(self, path: str, split: str, mapping: str):

@@ -18,13 +18,13 @@ from unitoken_jax.data.index import open_index, report_bad
 from unitoken_jax.data.index_build import InvalidRow, write_bad
 from unitoken_jax.sequence import build
 from unitoken_jax.sequence.conversation import Conversation, ConversationError
-from unitoken_jax.sequence.image import PictureError
+from unitoken_jax.sequence.image import ImageError
 from unitoken_jax.sequence.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
 CACHE_BYTES = 256 << 20  # decoded examples kept, all of a source together
-CACHED_EXAMPLE_BYTES = 64 << 10  # larger ones are not worth it: real pictures would only push each other out
+CACHED_EXAMPLE_BYTES = 64 << 10  # larger ones are not worth it: real images would only push each other out
 REPORT = "left_out.jsonl"  # in the index's folder: good rows that these settings cannot use
 # Salts that keep the random streams of one seed apart.
 _ORDER, _DROP, _RATIO = 0x0A, 0x0D, 0x0F
@@ -54,13 +54,13 @@ class Source:
         seed: int | None,
         share: tuple[int, int] = (0, 1),
     ):
-        """Opens the index, or measures the data; pictures are not decoded.
+        """Opens the index, or measures the data; images are not decoded.
 
         Args:
           number: the source's place among its siblings, part of every random decision.
           seed: None for validation: file order, no dropout, centre crops.
           share: (index, count) of this process among those that measure together.
-        Raises ConversationError, PictureError or CodesError, or skips and reports, as `data.on_error` says.
+        Raises ConversationError, ImageError or CodesError, or skips and reports, as `data.on_error` says.
         """
         self.number, self.data, self.model, self.tokenizer, self.seed = number, data, model, tokenizer, seed
         self.path, self.skipped = config.path, 0
@@ -131,7 +131,7 @@ class Source:
         """int64[n, 4]: `Lengths` of these examples of the index (int32[n, 5])."""
         needs = lengths[:, :4].astype(np.int64)
         if self.data.codes == "offline":
-            needs[:, 2] = 0  # no pictures to encode
+            needs[:, 2] = 0  # no images to encode
         return needs
 
     def stretch(self, start: int, count: int) -> ExampleSlice:
@@ -155,7 +155,7 @@ class Source:
         return ExampleSlice(epochs, indices, drops, lengths)
 
     def example(self, epoch: int, index: int, drop: bool) -> build.Example | None:
-        """Example `index` as epoch `epoch` sees it; None where its picture is bad and errors are skipped."""
+        """Example `index` as epoch `epoch` sees it; None where its image is bad and errors are skipped."""
         random = self.model.sequence.crop == "random" and self.seed is not None and self.codes is None
         if not random and (index, drop) in self._cache:
             self._cache.move_to_end((index, drop))
@@ -163,7 +163,7 @@ class Source:
         rng = np.random.default_rng([self.seed, self.number, epoch, index]) if random else None
         try:
             example = self._build(self.index.conversation(index), index, drop, rng)
-        except (ConversationError, PictureError) as error:
+        except (ConversationError, ImageError) as error:
             if self.data.on_error == "raise":
                 raise
             self._skip(error)
@@ -180,15 +180,15 @@ class Source:
         if drop:
             expected[0] = int(self.index.lengths[index, 4])
         if list(example.lengths) != expected:
-            raise PictureError(
-                f"{conversation.source}: takes {list(example.lengths)} tokens, crops, pictures and suffix, "
-                f"but {expected} when it was measured: its pictures have changed since; delete "
+            raise ImageError(
+                f"{conversation.source}: takes {list(example.lengths)} tokens, crops, images and suffix, "
+                f"but {expected} when it was measured: its images have changed since; delete "
                 f"{self.index.folder} to measure again"
             )
         return example
 
     def _without_codes(self, usable: np.ndarray) -> list[InvalidRow]:
-        """Rows with a picture whose VQ codes are missing."""
+        """Rows with an image whose VQ codes are missing."""
         about, bad = self.codes.about, []
         if about.get("data") == self.index.data_digest() and not about["left_out"]:
             return bad  # made from this very data, and complete
@@ -216,4 +216,4 @@ class Source:
 
 
 def _bytes(example: build.Example) -> int:
-    return example.tokens.nbytes * 4 + example.crops.nbytes + example.pictures.nbytes
+    return example.tokens.nbytes * 4 + example.crops.nbytes + example.images.nbytes

@@ -1,4 +1,4 @@
-"""Reports as one HTML file each: tables and small pictures in it, nothing fetched, no scripts."""
+"""Reports as one HTML file each: tables and small images in it, nothing fetched, no scripts."""
 
 import base64
 import html
@@ -11,7 +11,7 @@ from PIL import Image
 
 from unitoken_jax.storage.paths import write_text
 
-_SIDE, _QUALITY = 224, 80  # of pictures in a report: pixels, JPEG quality
+_SIDE, _QUALITY = 224, 80  # of images in a report: pixels, JPEG quality
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body {{ font: 15px/1.45 system-ui, sans-serif; color: #222; margin: 2em auto; max-width: 72em }}
@@ -62,9 +62,9 @@ def cards(made: Iterable[str]) -> str:
     return '<div class="cards">' + "\n".join(made) + "</div>"
 
 
-def card(pictures: Sequence[str], lines: Mapping[str, str], verdict: str = "") -> str:
-    """Pictures (`small_jpeg`) over labelled lines; `verdict` "right" or "wrong" colours its edge."""
-    images = [f'<img alt="" src="data:image/jpeg;base64,{picture}">' for picture in pictures]
+def card(jpegs: Sequence[str], lines: Mapping[str, str], verdict: str = "") -> str:
+    """Images (`small_jpeg`) over labelled lines; `verdict` "right" or "wrong" colours its edge."""
+    images = [f'<img alt="" src="data:image/jpeg;base64,{jpeg}">' for jpeg in jpegs]
     texts = [
         f"<p><b>{html.escape(label)}</b> {html.escape(text).replace(chr(10), '<br>')}</p>"
         for label, text in lines.items()
@@ -72,12 +72,12 @@ def card(pictures: Sequence[str], lines: Mapping[str, str], verdict: str = "") -
     return f'<div class="card {html.escape(verdict)}">' + "".join(images + texts) + "</div>"
 
 
-def small_jpeg(picture: Image.Image) -> str:
+def small_jpeg(image: Image.Image) -> str:
     """Base64 of a JPEG that is at most 224 pixels a side; what is transparent becomes white."""
-    picture = picture.convert("RGBA")
-    picture.thumbnail((_SIDE, _SIDE))
-    flat = Image.new("RGB", picture.size, "white")
-    flat.paste(picture, mask=picture.getchannel("A"))
+    image = image.convert("RGBA")
+    image.thumbnail((_SIDE, _SIDE))
+    flat = Image.new("RGB", image.size, "white")
+    flat.paste(image, mask=image.getchannel("A"))
     data = io.BytesIO()
     flat.save(data, "JPEG", quality=_QUALITY)
     return base64.b64encode(data.getvalue()).decode("ascii")

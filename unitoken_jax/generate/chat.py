@@ -1,7 +1,7 @@
-"""Conversations -> answers of text and pictures in turn.
+"""Conversations -> answers of text and images in turn.
 
-Text is written up to its end or to begin-of-image; then a picture is drawn under its grammar, read back as
-training shows a picture in an answer, and text goes on. Each piece is one call of the loop that answers or
+Text is written up to its end or to begin-of-image; then an image is drawn under its grammar, read back as
+training shows an image in an answer, and text goes on. Each piece is one call of the loop that answers or
 draws, with all before it as its prompt.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from unitoken_jax.generate import decode, image, scheduler, text
-from unitoken_jax.generate.grammar import PictureGrammar
+from unitoken_jax.generate.grammar import ImageGrammar
 from unitoken_jax.sequence.conversation import Conversation, GeneratedImage
 from unitoken_jax.sequence.vocabulary import Vocabulary
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reply:
-    """An answer. `parts`: text and drawn pictures, in order; as they are, they can be the conversation's next
+    """An answer. `parts`: text and drawn images, in order; as they are, they can be the conversation's next
     turn. `tokens` int32[n]: all of it as the model wrote and read it, without the end of turn."""
 
     parts: tuple[str | GeneratedImage, ...]
@@ -36,7 +36,7 @@ class Reply:
         return "".join(part for part in self.parts if isinstance(part, str))
 
     @property
-    def pictures(self) -> list[Image.Image]:
+    def images(self) -> list[Image.Image]:
         return [part.image for part in self.parts if isinstance(part, GeneratedImage)]
 
 
@@ -46,34 +46,34 @@ def chat(
     *,
     draws: bool = False,
     max_tokens: int | None = None,
-    max_pictures: int = 4,
+    max_images: int = 4,
     temperature: float = 0.0,
     top_k: int | None = None,
     drawing: Mapping | None = None,
     seed: int = 0,
     batch: int = scheduler.BATCH,
 ) -> list[Reply]:
-    """The next turn of each conversation (as for `text.answer`), with pictures where the model begins one.
+    """The next turn of each conversation (as for `text.answer`), with images where the model begins one.
 
     Args:
-      draws: the answer begins with a picture, whatever the model thinks: "make it blue", after a picture.
-      max_tokens: of text, in an answer; `max_pictures`: pictures in it. A turn ends there at the latest.
+      draws: the answer begins with an image, whatever the model thinks: "make it blue", after an image.
+      max_tokens: of text, in an answer; `max_images`: images in it. A turn ends there at the latest.
       temperature, top_k: of the text, as for `text.answer`.
-      drawing: settings of the pictures: guidance, top_k, temperature, speculate, size, as for `image.draw`.
+      drawing: settings of the images: guidance, top_k, temperature, speculate, size, as for `image.draw`.
     Raises ValueError as `text.answer` and `image.draw`.
     """
     if isinstance(conversations, str):
         raise ValueError("conversations is one string; expected a list: [[question]] or [[image, question]]")
-    if max_pictures < int(draws):
-        raise ValueError(f"max_pictures is {max_pictures}; expected {int(draws)} or more")
+    if max_images < int(draws):
+        raise ValueError(f"max_images is {max_images}; expected {int(draws)} or more")
     if draws:
-        model.require("vqgan/decoder", "drawing pictures")
+        model.require("vqgan/decoder", "drawing images")
     limit = text.token_limit(model, max_tokens)
     chosen = text.resolve_text_sampling(model, temperature, top_k)
     artist = _ImageGenerator(model, seed, batch, **(drawing or {}))
     asked = [text.as_asked(parts, number) for number, parts in enumerate(conversations)]
-    lead = model.tokenizer.encode(model.config.sequence.picture_lead) if draws else []
-    answers = [_Answer(limit, max_pictures, lead, "picture" if draws else "text") for _ in asked]
+    lead = model.tokenizer.encode(model.config.sequence.text_before_image) if draws else []
+    answers = [_Answer(limit, max_images, lead, "image" if draws else "text") for _ in asked]
     clock, begin = decode.Clock(), model.tokenizer.vocabulary.begin_of_image
 
     def begun(mode: str) -> tuple[list[_Answer], list[decode.Prompt]]:
@@ -90,18 +90,18 @@ def chat(
         limits, how = [one.tokens_left for one in writing], {"seed": seed, "batch": batch, "ends": (begin,)}
         for job, tokens, _ in text.write_text(model, prompts, limits, chosen, clock, **how):
             writing[job].add_text(tokens, model.tokenizer.vocabulary)
-        drawing_now, prompts = begun("picture")
-        for one, picture in zip(drawing_now, artist.draw(prompts, clock)):
-            one.add_picture(picture)
+        drawing_now, prompts = begun("image")
+        for one, generated in zip(drawing_now, artist.draw(prompts, clock)):
+            one.add_image(generated)
     return [_reply(model, one, artist.grammar, clock.timing) for one in answers]
 
 
 class _Answer:
     """An answer in the making. `parts`: ids int32[n] and Drawn; `mode`: what comes next."""
 
-    def __init__(self, tokens_left: int, pictures_left: int, lead: Sequence[int], mode: str):
+    def __init__(self, tokens_left: int, images_left: int, lead: Sequence[int], mode: str):
         self.parts: list[np.ndarray | GeneratedImage] = [np.array(lead, np.int32)]
-        self.tokens_left, self.pictures_left, self.mode = tokens_left, pictures_left, mode
+        self.tokens_left, self.images_left, self.mode = tokens_left, images_left, mode
         self.complete = False
 
     def add_text(self, tokens: np.ndarray, vocabulary: Vocabulary) -> None:
@@ -110,16 +110,16 @@ class _Answer:
         self.complete = tokens[-1] == vocabulary.end_of_turn
         begins = tokens[-1] == vocabulary.begin_of_image
         self.parts.append(tokens[:-1] if self.complete or begins else tokens)
-        self.mode = "picture" if begins and self.pictures_left else "over"
+        self.mode = "image" if begins and self.images_left else "over"
 
-    def add_picture(self, picture: GeneratedImage) -> None:
-        self.parts.append(picture)
-        self.pictures_left -= 1
+    def add_image(self, generated: GeneratedImage) -> None:
+        self.parts.append(generated)
+        self.images_left -= 1
         self.mode = "text" if self.tokens_left else "over"
 
 
 class _ImageGenerator:
-    """Reads and draws the pictures of a call."""
+    """Reads and draws the images of a call."""
 
     def __init__(self, model: "UniToken", seed: int, batch: int, *, size=None, **settings):
         unknown = settings.keys() - {"guidance", "top_k", "temperature", "speculate"}
@@ -141,10 +141,10 @@ class _ImageGenerator:
         return self.known[key]
 
     def draw(self, prompts: Sequence[decode.Prompt], clock: decode.Clock) -> list[GeneratedImage]:
-        """A picture after each of `prompts`."""
+        """An image after each of `prompts`."""
         if not prompts:
             return []
-        self.model.require("vqgan/decoder", "drawing pictures")
+        self.model.require("vqgan/decoder", "drawing images")
         begin, numbered = np.array([self.grammar.begin]), []
         for prompt, (_, number) in zip(prompts, scheduler.rng_streams(prompts)):
             numbered.append((image.append_tokens(prompt, begin), number))
@@ -160,7 +160,7 @@ class _ImageGenerator:
         ]
 
 
-def _reply(model: "UniToken", answer: _Answer, grammar: PictureGrammar, timing: decode.Timing) -> Reply:
+def _reply(model: "UniToken", answer: _Answer, grammar: ImageGrammar, timing: decode.Timing) -> Reply:
     parts, tokens = [], []
     for part in answer.parts:
         if isinstance(part, GeneratedImage):

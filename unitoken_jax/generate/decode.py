@@ -5,7 +5,7 @@ token is its position, so what a padded row holds beyond its length is overwritt
 Whatever a user varies between calls (text, seed, top-k, temperature, guidance, the answer's limit) is
 traced, not compiled in.
 
-One loop writes text and pictures, with speculation or without. A token is a pure function of what stands
+One loop writes text and images, with speculation or without. A token is a pure function of what stands
 before it: the best of logits + noise, where the noise is its place's own (sampling.py). So one pass reads a
 window of W tokens, the last settled one and drafts, and gives the true token after each. Drafts that it
 confirms are settled; the rest are replaced by what it gave, and read again (Jacobi iteration). The result is
@@ -32,10 +32,10 @@ MODEL_CHOOSES = -1  # in Rules.forced: the model chooses
 
 
 class Prompt(NamedTuple):
-    """One prompt: tokens int32[T], soft_index int32[T], crops uint8[C, S, S, 3] (C may be 0)."""
+    """One prompt: tokens int32[T], image_feature_index int32[T], crops uint8[C, S, S, 3] (C may be 0)."""
 
     tokens: np.ndarray
-    soft_index: np.ndarray
+    image_feature_index: np.ndarray
     crops: np.ndarray | None = None
 
 
@@ -44,7 +44,7 @@ class Prompts(NamedTuple):
 
     tokens: Any  # int32[B, T]
     lengths: Any  # int32[B]
-    soft_index: Any  # int32[B, T]
+    image_feature_index: Any  # int32[B, T]
     crops: Any  # uint8[B, C, S, S, 3] | None
 
 
@@ -53,7 +53,7 @@ class SamplingParams(NamedTuple):
 
     `forced` int32[M]: the id at each place after the prompt, or FREE. `ids` int32[N]: those that may be
     chosen; None: all. `ends` int32[E]: those that end a row. `stride`: places to the nearest similar one, an
-    unread token's first draft (a picture's row above).
+    unread token's first draft (an image's row above).
     """
 
     top_k: Any
@@ -150,14 +150,14 @@ def pad_prompts(
     length = length or bucket_size(max(len(prompt.tokens) for prompt in prompts))
     crops = crop_bucket(prompts) if crops is None else crops
     tokens = np.zeros((rows, length), np.int32)
-    soft_index = np.full((rows, length), -1, np.int32)
+    image_feature_index = np.full((rows, length), -1, np.int32)
     lengths = np.zeros(rows, np.int32)
     for row, prompt in enumerate(prompts):
         lengths[row] = len(prompt.tokens)
         tokens[row, : lengths[row]] = prompt.tokens
-        soft_index[row, : lengths[row]] = prompt.soft_index
+        image_feature_index[row, : lengths[row]] = prompt.image_feature_index
     return Prompts(
-        tokens, lengths, soft_index, _stack_crops([prompt.crops for prompt in prompts], rows, crops)
+        tokens, lengths, image_feature_index, _stack_crops([prompt.crops for prompt in prompts], rows, crops)
     )
 
 
@@ -204,7 +204,7 @@ def prefill(
         prompts.tokens,
         jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (rows, length)),
         module.init_cache(rows, slots),
-        soft_index=prompts.soft_index,
+        image_feature_index=prompts.image_feature_index,
         features=features,
         method="extend",
     )

@@ -1,4 +1,4 @@
-"""What a picture's tokens look like: a table of forced ids, -1 where the model chooses a code.
+"""What an image's tokens look like: a table of forced ids, -1 where the model chooses a code.
 
     begin | h w | code ... code new-line | ... | code ... code new-line | end
 
@@ -16,8 +16,8 @@ from unitoken_jax.sequence.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PictureGrammar:
-    """The tokens of a picture of `rows` x `columns` codes.
+class ImageGrammar:
+    """The tokens of an image of `rows` x `columns` codes.
 
     `forced` int32[N]: the tokens after begin-of-image; an id, or SAMPLE where the model chooses a code.
     `begin` the begin-of-image id; `code_ids` int32[codes]: the token of each VQ code.
@@ -40,7 +40,7 @@ class PictureGrammar:
         return self.forced[len(self.head) + self.columns :][:1]
 
     def tokens(self, ids: np.ndarray) -> np.ndarray:
-        """The whole table int32[B, N] of each picture's codes' token ids int32[B, rows * columns]."""
+        """The whole table int32[B, N] of each image's codes' token ids int32[B, rows * columns]."""
         tokens = np.repeat(self.forced[None], len(ids), axis=0)
         tokens[:, self.forced == SAMPLE] = ids
         return tokens
@@ -53,7 +53,7 @@ class PictureGrammar:
         tokens = np.asarray(tokens)
         if tokens.ndim != 2 or tokens.shape[1] != len(self.forced):
             raise ValueError(
-                f"tokens of a {self.rows} x {self.columns} picture are int32[B, {len(self.forced)}] "
+                f"tokens of a {self.rows} x {self.columns} image are int32[B, {len(self.forced)}] "
                 f"(after begin-of-image), not {tokens.shape}"
             )
         table = np.full(max(int(self.code_ids.max()), int(tokens.max(initial=0))) + 1, -1, np.int32)
@@ -63,14 +63,14 @@ class PictureGrammar:
         wrong = np.where(sampled, found < 0, tokens != self.forced)
         if wrong.any():
             row, place = map(int, np.argwhere(wrong)[0])
-            expected = "a picture code" if sampled[place] else f"the forced id {self.forced[place]}"
-            raise ValueError(f"picture {row}, token {place}: id {tokens[row, place]} is not {expected}")
+            expected = "an image code" if sampled[place] else f"the forced id {self.forced[place]}"
+            raise ValueError(f"image {row}, token {place}: id {tokens[row, place]} is not {expected}")
         return found[:, sampled].reshape(len(tokens), self.rows, self.columns)
 
 
-def picture_grammar(config: ModelConfig, vocabulary: Vocabulary, height: int, width: int) -> PictureGrammar:
-    """The grammar of a `height` x `width` px picture. ValueError for an unsupported size."""
+def image_grammar(config: ModelConfig, vocabulary: Vocabulary, height: int, width: int) -> ImageGrammar:
+    """The grammar of a `height` x `width` px image. ValueError for an unsupported size."""
     begin, *forced = image_template(config, vocabulary, (height, width)).tolist()
     rows, columns = height // config.vq.stride, width // config.vq.stride
     codes = vocabulary.code_ids[: config.vq.codes]  # a tokenizer may name more than the codebook has
-    return PictureGrammar(rows, columns, begin, np.array(forced, np.int32), codes)
+    return ImageGrammar(rows, columns, begin, np.array(forced, np.int32), codes)

@@ -1,4 +1,4 @@
-"""Prompts -> pictures: tokens drawn under the picture grammar with guidance, then VQ-decoded.
+"""Prompts -> images: tokens drawn under the image grammar with guidance, then VQ-decoded.
 
 Text-to-image as the published code does it: the unconditional stream starts at begin-of-image, both size
 ids are forced, then codes alone are chosen, with new-lines and end forced (reference: README).
@@ -17,7 +17,7 @@ from PIL import Image
 from unitoken_jax.batch import NO_INDEX
 from unitoken_jax.config import ModelConfig
 from unitoken_jax.generate import decode, scheduler
-from unitoken_jax.generate.grammar import SAMPLE, PictureGrammar, picture_grammar
+from unitoken_jax.generate.grammar import SAMPLE, ImageGrammar, image_grammar
 from unitoken_jax.generate.sampling import check_sampling
 from unitoken_jax.generate.scheduler import BATCH
 from unitoken_jax.model.layers import to_pixels
@@ -31,7 +31,7 @@ WINDOW = 16  # tokens a pass reads on an accelerator; the weights take longer to
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageResult:
-    """A generated picture. `tokens` int32[N]: begin-of-image ... end-of-image. `number`: see `draw`.
+    """A generated image. `tokens` int32[N]: begin-of-image ... end-of-image. `number`: see `draw`.
 
     `timing` is that of the batch it was drawn in, up to its tokens.
     """
@@ -39,7 +39,7 @@ class ImageResult:
     prompt: str
     number: int
     tokens: np.ndarray
-    picture: Image.Image
+    image: Image.Image
     timing: decode.Timing
 
 
@@ -66,13 +66,13 @@ def draw(
     speculate: int | None = None,
     progress: Callable[[int, Image.Image], None] | None = None,
 ) -> list[ImageResult]:
-    """`number` pictures of each of `prompts`, in order: all of the first, then all of the second, ...
+    """`number` images of each of `prompts`, in order: all of the first, then all of the second, ...
 
     `size` = (height, width) px, default: as in training. What is None is the model's default
     (`config.generation`). A sample depends on (seed, prompt, its number among this prompt's samples)
     alone: not on the other prompts, its place among them, `batch`, or `speculate`, how many tokens a pass
     reads (up to the last bit of a matrix product, which only a near-tie between two codes can make visible).
-    `progress` is called with a picture's number and its rows so far, about once a row.
+    `progress` is called with an image's number and its rows so far, about once a row.
     Raises ValueError for an unsupported size or meaningless settings.
     """
     if isinstance(prompts, str):
@@ -81,9 +81,9 @@ def draw(
         if not text.strip():
             raise ValueError(f"prompt {i} is empty; say what to draw")
     if number < 1:
-        raise ValueError(f"number is {number}; expected at least 1 picture a prompt")
+        raise ValueError(f"number is {number}; expected at least 1 image a prompt")
     found = resolve_settings(model.config, guidance, top_k, temperature, speculate)
-    model.require("vqgan/decoder", "drawing pictures")
+    model.require("vqgan/decoder", "drawing images")
     grammar = grammar_of(model, size)
 
     read = {text: _prompt(model, text) for text in dict.fromkeys(prompts)}
@@ -110,11 +110,9 @@ def draw(
             progress(one.job, _rows_so_far(model, grammar, one.tokens, rows))
             told[one.job] = rows
     tokens = grammar.tokens(ids)
-    pictures = decode_codes(model, grammar.codes(tokens), batch)
+    images = decode_codes(model, grammar.codes(tokens), batch)
     tokens = np.concatenate([np.full((len(jobs), 1), grammar.begin, np.int32), tokens], axis=1)
-    return [
-        ImageResult(*job, row, picture, clock.timing) for job, row, picture in zip(jobs, tokens, pictures)
-    ]
+    return [ImageResult(*job, row, image, clock.timing) for job, row, image in zip(jobs, tokens, images)]
 
 
 def resolve_settings(
@@ -138,16 +136,16 @@ def resolve_settings(
     return ImageSettings(guidance, top_k, temperature, max(window, 1))
 
 
-def grammar_of(model: "UniToken", size: tuple[int, int] | None) -> PictureGrammar:
-    """The grammar of a picture of `size` = (height, width) px, None: as in training."""
-    height, width = size or model.config.sequence.picture_size
-    return picture_grammar(model.config, model.tokenizer.vocabulary, height, width)
+def grammar_of(model: "UniToken", size: tuple[int, int] | None) -> ImageGrammar:
+    """The grammar of an image of `size` = (height, width) px, None: as in training."""
+    height, width = size or model.config.sequence.image_size
+    return image_grammar(model.config, model.tokenizer.vocabulary, height, width)
 
 
 def draw_codes(
     model: "UniToken",
     prompts: Sequence[tuple[decode.Prompt, int]],
-    grammar: PictureGrammar,
+    grammar: ImageGrammar,
     clock: decode.Clock,
     settings: ImageSettings,
     *,
@@ -155,7 +153,7 @@ def draw_codes(
     batch: int,
     every: int | None = None,
 ) -> Iterator[scheduler.Completion]:
-    """Draws a picture's codes, as token ids, for each (prompt that ends with begin-of-image, its number).
+    """Draws an image's codes, as token ids, for each (prompt that ends with begin-of-image, its number).
 
     They come as each is done; `every`: also what there is of the others, after so many passes.
     """
@@ -190,7 +188,7 @@ def draw_codes(
 
 
 def text_prompt(tokens: np.ndarray) -> decode.Prompt:
-    """A prompt without pictures."""
+    """A prompt without images."""
     return decode.Prompt(np.asarray(tokens, np.int32), np.full(len(tokens), NO_INDEX, np.int32))
 
 
@@ -200,11 +198,11 @@ def append_tokens(prompt: decode.Prompt, ids: np.ndarray) -> decode.Prompt:
     return decode.Prompt(*map(np.concatenate, zip(prompt[:2], more[:2])), prompt.crops)
 
 
-def _rows_so_far(model, grammar: PictureGrammar, ids: np.ndarray, rows: int) -> Image.Image:
-    """The upper `rows` rows of codes of a picture, as pixels; whole pictures are decoded, of one shape."""
+def _rows_so_far(model, grammar: ImageGrammar, ids: np.ndarray, rows: int) -> Image.Image:
+    """The upper `rows` rows of codes of an image, as pixels; whole images are decoded, of one shape."""
     ids = np.pad(ids, (0, grammar.rows * grammar.columns - len(ids)), mode="edge")
-    (picture,) = decode_codes(model, grammar.codes(grammar.tokens(ids[None])))
-    return picture.crop((0, 0, picture.width, picture.height * rows // grammar.rows))
+    (image,) = decode_codes(model, grammar.codes(grammar.tokens(ids[None])))
+    return image.crop((0, 0, image.width, image.height * rows // grammar.rows))
 
 
 def default_top_k(config: ModelConfig) -> int:
@@ -217,8 +215,8 @@ def _prompt(model: "UniToken", text: str) -> decode.Prompt:
 
 
 def decode_codes(model: "UniToken", codes: np.ndarray, batch: int = BATCH) -> list[Image.Image]:
-    """Pictures of VQ codes int32[M, h, w], `batch` at one time."""
-    model.require("vqgan/decoder", "decoding pictures")
+    """Images of VQ codes int32[M, h, w], `batch` at one time."""
+    model.require("vqgan/decoder", "decoding images")
     groups = _in_groups(model, _pixels, np.asarray(codes, np.int32), batch)
     return [Image.fromarray(one) for pixels in groups for one in pixels]
 
@@ -231,7 +229,7 @@ def _pixels(vq, params, codes):
 
 def encode_images(model: "UniToken", crops: np.ndarray, batch: int = BATCH) -> np.ndarray:
     """VQ codes int32[M, h, w] of discrete crops uint8[M, H, W, 3]."""
-    model.require("vqgan/encoder", "reading discrete picture tokens")
+    model.require("vqgan/encoder", "reading discrete image tokens")
     return np.concatenate(list(_in_groups(model, _codes, np.asarray(crops, np.uint8), batch)))
 
 

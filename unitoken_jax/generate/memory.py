@@ -45,5 +45,5 @@ def check_memory(model: "UniToken", rows: int, slots: int, length: int) -> None:
         raise ValueError(
             f"a cache of {rows} rows of {slots} tokens (prompts up to {length}, {slots - length} to write) "
             f"takes {needed / GIB:.2f} GiB ({needed} bytes), but {free / GIB:.2f} GiB are free: write "
-            "fewer at one time (batch) or less (max_tokens, a smaller picture), or shorten the conversation"
+            "fewer at one time (batch) or less (max_tokens, a smaller image), or shorten the conversation"
         )

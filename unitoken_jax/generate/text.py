@@ -1,4 +1,4 @@
-"""Conversations -> answers: pictures are read once, text is decoded (greedily or not) to the end of turn."""
+"""Conversations -> answers: images are read once, text is decoded (greedily or not) to the end of turn."""
 
 import dataclasses
 from collections import Counter
@@ -60,7 +60,7 @@ def answer(
     and depends on (seed, prompt, its number among equal prompts) alone. `max_tokens` None is the model's
     default. `batch` are written at one time; a finished one makes room for the next. `stream`: instead, the
     answers' text as it comes, an iterator of (the conversation's number, next piece).
-    Raises ValueError (ConversationError, PictureError) naming the conversation's number and what is wrong.
+    Raises ValueError (ConversationError, ImageError) naming the conversation's number and what is wrong.
     """
     if isinstance(conversations, str):
         raise ValueError("conversations is one string; expected a list: [[question]] or [[image, question]]")
@@ -139,7 +139,7 @@ def read_conversations_as_prompts(
     codes: build.Codes | None = None,
     begun: Sequence[Sequence] | None = None,
 ) -> list[decode.Prompt]:
-    """Every conversation as the model reads it, its pictures' codes made on the device unless `codes` has
+    """Every conversation as the model reads it, its images' codes made on the device unless `codes` has
     them. `begun`: each answer's parts so far (`sequence.prompt`)."""
     examples = []
     for number, parts in enumerate(conversations):
@@ -148,18 +148,18 @@ def read_conversations_as_prompts(
             build.build_prompt(as_asked(parts, number), model.tokenizer, model.config, codes, answer=answer)
         )
     if any(len(example.crops) for example in examples):
-        model.require("siglip", "reading pictures")
-    pictures = [example.pictures for example in examples if len(example.pictures)]
-    made = encode_images(model, np.concatenate(pictures), batch) if pictures else None
+        model.require("siglip", "reading images")
+    images = [example.images for example in examples if len(example.images)]
+    made = encode_images(model, np.concatenate(images), batch) if images else None
     prompts, used = [], 0
     for example in examples:
         tokens = example.tokens
-        if len(example.pictures):
-            own = made[used : used + len(example.pictures)].reshape(-1)
-            used += len(example.pictures)
+        if len(example.images):
+            own = made[used : used + len(example.images)].reshape(-1)
+            used += len(example.images)
             code = own[np.maximum(example.code_index, 0)]
             tokens = np.where(example.code_index < 0, tokens, model.tokenizer.vocabulary.code_ids[code])
-        prompts.append(decode.Prompt(tokens, example.soft_index, example.crops))
+        prompts.append(decode.Prompt(tokens, example.image_feature_index, example.crops))
     return prompts
 
 

@@ -1,4 +1,4 @@
-"""A data set's pictures -> VQ codes, once, so that training need not make them (`data.codes = "offline"`)."""
+"""A data set's images -> VQ codes, once, so that training need not make them (`data.codes = "offline"`)."""
 
 import array
 import concurrent.futures
@@ -19,12 +19,12 @@ from unitoken_jax.data.index import data_digest, index_folder
 from unitoken_jax.data.readers import kind_of
 from unitoken_jax.generate.image import BATCH, encode_images
 from unitoken_jax.sequence.conversation import ConversationError, ImageFile, parse_conversation
-from unitoken_jax.sequence.image import PictureError
+from unitoken_jax.sequence.image import ImageError
 from unitoken_jax.storage.paths import is_remote, save_array
 from unitoken_jax.unitoken import UniToken
 
 WORK = "work.npy"
-THREADS = 8  # pictures decoded at one time, while the device encodes those before
+THREADS = 8  # images decoded at one time, while the device encodes those before
 
 
 def tokenize(
@@ -32,25 +32,25 @@ def tokenize(
     data: SourceConfig | str | os.PathLike,
     out: str | os.PathLike | None = None,
     *,
-    pictures: str | os.PathLike = "",
+    images: str | os.PathLike = "",
     batch: int = BATCH,
     on_error: Callable[[Exception], None] | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> pathlib.Path:
-    """Writes the codes of every picture in `data`; the path of the codes' folder (codes.py).
+    """Writes the codes of every image in `data`; the path of the codes' folder (codes.py).
 
     Stopped, it goes on with the shard it was at when called again. The folder appears when all is done.
 
     Args:
-      data: a JSON or JSONL file, with `pictures` (default: its folder); or any source.
+      data: a JSON or JSONL file, with `images` (default: its folder); or any source.
       out: a folder, None the data's own. In another folder a data file is copied beside its codes; training
-        then reads that copy, with `pictures` pointing to the old folder, or the old one with
+        then reads that copy, with `images` pointing to the old folder, or the old one with
         `SourceConfig.codes`.
-      on_error: takes the error of each bad conversation or picture, which is left out; None: the first raises
-        ConversationError or PictureError.
+      on_error: takes the error of each bad conversation or image, which is left out; None: the first raises
+        ConversationError or ImageError.
       share: (index, count) of this process among those that write together; the last one to end joins.
     """
-    source = data if isinstance(data, SourceConfig) else SourceConfig(str(data), pictures=str(pictures))
+    source = data if isinstance(data, SourceConfig) else SourceConfig(str(data), images=str(images))
     model = model if isinstance(model, UniToken) else UniToken.load(model)
     model.require("vqgan/encoder", "tokenizing")
     path = codes_path(source.path) if out is None else pathlib.Path(out) / codes_name(source.path)
@@ -68,7 +68,7 @@ def tokenize(
 
 def _write_shards(model, work: "_Work", folder, shards: range, count: int, batch: int, on_error) -> None:
     """Writes those of `shards` that are not there."""
-    with tqdm(total=len(work), unit="picture", disable=None) as bar:  # None: only on a terminal
+    with tqdm(total=len(work), unit="image", disable=None) as bar:  # None: only on a terminal
         for shard in shards:
             chosen = range(shard * code_shards.SHARD, min((shard + 1) * code_shards.SHARD, len(work)))
             if code_shards.has_shard(folder, shard, count):
@@ -97,7 +97,7 @@ def _copy_beside(data: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 class _Work:
-    """The distinct pictures of a source that have codes, in order of first appearance; found once."""
+    """The distinct images of a source that have codes, in order of first appearance; found once."""
 
     def __init__(self, source: SourceConfig, model: UniToken, folder: pathlib.Path, on_error):
         folder.mkdir(exist_ok=True)
@@ -117,12 +117,12 @@ class _Work:
         return self._needed(row)[part]
 
     def _needed(self, row: int) -> list[ImageFile]:
-        records, pictures = self._measurer.records, self._measurer.pictures
-        conversation = parse_conversation(records.read(row), records.where(row), pictures, need_answers=False)
+        records, images = self._measurer.records, self._measurer.images
+        conversation = parse_conversation(records.read(row), records.where(row), images, need_answers=False)
         return codes_needed(conversation, self._config)
 
     def _find(self, on_error) -> np.ndarray:
-        """int64[N, 2]: conversation, and which of its pictures."""
+        """int64[N, 2]: conversation, and which of its images."""
         marks, rows, parts = array.array("Q"), array.array("q"), array.array("q")
         for row in tqdm(range(len(self._measurer.records)), unit="row", disable=None, leave=False):
             try:
@@ -132,7 +132,7 @@ class _Work:
                     raise
                 on_error(error)
                 continue
-            marks.extend(name_hash(picture.name) for picture in needed)
+            marks.extend(name_hash(image.name) for image in needed)
             rows.extend([row] * len(needed))
             parts.extend(range(len(needed)))
         _, first = np.unique(np.array(marks), return_index=True)
@@ -142,13 +142,13 @@ class _Work:
 def _encoded(
     model: UniToken, work: _Work, chosen: range, batch: int, on_error, left_out: list[dict], bar
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, int32[h, w]) of the `chosen` pictures, in order. The next batch is decoded meanwhile."""
+    """(name, int32[h, w]) of the `chosen` images, in order. The next batch is decoded meanwhile."""
 
-    def crop(picture: ImageFile):
+    def crop(image: ImageFile):
         try:
-            return picture.name, crop_to_encode(picture, model.config)
-        except PictureError as error:
-            return picture.name, error
+            return image.name, crop_to_encode(image, model.config)
+        except ImageError as error:
+            return image.name, error
 
     groups = [chosen[start : start + batch] for start in range(0, len(chosen), batch)]
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
@@ -158,12 +158,12 @@ def _encoded(
             made = list(coming)
             coming = next(begun, ())
             for name, error in made:
-                if isinstance(error, PictureError):
+                if isinstance(error, ImageError):
                     if on_error is None:
                         raise error
                     on_error(error)
                     left_out.append({"name": name, "reason": error.reason, "message": str(error)})
-            good = [(name, crop) for name, crop in made if not isinstance(crop, PictureError)]
+            good = [(name, crop) for name, crop in made if not isinstance(crop, ImageError)]
             if good:
                 names, stack = zip(*good)
                 yield from zip(names, encode_images(model, np.stack(stack), batch))

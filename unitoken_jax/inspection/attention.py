@@ -7,7 +7,7 @@ import numpy as np
 from unitoken_jax.batch import NO_INDEX
 from unitoken_jax.generate.image import encode_images
 from unitoken_jax.model.decoder import DecoderBlock
-from unitoken_jax.model.layers import rope_table, apply_rope
+from unitoken_jax.model.layers import apply_rope, rope_table
 from unitoken_jax.sequence import build
 from unitoken_jax.sequence.build import Example
 from unitoken_jax.sequence.conversation import make_conversation
@@ -16,7 +16,7 @@ from unitoken_jax.sequence.conversation import make_conversation
 def example_of(model, *turns) -> Example:
     """The sequence of [part, ...] turns, question and answer in turn, as `UniToken` model reads it.
 
-    The discrete tokens of its pictures are filled in.
+    The discrete tokens of its images are filled in.
     """
 
     def codes(crop: np.ndarray) -> np.ndarray:
@@ -60,7 +60,7 @@ def _embedded(model, example: Example) -> jax.Array:
 
     def embed(module):
         features = module.features(example.crops[None]) if len(example.crops) else None
-        return module.embed(example.tokens[None], example.soft_index[None], features)
+        return module.embed(example.tokens[None], example.image_feature_index[None], features)
 
     return model.module.apply({"params": model.decoding_params()}, method=embed).astype(model.module.dtype)
 

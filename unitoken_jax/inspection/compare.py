@@ -20,7 +20,7 @@ from unitoken_jax.model.siglip import Siglip, SiglipBlock
 
 KEYS = {
     "decoder": ("tokens", "states", "hidden", "logits"),
-    "siglip": ("picture", "states", "features"),
+    "siglip": ("image", "states", "features"),
 }
 
 
@@ -111,7 +111,7 @@ def _siglip(config, params, record) -> Iterator[tuple[str, float, float]]:
     yield from _layers(params, "siglip/layers", states, block)
     weights = _below(params, "siglip")
     alone = LayerNorm(config.norm_eps).apply({"params": weights["norm"]}, jnp.asarray(states[-1]))
-    whole = jax.jit(Siglip(config).apply)({"params": weights}, record["picture"][None])[0]
+    whole = jax.jit(Siglip(config).apply)({"params": weights}, record["image"][None])[0]
     yield "features (from pixels)", _apart(alone, record["features"]), _apart(whole, record["features"])
 
 

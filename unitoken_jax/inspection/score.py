@@ -29,7 +29,7 @@ def score(model: UniToken | str | os.PathLike, data: str | os.PathLike) -> Itera
 
     `loss` (cross-entropy in nats) and `z_loss` (logsumexp squared) are means over supervised tokens, None
     where there are none. Discrete tokens are made by the model's own VQ encoder.
-    Raises ConversationError or PictureError at a bad example.
+    Raises ConversationError or ImageError at a bad example.
     """
     model = model if isinstance(model, UniToken) else UniToken.load(model)
     params = model.network_params
@@ -59,7 +59,7 @@ def score_file(
 
 def _codes(model: UniToken):
     def codes(crop: np.ndarray) -> np.ndarray:
-        model.require("vqgan/encoder", "reading pictures")
+        model.require("vqgan/encoder", "reading images")
         return encode_images(model, crop[None], 1)[0]
 
     return codes

@@ -1,4 +1,4 @@
-"""A look at training data: an example's tokens in colour, and its pictures and crops on one sheet.
+"""A look at training data: an example's tokens in colour, and its images and crops on one sheet.
 
 Each run of tokens of one kind is shown once: text as it reads, control tokens by name, discrete and
 continuous ones by number. What is learnt is underlined, or between {braces} where there are no colours.
@@ -17,13 +17,13 @@ from unitoken_jax.data.index import Index, open_index
 from unitoken_jax.sequence import build
 from unitoken_jax.sequence.build import Example
 from unitoken_jax.sequence.conversation import Conversation
-from unitoken_jax.sequence.image import on_white, open_picture
+from unitoken_jax.sequence.image import on_white, open_image
 from unitoken_jax.sequence.tokenizer import Tokenizer
 
 TEXT, CONTROL, DISCRETE, CONTINUOUS = "text", "control", "discrete", "continuous"
 _COLOURS = {TEXT: "37", CONTROL: "90", DISCRETE: "36", CONTINUOUS: "35"}  # ANSI: white, grey, cyan, magenta
 _UNDERLINE, _PLAIN = "4", "\x1b[0m"
-_SIDE, _GAP, _LINE = 192, 8, 16  # px on a sheet: a picture, between pictures, a line of words
+_SIDE, _GAP, _LINE = 192, 8, 16  # px on a sheet: an image, between images, a line of words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ def token_kinds(example: Example, tokenizer: Tokenizer) -> np.ndarray:
     codes = tokenizer.vocabulary.codes_of_ids
     found[codes[np.clip(example.tokens, 0, len(codes) - 1)] >= 0] = DISCRETE
     found[example.code_index != NO_INDEX] = DISCRETE
-    found[example.soft_index != NO_INDEX] = CONTINUOUS
+    found[example.image_feature_index != NO_INDEX] = CONTINUOUS
     lines = np.flatnonzero(example.tokens == tokenizer.vocabulary.new_line)
     for place in lines[lines > 0].tolist():
         if found[place - 1] in (DISCRETE, CONTINUOUS):
@@ -108,7 +108,7 @@ def inspect_data(
 ) -> list[str]:
     """Lines on a data set (size, bad rows by reason) and on examples `rows`, counted from 0.
 
-    `sheet` is a PNG file for the pictures of the first of them. Raises ValueError for a row that is not
+    `sheet` is a PNG file for the images of the first of them. Raises ValueError for a row that is not
     there, and as `sequence.build` for a bad one.
     """
     index = open_index(source, model, tokenizer, on_error=lambda error: None)
@@ -121,8 +121,8 @@ def inspect_data(
         lines += ["", f"row {row} ({conversation.source}): {counts(example, tokenizer)}"]
         lines += format_runs(token_runs(example, tokenizer), colour).split("\n")
         if sheet is not None and row == rows[0]:
-            picture_sheet(conversation, example, model).save(sheet)
-            lines.append(f"pictures and crops: {sheet}")
+            image_sheet(conversation, example, model).save(sheet)
+            lines.append(f"images and crops: {sheet}")
     return lines
 
 
@@ -138,25 +138,25 @@ def _summary(index: Index) -> list[str]:
         low, middle, high = np.percentile(good, [5, 50, 95])
         lines.append(
             f"  tokens: {good.sum():,}, a row {good.min()} to {good.max()} (5 % {low:.0f}, half "
-            f"{middle:.0f}, 95 % {high:.0f}); {index.lengths[:, 2].sum():,} pictures with codes, "
+            f"{middle:.0f}, 95 % {high:.0f}); {index.lengths[:, 2].sum():,} images with codes, "
             f"{index.lengths[:, 1].sum():,} crops"
         )
     return lines
 
 
-def picture_sheet(conversation: Conversation, example: Example, model: ModelConfig) -> Image.Image:
-    """Every picture in a row of its own: as it is, as the VQ encoder sees it, its SigLIP crops in order."""
-    crops, pictures = iter(example.crops), iter(example.pictures)
+def image_sheet(conversation: Conversation, example: Example, model: ModelConfig) -> Image.Image:
+    """Every image in a row of its own: as it is, as the VQ encoder sees it, its SigLIP crops in order."""
+    crops, images = iter(example.crops), iter(example.images)
     strips = []
     for turn in conversation.turns:
         for part in turn.parts:
             if isinstance(part, str):
                 continue
-            image = on_white(open_picture(getattr(part, "path", part)))
-            name = getattr(part, "name", "picture")
+            image = on_white(open_image(getattr(part, "path", part)))
+            name = getattr(part, "name", "image")
             strip = [(f"{name[-28:]} {image.width} x {image.height}", image)]
             if build.has_codes(turn, model):
-                strip.append(("discrete", Image.fromarray(next(pictures))))
+                strip.append(("discrete", Image.fromarray(next(images))))
             if build.has_features(turn, model):
                 count = build.crop_count(image.height, image.width, model)
                 strip += [(f"crop {i}", Image.fromarray(next(crops))) for i in range(count)]
@@ -173,5 +173,5 @@ def picture_sheet(conversation: Conversation, example: Example, model: ModelConf
             fitted = [max(1, round(side * scale)) for side in image.size]
             sheet.paste(image.resize(fitted), (left, top + _LINE))
     if not strips:
-        draw.text((_GAP, _GAP), "no pictures", fill="black")
+        draw.text((_GAP, _GAP), "no images", fill="black")
     return sheet

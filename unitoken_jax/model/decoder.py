@@ -19,12 +19,12 @@ from unitoken_jax.model.layers import (
     Dense,
     Dtype,
     Embed,
-    QKNorm,
     Normal,
+    QKNorm,
     Remat,
     RMSNorm,
-    rope_table,
     apply_rope,
+    rope_table,
     scan_layers,
 )
 from unitoken_jax.model.quantize import QuantizedKV, quantize_entries

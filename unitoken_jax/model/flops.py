@@ -32,7 +32,7 @@ class Work(NamedTuple):
     suffix_pairs: float = 0  # both in the suffix
     crossing_pairs: float = 0  # a query of the suffix, a key of the prefix
     crops: float = 0
-    pictures: float = 0  # encoded by the VQ-GAN in the step
+    images: float = 0  # encoded by the VQ-GAN in the step
 
     def __add__(self, other: "Work") -> "Work":
         return Work(*(mine + yours for mine, yours in zip(self, other)))
@@ -41,7 +41,7 @@ class Work(NamedTuple):
         return Work(*(times * mine for mine in self))
 
 
-def example(length, supervised, prefix=None, crops=0, pictures=0) -> Work:
+def example(length, supervised, prefix=None, crops=0, images=0) -> Work:
     """One example of `length` tokens, or a whole row taken as one; `prefix` None: it has no adapted features.
 
     Arrays are as many examples, and are added up.
@@ -49,7 +49,7 @@ def example(length, supervised, prefix=None, crops=0, pictures=0) -> Work:
     length = np.asarray(length, float)
     prefix = length if prefix is None else np.asarray(prefix, float)
     suffix = length - prefix
-    each = (length, _causal(length), supervised, suffix, _causal(suffix), suffix * prefix, crops, pictures)
+    each = (length, _causal(length), supervised, suffix, _causal(suffix), suffix * prefix, crops, images)
     return Work(*(float(np.sum(one)) for one in each))
 
 
@@ -58,25 +58,25 @@ def _causal(length):
 
 
 def five_crop_example(model: ModelConfig, text: int = 250) -> Work:
-    """A picture in a square any-resolution grid of 2 x 2 tiles with `text` tokens of question and answer.
+    """An image in a square any-resolution grid of 2 x 2 tiles with `text` tokens of question and answer.
 
     Discrete tokens first, then SEP, the base crop and the tiles with a new-line a row; half of the text is
     learnt.
     """
-    h, w = (side // model.vq.stride for side in model.sequence.picture_size)
+    h, w = (side // model.vq.stride for side in model.sequence.image_size)
     discrete = h * (w + 1) + 3  # a new-line a row, begin and two sizes
     grid = model.siglip.grid
     soft = grid**2 + 2 * grid * (2 * grid + 1)
     prefix = discrete + 1
-    return example(prefix + soft + text, text // 2, prefix, crops=5, pictures=1)
+    return example(prefix + soft + text, text // 2, prefix, crops=5, images=1)
 
 
 def batch_work(model: ModelConfig, batch: dict) -> Work:
-    """The work of a batch's own examples, crops and pictures; `batch` as batch.py says (numpy).
+    """The work of a batch's own examples, crops and images; `batch` as batch.py says (numpy).
 
-    Crops and pictures that only pad the batch do not count.
+    Crops and images that only pad the batch do not count.
     """
-    segments, soft = np.asarray(batch["segments"]), np.asarray(batch["soft_index"])
+    segments, soft = np.asarray(batch["segments"]), np.asarray(batch["image_feature_index"])
     rows = len(segments)
     number = int(segments.max(initial=0)) + 1
     # One id for each (row, example); padding is example 0 of its row and thrown away.
@@ -86,12 +86,12 @@ def batch_work(model: ModelConfig, batch: dict) -> Work:
     has = (soft >= 0).ravel()
     np.minimum.at(prefixes, ids[has], np.asarray(batch["positions"]).ravel()[has])
     real = (lengths > 0) & (np.arange(rows * number) % number > 0)
-    pictures = 0
-    if "pictures" in batch:
-        height, width = batch["pictures"].shape[2:4]
-        pictures = _used(batch["code_index"], height // model.vq.stride * (width // model.vq.stride))
+    images = 0
+    if "images" in batch:
+        height, width = batch["images"].shape[2:4]
+        images = _used(batch["code_index"], height // model.vq.stride * (width // model.vq.stride))
     supervised = int(np.count_nonzero(np.asarray(batch["labels"]) >= 0))
-    work = example(lengths[real], supervised, prefixes[real], _used(soft, model.siglip.patches), pictures)
+    work = example(lengths[real], supervised, prefixes[real], _used(soft, model.siglip.patches), images)
     return work
 
 
@@ -127,7 +127,7 @@ def training(model: ModelConfig, work: Work, trained: Collection[str]) -> dict[s
         "head": head * (1 + decoder + (decoder or soft)),
         "siglip": work.crops * (patches + blocks * (3 if siglip else 1)),
         "adapter": work.crops * (up * (1 + adapter + siglip) + down * (1 + adapter + soft)),
-        "vq": work.pictures * vq_encoder(model.vq, *model.sequence.picture_size),
+        "vq": work.images * vq_encoder(model.vq, *model.sequence.image_size),
     }
 
 
@@ -139,7 +139,7 @@ def _siglip(model: ModelConfig) -> tuple[float, float]:
 
 
 def vq_encoder(config: VQConfig, height: int, width: int) -> float:
-    """FLOPs of one picture's codes: convolutions, attention, and the distances to every code."""
+    """FLOPs of one image's codes: convolutions, attention, and the distances to every code."""
     c = config
 
     def conv(pixels: int, inputs: int, outputs: int, size: int = 3) -> int:

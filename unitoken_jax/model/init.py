@@ -30,7 +30,7 @@ def init_network(config: ModelConfig, network: str, seed: int = 0) -> dict:
 
 
 def init_vqgan(config: VQConfig, seed: int = 0) -> dict:
-    """Random float32 parameters of the picture tokenizer alone: what "vqgan" holds."""
+    """Random float32 parameters of the image tokenizer alone: what "vqgan" holds."""
     return _draw({"vqgan": _abstract_vqgan(config)}, seed, None)["vqgan"]
 
 
@@ -38,15 +38,15 @@ def abstract_params(config: ModelConfig) -> dict:
     """ShapeDtypeStructs in `sharding.Axes` boxes; no memory, a second for 34B. `nn.meta.unbox` unboxes."""
     side = config.siglip.image_size
     token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    batch = dict.fromkeys(("tokens", "segments", "positions", "soft_index"), token)
+    batch = dict.fromkeys(("tokens", "segments", "positions", "image_feature_index"), token)
     batch["crops"] = jax.ShapeDtypeStruct((1, 1, side, side, 3), jnp.uint8)
     model = jax.eval_shape(UniTokenModel(config).init, jax.random.key(0), batch)
     return {**model["params"], "vqgan": _abstract_vqgan(config.vq)}
 
 
 def _abstract_vqgan(config: VQConfig) -> dict:
-    picture = jax.ShapeDtypeStruct((1, config.stride, config.stride, 3), jnp.uint8)
-    return jax.eval_shape(VQModel(config).init, jax.random.key(0), picture)["params"]
+    image = jax.ShapeDtypeStruct((1, config.stride, config.stride, 3), jnp.uint8)
+    return jax.eval_shape(VQModel(config).init, jax.random.key(0), image)["params"]
 
 
 def _draw(abstract: dict, seed: int, mesh: Mesh | None) -> dict:

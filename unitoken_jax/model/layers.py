@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from unitoken_jax.model.attention import CONTEXT, QKV
 from unitoken_jax.model.quantize import QuantizedKernel
-from unitoken_jax.model.sharding import unshard_fsdp, with_logical_axes, constrain_last_axis, shard
+from unitoken_jax.model.sharding import constrain_last_axis, shard, unshard_fsdp, with_logical_axes
 
 Dtype = jnp.dtype | type
 Remat = Literal["none", "dots", "qkv", "full"]
@@ -41,16 +41,16 @@ class Normal:
 ZEROS, ONES = Normal(), Normal(mean=1.0)
 
 
-def to_unit(pictures: jax.Array, dtype: Dtype = jnp.float32) -> jax.Array:
+def to_unit(images: jax.Array, dtype: Dtype = jnp.float32) -> jax.Array:
     """uint8 0..255 -> `dtype` in [-1, 1]; floats are taken as already normalised."""
-    if pictures.dtype == jnp.uint8:
-        pictures = pictures.astype(jnp.float32) / 127.5 - 1.0
-    return pictures.astype(dtype)
+    if images.dtype == jnp.uint8:
+        images = images.astype(jnp.float32) / 127.5 - 1.0
+    return images.astype(dtype)
 
 
-def to_pixels(pictures: jax.Array) -> jax.Array:
+def to_pixels(images: jax.Array) -> jax.Array:
     """[-1, 1] -> uint8: clipped, mapped to 0..255 and truncated, as the published code does."""
-    return ((jnp.clip(pictures.astype(jnp.float32), -1, 1) + 1) / 2 * 255).astype(jnp.uint8)
+    return ((jnp.clip(images.astype(jnp.float32), -1, 1) + 1) / 2 * 255).astype(jnp.uint8)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -45,69 +45,70 @@ class UniTokenModel(nn.Module):
         return init_cache(self.config.decoder, rows, length, self.cache_dtype or self.dtype)
 
     def features(self, crops: jax.Array) -> jax.Array:
-        """uint8[B, C, S, S, 3] -> [B, C * P, D]: what `soft_index` counts in."""
+        """uint8[B, C, S, S, 3] -> [B, C * P, D]: what `image_feature_index` counts in."""
         B, C = crops.shape[:2]
         features = self.siglip(crops.reshape(B * C, *crops.shape[2:]))
         return self.adapter(features.reshape(B, -1, features.shape[-1]))
 
-    def embed(self, tokens: jax.Array, soft_index=None, features=None) -> jax.Array:
-        """int32[B, T] -> [B, T, D]; where soft_index int32[B, T] is not -1, that row of `features`."""
+    def embed(self, tokens: jax.Array, image_feature_index=None, features=None) -> jax.Array:
+        """int32[B, T] -> [B, T, D]; that row of `features` where `image_feature_index`
+        int32[B, T] is not -1."""
         x = self.decoder.embed(tokens)
         if features is None or features.shape[1] == 0:
             return x
-        soft = jnp.take_along_axis(features, jnp.maximum(soft_index, 0)[..., None], axis=1)
-        return shard(jnp.where(soft_index[..., None] < 0, x, soft), "batch", "seq", "act_embed")
+        soft = jnp.take_along_axis(features, jnp.maximum(image_feature_index, 0)[..., None], axis=1)
+        return shard(jnp.where(image_feature_index[..., None] < 0, x, soft), "batch", "seq", "act_embed")
 
     def hidden(self, batch, deterministic: bool = True) -> jax.Array:
         """Batch (of batch.py, without crops where there are none) -> [B, T, D] after the final norm.
 
         Online codes must be in already (`fill_codes`): ValueError where they are not.
         """
-        if "pictures" in batch:
+        if "images" in batch:
             raise ValueError(
-                "the batch has pictures to encode: pass it through model.unitoken.fill_codes first"
+                "the batch has images to encode: pass it through model.unitoken.fill_codes first"
             )
         crops = batch.get("crops")
         features = None if crops is None or crops.shape[1] == 0 else self.features(crops)
-        x = self.embed(batch["tokens"], batch.get("soft_index"), features)
+        x = self.embed(batch["tokens"], batch.get("image_feature_index"), features)
         return self.decoder(x, batch["segments"], batch["positions"], deterministic)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D] -> float32[..., V]."""
         return self.decoder.logits(hidden)
 
-    def extend(self, tokens, positions, cache: Cache, soft_index=None, features=None):
+    def extend(self, tokens, positions, cache: Cache, image_feature_index=None, features=None):
         """Prefill or decode: int32[B, T] tokens at int32[B, T] positions -> (hidden [B, T, D], cache).
 
         A token's cache slot is its position, and a query at position p sees the slots <= p. So rows may be
         padded at the right: what is written beyond a row's length is never seen before it is overwritten.
         Positions beyond the cache are not stored; the caller sizes it (`decoder.init_cache`).
         """
-        return self.decoder.extend(self.embed(tokens, soft_index, features), positions, cache)
+        return self.decoder.extend(self.embed(tokens, image_feature_index, features), positions, cache)
 
 
 def insert_vq_tokens(params, config: ModelConfig, code_ids: jax.Array, batch):
-    """Encodes a batch's `pictures` and puts the codes' token ids where `code_index` points; pure.
+    """Encodes a batch's `images` and puts the codes' token ids where `code_index` points; pure.
 
     `params` holds "vqgan"; `code_ids` int32[codes] is the vocabulary's. Returns the batch with `tokens`
-    filled, `labels` too where they are not -1, and without `pictures` and `code_index`. A batch without
-    pictures comes back as it is. No gradient flows into the tokenizer.
+    filled, `labels` too where they are not -1, and without `images` and `code_index`. A batch without
+    images comes back as it is. No gradient flows into the tokenizer.
     """
-    if "pictures" not in batch:
+    if "images" not in batch:
         return batch
     batch = dict(batch)
-    pictures, index = batch.pop("pictures"), batch.pop("code_index")
-    B = len(pictures)
-    if pictures.shape[1] == 0:
+    images, index = batch.pop("images"), batch.pop("code_index")
+    B = len(images)
+    if images.shape[1] == 0:
         return batch
     model = VQModel(config.vq)
 
-    def encode(pictures: jax.Array) -> jax.Array:
-        latents = model.apply({"params": params["vqgan"]}, pictures, method="encode")
+    def encode(images: jax.Array) -> jax.Array:
+        latents = model.apply({"params": params["vqgan"]}, images, method="encode")
         return model.apply({"params": params["vqgan"]}, latents, method="quantize")[1].reshape(B, -1)
 
-    # One picture of every row at a time: at 512 px each needs half a gigabyte for its activations.
-    codes = jax.lax.map(encode, pictures.swapaxes(0, 1)).swapaxes(0, 1).reshape(B, -1)
+    # One image of every row at a time: at 512 px each needs half a gigabyte for its activations.
+    codes = jax.lax.map(encode, images.swapaxes(0, 1)).swapaxes(0, 1).reshape(B, -1)
     ids = jnp.asarray(code_ids)[codes]
     ids = jnp.take_along_axis(ids, jnp.maximum(index, 0), axis=1)
     learnt = (index >= 0) & (batch["labels"] != NO_LABEL)

@@ -1,6 +1,6 @@
-"""Chameleon's picture tokenizer, a VQ-GAN (arXiv 2012.09841): pixels <-> codes, one code a 16 x 16 px square.
+"""Chameleon's image tokenizer, a VQ-GAN (arXiv 2012.09841): pixels <-> codes, one code a 16 x 16 px square.
 
-Encoder, codebook and decoder, all trainable with a straight-through gradient. Pictures are NHWC.
+Encoder, codebook and decoder, all trainable with a straight-through gradient. Images are NHWC.
 """
 
 import math
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from unitoken_jax.config import VQConfig
 from unitoken_jax.model.attention import attention
 from unitoken_jax.model.layers import ONES, ZEROS, Dtype, Normal, to_unit
-from unitoken_jax.model.sharding import with_logical_axes, shard
+from unitoken_jax.model.sharding import shard, with_logical_axes
 
 _SAME = ((1, 1), (1, 1))
 
@@ -203,13 +203,13 @@ class VQModel(nn.Module):
         init = with_logical_axes(Normal(1.0 / c.codes), None, "channels")
         self.codebook = self.param("codebook", init, (c.codes, c.embed_dim))
 
-    def __call__(self, pictures: jax.Array) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
-        """Pictures as for `encode` -> (reconstruction [B, H, W, 3], losses, codes int32[B, h, w]).
+    def __call__(self, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
+        """Images as for `encode` -> (reconstruction [B, H, W, 3], losses, codes int32[B, h, w]).
 
         The gradient passes the quantizer as if it were the identity. Losses, float32 scalars: `codebook`
         (moves codes to latents), `commitment` (latents to codes, config.commitment already applied).
         """
-        latents = self.encode(pictures).astype(jnp.float32)
+        latents = self.encode(images).astype(jnp.float32)
         quantized, codes = self.quantize(latents)
         losses = {
             "codebook": jnp.mean(jnp.square(quantized - jax.lax.stop_gradient(latents))),
@@ -219,16 +219,16 @@ class VQModel(nn.Module):
         straight_through = latents + jax.lax.stop_gradient(quantized - latents)
         return self.decode(straight_through), losses, codes
 
-    def encode(self, pictures: jax.Array) -> jax.Array:
+    def encode(self, images: jax.Array) -> jax.Array:
         """uint8, or float in [-1, 1], [B, H, W, 3] -> latents [B, h, w, E].
 
         ValueError where H or W is not a multiple of the stride.
         """
-        height, width = pictures.shape[1:3]
+        height, width = images.shape[1:3]
         stride = self.config.stride
         if height % stride or width % stride:
-            raise ValueError(f"picture is {height} x {width} px; the tokenizer needs multiples of {stride}")
-        return self.quant_conv(self.encoder(to_unit(pictures, self.dtype)))
+            raise ValueError(f"image is {height} x {width} px; the tokenizer needs multiples of {stride}")
+        return self.quant_conv(self.encoder(to_unit(images, self.dtype)))
 
     def quantize(self, latents: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Latents [B, h, w, E] -> the nearest codes' vectors float32[B, h, w, E] and int32[B, h, w]."""

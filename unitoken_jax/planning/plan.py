@@ -94,7 +94,7 @@ class Plan:
     rows: int
     row_length: int
     row_crops: int
-    row_pictures: int
+    row_images: int
     remat: str
     trained: list[str]
     memory: Memory
@@ -154,7 +154,7 @@ def plan(config: Config, name: str = LOCAL) -> Plan:
         rows=config.data.rows,
         row_length=config.data.row_length,
         row_crops=config.data.row_crops,
-        row_pictures=config.data.row_pictures if config.data.codes == "online" else 0,
+        row_images=config.data.row_images if config.data.codes == "online" else 0,
         remat=config.train.remat,
         trained=trained,
         memory=_arguments(state, batch),
@@ -203,10 +203,10 @@ def _step(config: Config, mesh: Mesh) -> tuple[State, dict, object, list[str]]:
         shardings_of(state),
     )
     data = config.data
-    online = data.codes == "online" and data.row_pictures > 0
-    pictures = (data.row_pictures, *config.model.sequence.picture_size) if online else ()
+    online = data.codes == "online" and data.row_images > 0
+    images = (data.row_images, *config.model.sequence.image_size) if online else ()
     shapes = batches.shapes(
-        data.rows, data.row_length, data.row_crops, config.model.siglip.image_size, pictures
+        data.rows, data.row_length, data.row_crops, config.model.siglip.image_size, images
     )
     batch = {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=row_sharding(mesh))
@@ -233,9 +233,9 @@ def _arguments(state: State, batch: dict) -> Memory:
 def _formula(config: Config, trained: list[str], devices: int) -> dict[str, float]:
     """FLOPs by part, a device's share: full rows, each one long example."""
     data = config.data
-    pictures = data.row_pictures if data.codes == "online" else 0
+    images = data.row_images if data.codes == "online" else 0
     learnt = SUPERVISED * data.row_length
-    row = flops.example(data.row_length, learnt, data.row_prefix, data.row_crops, pictures)
+    row = flops.example(data.row_length, learnt, data.row_prefix, data.row_crops, images)
     return flops.training(config.model, row * (data.rows / devices), trained)
 
 

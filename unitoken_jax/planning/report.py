@@ -25,7 +25,7 @@ def _head(plan: Plan) -> list[str]:
     return [
         f"{plan.topology}: {plan.devices} x {plan.device}, mesh {mesh}",
         f"batch: {plan.rows} rows x {plan.row_length} tokens = {plan.rows * plan.row_length:,} tokens; "
-        f"{plan.row_crops} crops, {plan.row_pictures} pictures to encode a row",
+        f"{plan.row_crops} crops, {plan.row_images} images to encode a row",
         f"trained: {', '.join(plan.trained)}; remat {plan.remat}",
         f"{compiled} by {versions}",
     ]

@@ -1,4 +1,4 @@
-"""The quickstart's scores on held-out questions, prompts and pictures."""
+"""The quickstart's scores on held-out questions, prompts and images."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from unitoken_jax.scenes.checker import Verdict, check, detect, score_pictures
+from unitoken_jax.scenes.checker import Verdict, check, detect, score_images
 from unitoken_jax.scenes.dataset import Dataset
 from unitoken_jax.scenes.prompts import Requirement
 from unitoken_jax.scenes.questions import score_answers
@@ -18,9 +18,9 @@ BATCH = 64
 class Results:
     """What was answered and drawn, and how well.
 
-    `questions`: the rows with `given`; `answers`, `pictures`: scores; `drawn`, `verdicts`: one a prompt.
+    `questions`: the rows with `given`; `answers`, `images`: scores; `drawn`, `verdicts`: one a prompt.
 
-    `originals`, `reconstructions` uint8[n, H, W, 3]: held-out pictures before and after the VQ tokenizer.
+    `originals`, `reconstructions` uint8[n, H, W, 3]: held-out images before and after the VQ tokenizer.
     """
 
     questions: list[dict]
@@ -28,11 +28,11 @@ class Results:
     prompts: list[Requirement]
     drawn: np.ndarray
     verdicts: list[Verdict]
-    pictures: dict
+    images: dict
     originals: np.ndarray
     reconstructions: np.ndarray
     vq_psnr_db: float
-    vq_readable: float  # share of held-out pictures that the checker reads the same after the tokenizer
+    vq_readable: float  # share of held-out images that the checker reads the same after the tokenizer
     vq_codes_used: int
 
 
@@ -40,13 +40,13 @@ def evaluate(model, dataset: Dataset, seed: int) -> Results:
     """Answers every held-out question greedily, draws every held-out prompt once."""
     from unitoken_jax.train.vq import psnr, reconstruct
 
-    prompts, originals = dataset.held_out_prompts(), read_pictures(dataset.held_out_pictures())
+    prompts, originals = dataset.held_out_prompts(), read_images(dataset.held_out_images())
     total = len(dataset.held_out_questions()) + len(prompts) + len(originals)
     with tqdm(total=total, unit="example", disable=None, leave=False) as bar:
         questions = answer_questions(model, dataset)
         bar.update(len(questions))
         drawn = draw_prompts(model, prompts, seed)
-        verdicts = [check(picture, prompt) for picture, prompt in zip(drawn, prompts)]
+        verdicts = [check(image, prompt) for image, prompt in zip(drawn, prompts)]
         bar.update(len(prompts))
         reconstructions, codes = reconstruct(model.config.vq, model.vq_params, originals, BATCH)
         readable = [detect(before) == detect(after) for before, after in zip(originals, reconstructions)]
@@ -57,7 +57,7 @@ def evaluate(model, dataset: Dataset, seed: int) -> Results:
         prompts=prompts,
         drawn=drawn,
         verdicts=verdicts,
-        pictures=score_pictures(prompts, verdicts),
+        images=score_images(prompts, verdicts),
         originals=originals,
         reconstructions=reconstructions,
         vq_psnr_db=float(psnr(originals, reconstructions)),
@@ -74,17 +74,17 @@ def answer_questions(model, dataset: Dataset) -> list[dict]:
 
 
 def draw_prompts(model, prompts: list[Requirement], seed: int, **settings) -> np.ndarray:
-    """uint8[n, H, W, 3]: one picture a prompt. In one call, so that equal prompts get different pictures."""
+    """uint8[n, H, W, 3]: one image a prompt. In one call, so that equal prompts get different images."""
     texts = [prompt.prompt for prompt in prompts]
     return np.stack(
         [np.asarray(drawn) for drawn in model.generate(texts, seed=seed, batch=BATCH, **settings)]
     )
 
 
-def read_pictures(paths) -> np.ndarray:
+def read_images(paths) -> np.ndarray:
     """uint8[n, H, W, 3] of PNG files of one size."""
-    pictures = []
+    images = []
     for path in paths:
-        with Image.open(path) as picture:
-            pictures.append(np.asarray(picture.convert("RGB")))
-    return np.stack(pictures)
+        with Image.open(path) as image:
+            images.append(np.asarray(image.convert("RGB")))
+    return np.stack(images)

@@ -2,7 +2,7 @@
 
 Every run goes through the same `train` as the 7B model; only the numbers differ. The paper starts from a
 pretrained decoder (Chameleon) and SigLIP; nothing pretrained exists at this size, so two runs from random
-weights come before stages I to III. In both, questions show pictures to SigLIP alone: beside codes, which are
+weights come before stages I to III. In both, questions show images to SigLIP alone: beside codes, which are
 easier to read, it learns where things are and what colour they have, but never what they are. Hence also
 Muon and the larger learning rates: so few steps cannot converge with AdamW (benchmarks/RESULTS.md).
 """
@@ -30,12 +30,12 @@ from unitoken_jax.scenes.dataset import Dataset, DatasetSettings
 from unitoken_jax.scenes.scene import CELL, SIZE
 
 BUDGET = 15.0  # minutes the numbers below are for
-VQ_PICTURES = 8000  # training pictures the VQ tokenizer sees
+VQ_IMAGES = 8000  # training images the VQ tokenizer sees
 VOCABULARY = 1024  # text tokens, codes and control tokens together
 
 
 def model_config() -> ModelConfig:
-    """A code a cell, and a SigLIP patch a cell: 9 discrete and 9 continuous tokens a picture."""
+    """A code a cell, and a SigLIP patch a cell: 9 discrete and 9 continuous tokens an image."""
     return ModelConfig(
         siglip=SiglipConfig(image_size=SIZE, patch_size=CELL, width=128, depth=2, heads=4, mlp=256),
         vq=VQConfig(
@@ -52,7 +52,7 @@ def model_config() -> ModelConfig:
         decoder=DecoderConfig(
             vocab_size=VOCABULARY, width=192, depth=4, heads=4, kv_heads=4, mlp=512, dropout=0.0
         ),
-        sequence=SequenceConfig(resolution="base", picture_size=(SIZE, SIZE), size_unit=CELL),
+        sequence=SequenceConfig(resolution="base", image_size=(SIZE, SIZE), size_unit=CELL),
         generation=GenerationConfig(guidance=2.0, top_k=64, max_answer_tokens=32),
     )
 
@@ -61,7 +61,7 @@ def model_config() -> ModelConfig:
 class Stage:
     """One training run. `steps` in BUDGET minutes; `mixture` weights the data set's files by name.
 
-    `encoding` is how it reads the pictures of questions (`SequenceConfig.encoding`).
+    `encoding` is how it reads the images of questions (`SequenceConfig.encoding`).
     """
 
     name: str
@@ -80,7 +80,7 @@ def muon(parts: str, rate: float) -> OptimizerConfig:
 
 PRETRAIN_VISION = Stage(
     "sight",
-    "from random weights: SigLIP learns to see by describing pictures, the decoder to draw",
+    "from random weights: SigLIP learns to see by describing images, the decoder to draw",
     300,
     {"train_generation": 3.0, "train_captions": 7.0},
     muon("siglip|adapter|decoder", 1.5e-3),
@@ -158,9 +158,7 @@ def run_config(stage: Stage, dataset: Dataset, start: pathlib.Path, steps: int, 
     model = dataclasses.replace(model, sequence=dataclasses.replace(model.sequence, encoding=stage.encoding))
     return Config(
         model=model,
-        data=DataConfig(
-            sources=sources, row_length=256, row_crops=7, row_pictures=8, rows=6, codes="offline"
-        ),
+        data=DataConfig(sources=sources, row_length=256, row_crops=7, row_images=8, rows=6, codes="offline"),
         optimizer=stage.optimizer,
         train=TrainConfig(
             steps=steps,

@@ -1,4 +1,4 @@
-"""What a quickstart run leaves to look at: what was drawn, rebuilt and answered, as pictures and tables."""
+"""What a quickstart run leaves to look at: what was drawn, rebuilt and answered, as images and tables."""
 
 import csv
 import functools
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from unitoken_jax.scenes.checker import Verdict, score_pictures
+from unitoken_jax.scenes.checker import Verdict, score_images
 from unitoken_jax.scenes.dataset import Dataset
 from unitoken_jax.scenes.prompts import CATEGORIES, Requirement
 from unitoken_jax.scenes.questions import QUESTIONS, is_right, majority_guess, score_answers
@@ -45,18 +45,18 @@ def write_report(out: Path, dataset: Dataset, results) -> None:
 
 
 def generated_sheet(
-    prompts: Sequence[Requirement], pictures: np.ndarray, verdicts: Sequence[Verdict], columns: int = 8
+    prompts: Sequence[Requirement], images: np.ndarray, verdicts: Sequence[Verdict], columns: int = 8
 ) -> Image.Image:
-    """Contact sheet: a row a category, each picture over its prompt, framed by the checker's verdict.
+    """Contact sheet: a row a category, each image over its prompt, framed by the checker's verdict.
 
-    `pictures` uint8[n, h, w, 3], one a prompt.
+    `images` uint8[n, h, w, 3], one a prompt.
     """
-    scores = score_pictures(prompts, verdicts)
-    side, line = 5 * pictures.shape[2], 15
+    scores = score_images(prompts, verdicts)
+    side, line = 5 * images.shape[2], 15
     cell, row = side + _GAP, 26 + side + 4 * line + _GAP
     categories = [name for name in CATEGORIES if name in scores["categories"]]
     sheet, pen = _blank(_GAP + columns * cell, 34 + len(categories) * row)
-    title = f"Prompts and the pictures drawn for them: {scores['overall']:.0%} right (mean of the categories)"
+    title = f"Prompts and the images drawn for them: {scores['overall']:.0%} right (mean of the categories)"
     pen.text((_GAP, 12), title, _TEXT, _font(15))
     for number, category in enumerate(categories):
         top = 40 + number * row
@@ -66,7 +66,7 @@ def generated_sheet(
         for column, index in enumerate(chosen):
             x, y = _GAP + column * cell, top + 24
             verdict = verdicts[index]
-            _paste_framed(sheet, pen, pictures[index], (x, y), 5, _RIGHT if verdict.ok else _WRONG)
+            _paste_framed(sheet, pen, images[index], (x, y), 5, _RIGHT if verdict.ok else _WRONG)
             lines = [(text, _TEXT) for text in textwrap.wrap(prompts[index].prompt, 20)[:3]]
             lines += [(text, _WRONG) for text in textwrap.wrap("; ".join(verdict.reasons), 21)]
             for place, (text, ink) in enumerate(lines[:4]):
@@ -83,7 +83,7 @@ def reconstruction_sheet(
     chosen = np.unique(np.linspace(0, len(originals) - 1, min(columns * rows, len(originals))).astype(int))
     rows = -(-len(chosen) // columns)
     sheet, pen = _blank(_GAP + columns * cell, 40 + rows * row)
-    pen.text((_GAP, 12), "Held-out pictures, and below each what the VQ tokenizer rebuilds", _TEXT, _font(15))
+    pen.text((_GAP, 12), "Held-out images, and below each what the VQ tokenizer rebuilds", _TEXT, _font(15))
     for number, index in enumerate(chosen):
         x, y = _GAP + number % columns * cell, 40 + number // columns * row
         sheet.paste(_enlarged(originals[index], 4), (x, y))
@@ -92,7 +92,7 @@ def reconstruction_sheet(
 
 
 def answers_sheet(rows: Sequence[dict], root: Path, columns: int = 4) -> Image.Image:
-    """Cards of picture, question, true and given answer; a row a kind. `rows` as for `score_answers`."""
+    """Cards of image, question, true and given answer; a row a kind. `rows` as for `score_answers`."""
     scores = score_answers(rows)
     kinds = [kind for kind in QUESTIONS if kind in scores["kinds"]]
     cell, row = 300, 122
@@ -114,14 +114,14 @@ def _card(
     x, y = corner
     ink = _RIGHT if is_right(row["given"], row["answer"]) else _WRONG
     with Image.open(root / row["image"]) as file:
-        picture = np.asarray(file.convert("RGB"))
-    _paste_framed(sheet, pen, picture, corner, 3, ink)
+        pixels = np.asarray(file.convert("RGB"))
+    _paste_framed(sheet, pen, pixels, corner, 3, ink)
     lines = [(text, _TEXT) for text in textwrap.wrap(row["question"], 30)[:2]]
     if ink == _WRONG:
         lines += [(text, _FAINT) for text in textwrap.wrap(f"true: {row['answer']}", 32)[:2]]
     lines += [(text, ink) for text in textwrap.wrap(row["given"], 32)[:3]] or [("(nothing)", ink)]
     for place, (text, colour) in enumerate(lines[:6]):
-        pen.text((x + 3 * picture.shape[1] + 10, y - 3 + place * 15), text, colour, _font(12))
+        pen.text((x + 3 * pixels.shape[1] + 10, y - 3 + place * 15), text, colour, _font(12))
 
 
 def answers_table(rows: Sequence[dict]) -> str:
@@ -143,7 +143,7 @@ def answers_table(rows: Sequence[dict]) -> str:
             text.append(
                 f"| **{name}** | all | {sum(row['set'] == name for row in rows)} | **{scores[name]:.3f}** | |"
             )
-    text += ["", "| | kind | picture | question | true answer | given answer |", "|---|---|---|---|---|---|"]
+    text += ["", "| | kind | image | question | true answer | given answer |", "|---|---|---|---|---|---|"]
     for row in rows:
         mark = "right" if is_right(row["given"], row["answer"]) else "WRONG"
         cells = [row["kind"], row["image"], row["question"], row["answer"], row["given"]]
@@ -159,7 +159,7 @@ def _cell(text: str) -> str:
 def summary_text(out: Path, summary: dict) -> str:
     """The run's results, what to look at and what to try next, for the terminal."""
     out = Path(out)
-    picture = out / "data/pictures/held_out/000000.png"
+    image = out / "data/images/held_out/000000.png"
     categories = ", ".join(
         f"{_TITLES[name]} {score:.2f}" for name, score in summary["generation_categories"].items()
     )
@@ -167,19 +167,19 @@ def summary_text(out: Path, summary: dict) -> str:
         [
             "",
             f"questions   General {summary['general']:.2f}   TextRead {summary['textread']:.2f}",
-            f"pictures    generation {summary['generation']:.2f}   ({categories})",
-            f"tokenizer   {summary['vq_psnr_db']:.1f} dB PSNR on held-out pictures",
+            f"images    generation {summary['generation']:.2f}   ({categories})",
+            f"tokenizer   {summary['vq_psnr_db']:.1f} dB PSNR on held-out images",
             f"cost        {summary['minutes']:.1f} minutes, {summary['peak_gib']:.1f} GiB of memory at most",
             "",
             f"Look at, in {out}:",
-            "  generated.png        prompts and the pictures drawn for them",
-            "  reconstructions.png  pictures before and after the VQ tokenizer",
+            "  generated.png        prompts and the images drawn for them",
+            "  reconstructions.png  images before and after the VQ tokenizer",
             "  answers.png          questions with the given answers; answers.md and answers.csv have all",
             "  loss_curves.png      the training runs; summary.json has every number",
             "",
             "Try next:",
-            f"  unitoken answer --model {out / 'model'} --image {picture} \\",
-            '      --question "describe the picture"',
+            f"  unitoken answer --model {out / 'model'} --image {image} \\",
+            '      --question "describe the image"',
             f'  unitoken generate --model {out / "model"} --prompt "a red circle and a blue 7" --out my.png',
         ]
     )
@@ -195,14 +195,14 @@ def _font(size: int):
     return ImageFont.load_default(size)
 
 
-def _enlarged(picture: np.ndarray, factor: int) -> Image.Image:
-    image = Image.fromarray(picture)
+def _enlarged(pixels: np.ndarray, factor: int) -> Image.Image:
+    image = Image.fromarray(pixels)
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
-def _paste_framed(sheet: Image.Image, pen: ImageDraw.ImageDraw, picture, corner, factor: int, colour) -> None:
+def _paste_framed(sheet: Image.Image, pen: ImageDraw.ImageDraw, pixels, corner, factor: int, colour) -> None:
     """Pastes uint8[h, w, 3] enlarged at `corner` with a frame around it."""
-    image = _enlarged(picture, factor)
+    image = _enlarged(pixels, factor)
     x, y = corner
     pen.rectangle((x - 3, y - 3, x + image.width + 2, y + image.height + 2), fill=colour)
     sheet.paste(image, corner)

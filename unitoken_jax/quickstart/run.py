@@ -1,4 +1,4 @@
-"""`unitoken quickstart`: the whole path on a small model, from PNG files and JSONL to answers and pictures.
+"""`unitoken quickstart`: the whole path on a small model, from PNG files and JSONL to answers and images.
 
 Nothing here is special-cased: every step calls the function its own command calls. A run that was stopped
 goes on where it was; a finished step is recognised by what it left.
@@ -36,8 +36,8 @@ def run(out: str | os.PathLike, minutes: float = recipe.BUDGET, seed: int = 0) -
     quickstart.claim()
     steps = [
         ("data: scenes as PNG files and conversations", quickstart.data),
-        ("picture tokenizer: VQ-GAN", quickstart.tokenizers),
-        ("codes: every training picture through it, once", quickstart.codes),
+        ("image tokenizer: VQ-GAN", quickstart.tokenizers),
+        ("codes: every training image through it, once", quickstart.codes),
         *(
             (f"{stage.name}: {stage.purpose}", lambda stage=stage: quickstart.stage(stage))
             for stage in recipe.STAGES
@@ -96,7 +96,7 @@ class Quickstart:
             self.cost = json.loads(cost.read_text(encoding="utf-8"))
 
     def data(self) -> None:
-        with tqdm(unit="picture", disable=None, leave=False) as bar:
+        with tqdm(unit="image", disable=None, leave=False) as bar:
 
             def progress(done: int, total: int) -> None:
                 bar.total = total
@@ -105,7 +105,7 @@ class Quickstart:
             write_dataset(self.out / "data", self.dataset.settings, progress)
 
     def tokenizers(self) -> None:
-        """Trains the text and the picture tokenizer: start/, a model whose other weights are random."""
+        """Trains the text and the image tokenizer: start/, a model whose other weights are random."""
         from unitoken_jax.checkpoint.model_directory import save_model
         from unitoken_jax.model.init import init_params
         from unitoken_jax.train.logs.metrics import MetricsLog, Progress
@@ -118,9 +118,9 @@ class Quickstart:
         texts = list(self.dataset.train_texts())
         tokenizer = train_tokenizer(texts, config.vq.codes, recipe.VOCABULARY, [TEXT_TO_IMAGE_INSTRUCTION])
         settings = recipe.vq_train_config(self.minutes, self.seed)
-        pictures = evaluate.read_pictures(self.dataset.train_pictures()[: recipe.VQ_PICTURES])
+        images = evaluate.read_images(self.dataset.train_images()[: recipe.VQ_IMAGES])
         with MetricsLog(self.out / "vq", 10, Progress("vq", settings.steps)) as log:
-            vqgan, _ = train_vq(config.vq, settings, pictures, on_metrics=log.write)
+            vqgan, _ = train_vq(config.vq, settings, images, on_metrics=log.write)
         params = init_params(config, self.seed) | {"vqgan": vqgan}
         save_model(start, config, params, tokenizer)
 
@@ -175,8 +175,8 @@ class Quickstart:
         return {
             "general": results.answers["general"],
             "textread": results.answers["textread"],
-            "generation": results.pictures["overall"],
-            "generation_categories": results.pictures["categories"],
+            "generation": results.images["overall"],
+            "generation_categories": results.images["categories"],
             "question_kinds": results.answers["kinds"],
             "vq_psnr_db": results.vq_psnr_db,
             "vq_readable": results.vq_readable,

@@ -1,4 +1,4 @@
-"""Reads a picture back and judges it against a prompt's requirement, without any trained network of ours.
+"""Reads an image back and judges it against a prompt's requirement, without any trained network of ours.
 
 Cell by cell: is anything there, in which of the four colours, and which shape or digit. Shapes and digits
 are told apart by kernel ridge regression on the cell's coverage, fitted to the shapes and the *training*
@@ -6,7 +6,7 @@ digits, as drawn and blurred. It knows nothing about the models it judges, nor a
 
 The rule follows GenEval (arXiv 2310.11513): what the prompt names must be there, in its colours and
 relations, each in an object of its own; other objects do not matter, except for counting (and whole-scene
-prompts), where nothing else may be in the picture, not even an unclear object. `Verdict.exact` asks that of
+prompts), where nothing else may be in the image, not even an unclear object. `Verdict.exact` asks that of
 every category.
 """
 
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unitoken_jax.scenes.prompts import CATEGORIES, MEMBERS, SCENE, Requirement, RequiredObject
+from unitoken_jax.scenes.prompts import CATEGORIES, MEMBERS, SCENE, RequiredObject, Requirement
 from unitoken_jax.scenes.questions import PLURALS, related
 from unitoken_jax.scenes.scene import (
     BACKGROUND,
@@ -28,8 +28,8 @@ from unitoken_jax.scenes.scene import (
     GRID,
     KINDS,
     SIZE,
-    Split,
     SceneObject,
+    Split,
     digit_coverage,
     draw,
     random_scene,
@@ -50,7 +50,7 @@ _GAMMA, _RIDGE = 6.0, 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """`ok`: the picture does what the prompt asks. `exact`: and shows nothing else. `reasons`: why not ok."""
+    """`ok`: the image does what the prompt asks. `exact`: and shows nothing else. `reasons`: why not ok."""
 
     ok: bool
     exact: bool
@@ -58,13 +58,13 @@ class Verdict:
     found: tuple[SceneObject, ...]
 
 
-def detect(picture: np.ndarray) -> tuple[SceneObject, ...]:
+def detect(image: np.ndarray) -> tuple[SceneObject, ...]:
     """The objects of uint8[SIZE, SIZE, 3] in reading order; kind or colour may be UNCLEAR."""
-    if picture.shape != (SIZE, SIZE, 3) or picture.dtype != np.uint8:
+    if image.shape != (SIZE, SIZE, 3) or image.dtype != np.uint8:
         raise ValueError(
-            f"a picture to check is uint8[{SIZE}, {SIZE}, 3], not {picture.dtype}{list(picture.shape)}"
+            f"an image to check is uint8[{SIZE}, {SIZE}, 3], not {image.dtype}{list(image.shape)}"
         )
-    ink = picture.astype(np.float32) - np.array(BACKGROUND, np.float32)
+    ink = image.astype(np.float32) - np.array(BACKGROUND, np.float32)
     cells = ink.reshape(GRID, CELL, GRID, CELL, 3).swapaxes(1, 2).reshape(GRID * GRID, CELL, CELL, 3)
     drawn = np.linalg.norm(cells, axis=-1) > _INK
     found = []
@@ -124,24 +124,24 @@ def _normalised(coverages: np.ndarray) -> np.ndarray:
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
 
 
-def blurred(pictures: np.ndarray, sigma: float, edge: str = "edge") -> np.ndarray:
+def blurred(images: np.ndarray, sigma: float, edge: str = "edge") -> np.ndarray:
     """[n, h, w] blurred with a Gaussian of `sigma` pixels (0: not at all); `edge` is numpy.pad's mode."""
     if sigma == 0:
-        return pictures
+        return images
     reach = np.arange(-3, 4)
     weights = np.exp(-(reach**2) / (2 * sigma**2))
     weights /= weights.sum()
     for axis in (1, 2):
         margin = [(3, 3) if a == axis else (0, 0) for a in range(3)]
-        padded = np.pad(pictures, margin, mode=edge)
-        size = pictures.shape[axis]
-        pictures = sum(w * padded.take(range(i, i + size), axis) for i, w in enumerate(weights))
-    return pictures
+        padded = np.pad(images, margin, mode=edge)
+        size = images.shape[axis]
+        images = sum(w * padded.take(range(i, i + size), axis) for i, w in enumerate(weights))
+    return images
 
 
-def check(picture: np.ndarray, requirement: Requirement) -> Verdict:
+def check(image: np.ndarray, requirement: Requirement) -> Verdict:
     """Judges uint8[SIZE, SIZE, 3] by the rule at the top of this file."""
-    found = detect(picture)
+    found = detect(image)
     reasons = []
     for item in requirement.include:
         number = sum(_matches(thing, item) for thing in found)
@@ -187,7 +187,7 @@ def _assignable(found: tuple[SceneObject, ...], include: tuple[RequiredObject, .
     return False
 
 
-def score_pictures(requirements: Sequence[Requirement], verdicts: Sequence[Verdict]) -> dict:
+def score_images(requirements: Sequence[Requirement], verdicts: Sequence[Verdict]) -> dict:
     """Shares in [0, 1]: {"overall": mean of the categories, "categories": {...}, "exact": {...}}.
 
     `exact` is by category too. Only categories that occur count; with all six `overall` is GenEval's score.
@@ -214,10 +214,10 @@ def accuracy(
     right_scenes = right_things = things = 0
     for _ in range(number):
         scene = random_scene(rng, split)
-        picture = draw(scene, rng, split).astype(np.float32)
-        picture = blurred(picture.transpose(2, 0, 1), blur).transpose(1, 2, 0)
-        picture = picture + noise_rng.normal(0, 1, picture.shape) * noise
-        found = detect(np.rint(np.clip(picture, 0, 255)).astype(np.uint8))
+        image = draw(scene, rng, split).astype(np.float32)
+        image = blurred(image.transpose(2, 0, 1), blur).transpose(1, 2, 0)
+        image = image + noise_rng.normal(0, 1, image.shape) * noise
+        found = detect(np.rint(np.clip(image, 0, 255)).astype(np.uint8))
         right_scenes += found == scene
         right_things += len(set(found) & set(scene))
         things += len(scene)

@@ -1,13 +1,13 @@
 """Writes the quickstart's data set: PNG files, conversations in the public format, held-out tests.
 
 dataset.json                      settings; present only when the data set is complete
-train_captions.jsonl              pictures and what is in them, object by object
-train_understanding.jsonl         conversations of several questions about one picture
-train_generation.jsonl            prompts with the picture to draw
+train_captions.jsonl              images and what is in them, object by object
+train_understanding.jsonl         conversations of several questions about one image
+train_generation.jsonl            prompts with the image to draw
 train_instruct.jsonl              both, with more of what is hard: counts, places, attribution (stage III)
 held_out_questions.jsonl          image, question, answer, kind, set
 held_out_prompts.jsonl            category, prompt, include (see prompts.Requirement)
-pictures/<part>/000000.png
+images/<part>/000000.png
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ class DatasetSettings:
     """What a data set is made of; equal settings, equal bytes; larger sizes only add to smaller ones."""
 
     seed: int = 0
-    train_captions: int = 6000  # conversations, each with a picture of its own, as in all parts
+    train_captions: int = 6000  # conversations, each with an image of its own, as in all parts
     train_understanding: int = 6000
     train_generation: int = 12000
     train_instruct: int = 4000  # half understanding, half generation
@@ -86,11 +86,11 @@ class Dataset:
     def train_instruct(self) -> Path:
         return self.root / "train_instruct.jsonl"
 
-    def train_pictures(self) -> list[Path]:
-        """Paths of all training pictures, uint8 RGB scenes.SIZE px a side."""
+    def train_images(self) -> list[Path]:
+        """Paths of all training images, uint8 RGB scenes.SIZE px a side."""
         return [path for part in _PARTS for path in self._part(part)]
 
-    def held_out_pictures(self) -> list[Path]:
+    def held_out_images(self) -> list[Path]:
         return self._part("held_out")
 
     def held_out_questions(self) -> list[dict]:
@@ -101,7 +101,7 @@ class Dataset:
         return [Requirement.from_json(row) for row in _read_jsonl(self.root / "held_out_prompts.jsonl")]
 
     def train_texts(self) -> Iterator[str]:
-        """All texts of the training conversations without picture marks, e.g. to train a tokenizer on."""
+        """All texts of the training conversations without image marks, e.g. to train a tokenizer on."""
         for part in _PARTS:
             for row in _read_jsonl(self.root / f"train_{part}.jsonl"):
                 for turn in row["conversations"]:
@@ -109,7 +109,7 @@ class Dataset:
                         yield text
 
     def _part(self, part: str) -> list[Path]:
-        return sorted((self.root / "pictures" / part).glob("*.png"))
+        return sorted((self.root / "images" / part).glob("*.png"))
 
 
 def write_dataset(
@@ -120,7 +120,7 @@ def write_dataset(
     """Writes the data set to the directory `out`, which appears only when it is complete.
 
     Does nothing where it is already there with the same settings. `progress(done, total)` is called as
-    pictures are written. Raises ValueError where `out` holds anything else.
+    images are written. Raises ValueError where `out` holds anything else.
     """
     out = Path(out)
     dataset = Dataset(out, settings)
@@ -232,17 +232,17 @@ class _Writer:
         with (self.root / name).open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
 
-    def _save(self, part: str, index: int, picture: np.ndarray) -> str:
+    def _save(self, part: str, index: int, image: np.ndarray) -> str:
         """Saves uint8[h, w, 3] and returns its path relative to the data set."""
-        folder = self.root / "pictures" / part
+        folder = self.root / "images" / part
         if index == 0:
             folder.mkdir(parents=True)
         name = f"{index:06d}.png"
-        Image.fromarray(picture).save(folder / name, compress_level=1)
+        Image.fromarray(image).save(folder / name, compress_level=1)
         self.done += 1
         if self.progress:
             self.progress(self.done, self.total)
-        return f"pictures/{part}/{name}"
+        return f"images/{part}/{name}"
 
 
 def _captions(rng: random.Random, _=None) -> tuple[list[str], scenes.Scene]:
@@ -253,7 +253,7 @@ def _captions(rng: random.Random, _=None) -> tuple[list[str], scenes.Scene]:
 
 
 def _understanding(rng: random.Random, weights: dict[str, float]) -> tuple[list[str], scenes.Scene]:
-    """Turns (question, answer, ...) about one picture: a caption alone, or 6 to 9 questions."""
+    """Turns (question, answer, ...) about one image: a caption alone, or 6 to 9 questions."""
     if rng.random() < 0.15:
         return _captions(rng)
     scene = scenes.random_scene(rng, "train", rng.choice(_OBJECTS))
@@ -264,14 +264,14 @@ def _understanding(rng: random.Random, weights: dict[str, float]) -> tuple[list[
 
 
 def _turns(asked: list[questions.Question], rng: random.Random) -> list[str]:
-    """Question, answer, question, ...; the picture stands before or after the first question."""
+    """Question, answer, question, ...; the image stands before or after the first question."""
     turns = [text for question in asked for text in (question.text, question.answer)]
     turns[0] = IMAGE + turns[0] if rng.random() < 0.85 else turns[0] + IMAGE
     return turns
 
 
 def _generation(rng: random.Random, weights: dict[str, float]) -> tuple[list[str], scenes.Scene]:
-    """Turns (request, picture) and the scene to draw."""
+    """Turns (request, image) and the scene to draw."""
     category = rng.choices(list(weights), list(weights.values()))[0]
     requirement, scene = random_pair(category, rng, "train")
     return [TEXT_TO_IMAGE_INSTRUCTION + requirement.prompt, IMAGE], scene

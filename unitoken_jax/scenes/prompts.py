@@ -47,7 +47,7 @@ class RequiredObject:
 
 @dataclasses.dataclass(frozen=True)
 class Requirement:
-    """A prompt, its category and what a picture must show for it."""
+    """A prompt, its category and what an image must show for it."""
 
     category: str
     prompt: str

@@ -99,7 +99,7 @@ def _read_caption(scene: Scene, rng: random.Random) -> Question | None:
 
 
 def _describe(rng: random.Random) -> str:
-    return _pick(rng, "describe the picture", "what is in the picture?", "what do you see?")
+    return _pick(rng, "describe the image", "what is in the image?", "what do you see?")
 
 
 def _colour(scene: Scene, rng: random.Random) -> Question:

@@ -15,7 +15,7 @@ import numpy as np
 
 GRID = 3  # cells a side
 CELL = 8  # pixels a side of a cell, the size of the handwritten digits
-SIZE = GRID * CELL  # pixels a side of a picture
+SIZE = GRID * CELL  # pixels a side of an image
 
 SHAPES = ("circle", "square", "triangle", "cross")
 DIGITS = tuple("0123456789")
@@ -82,7 +82,7 @@ def _bitmaps() -> tuple[np.ndarray, np.ndarray]:
     """The packed digits: coverage float32[1797, 8, 8] in [0, 1], and the digit shown int[1797]."""
     path = importlib.resources.files(__package__).joinpath("digits.npz")
     with path.open("rb") as file, np.load(file) as packed:
-        return packed["pictures"].astype(np.float32) / 16, packed["digits"].astype(int)
+        return packed["images"].astype(np.float32) / 16, packed["digits"].astype(int)
 
 
 @functools.cache
@@ -121,17 +121,17 @@ def shape_coverage(shape: str) -> np.ndarray:
 
 
 def draw(scene: Scene, rng: random.Random, split: Split) -> np.ndarray:
-    """The scene's picture, uint8[SIZE, SIZE, 3]; digits in handwriting drawn from `split`'s bitmaps."""
-    picture = np.empty((SIZE, SIZE, 3), np.uint8)
-    picture[:] = BACKGROUND
+    """The scene's image, uint8[SIZE, SIZE, 3]; digits in handwriting drawn from `split`'s bitmaps."""
+    image = np.empty((SIZE, SIZE, 3), np.uint8)
+    image[:] = BACKGROUND
     for thing in scene:
         if thing.is_digit:
             coverage = _bitmaps()[0][rng.choice(digit_numbers(thing.kind, split))]
         else:
             coverage = shape_coverage(thing.kind)
         y, x = thing.row * CELL, thing.column * CELL
-        picture[y : y + CELL, x : x + CELL] = tint(coverage, thing.colour)
-    return picture
+        image[y : y + CELL, x : x + CELL] = tint(coverage, thing.colour)
+    return image
 
 
 def tint(coverage: np.ndarray, colour: str) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Any-resolution geometry: which tiles a picture is cut into, and in which order its patches are read.
+"""Any-resolution geometry: which tiles an image is cut into, and in which order its patches are read.
 
-Integers only: from a picture's height and width in pixels to a list of rows of the flattened SigLIP features.
+Integers only: from an image's height and width in pixels to a list of rows of the flattened SigLIP features.
 Facts from the published code: the grid with most effective pixels wins, then the least waste; patches of the
 padding are dropped by `int()` truncation, the same number on both sides; each kept row ends in a new-line.
 """
@@ -16,7 +16,7 @@ NEW_ROW = -1  # in a soft layout: the embedding of new-line stands here
 
 
 def choose_grid(height: int, width: int, side: int, grids: tuple[tuple[int, int], ...]) -> tuple[int, int]:
-    """The (rows, columns) of `grids` that keeps most of a height x width picture in tiles of `side` px."""
+    """The (rows, columns) of `grids` that keeps most of a height x width image in tiles of `side` px."""
     best, best_key = grids[0], (-1, 0)
     for rows, columns in grids:
         scale = min(columns * side / width, rows * side / height)
@@ -28,7 +28,7 @@ def choose_grid(height: int, width: int, side: int, grids: tuple[tuple[int, int]
 
 
 def fitted_size(height: int, width: int, grid: tuple[int, int], side: int) -> tuple[int, int]:
-    """(height, width) in px of the picture, aspect kept, as large as the grid's canvas allows."""
+    """(height, width) in px of the image, aspect kept, as large as the grid's canvas allows."""
     canvas_h, canvas_w = grid[0] * side, grid[1] * side
     scale_h, scale_w = canvas_h / height, canvas_w / width
     if scale_w < scale_h:
@@ -47,7 +47,7 @@ def kept_patches(height: int, width: int, grid: tuple[int, int], patches: int) -
 
 
 def crop_count(height: int, width: int, siglip: SiglipConfig, sequence: SequenceConfig) -> int:
-    """SigLIP crops of a height x width picture: the whole one, and the tiles of any-res."""
+    """SigLIP crops of a height x width image: the whole one, and the tiles of any-res."""
     if sequence.resolution == "base":
         return 1
     rows, columns = choose_grid(height, width, siglip.image_size, sequence.grids)
@@ -55,9 +55,9 @@ def crop_count(height: int, width: int, siglip: SiglipConfig, sequence: Sequence
 
 
 def feature_layout(height: int, width: int, siglip: SiglipConfig, sequence: SequenceConfig) -> np.ndarray:
-    """int32[n]: rows of the picture's flattened [crops * P] features in reading order, NEW_ROW at row ends.
+    """int32[n]: rows of the image's flattened [crops * P] features in reading order, NEW_ROW at row ends.
 
-    The whole picture's patches come first (no new-lines), then the tiles' patches as one canvas.
+    The whole image's patches come first (no new-lines), then the tiles' patches as one canvas.
     """
     grid = None
     if sequence.resolution == "anyres":
@@ -76,5 +76,5 @@ def _layout(height: int, width: int, grid: tuple[int, int] | None, side: int) ->
         kept = canvas[top:bottom, left:right]
         ends = np.full((len(kept), 1), NEW_ROW, np.int32)
         whole = np.concatenate([whole, np.concatenate([kept, ends], axis=1).reshape(-1)])
-    whole.flags.writeable = False  # shared by every picture of this size
+    whole.flags.writeable = False  # shared by every image of this size
     return whole

@@ -1,10 +1,10 @@
-"""Conversations: the public JSON / JSONL input format -> turns of text and pictures.
+"""Conversations: the public JSON / JSONL input format -> turns of text and images.
 
     {"conversations": [{"from": "human", "value": "<|image|>What is it?"}, {"from": "gpt", "value": "Box."}],
-     "image": ["pictures/0.png"]}
+     "image": ["images/0.png"]}
 
 A `.jsonl` file holds one such object a line, a `.json` file one object or a list. `<image>` and `<|image|>`
-both mark a picture; `image` is a path, a list of paths, or absent. Turns alternate, a human begins.
+both mark an image; `image` is a path, a list of paths, or absent. Turns alternate, a human begins.
 """
 
 import dataclasses
@@ -38,9 +38,9 @@ class ConversationError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class ImageFile:
-    """A picture on disk: `name` as the data file writes it (the key of offline codes).
+    """An image on disk: `name` as the data file writes it (the key of offline codes).
 
-    `path` is what `picture.open_picture` opens: a path, local or remote, or part of a shard (storage.py).
+    `path` is what `image.open_image` opens: a path, local or remote, or part of a shard (storage.py).
     """
 
     name: str
@@ -49,7 +49,7 @@ class ImageFile:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GeneratedImage:
-    """A picture that the model drew: its pixels, and the VQ codes int32[h, w] they were made of."""
+    """An image that the model drew: its pixels, and the VQ codes int32[h, w] they were made of."""
 
     image: Image.Image
     codes: np.ndarray
@@ -75,15 +75,15 @@ class Conversation:
     source: str = "the conversation"
 
     @property
-    def pictures(self) -> list[ImageLike]:
-        """Every picture, in reading order."""
+    def images(self) -> list[ImageLike]:
+        """Every image, in reading order."""
         return [part for turn in self.turns for part in turn.parts if not isinstance(part, str)]
 
 
 def make_conversation(turns: Sequence[Sequence], source: str = "the prompt") -> Conversation:
     """A conversation from lists of parts, questions and answers in turn, a question first.
 
-    A part is text (str), a PIL image or a pathlib.Path of a picture. Raises ConversationError.
+    A part is text (str), a PIL image or a pathlib.Path of an image. Raises ConversationError.
     """
     built = []
     for number, parts in enumerate(turns):
@@ -106,26 +106,26 @@ def _part(part, source: str) -> Part:
         )
     if mark := _PLACE.search(part):
         raise ConversationError(
-            f"{source}: {mark[0]} in a text part; put the picture itself between two text parts instead"
+            f"{source}: {mark[0]} in a text part; put the image itself between two text parts instead"
         )
     return part
 
 
 def read_conversations(
     path: str | os.PathLike,
-    pictures: str | os.PathLike = "",
+    images: str | os.PathLike = "",
     on_error: Callable[[ConversationError], None] | None = None,
     need_answers: bool = True,
 ) -> list[Conversation]:
     """Every conversation of a JSON or JSONL file.
 
     Args:
-      pictures: folder of the pictures' relative paths; empty: the file's own.
+      images: folder of the images' relative paths; empty: the file's own.
       on_error: called with each bad conversation's error, which is then left out; None raises the first.
       need_answers: refuse a conversation that ends with a question (nothing to learn).
     """
     path = paths.as_path(path)
-    root = paths.as_path(pictures) if str(pictures) else path.parent
+    root = paths.as_path(images) if str(images) else path.parent
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -204,7 +204,7 @@ def _skip(text: str, place: int, chars: str) -> int:
 def parse_conversation(record, source: str, root, need_answers: bool = True) -> Conversation:
     """One record of a data file. Raises ConversationError beginning with `source`.
 
-    `root / name` is a picture's path: a folder, or a store of picture_store.py. A picture may also be bytes,
+    `root / name` is an image's path: a folder, or a store of image_store.py. An image may also be bytes,
     the encoded file itself.
     """
     if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
@@ -213,13 +213,12 @@ def parse_conversation(record, source: str, root, need_answers: bool = True) -> 
     names = [] if names is None else [names] if isinstance(names, str | bytes) else names
     if not isinstance(names, list) or not all(isinstance(name, str | bytes) and name for name in names):
         raise ConversationError(f'{source}: "image" must be a path or a list of paths, found {names!r:.200}')
-    files = [_picture(name, f"{source}, picture {i}", root) for i, name in enumerate(names, 1)]
+    files = [_image(name, f"{source}, image {i}", root) for i, name in enumerate(names, 1)]
     values = [_value(turn, number, source) for number, turn in enumerate(record["conversations"])]
     places = sum(len(_PLACE.findall(value)) for value in values)
     if places != len(files):
         raise ConversationError(
-            f'{source}: {places} <|image|> in the turns but {len(files)} pictures in "image"; '
-            "they must agree",
+            f'{source}: {places} <|image|> in the turns but {len(files)} images in "image"; they must agree',
             "placeholders",
         )
     turns, rest = [], iter(files)
@@ -239,7 +238,7 @@ def parse_conversation(record, source: str, root, need_answers: bool = True) -> 
     return Conversation(tuple(turns), source)
 
 
-def _picture(name: str | bytes, place: str, root) -> ImageFile:
+def _image(name: str | bytes, place: str, root) -> ImageFile:
     if isinstance(name, bytes):
         return ImageFile(place, paths.InMemoryFile(place, name))
     return ImageFile(name, root / name)

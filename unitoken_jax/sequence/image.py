@@ -1,6 +1,6 @@
-"""Pictures: opening them safely, the discrete (VQ) crop and the SigLIP crops.
+"""Images: opening them safely, the discrete (VQ) crop and the SigLIP crops.
 
-`open_picture` gives an upright 8-bit PIL image, RGB, or RGBA where parts are transparent; the crops are RGB,
+`open_image` gives an upright 8-bit PIL image, RGB, or RGBA where parts are transparent; the crops are RGB,
 transparency blended on white.
 """
 
@@ -46,10 +46,10 @@ _DAMAGE = (
 )
 
 
-class PictureError(ValueError):
-    """A picture that cannot be used; the message names the file and what to do, `reason` its kind."""
+class ImageError(ValueError):
+    """An image that cannot be used; the message names the file and what to do, `reason` its kind."""
 
-    def __init__(self, message: str, reason: str = "corrupt_picture"):
+    def __init__(self, message: str, reason: str = "corrupt_image"):
         super().__init__(message)
         self.reason = reason
 
@@ -57,24 +57,24 @@ class PictureError(ValueError):
         return type(self), (str(self), self.reason)
 
 
-def open_picture(source: str | os.PathLike | Image.Image) -> Image.Image:
+def open_image(source: str | os.PathLike | Image.Image) -> Image.Image:
     """`source` as an upright 8-bit RGB or RGBA image; the first frame of an animation.
 
     Besides a path, anything with `open("rb")` and `is_file()` will do (see storage.py).
 
     16-bit grey is scaled to 8, CMYK and palettes are converted.
-    Raises PictureError naming the file where it is missing, damaged, too large or too narrow.
+    Raises ImageError naming the file where it is missing, damaged, too large or too narrow.
     """
     name = describe(source)
     image = _open(source, name)
     try:
-        turn = _orientation(image)  # before load(): the size promised by picture_size() must hold
+        turn = _orientation(image)  # before load(): the size promised by image_size() must hold
         image.load()
         plain = _to_8_bits(image, name)
-    except PictureError:
+    except ImageError:
         raise
     except _DAMAGE as error:
-        raise PictureError(
+        raise ImageError(
             f"{name} is damaged or truncated ({error}): replace the file, or drop its conversation"
         ) from None
     finally:
@@ -83,8 +83,8 @@ def open_picture(source: str | os.PathLike | Image.Image) -> Image.Image:
     return plain.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else plain
 
 
-def picture_size(source: str | os.PathLike | Image.Image) -> tuple[int, int]:
-    """(height, width) in px that `open_picture` will give, read from the file's header alone."""
+def image_size(source: str | os.PathLike | Image.Image) -> tuple[int, int]:
+    """(height, width) in px that `open_image` will give, read from the file's header alone."""
     image = _open(source, describe(source))
     try:
         width, height = image.size
@@ -96,7 +96,7 @@ def picture_size(source: str | os.PathLike | Image.Image) -> tuple[int, int]:
 
 def describe(source: str | os.PathLike | Image.Image) -> str:
     """A name for messages: the path, or what kind of object it is."""
-    return "the given picture" if isinstance(source, Image.Image) else str(source)
+    return "the given image" if isinstance(source, Image.Image) else str(source)
 
 
 def _open(source, name: str) -> Image.Image:
@@ -105,19 +105,19 @@ def _open(source, name: str) -> Image.Image:
     else:
         file = source if hasattr(source, "is_file") else pathlib.Path(source)
         if not file.is_file():
-            raise PictureError(f"picture {name} does not exist", "missing_picture")
+            raise ImageError(f"image {name} does not exist", "missing_image")
         try:
             image = Image.open(file if isinstance(file, pathlib.Path) else file.open("rb"))
         except _DAMAGE as error:
-            raise PictureError(f"{name} is not a picture Pillow can open ({error})") from None
+            raise ImageError(f"{name} is not an image Pillow can open ({error})") from None
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise PictureError(
+        raise ImageError(
             f"{name} has {width} x {height} px, more than {MAX_PIXELS}: make it smaller (nothing above "
             "the any-res grid is seen anyway)"
         )
     if min(width, height) == 0 or max(width, height) > MAX_ASPECT * min(width, height):
-        raise PictureError(f"{name} is {width} x {height} px: sides may differ {MAX_ASPECT} times at most")
+        raise ImageError(f"{name} is {width} x {height} px: sides may differ {MAX_ASPECT} times at most")
     return image
 
 
@@ -125,7 +125,7 @@ def _orientation(image: Image.Image) -> int:
     """EXIF orientation 1..8 as far as the file's header tells."""
     if image.format == "TIFF":  # Pillow's reader turns these itself
         return 1
-    if image.format == "PNG" and "exif" not in image.info:  # getexif() would decode the whole picture
+    if image.format == "PNG" and "exif" not in image.info:  # getexif() would decode the whole image
         return 1
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
@@ -135,7 +135,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "F":
-        raise PictureError(f"{name} has floating-point pixels of unknown range: save it with 8 bits")
+        raise ImageError(f"{name} has floating-point pixels of unknown range: save it with 8 bits")
     if image.mode.startswith("I"):
         wide = np.asarray(image).astype(np.int64).clip(0, 65535)
         return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
@@ -180,7 +180,7 @@ def discrete_crop(
 
 
 def siglip_crops(image: Image.Image, siglip: SiglipConfig, sequence: SequenceConfig) -> np.ndarray:
-    """uint8[C, S, S, 3]: the whole picture squashed to one crop, then any-res's tiles, row by row."""
+    """uint8[C, S, S, 3]: the whole image squashed to one crop, then any-res's tiles, row by row."""
     image, side = on_white(image), siglip.image_size
     whole = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))[None]
     if sequence.resolution == "base":

@@ -12,7 +12,7 @@ import numpy as np
 BOS, PAD, EOS = "<s>", "<pad>", "</s>"
 END_OF_IMAGE = "<eoss>"
 BEGIN_OF_IMAGE = "<racm3:break>"
-SEP = "<sentinel:0>"  # between a picture's discrete and continuous tokens
+SEP = "<sentinel:0>"  # between an image's discrete and continuous tokens
 END_OF_TURN = "<reserved08706>"
 NEW_LINE = "<reserved08799>"  # closes each row of codes, and each row of any-res features
 MAX_SIZE_UNITS = 30  # size tokens count in units (32 px in the published weights): sides up to 960 px
@@ -22,9 +22,9 @@ _LETTERS = "ABCDEFGHIJ"  # spell the decimal digits of a VQ code
 
 
 def size_name(units: int) -> str:
-    """Name of the token that says "this side of the picture is `units` size units long"."""
+    """Name of the token that says "this side of the image is `units` size units long"."""
     if not 1 <= units <= MAX_SIZE_UNITS:
-        raise ValueError(f"no token for a picture side of {units} size units: 1 to {MAX_SIZE_UNITS} exist")
+        raise ValueError(f"no token for an image side of {units} size units: 1 to {MAX_SIZE_UNITS} exist")
     return f"<reserved{8800 + units:05d}>"
 
 
@@ -36,8 +36,8 @@ def code_name(code: int) -> str:
 def control_names(codes: int) -> list[str]:
     """All names a tokenizer for a `codes`-entry codebook must hold, in the order a fresh one uses."""
     sizes = [size_name(units) for units in range(1, MAX_SIZE_UNITS + 1)]
-    pictures = [code_name(code) for code in range(codes)]
-    return [BOS, PAD, EOS, *pictures, END_OF_IMAGE, BEGIN_OF_IMAGE, SEP, END_OF_TURN, NEW_LINE, *sizes]
+    images = [code_name(code) for code in range(codes)]
+    return [BOS, PAD, EOS, *images, END_OF_IMAGE, BEGIN_OF_IMAGE, SEP, END_OF_TURN, NEW_LINE, *sizes]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,7 +92,7 @@ class Vocabulary:
 
     @property
     def codes_of_ids(self) -> np.ndarray:
-        """int32[size]: the VQ code of each token id, -1 where the token is not a picture code."""
+        """int32[size]: the VQ code of each token id, -1 where the token is not an image code."""
         table = np.full(self.size, -1, np.int32)
         table[self.code_ids] = np.arange(len(self.code_ids), dtype=np.int32)
         return table

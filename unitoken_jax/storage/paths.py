@@ -98,7 +98,7 @@ class RandomFile:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FileSlice:
-    """Part of a file that is a file itself, such as a picture in a tar shard; `name` is for messages."""
+    """Part of a file that is a file itself, such as an image in a tar shard; `name` is for messages."""
 
     name: str
     file: RandomFile
@@ -112,7 +112,7 @@ class FileSlice:
         return True
 
     def open(self, mode: str = "rb") -> io.BufferedReader:
-        return io.BufferedReader(_Raw(self), 1 << 14)  # a picture's header is rarely longer
+        return io.BufferedReader(_Raw(self), 1 << 14)  # an image's header is rarely longer
 
 
 class _Raw(io.RawIOBase):
@@ -142,7 +142,7 @@ class _Raw(io.RawIOBase):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class InMemoryFile:
-    """A file that a record brings along, such as an encoded picture of a TFDS example."""
+    """A file that a record brings along, such as an encoded image of a TFDS example."""
 
     name: str
     data: bytes

@@ -297,7 +297,7 @@ def change_data(workdir) -> str:
     return f"(to change the data on purpose from here on: --config.data.mixture_start={reached})"
 
 
-def claim_data(workdir, fingerprint: str, start: int) -> None:
+def record_data_fingerprint(workdir, fingerprint: str, start: int) -> None:
     """Notes in `workdir`/data.json what the rows from global row `start` on are made of.
 
     Raises ValueError where the run noted other rows for the same start: files, bad rows or weights have

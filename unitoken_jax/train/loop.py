@@ -19,7 +19,13 @@ from unitoken_jax.model.init import init_params
 from unitoken_jax.sequence.tokenizer import Tokenizer
 from unitoken_jax.storage.paths import as_path
 from unitoken_jax.train import state as states
-from unitoken_jax.train.checkpoint import Checkpoints, check_workdir, claim_data, claim_workdir, differences
+from unitoken_jax.train.checkpoint import (
+    Checkpoints,
+    check_workdir,
+    claim_workdir,
+    differences,
+    record_data_fingerprint,
+)
 from unitoken_jax.train.logs.goodput import Goodput
 from unitoken_jax.train.logs.metrics import (
     METRICS_FILE,
@@ -87,7 +93,7 @@ def train(
         state, abstract = initial_state(config, params, rates, mesh)
         del params
         claim_workdir(workdir, config)
-        claim_data(workdir, loader.fingerprint(), config.data.mixture_start)
+        record_data_fingerprint(workdir, loader.fingerprint(), config.data.mixture_start)
         checkpoints = stack.enter_context(Checkpoints(workdir, config.train.keep))
         clock.lap("start")
         if checkpoints.latest() is not None:
@@ -264,5 +270,5 @@ class _NoLog(contextlib.nullcontext):
     def flush(self) -> None:
         pass
 
-    def images(self, step: int, pictures: dict) -> None:
+    def images(self, step: int, named: dict) -> None:
         pass

@@ -31,7 +31,7 @@ _LOWEST = -1e30  # below every logit, and finite
 class LossSums(NamedTuple):
     """Sums over supervised positions, float32[] each, so that batches can be added before dividing.
 
-    The two entries of the float32[2] ones are (understanding, generation): text, picture tokens.
+    The two entries of the float32[2] ones are (understanding, generation): text, image tokens.
     """
 
     loss: jax.Array  # float32[2]: cross-entropy in nats
@@ -55,8 +55,8 @@ class LossSums(NamedTuple):
         }
 
 
-def picture_token_table(vocabulary: Vocabulary, size: int) -> np.ndarray:
-    """bool[size]: which ids belong to the discrete part of a picture: begin, sizes, codes, new-lines, end.
+def image_token_table(vocabulary: Vocabulary, size: int) -> np.ndarray:
+    """bool[size]: which ids belong to the discrete part of an image: begin, sizes, codes, new-lines, end.
 
     `size` is the decoder's vocabulary. Raises ValueError if it is smaller than the tokenizer's.
     """
@@ -86,28 +86,26 @@ def cross_entropy(
     segments: jax.Array,
     z_loss: float,
     chunk: int,
-    picture_tokens: np.ndarray | jax.Array | None = None,
+    image_tokens: np.ndarray | jax.Array | None = None,
     count: jax.Array | None = None,
 ) -> tuple[jax.Array, LossSums]:
     """Mean over supervised positions of `cross-entropy + z_loss * logsumexp^2`, and the sums it came from.
 
     `hidden` float[B, T, D] after the decoder's last norm; `head_kernel` float[D, V], used in hidden's dtype
     with float32 sums; `labels`, `segments` int32[B, T] as in `batch.py`; `chunk` positions whose logits of a
-    vocabulary block a device holds at one time; `picture_tokens` bool[V] tells the two tasks apart (None: all
+    vocabulary block a device holds at one time; `image_tokens` bool[V] tells the two tasks apart (None: all
     is text); `count` float32[] is what the sum is divided by where these rows are part of a batch (None:
     their own positions).
     Only the mean is differentiable, with respect to `hidden` and `head_kernel`. No supervised position: 0.
     The published code's loss (reference README: mean over positions whose next label is not ignored).
     """
-    if picture_tokens is None:
-        picture_tokens = np.zeros(head_kernel.shape[1], bool)
+    if image_tokens is None:
+        image_tokens = np.zeros(head_kernel.shape[1], bool)
     groups = _row_groups(hidden.shape[0])
     wanted = targets(labels, segments).reshape(groups, -1)
     grouped = _split_groups(hidden.reshape(groups, -1, hidden.shape[-1]))
     head = head_kernel.astype(hidden.dtype)
-    total, sums = _summed_loss(
-        grouped, head, _split_groups(wanted), jnp.asarray(picture_tokens), z_loss, chunk
-    )
+    total, sums = _summed_loss(grouped, head, _split_groups(wanted), jnp.asarray(image_tokens), z_loss, chunk)
     count = sums.count.sum() if count is None else count
     return total / jnp.maximum(count, 1), jax.lax.stop_gradient(sums)
 
@@ -125,15 +123,15 @@ def _split_groups(x: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _summed_loss(hidden, head, wanted, picture_tokens, z_loss, chunk):
+def _summed_loss(hidden, head, wanted, image_tokens, z_loss, chunk):
     """hidden [G, M, D], head [D, V], wanted int32[G, M] -> (float32[], LossSums)."""
     sweeps = _Sweeps(hidden, head, wanted, chunk)
-    return sweeps.objective(picture_tokens, z_loss)
+    return sweeps.objective(image_tokens, z_loss)
 
 
-def _summed_loss_forward(hidden, head, wanted, picture_tokens, z_loss, chunk):
+def _summed_loss_forward(hidden, head, wanted, image_tokens, z_loss, chunk):
     sweeps = _Sweeps(hidden.value, head.value, wanted.value, chunk)
-    found = sweeps.objective(picture_tokens.value, z_loss)
+    found = sweeps.objective(image_tokens.value, z_loss)
     # A frozen head needs no gradient: it is the one that would cost a quarter of the work.
     return found, sweeps.gradients(z_loss, hidden.perturbed, head.perturbed)
 
@@ -169,7 +167,7 @@ class _Sweeps:
         self.head = head.reshape(width, self.split, self.blocks, -1)  # [D, S, blocks, C]
         self.ids = np.arange(head.shape[1], dtype=np.int32).reshape(self.head.shape[1:])
 
-    def objective(self, picture_tokens, z_loss) -> tuple[jax.Array, LossSums]:
+    def objective(self, image_tokens, z_loss) -> tuple[jax.Array, LossSums]:
         """The first sweep: (summed objective, LossSums)."""
 
         def block(carry, number):
@@ -194,7 +192,7 @@ class _Sweeps:
         total = jnp.sum(total * jnp.exp(top - highest[..., None]), axis=-1)
         valid = self.labels >= 0
         self.normaliser = jnp.where(valid, highest + jnp.log(jnp.where(valid, total, 1)), 0)
-        drawn = picture_tokens[jnp.maximum(self.labels, 0)]
+        drawn = image_tokens[jnp.maximum(self.labels, 0)]
         tasks = jnp.stack([valid & ~drawn, valid & drawn]).astype(jnp.float32)
         label_logit = jnp.where(valid, label_logit, 0)
         sums = LossSums(

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 class SpikeGuard:
     """float32[W] losses and gradient norms of the last W accepted steps, in a ring.
 
-    `accepted` int32[]: steps ever accepted. `in_a_row` int32[]: steps left out since the last of them.
-    All zeros at the start.
+    `accepted` int32[]: steps ever accepted. `consecutive_skips` int32[]: steps left out since the
+    last of them. All zeros at the start.
     """
 
     losses: jax.Array
     norms: jax.Array
     accepted: jax.Array
-    in_a_row: jax.Array
+    consecutive_skips: jax.Array
 
 
 def create(window: int) -> SpikeGuard:
@@ -38,7 +38,7 @@ def check_step(
     """(bool[]: whether to take the step, the guard after it, metrics).
 
     `loss` and `norm` are float32[]; `sigma` 0 asks only that they be finite. Metrics: `loss_limit` and
-    `grad_norm_limit`, above which a step is left out (infinite: not judged yet), and `skipped_in_a_row`.
+    `grad_norm_limit`, above which a step is left out (infinite: not judged yet), and `consecutive_skips`.
     """
     loss_limit = _limit(guard.losses, guard.accepted, sigma)
     norm_limit = _limit(guard.norms, guard.accepted, sigma)
@@ -48,9 +48,13 @@ def check_step(
         losses=guard.losses.at[place].set(jnp.where(ok, loss, guard.losses[place])),
         norms=guard.norms.at[place].set(jnp.where(ok, norm, guard.norms[place])),
         accepted=guard.accepted + ok,
-        in_a_row=jnp.where(ok, 0, guard.in_a_row + 1),
+        consecutive_skips=jnp.where(ok, 0, guard.consecutive_skips + 1),
     )
-    metrics = {"loss_limit": loss_limit, "grad_norm_limit": norm_limit, "skipped_in_a_row": after.in_a_row}
+    metrics = {
+        "loss_limit": loss_limit,
+        "grad_norm_limit": norm_limit,
+        "consecutive_skips": after.consecutive_skips,
+    }
     return ok, after, {name: value.astype(jnp.float32) for name, value in metrics.items()}
 
 

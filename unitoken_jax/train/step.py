@@ -11,7 +11,7 @@ from unitoken_jax.model.attention import kernel_for
 from unitoken_jax.model.sharding import shard
 from unitoken_jax.model.unitoken import UniTokenModel, insert_vq_tokens
 from unitoken_jax.sequence.vocabulary import Vocabulary
-from unitoken_jax.train.loss import LossSums, cross_entropy, picture_token_table, targets
+from unitoken_jax.train.loss import LossSums, cross_entropy, image_token_table, targets
 from unitoken_jax.train.optimizer import schedule, transformation
 from unitoken_jax.train.spike_guard import check_step
 from unitoken_jax.train.state import State, merge
@@ -98,7 +98,7 @@ def make_evaluation_step(
 
 def _objective(model: UniTokenModel, config: Config, vocabulary: Vocabulary):
     """f(trained, frozen, batch, dropout key or None, count) -> (mean loss with z-loss, LossSums)."""
-    picture_tokens = picture_token_table(vocabulary, config.model.decoder.vocab_size)
+    image_tokens = image_token_table(vocabulary, config.model.decoder.vocab_size)
 
     def objective(trained, frozen, batch, dropout, count=None):
         params = merge(trained, frozen)
@@ -117,7 +117,7 @@ def _objective(model: UniTokenModel, config: Config, vocabulary: Vocabulary):
             batch["segments"],
             config.optimizer.z_loss,
             config.train.loss_chunk,
-            picture_tokens,
+            image_tokens,
             count,
         )
 

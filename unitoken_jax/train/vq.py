@@ -1,8 +1,8 @@
-"""Training of the picture tokenizer alone: plain autoencoder, then codebook, then quantised.
+"""Training of the image tokenizer alone: plain autoencoder, then codebook, then quantised.
 
-A codebook that starts random collapses where most of a picture is background: a few codes take it all. So the
+A codebook that starts random collapses where most of an image is background: a few codes take it all. So the
 first steps train without quantisation, then k-means++ spreads the codebook over what the encoder says of many
-pictures, and codes that go unused later move to the encodings that are served worst.
+images, and codes that go unused later move to the encodings that are served worst.
 """
 
 import functools
@@ -38,19 +38,19 @@ class _Progress(NamedTuple):
 def train_vq(
     config: VQConfig,
     train: VQTrainConfig,
-    pictures: np.ndarray | Iterator[np.ndarray],
+    images: np.ndarray | Iterator[np.ndarray],
     params: dict | None = None,
     on_metrics: Callable[[int, dict[str, float]], None] | None = None,
 ) -> tuple[dict, list[dict[str, float]]]:
-    """Trains a picture tokenizer; (its parameters, what "vqgan" holds in a model's tree; metrics a step).
+    """Trains an image tokenizer; (its parameters, what "vqgan" holds in a model's tree; metrics a step).
 
-    `pictures` uint8[N, H, W, 3], or an endless iterator of uint8[B, H, W, 3]. `params` to start from
+    `images` uint8[N, H, W, 3], or an endless iterator of uint8[B, H, W, 3]. `params` to start from
     (default: random). `on_metrics(step, metrics)` is called for every step, one step late, with loss, l2,
     psnr, commitment, codes_used, lr. The loss is L2 + 0.1 L1 on [-1, 1] pixels + L2 of the differences
     between neighbouring pixels (after arXiv 1511.05440) + codebook loss + commitment (arXiv 1711.00937).
-    ValueError for pictures of another type, fewer than one batch, or of a size the stride does not divide.
+    ValueError for images of another type, fewer than one batch, or of a size the stride does not divide.
     """
-    batches = _batches(pictures, train)
+    batches = _batches(images, train)
     if params is None:
         params = init_vqgan(config, train.seed)
     run = _Programs(config, train)
@@ -78,20 +78,20 @@ def train_vq(
     return now.params, history
 
 
-def _batches(pictures, train: VQTrainConfig) -> Iterator[np.ndarray]:
+def _batches(images, train: VQTrainConfig) -> Iterator[np.ndarray]:
     """Endless batches: of an array, each epoch in another order."""
-    if not isinstance(pictures, np.ndarray):
-        yield from pictures
+    if not isinstance(images, np.ndarray):
+        yield from images
         return
-    if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[-1] != 3:
-        raise ValueError(f"pictures are {pictures.dtype}{list(pictures.shape)}; expected uint8[N, H, W, 3]")
-    if len(pictures) < train.batch:
-        raise ValueError(f"{len(pictures)} pictures are fewer than one batch of {train.batch}: lower it")
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"images are {images.dtype}{list(images.shape)}; expected uint8[N, H, W, 3]")
+    if len(images) < train.batch:
+        raise ValueError(f"{len(images)} images are fewer than one batch of {train.batch}: lower it")
     rng = np.random.default_rng(train.seed)
     while True:
-        order = rng.permutation(len(pictures))
+        order = rng.permutation(len(images))
         for first in range(0, len(order) - train.batch + 1, train.batch):
-            yield pictures[order[first : first + train.batch]]
+            yield images[order[first : first + train.batch]]
 
 
 def _muon(rate: optax.Schedule) -> optax.GradientTransformation:
@@ -132,14 +132,14 @@ class _Programs:
         unused = jnp.zeros(self.config.codes, jnp.int32)
         return _Progress(params, self.optimizer.init(params), jnp.zeros((), jnp.int32), unused)
 
-    def _losses(self, params, pictures, quantised):
+    def _losses(self, params, images, quantised):
         """`quantised` float32[] 0 or 1 mixes latents and their codes, so that both phases are one program."""
         apply = functools.partial(self.model.apply, {"params": params})
-        latents = apply(pictures, method="encode").astype(jnp.float32)
+        latents = apply(images, method="encode").astype(jnp.float32)
         nearest, codes = apply(latents, method="quantize")
         fixed = jax.lax.stop_gradient
         made = apply(latents + quantised * fixed(nearest - latents), method="decode")
-        error = made.astype(jnp.float32) - to_unit(pictures, jnp.float32)
+        error = made.astype(jnp.float32) - to_unit(images, jnp.float32)
         l2, l1 = jnp.mean(jnp.square(error)), jnp.mean(jnp.abs(error))
         across, down = jnp.diff(error, axis=2), jnp.diff(error, axis=1)
         edges = jnp.mean(jnp.square(across)) + jnp.mean(jnp.square(down))
@@ -153,8 +153,8 @@ class _Programs:
         )
         return loss, ({"loss": loss, "l2": l2, "commitment": commitment}, codes)
 
-    def _step(self, now: _Progress, pictures, quantised):
-        slopes, (metrics, codes) = jax.grad(self._losses, has_aux=True)(now.params, pictures, quantised)
+    def _step(self, now: _Progress, images, quantised):
+        slopes, (metrics, codes) = jax.grad(self._losses, has_aux=True)(now.params, images, quantised)
         updates, opt_state = self.optimizer.update(slopes, now.opt_state, now.params)
         counts = jnp.zeros_like(now.used).at[codes.reshape(-1)].add(1)
         metrics["psnr"] = 10 * jnp.log10(4 / metrics["l2"])
@@ -165,12 +165,10 @@ class _Programs:
 
     @functools.cached_property
     def _encode(self):
-        return jax.jit(
-            lambda params, pictures: self.model.apply({"params": params}, pictures, method="encode")
-        )
+        return jax.jit(lambda params, images: self.model.apply({"params": params}, images, method="encode"))
 
     def fill(self, now: _Progress, batch, batches: Iterator[np.ndarray]) -> _Progress:
-        """The codebook from encodings of many pictures."""
+        """The codebook from encodings of many images."""
         found = [self._encode(now.params, batch)]
         while sum(latents[..., 0].size for latents in found) < CODEBOOK_SAMPLES * self.config.codes:
             found.append(self._encode(now.params, next(batches)))
@@ -178,9 +176,9 @@ class _Programs:
         codebook = spread(points, self.config.codes, jax.random.key(self.train.seed), LLOYD_STEPS)
         return now._replace(params={**now.params, "codebook": codebook})
 
-    def _revive(self, now: _Progress, pictures) -> _Progress:
+    def _revive(self, now: _Progress, images) -> _Progress:
         """Moves unused codes to encodings drawn by their squared distance from the nearest code."""
-        latents = self.model.apply({"params": now.params}, pictures, method="encode").astype(jnp.float32)
+        latents = self.model.apply({"params": now.params}, images, method="encode").astype(jnp.float32)
         nearest, _ = self.model.apply({"params": now.params}, latents, method="quantize")
         points = latents.reshape(-1, self.config.embed_dim)
         weight = jnp.sum(jnp.square(points - nearest.reshape(points.shape)), axis=-1)
@@ -224,28 +222,28 @@ def spread(points: jax.Array, number: int, key: jax.Array, lloyd_steps: int) -> 
 
 
 def reconstruct(
-    config: VQConfig, params: dict, pictures: np.ndarray, batch: int = 64
+    config: VQConfig, params: dict, images: np.ndarray, batch: int = 64
 ) -> tuple[np.ndarray, np.ndarray]:
     """uint8[N, H, W, 3] -> (the same after encoding and decoding, codes int32[N, h, w])."""
     model = VQModel(config)
 
     @jax.jit
-    def one(params, pictures):
-        latents = model.apply({"params": params}, pictures, method="encode")
+    def one(params, images):
+        latents = model.apply({"params": params}, images, method="encode")
         nearest, codes = model.apply({"params": params}, latents, method="quantize")
         made = model.apply({"params": params}, nearest, method="decode")
         return to_pixels(made), codes
 
-    batch = min(batch, len(pictures))
-    padded = np.concatenate([pictures, pictures[: -len(pictures) % batch]])
+    batch = min(batch, len(images))
+    padded = np.concatenate([images, images[: -len(images) % batch]])
     made = [one(params, padded[i : i + batch]) for i in range(0, len(padded), batch)]
     rows, codes = (
-        np.concatenate([np.asarray(part) for part in parts])[: len(pictures)] for parts in zip(*made)
+        np.concatenate([np.asarray(part) for part in parts])[: len(images)] for parts in zip(*made)
     )
     return rows, codes
 
 
-def psnr(pictures: np.ndarray, reconstructions: np.ndarray) -> float:
+def psnr(images: np.ndarray, reconstructions: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB over all pixels of both sets together; uint8, peak 255."""
-    error = pictures.astype(np.float64) - reconstructions.astype(np.float64)
+    error = images.astype(np.float64) - reconstructions.astype(np.float64)
     return float(10 * np.log10(255.0**2 / max(np.mean(error**2), 1e-12)))

@@ -143,7 +143,7 @@ def siglip_config(folder: str | os.PathLike) -> SiglipConfig:
 def check_preprocessor(folder: str | os.PathLike, config: SiglipConfig) -> None:
     """ConversionError where a SigLIP folder's preprocessor_config.json, if it has one, prepares other pixels.
 
-    Here they are as published: the whole picture to a square, bicubic, 0..255 to -1..1.
+    Here they are as published: the whole image to a square, bicubic, 0..255 to -1..1.
     """
     path = pathlib.Path(folder) / "preprocessor_config.json"
     if not path.is_file():
@@ -181,7 +181,7 @@ def siglip_of_shapes(tensors: Mapping[str, Tensor]) -> SiglipConfig:
     known = ((c.width, 3, c.patch_size, c.patch_size), (c.patches, c.width), (c.mlp, c.width), c.depth)
     if found != known:
         raise ConversionError(
-            "the checkpoint says nothing about its vision tower's heads and picture size, and its shapes "
+            "the checkpoint says nothing about its vision tower's heads and image size, and its shapes "
             f"{found} are not SO400M/14-384's {known}: give --siglip, the SigLIP folder it was trained from"
         )
     return so400m
@@ -372,5 +372,5 @@ def check_stride(config: VQConfig, size: tuple[int, int]) -> None:
     for side in size:
         if side < 1 or side % config.stride:
             raise ConversionError(
-                f"--picture-size {side} is no multiple of the VQ-GAN's stride {config.stride}"
+                f"--image-size {side} is no multiple of the VQ-GAN's stride {config.stride}"
             )

@@ -45,7 +45,7 @@ def open_sources(
     vqgan: str | os.PathLike | None,
     report: ProblemCollector,
     *,
-    picture_size: int | tuple[int, int] = 512,
+    image_size: int | tuple[int, int] = 512,
     resolution: str | None = None,
 ) -> Sources:
     """Reads configurations and the files' indexes, no weights. Problems with shards go to `report`.
@@ -86,9 +86,9 @@ def open_sources(
     made = [Group(own, tuple(networks), prefix) for networks, prefix in groups]
     if not unified:
         made.append(_siglip_group(pathlib.Path(siglip), report, files))
-    size = (picture_size, picture_size) if isinstance(picture_size, int) else tuple(picture_size)
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     configs.check_stride(vq, size)
-    sequence = dataclasses.replace(sequence, picture_size=size)
+    sequence = dataclasses.replace(sequence, image_size=size)
     config = ModelConfig(vision, vq, configs.decoder_config(values, where), sequence)
     if "vqgan/decoder" in lacking or "vqgan" in lacking:
         notes.append("no VQ decoder: the model answers, but cannot draw (give --vqgan)")

@@ -1,4 +1,4 @@
-"""A text-to-image run to look at: its settings, its scores beside the paper's, pictures, and failures."""
+"""A text-to-image run to look at: its settings, its scores beside the paper's, images, and failures."""
 
 import json
 import pathlib
@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from PIL import Image
 
 from unitoken_jax.evaluate import page
-from unitoken_jax.evaluate.drawing.prompts import DrawingBenchmark, BenchmarkPrompt
+from unitoken_jax.evaluate.drawing.prompts import BenchmarkPrompt, DrawingBenchmark
 from unitoken_jax.storage.paths import write_text
 
-FIRST, FAILURES, EACH = 24, 24, 4  # prompts, failed pictures, and pictures of one prompt that are shown
+FIRST, FAILURES, EACH = 24, 24, 4  # prompts, failed images, and images of one prompt that are shown
 RESULTS = "results.json"
 
 
@@ -21,7 +21,7 @@ def write_gallery(
     prompts: Sequence[BenchmarkPrompt],
     settings: Mapping,
 ) -> pathlib.Path:
-    """Writes `root`/report.md and report.html (its path) of the pictures below `out`.
+    """Writes `root`/report.md and report.html (its path) of the images below `out`.
 
     Where results.json is in `root` (the quickstart's checker or `scorers` wrote it), scores and verdicts are
     shown; of T2I-CompBench++ also the scores of the other lists in `out`.
@@ -38,7 +38,7 @@ def write_gallery(
     text = [f"# {title}", *(page.markdown_table(*table) for table in tables), *notes]
     write_text(root / "report.md", "\n\n".join(text) + "\n")
 
-    verdicts = {verdict["file"]: verdict for verdict in results.get("pictures", [])}
+    verdicts = {verdict["file"]: verdict for verdict in results.get("images", [])}
     body = [*(page.table(*table) for table in tables), *map(page.paragraph, notes)]
     body.append(page.heading("The first prompts"))
     shown = [(prompt, prompt.files[:EACH]) for prompt in prompts[:FIRST]]
@@ -87,10 +87,10 @@ def _beside_paper(benchmark: DrawingBenchmark, scores: Mapping[str, float]) -> t
 def _cards(out: pathlib.Path, shown: Sequence[tuple], verdicts: Mapping[str, dict]) -> str:
     made = []
     for prompt, files in shown:
-        pictures = []
+        images = []
         for file in files:
-            with Image.open(out / file) as picture:
-                pictures.append(page.small_jpeg(picture))
+            with Image.open(out / file) as image:
+                images.append(page.small_jpeg(image))
         known = [verdicts[file] for file in files if file in verdicts]
         lines = {"prompt": prompt.text}
         if reasons := [reason for verdict in known for reason in verdict.get("reasons", ())]:
@@ -99,5 +99,5 @@ def _cards(out: pathlib.Path, shown: Sequence[tuple], verdicts: Mapping[str, dic
             lines["score"] = ", ".join(scores)
         judged = [verdict["ok"] for verdict in known if "ok" in verdict]
         verdict = "" if not judged else "right" if all(judged) else "wrong"
-        made.append(page.card(pictures, lines, verdict))
+        made.append(page.card(images, lines, verdict))
     return page.cards(made)

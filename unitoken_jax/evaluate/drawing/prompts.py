@@ -40,7 +40,7 @@ class BenchmarkPrompt:
 
 @dataclasses.dataclass(frozen=True)
 class DrawingBenchmark:
-    """`number` pictures a prompt and `guidance` (None: the model's) as in the paper's section 3.4.
+    """`number` images a prompt and `guidance` (None: the model's) as in the paper's section 3.4.
 
     `paper`: its scores after stages II and III (Table 4).
     """
@@ -83,7 +83,7 @@ def read_prompts(
     number: int,
     rewritten: str | os.PathLike | None = None,
 ) -> list[BenchmarkPrompt]:
-    """The prompts of file `path` with the files of their `number` pictures.
+    """The prompts of file `path` with the files of their `number` images.
 
     `rewritten`: a file of what to draw instead, one prompt a line in the same order, as text or as JSON (a
     string, or an object with "prompt"). Raises PromptError naming file and line, also where the two files
@@ -120,7 +120,7 @@ def read_drawn(root: pathlib.Path) -> list[BenchmarkPrompt]:
     path = root / DRAWN
     if not path.exists():
         raise FileNotFoundError(
-            f"{root} holds no {DRAWN}: call the command that drew the pictures again, it writes the file"
+            f"{root} holds no {DRAWN}: call the command that drew the images again, it writes the file"
         )
     prompts = []
     for number, line in _lines(path):

@@ -1,7 +1,7 @@
-"""`unitoken evaluate` on text-to-image benchmarks: prompts -> pictures where their scorers look for them.
+"""`unitoken evaluate` on text-to-image benchmarks: prompts -> images where their scorers look for them.
 
-Pictures appear one by one, each whole; called again, a killed run draws only what is missing. Groups of
-prompts are the same either way, so the pictures are the same byte for byte.
+Images appear one by one, each whole; called again, a killed run draws only what is missing. Groups of
+prompts are the same either way, so the images are the same byte for byte.
 """
 
 import math
@@ -16,8 +16,8 @@ from unitoken_jax.evaluate import recipe as recipes
 from unitoken_jax.evaluate.devices import load_model
 from unitoken_jax.evaluate.drawing.gallery import RESULTS, write_gallery
 from unitoken_jax.evaluate.drawing.prompts import (
-    DrawingBenchmark,
     BenchmarkPrompt,
+    DrawingBenchmark,
     PromptError,
     find_drawing_benchmark,
     read_prompts,
@@ -57,11 +57,11 @@ def draw_benchmark(
     else:
         found = find_drawing_benchmark(benchmark or "")
         if found is None:
-            raise ValueError(f"{benchmark!r} is no benchmark of pictures to draw")
+            raise ValueError(f"{benchmark!r} is no benchmark of images to draw")
         settings = {name: given.get(name) for name in CHOICES}
         settings["number"] = found.number if settings["number"] is None else settings["number"]
     if not isinstance(settings["number"], int) or settings["number"] < 1:
-        raise ValueError(f"number is {settings['number']}; expected at least 1 picture a prompt")
+        raise ValueError(f"number is {settings['number']}; expected at least 1 image a prompt")
     prompts = read_prompts(found, data, settings["number"], rewritten)
     _check(model, prompts)
 
@@ -81,7 +81,7 @@ def draw_benchmark(
     drawn = _draw_all(loaded, prompts, out, root / ".part.png", settings)
     lines = [
         *notes,
-        f"{found.name}: {drawn} pictures drawn, {sum(len(p.files) for p in prompts)} below {root}",
+        f"{found.name}: {drawn} images drawn, {sum(len(p.files) for p in prompts)} below {root}",
     ]
     if rewritten is not None:
         lines.append(
@@ -109,12 +109,12 @@ def _settings(found: DrawingBenchmark, model, chosen: Mapping) -> dict:
         "batch": BATCH,
     }
     settings = {name: default[name] if value is None else value for name, value in chosen.items()}
-    size = list(model.config.sequence.picture_size)
+    size = list(model.config.sequence.image_size)
     return settings | {"size": size, "dtype": str(model.module.dtype)}
 
 
 def _claim(path: pathlib.Path, made: Mapping) -> None:
-    """Writes the recipe before the first picture; ValueError where another run's pictures are there."""
+    """Writes the recipe before the first image; ValueError where another run's images are there."""
     if path.exists():
         recipes.check_same(recipes.load(path), made, f"{path.parent} (choose another --out)")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,17 +136,17 @@ def _check(model: str | os.PathLike, prompts: Sequence[BenchmarkPrompt]) -> None
 def _draw_all(
     model, prompts: Sequence[BenchmarkPrompt], out: pathlib.Path, part: pathlib.Path, settings: Mapping
 ) -> int:
-    """Draws what is missing, each picture first as file `part`; how many pictures that was."""
+    """Draws what is missing, each image first as file `part`; how many images that was."""
     texts = [prompt.text for prompt in prompts]
     number, batch = settings["number"], settings["batch"]
-    step = batch // math.gcd(batch, number)  # the fewest prompts whose pictures fill whole batches
+    step = batch // math.gcd(batch, number)  # the fewest prompts whose images fill whole batches
     how = {name: value for name, value in settings.items() if name != "dtype"} | {
         "size": tuple(settings["size"])
     }
     drawn, saving = 0, []
     with (
-        tqdm(total=len(texts) * number, unit="picture", disable=None) as bar,
-        ThreadPoolExecutor(1) as saver,  # files are written while the next pictures are drawn
+        tqdm(total=len(texts) * number, unit="image", disable=None) as bar,
+        ThreadPoolExecutor(1) as saver,  # files are written while the next images are drawn
     ):
         for start in range(0, len(prompts), step):
             group = prompts[start : start + step]
@@ -154,13 +154,13 @@ def _draw_all(
                 _place(prompt, out)
             if not all((out / file).exists() for prompt in group for file in prompt.files):
                 own = {prompt.text for prompt in group}
-                # Equal prompts get different pictures by their count in a call: earlier ones are drawn again.
+                # Equal prompts get different images by their count in a call: earlier ones are drawn again.
                 before = [text for text in texts[:start] if text in own]
                 drawings = model.draw(before + [prompt.text for prompt in group], **how)
                 files = [file for prompt in group for file in prompt.files]
                 _finish(saving)
                 for file, drawing in zip(files, drawings[len(before) * number :], strict=True):
-                    saving.append(saver.submit(_save, drawing.picture, part, out / file))
+                    saving.append(saver.submit(_save, drawing.image, part, out / file))
                 drawn += len(files)
             bar.update(len(group) * number)
         _finish(saving)
@@ -182,7 +182,7 @@ def _place(prompt: BenchmarkPrompt, out: pathlib.Path) -> None:
         (out / file).write_text(content, encoding="utf-8")
 
 
-def _save(picture, part: pathlib.Path, file: pathlib.Path) -> None:
+def _save(image, part: pathlib.Path, file: pathlib.Path) -> None:
     """A PNG at `file`, whole or not at all. `part` is elsewhere: scorers read all that a folder holds."""
-    picture.save(part, format="PNG")
+    image.save(part, format="PNG")
     os.replace(part, file)

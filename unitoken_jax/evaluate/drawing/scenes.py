@@ -1,4 +1,4 @@
-"""The quickstart's pictures, judged by its built-in checker; needs no model and no jax."""
+"""The quickstart's images, judged by its built-in checker; needs no model and no jax."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from PIL import Image
 
 from unitoken_jax.evaluate.drawing.prompts import PromptError
 from unitoken_jax.evaluate.recipe import write_json
-from unitoken_jax.scenes.checker import check, score_pictures
+from unitoken_jax.scenes.checker import check, score_images
 from unitoken_jax.scenes.prompts import Requirement
 
 
@@ -17,7 +17,7 @@ def score_scenes(folder: str | os.PathLike, out: str | os.PathLike | None = None
     """Judges GenEval-like `folder` of the quickstart's scenes; lines for the user.
 
     Writes results.json there, or in folder `out`. Raises PromptError naming the file where metadata
-    or pictures are missing or of another size.
+    or images are missing or of another size.
     """
     folder = pathlib.Path(folder)
     requirements, verdicts, rows = [], [], []
@@ -28,11 +28,11 @@ def score_scenes(folder: str | os.PathLike, out: str | os.PathLike | None = None
             raise PromptError(f"{metadata}: no requirement of the quickstart ({error!r})") from None
         files = sorted((metadata.parent / "samples").glob("*.png"))
         if not files:
-            raise PromptError(f"{metadata.parent}: no pictures in samples/")
+            raise PromptError(f"{metadata.parent}: no images in samples/")
         for file in files:
             try:
-                with Image.open(file) as picture:
-                    verdict = check(np.asarray(picture.convert("RGB")), requirement)
+                with Image.open(file) as image:
+                    verdict = check(np.asarray(image.convert("RGB")), requirement)
             except (OSError, ValueError) as error:
                 raise PromptError(f"{file}: {error}") from None
             requirements.append(requirement)
@@ -40,10 +40,10 @@ def score_scenes(folder: str | os.PathLike, out: str | os.PathLike | None = None
             name = file.relative_to(folder).as_posix()
             rows.append({"file": name, "ok": verdict.ok, "reasons": list(verdict.reasons)})
     if not rows:
-        raise PromptError(f"{folder}: holds no 00000/metadata.jsonl, ...: no pictures of this benchmark")
-    scores = score_pictures(requirements, verdicts)
+        raise PromptError(f"{folder}: holds no 00000/metadata.jsonl, ...: no images of this benchmark")
+    scores = score_images(requirements, verdicts)
     out = folder if out is None else pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "results.json", scores | {"pictures": rows})
+    write_json(out / "results.json", scores | {"images": rows})
     parts = [f"  {name}: {value:.3f}" for name, value in scores["categories"].items()]
-    return [f"quickstart ({len(rows)} pictures): {scores['overall']:.3f}", *parts]
+    return [f"quickstart ({len(rows)} images): {scores['overall']:.3f}", *parts]

@@ -1,9 +1,9 @@
-"""What GenEval's and T2I-CompBench++'s own scorers say about a run's pictures, taken up into its report.
+"""What GenEval's and T2I-CompBench++'s own scorers say about a run's images, taken up into its report.
 
-    GenEval           results.jsonl: a line a picture, with filename, tag, correct, reason, metadata
-    T2I-CompBench++   vqa_result.json: [{"question_id": n, "answer": score}, ...], n as in the picture's name
+    GenEval           results.jsonl: a line an image, with filename, tag, correct, reason, metadata
+    T2I-CompBench++   vqa_result.json: [{"question_id": n, "answer": score}, ...], n as in the image's name
 
-A file that is not about exactly the run's pictures is refused. Needs no model and no jax.
+A file that is not about exactly the run's images is refused. Needs no model and no jax.
 """
 
 import json
@@ -48,7 +48,7 @@ def import_scores(
     """Takes file `scores` up into run folder `out` (that of recipe.json); lines for the user.
 
     Writes results.json and the report there. Raises FileNotFoundError where `out` is no run, ScoresError
-    where `scores` is not about its pictures.
+    where `scores` is not about its images.
     """
     scores, root = pathlib.Path(scores), pathlib.Path(out)
     if not (root / "recipe.json").exists():
@@ -71,7 +71,7 @@ def import_scores(
     made = {"benchmark": found.name, "scores": recipes.checksum(scores) | {"file": scores.name}} | made
     recipes.write_json(root / RESULTS, made)
     report = write_gallery(root, root.parent if lists else root, found, prompts, recipe["settings"])
-    lines = [f"{found.name} ({len(made['pictures'])} pictures): {made['overall']:.4f}"]
+    lines = [f"{found.name} ({len(made['images'])} images): {made['overall']:.4f}"]
     if not lists:
         lines += [f"  {name}: {value:.4f}" for name, value in made["categories"].items()]
     return [*lines, *(f"  note: {note}" for note in made["notes"]), f"report: {report}"]
@@ -87,7 +87,7 @@ def _text(path: pathlib.Path) -> str:
 
 
 def _geneval(scores: pathlib.Path, root: pathlib.Path, prompts: Sequence[BenchmarkPrompt]) -> dict:
-    """The mean over tasks of the share of right pictures, as GenEval's summary has it."""
+    """The mean over tasks of the share of right images, as GenEval's summary has it."""
     asked = {}
     for prompt in prompts:
         metadata = json.loads((root / prompt.files[0]).parent.with_name("metadata.jsonl").read_text("utf-8"))
@@ -118,8 +118,8 @@ def _geneval(scores: pathlib.Path, root: pathlib.Path, prompts: Sequence[Benchma
     absent = [task for task in _TASKS.values() if task not in categories]
     notes = [f"overall is the mean of the tasks that are there; {', '.join(absent)} are not"] * bool(absent)
     overall = sum(categories.values()) / len(categories)
-    pictures = [verdicts[name] for name in asked]
-    return {"overall": overall, "categories": categories, "notes": notes, "pictures": pictures}
+    images = [verdicts[name] for name in asked]
+    return {"overall": overall, "categories": categories, "notes": notes, "images": images}
 
 
 def _entry(place: str, line: str) -> dict:
@@ -139,17 +139,17 @@ def _entry(place: str, line: str) -> dict:
 
 
 def _name(place: str, filename: str, root: pathlib.Path, asked: Mapping) -> str:
-    """The picture's path below the run's folder, wherever that lay when it was scored."""
+    """The image's path below the run's folder, wherever that lay when it was scored."""
     name = "/".join(filename.replace("\\", "/").split("/")[-3:])
     if name not in asked:
-        raise ScoresError(f"{place}: {filename} is no picture of the run in {root}")
+        raise ScoresError(f"{place}: {filename} is no image of the run in {root}")
     if os.path.exists(filename) and not os.path.samefile(filename, root / name):
         raise ScoresError(f"{place}: {filename} lies in another folder than {root}: another run's scores")
     return name
 
 
 def _t2i(scores: pathlib.Path, root: pathlib.Path, prompts: Sequence[BenchmarkPrompt]) -> dict:
-    """The mean over the list's pictures. The file names no prompts: where it lies says what it is about."""
+    """The mean over the list's images. The file names no prompts: where it lies says what it is about."""
     if not scores.resolve().is_relative_to(root.resolve()):
         raise ScoresError(
             f"{scores} does not lie in {root}, and names no prompts by which to know what it is about: give "
@@ -169,9 +169,7 @@ def _t2i(scores: pathlib.Path, root: pathlib.Path, prompts: Sequence[BenchmarkPr
     values: dict[int, float] = {}
     for number, value in given:
         if not 0 <= number < len(files):
-            raise ScoresError(
-                f"{scores}: question_id {number}, but the run has {len(files)} pictures, from 0"
-            )
+            raise ScoresError(f"{scores}: question_id {number}, but the run has {len(files)} images, from 0")
         if number in values:
             raise ScoresError(f"{scores}: question_id {number} twice")
         if not math.isfinite(value) or abs(value) > 1:
@@ -179,13 +177,13 @@ def _t2i(scores: pathlib.Path, root: pathlib.Path, prompts: Sequence[BenchmarkPr
         values[number] = value
     _all_there(scores, [file for number, file in enumerate(files) if number not in values], len(files))
     overall = sum(values.values()) / len(files)
-    pictures = [{"file": file, "score": values[number]} for number, file in enumerate(files)]
-    return {"overall": overall, "categories": {root.name: overall}, "notes": [], "pictures": pictures}
+    images = [{"file": file, "score": values[number]} for number, file in enumerate(files)]
+    return {"overall": overall, "categories": {root.name: overall}, "notes": [], "images": images}
 
 
 def _all_there(scores: pathlib.Path, missing: Sequence[str], number: int) -> None:
     if missing:
         raise ScoresError(
-            f"{scores} lacks {len(missing)} of {number} pictures, the first is {missing[0]}: run the "
+            f"{scores} lacks {len(missing)} of {number} images, the first is {missing[0]}: run the "
             "scorer on the whole folder"
         )

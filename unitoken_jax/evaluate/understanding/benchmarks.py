@@ -74,7 +74,7 @@ BENCHMARKS = (
     Benchmark("MMVet", ("MMVet",), "mmvet", "TextRead", ("answer",), (None, None)),
 )
 GROUPS = ("General", "TextRead")
-# Table 6's first and third rows (2M + 2M and 10M + 10M examples), models without any-res pictures.
+# Table 6's first and third rows (2M + 2M and 10M + 10M examples), models without any-res images.
 PAPER_GROUPS = {"General": (49.8, 53.3), "TextRead": (42.9, 49.5)}
 
 
@@ -100,7 +100,7 @@ def find(name: str) -> tuple[Benchmark, str]:
     hint = f" Did you mean {near[0]}?" if near else ""
     names = ", ".join(benchmark.name for benchmark in BENCHMARKS)
     raise ValueError(
-        f"unknown benchmark {name!r}.{hint} Known: {names}, or VLMEvalKit's data set names; for pictures: "
+        f"unknown benchmark {name!r}.{hint} Known: {names}, or VLMEvalKit's data set names; for images: "
         "GenEval, T2I-CompBench++, quickstart"
     )
 

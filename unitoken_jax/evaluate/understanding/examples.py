@@ -13,12 +13,10 @@ EACH = 4  # of a kind
 _LONGEST = 600  # characters of a text that are shown
 
 
-def choose(
-    table: Table, scored: Scored, pictures: Callable[[int], Sequence[Image.Image]] | None
-) -> list[dict]:
+def choose(table: Table, scored: Scored, images: Callable[[int], Sequence[Image.Image]] | None) -> list[dict]:
     """The first EACH rows of every kind, in the file's order; not the best, not the worst.
 
-    `pictures(row)` opens a row's pictures; None where there are none at hand. Plain values, for JSON.
+    `images(row)` opens a row's images; None where there are none at hand. Plain values, for JSON.
     """
     kinds: dict[str, list[int]] = {"right": [], "wrong": [], "names no single option": [], "for a judge": []}
     for row, (match, hit) in enumerate(zip(scored.matches, scored.hits)):
@@ -31,12 +29,10 @@ def choose(
         kinds[kind].append(row)
     if "answer" not in table.columns:
         kinds = {"without an answer in the file": list(range(len(table.rows)))}
-    return [
-        _example(table, scored, row, kind, pictures) for kind, rows in kinds.items() for row in rows[:EACH]
-    ]
+    return [_example(table, scored, row, kind, images) for kind, rows in kinds.items() for row in rows[:EACH]]
 
 
-def _example(table: Table, scored: Scored, row: int, kind: str, pictures) -> dict:
+def _example(table: Table, scored: Scored, row: int, kind: str, images) -> dict:
     cells = table.rows[row]
     options = [f"{letter}. {text}" for letter, text in options_of(cells).items()]
     match = scored.matches[row]
@@ -48,10 +44,10 @@ def _example(table: Table, scored: Scored, row: int, kind: str, pictures) -> dic
         "prediction": cells[PREDICTION] or "(nothing)",
         "taken for": "" if match in (None, JUDGE) else match,
     }
-    shown = [] if pictures is None else [page.small_jpeg(picture) for picture in pictures(row)]
+    shown = [] if images is None else [page.small_jpeg(image) for image in images(row)]
     return {
         "kind": kind,
-        "pictures": shown,
+        "images": shown,
         "lines": {name: _cut(text) for name, text in lines.items() if text or name == kind},
     }
 
@@ -64,6 +60,6 @@ def cards(examples: Sequence[dict]) -> str:
     """HTML of what `choose` returned."""
     colour = {"right": "right", "wrong": "wrong"}
     return page.cards(
-        page.card(example["pictures"], example["lines"], colour.get(example["kind"], ""))
+        page.card(example["images"], example["lines"], colour.get(example["kind"], ""))
         for example in examples
     )

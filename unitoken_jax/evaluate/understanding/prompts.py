@@ -1,4 +1,4 @@
-"""Rows -> what the model is asked: pictures and text in order."""
+"""Rows -> what the model is asked: images and text in order."""
 
 import dataclasses
 import re
@@ -49,7 +49,7 @@ def options_of(row: dict[str, str]) -> dict[str, str]:
 
 
 def question_text(benchmark: Benchmark, row: dict[str, str], template: Template) -> str:
-    """The question as it is put, without its pictures."""
+    """The question as it is put, without its images."""
     if benchmark.family in ("mme", "hallusion", "ocr"):
         return row[QUESTION] + template.short
     if benchmark.family in ("mathvista", "mmvet"):
@@ -64,21 +64,21 @@ def question_text(benchmark: Benchmark, row: dict[str, str], template: Template)
 
 
 def question_parts(
-    benchmark: Benchmark, table: Table, number: int, pictures: Sequence[Image.Image], template: Template
+    benchmark: Benchmark, table: Table, number: int, images: Sequence[Image.Image], template: Template
 ) -> list[str | Image.Image]:
-    """Row `number`'s pictures and text in reading order: pictures first, or where MMMU's `<image N>` stand.
+    """Row `number`'s images and text in reading order: images first, or where MMMU's `<image N>` stand.
 
-    Raises TableError where the text names a picture that the row does not have.
+    Raises TableError where the text names an image that the row does not have.
     """
     text = question_text(benchmark, table.rows[number], template)
     if benchmark.family != "mmmu" or not _MARK.search(text):
-        return [*pictures, text]
+        return [*images, text]
     parts: list[str | Image.Image] = []
     for place, piece in enumerate(_MARK.split(text)):
         if place % 2 == 0:
             parts += [piece] if piece else []
-        elif 1 <= int(piece) <= len(pictures):
-            parts.append(pictures[int(piece) - 1])
+        elif 1 <= int(piece) <= len(images):
+            parts.append(images[int(piece) - 1])
         else:
-            raise table.fault(number, IMAGE, f"{len(pictures)} pictures, but the text names <image {piece}>")
+            raise table.fault(number, IMAGE, f"{len(images)} images, but the text names <image {piece}>")
     return parts

@@ -30,17 +30,17 @@ def write_results(
     table: Table,
     scored: Scored,
     cut_off: int,
-    pictures: Callable[[int], Sequence[Image.Image]] | None = None,
+    images: Callable[[int], Sequence[Image.Image]] | None = None,
 ) -> dict:
     """Writes results, examples, what every row was taken for, and what is left for a judge; the results.
 
-    `cut_off`: answers that the limit of tokens ended; `pictures`: see `examples.choose`.
+    `cut_off`: answers that the limit of tokens ended; `images`: see `examples.choose`.
     """
     stem = out / f"{model}_{dataset}"
     missed = unmatched(table, scored)
     notes = list(scored.notes)
-    if table.without_picture:
-        notes.append(f"{table.without_picture} rows without a picture were left out")
+    if table.without_image:
+        notes.append(f"{table.without_image} rows without an image were left out")
     if missed:
         notes.append(f"{len(missed)} predictions name no single option and count as wrong")
         foreign = Counter(filter(None, (other_letter(table.rows[row][PREDICTION]) for row in missed)))
@@ -64,7 +64,7 @@ def write_results(
             for row in missed[:_EXAMPLES]
         ],
     }
-    write_json(pathlib.Path(f"{stem}{_EXAMPLES_SUFFIX}"), examples.choose(table, scored, pictures))
+    write_json(pathlib.Path(f"{stem}{_EXAMPLES_SUFFIX}"), examples.choose(table, scored, images))
     write_json(pathlib.Path(f"{stem}{_SUFFIX}"), results)
     verdicts = [
         (row[INDEX], row.get("answer", ""), row[PREDICTION], match or "", str(int(hit)))
@@ -145,7 +145,7 @@ def write_report(out: pathlib.Path, model: str) -> pathlib.Path:
 
 _REMARKS = (
     "Scores by VLMEvalKit's rules without a judge (exact matching). Averages are means of percents:",
-    "MME is divided by 28 and OCRBench by 10. Table 6's models have no any-res pictures.",
+    "MME is divided by 28 and OCRBench by 10. Table 6's models have no any-res images.",
 )
 
 

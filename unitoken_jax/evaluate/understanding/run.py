@@ -2,7 +2,7 @@
 
 Scoring imports no jax. In folder `out`, for model M and data set D:
 
-    M_D.tsv            predictions as VLMEvalKit's scorers take them: no pictures, a column more
+    M_D.tsv            predictions as VLMEvalKit's scorers take them: no images, a column more
     M_D_recipe.json    what decides them, and repeats them
     M_D_answers.jsonl  the journal that a killed run goes on from
     M_D_results.json   scores
@@ -30,10 +30,10 @@ from unitoken_jax.evaluate.understanding.table import (
     QUESTION,
     Table,
     TableError,
-    check_pictures,
-    decode_picture,
+    check_images,
+    decode_image,
     read_table,
-    row_pictures,
+    row_images,
     write_table,
 )
 
@@ -55,10 +55,10 @@ def score_predictions(
     found, dataset = find_for(benchmark, predictions, *([] if data is None else [data]))
     predictions, out = pathlib.Path(predictions), pathlib.Path(out)
     if data is None:
-        table = read_table(predictions, (PREDICTION, *_needed(found, dataset)), pictures=False)
+        table = read_table(predictions, (PREDICTION, *_needed(found, dataset)), images=False)
     else:
-        answers = read_table(data, (QUESTION, *_needed(found, dataset)), pictures=False)
-        table = _joined(answers, read_table(predictions, (PREDICTION,), pictures=False))
+        answers = read_table(data, (QUESTION, *_needed(found, dataset)), images=False)
+        table = _joined(answers, read_table(predictions, (PREDICTION,), images=False))
     name = predictions.stem
     ending = f"_{dataset}".casefold()
     model = name[: -len(ending)] if name.casefold().endswith(ending) and len(name) > len(ending) else name
@@ -89,10 +89,10 @@ def run_benchmark(
     found, dataset = find_for(benchmark, data)
     shape = find_template(template or "vlmevalkit")
     table = read_table(data, (QUESTION, IMAGE, *_needed(found, dataset)))
-    cells = row_pictures(table)
+    cells = row_images(table)
     question = functools.partial(_conversation, found, table, cells, shape)
     _check(model, found, table, question)
-    check_pictures(table, cells)
+    check_images(table, cells)
 
     given = {"max_tokens": max_tokens, "batch": batch}
     if repeated is None:
@@ -114,8 +114,8 @@ def run_benchmark(
     done = with_predictions(table, [text for text, _ in answers])
     write_table(f"{stem}.tsv", done.columns, ([row[name] for name in done.columns] for row in done.rows))
     cut_off = sum(not complete for _, complete in answers)
-    pictures = functools.partial(_open_pictures, table, cells)
-    return [*notes, f"predictions: {stem}.tsv", *_finish(out, name, found, dataset, done, cut_off, pictures)]
+    images = functools.partial(_open_images, table, cells)
+    return [*notes, f"predictions: {stem}.tsv", *_finish(out, name, found, dataset, done, cut_off, images)]
 
 
 def _check(model: str | os.PathLike, benchmark: Benchmark, table: Table, question) -> None:
@@ -150,22 +150,20 @@ def _needed(benchmark: Benchmark, dataset: str) -> tuple[str, ...]:
     return tuple(column for column in benchmark.columns if column not in without)
 
 
-def _conversation(
-    benchmark: Benchmark, table: Table, pictures: list[list[str]], template: Template, row: int
-):
+def _conversation(benchmark: Benchmark, table: Table, images: list[list[str]], template: Template, row: int):
     """Row `row` as a question to the model."""
     from unitoken_jax.sequence.conversation import make_conversation
 
-    opened = _open_pictures(table, pictures, row)
+    opened = _open_images(table, images, row)
     return make_conversation([question_parts(benchmark, table, row, opened, template)], table.place(row))
 
 
-def _open_pictures(table: Table, pictures: list[list[str]], row: int) -> list:
-    return [decode_picture(table, row, text) for text in pictures[row]]
+def _open_images(table: Table, images: list[list[str]], row: int) -> list:
+    return [decode_image(table, row, text) for text in images[row]]
 
 
 def with_predictions(table: Table, predictions: list[str]) -> Table:
-    """`table` without pictures and with a column `prediction`."""
+    """`table` without images and with a column `prediction`."""
     rows = [
         {name: cell for name, cell in row.items() if name != IMAGE} | {PREDICTION: text}
         for row, text in zip(table.rows, predictions)
@@ -219,14 +217,14 @@ def _finish(
     dataset: str,
     table: Table,
     cut_off: int,
-    pictures=None,
+    images=None,
 ) -> list[str]:
     """Scores, writes and reports."""
     if not table.rows:
         raise TableError(f"{table.path}: no rows to score")
     scored = score(benchmark, table)
     out.mkdir(parents=True, exist_ok=True)
-    results = write_results(out, model, benchmark, dataset, table, scored, cut_off, pictures)
+    results = write_results(out, model, benchmark, dataset, table, scored, cut_off, images)
     report = write_report(out, model)
     shown = f"{results['score']:.2f}" if results["score"] is not None else "none (see the notes)"
     if results["score"] is None and (benchmark.needs_judge or "answer" not in table.columns):

@@ -162,24 +162,24 @@ def _match_yes_no(table: Table) -> tuple[list[str | None], list[bool]]:
 
 
 def _mme(table: Table) -> Scored:
-    """A category's points: accuracy, and the share of pictures with both questions right, in percent."""
+    """A category's points: accuracy, and the share of images with both questions right, in percent."""
     matches, hits = _match_yes_no(table)
-    pictures: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    images: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for number, row in enumerate(table.rows):
         if row["category"] not in PERCEPTION + REASONING:
             raise table.fault(number, "category", f"{row['category']!r} is none of MME's 14")
-        pictures[row["category"]][row["image_path"]].append(number)
+        images[row["category"]][row["image_path"]].append(number)
     points = {}
-    for category, by_picture in pictures.items():
-        for path, numbers in by_picture.items():
+    for category, by_image in images.items():
+        for path, numbers in by_image.items():
             if len(numbers) != 2:
                 raise table.fault(
                     numbers[-1],
                     "image_path",
-                    f"{len(numbers)} questions about {path!r}; MME asks two a picture",
+                    f"{len(numbers)} questions about {path!r}; MME asks two an image",
                 )
-        own = [hits[number] for numbers in by_picture.values() for number in numbers]
-        both = [all(hits[number] for number in numbers) for numbers in by_picture.values()]
+        own = [hits[number] for numbers in by_image.values() for number in numbers]
+        both = [all(hits[number] for number in numbers) for numbers in by_image.values()]
         points[category] = mean(own) + mean(both)
     parts, notes = {}, []
     for name, categories in (("perception", PERCEPTION), ("reasoning", REASONING)):

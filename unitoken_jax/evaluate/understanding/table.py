@@ -1,7 +1,7 @@
 """Benchmark and prediction files: tab-separated, quoted as the csv module and pandas quote.
 
-A row's `image` is a base64 picture, a list of them written as a Python list, or (64 characters and fewer)
-the index of the row whose picture it shares. Every error names file, line, index and column.
+A row's `image` is a base64 image, a list of them written as a Python list, or (64 characters and fewer)
+the index of the row whose image it shares. Every error names file, line, index and column.
 """
 
 import ast
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 
 from PIL import Image
 
-from unitoken_jax.sequence.image import PictureError, open_picture, picture_size
+from unitoken_jax.sequence.image import ImageError, image_size, open_image
 from unitoken_jax.storage.paths import write_text
 
 INDEX, QUESTION, IMAGE, PREDICTION = "index", "question", "image", "prediction"
@@ -36,7 +36,7 @@ class Table:
     columns: tuple[str, ...]
     rows: list[dict[str, str]]
     lines: list[int]
-    without_picture: int = 0  # rows left out because their `image` is empty
+    without_image: int = 0  # rows left out because their `image` is empty
 
     def place(self, number: int, column: str | None = None) -> str:
         """Names row `number`, and `column`, for a message."""
@@ -48,8 +48,8 @@ class Table:
         return TableError(f"{self.place(number, column)}: {what}")
 
 
-def read_table(path: str | os.PathLike, need: Iterable[str] = (), pictures: bool = True) -> Table:
-    """Reads a tab-separated file with a header. `pictures` False forgets the large column `image`.
+def read_table(path: str | os.PathLike, need: Iterable[str] = (), images: bool = True) -> Table:
+    """Reads a tab-separated file with a header. `images` False forgets the large column `image`.
 
     Rows whose `image` is empty are left out, as VLMEvalKit does. Raises TableError where a column of `need`
     is missing, an index is empty or double, or a line has another number of cells than the header.
@@ -65,7 +65,7 @@ def read_table(path: str | os.PathLike, need: Iterable[str] = (), pictures: bool
     limit = csv.field_size_limit(_LARGEST_CELL)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            return _read(path, csv.reader(file, delimiter="\t", strict=True), tuple(need), pictures)
+            return _read(path, csv.reader(file, delimiter="\t", strict=True), tuple(need), images)
     except UnicodeDecodeError as error:
         if error.object[:2] == b"PK":
             raise TableError(f"{path}: an Excel or zip file, whatever its name; save it as .tsv") from None
@@ -76,7 +76,7 @@ def read_table(path: str | os.PathLike, need: Iterable[str] = (), pictures: bool
         csv.field_size_limit(limit)
 
 
-def _read(path: pathlib.Path, reader, need: Sequence[str], pictures: bool) -> Table:
+def _read(path: pathlib.Path, reader, need: Sequence[str], images: bool) -> Table:
     header = _next(path, reader)
     if not header:
         raise TableError(f"{path}: empty; expected a header line of column names")
@@ -115,13 +115,13 @@ def _read(path: pathlib.Path, reader, need: Sequence[str], pictures: bool) -> Ta
         if IMAGE in row and not row[IMAGE].strip():
             empty += 1
             continue
-        if not pictures:
+        if not images:
             row.pop(IMAGE, None)
         rows.append(row)
         lines.append(line)
     if not rows:
-        raise TableError(f"{path}: holds no rows" + (" with a picture" if empty else ""))
-    columns = tuple(name for name in header if pictures or name != IMAGE)
+        raise TableError(f"{path}: holds no rows" + (" with an image" if empty else ""))
+    columns = tuple(name for name in header if images or name != IMAGE)
     return Table(path, columns, rows, lines, empty)
 
 
@@ -161,8 +161,8 @@ def _list_of(table: Table, number: int, column: str, cell: str) -> list[str]:
     return [str(one) for one in found]
 
 
-def row_pictures(table: Table) -> list[list[str]]:
-    """The base64 pictures of each row, references and lists resolved; none of them decoded.
+def row_images(table: Table) -> list[list[str]]:
+    """The base64 images of each row, references and lists resolved; none of them decoded.
 
     Raises TableError where a reference leads to no row, or to one that refers on.
     """
@@ -173,11 +173,11 @@ def row_pictures(table: Table) -> list[list[str]]:
         if len(cell) <= _LONGEST_REFERENCE and not cell.startswith("["):
             target = cell.strip()
             if target not in cells:
-                raise table.fault(number, IMAGE, f"refers to the picture of index {target}, which is no row")
+                raise table.fault(number, IMAGE, f"refers to the image of index {target}, which is no row")
             cell = cells[target]
             if len(cell) <= _LONGEST_REFERENCE:
                 raise table.fault(
-                    number, IMAGE, f"refers to the picture of index {target}, which has none of its own"
+                    number, IMAGE, f"refers to the image of index {target}, which has none of its own"
                 )
         if cell.startswith("["):
             found.append(_list_of(table, number, IMAGE, cell))
@@ -186,29 +186,29 @@ def row_pictures(table: Table) -> list[list[str]]:
     return found
 
 
-def decode_picture(table: Table, number: int, text: str) -> Image.Image:
-    """The picture of base64 `text` in row `number`, opened but not read. TableError where it is none."""
+def decode_image(table: Table, number: int, text: str) -> Image.Image:
+    """The image of base64 `text` in row `number`, opened but not read. TableError where it is none."""
     try:
         data = base64.b64decode("".join(text.split()), validate=True)
     except binascii.Error as error:
         raise table.fault(number, IMAGE, f"broken base64 ({error})") from None
     try:
-        picture = Image.open(io.BytesIO(data))
-        picture_size(picture)
-    except (OSError, SyntaxError, PictureError, Image.DecompressionBombError) as error:
-        raise table.fault(number, IMAGE, f"the base64 text is no usable picture ({error})") from None
-    return picture
+        image = Image.open(io.BytesIO(data))
+        image_size(image)
+    except (OSError, SyntaxError, ImageError, Image.DecompressionBombError) as error:
+        raise table.fault(number, IMAGE, f"the base64 text is no usable image ({error})") from None
+    return image
 
 
-def check_pictures(table: Table, pictures: Sequence[Sequence[str]]) -> None:
-    """Decodes every picture of `row_pictures` once. TableError for one that is damaged or cut off."""
+def check_images(table: Table, images: Sequence[Sequence[str]]) -> None:
+    """Decodes every image of `row_images` once. TableError for one that is damaged or cut off."""
     seen = set()
-    for number, cells in enumerate(pictures):
+    for number, cells in enumerate(images):
         for text in cells:
             if text in seen:
                 continue
             seen.add(text)
             try:
-                open_picture(decode_picture(table, number, text))
-            except PictureError as error:
+                open_image(decode_image(table, number, text))
+            except ImageError as error:
                 raise table.fault(number, IMAGE, str(error)) from None

@@ -63,9 +63,9 @@ class MetricsLog:
         if self._progress is not None:
             self._progress.update(step, shown)
 
-    def images(self, step: int, pictures: dict) -> None:
-        """Pictures uint8[H, W, 3] by name, to TensorBoard."""
-        for name, pixels in pictures.items():
+    def images(self, step: int, named: dict) -> None:
+        """Images uint8[H, W, 3] by name, to TensorBoard."""
+        for name, pixels in named.items():
             self._board.add_image(name, pixels, step, dataformats="HWC")
 
     def close(self) -> None:

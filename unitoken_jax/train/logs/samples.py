@@ -1,4 +1,4 @@
-"""Pictures and answers of a run's present parameters: what a loss does not show.
+"""Images and answers of a run's present parameters: what a loss does not show.
 
 `workdir`/samples/step_N/ holds one PNG a prompt and answers.md; TensorBoard gets the same.
 """
@@ -17,7 +17,7 @@ from unitoken_jax.config import Config
 from unitoken_jax.data.loader import Validation
 from unitoken_jax.sequence.build import TEXT_TO_IMAGE_INSTRUCTION
 from unitoken_jax.sequence.conversation import Conversation, read_conversations
-from unitoken_jax.sequence.image import open_picture
+from unitoken_jax.sequence.image import open_image
 from unitoken_jax.sequence.tokenizer import Tokenizer
 
 FOLDER = "samples"
@@ -33,7 +33,7 @@ class Question:
 
     @property
     def text(self) -> str:
-        """The question, with a mark for each picture."""
+        """The question, with a mark for each image."""
         return "".join(part if isinstance(part, str) else "<|image|>" for part in self.asked.turns[0].parts)
 
 
@@ -69,25 +69,25 @@ class Samples:
             self._config.model, params, self._tokenizer, mesh=self._mesh, dtype=self._config.train.dtype
         )
         drawable = self.prompts and params.get("vqgan", {}).get("decoder")
-        pictures = model.generate(self.prompts) if drawable else []
+        images = model.generate(self.prompts) if drawable else []
         answers = model.answer([question.asked for question in self.questions]) if self.questions else []
         if jax.process_index() == 0:
-            self._write(step, pictures, answers)
-        return {f"samples/{i}": np.asarray(picture) for i, picture in enumerate(pictures)}
+            self._write(step, images, answers)
+        return {f"samples/{i}": np.asarray(image) for i, image in enumerate(images)}
 
-    def _write(self, step: int, pictures: list[Image.Image], answers: list[str]) -> None:
+    def _write(self, step: int, images: list[Image.Image], answers: list[str]) -> None:
         """The step's folder: complete, or not at all."""
         folder = self._folder / f"step_{step:07d}"
         part = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         lines = [f"# Step {step}", ""]
-        for i, (prompt, picture) in enumerate(zip(self.prompts, pictures)):
-            picture.save(part / f"{i}.png")
+        for i, (prompt, image) in enumerate(zip(self.prompts, images)):
+            image.save(part / f"{i}.png")
             lines += [f"![{_line(prompt)}]({i}.png) {_line(prompt)}", ""]
         for i, (question, answer) in enumerate(zip(self.questions, answers)):
-            for j, asked in enumerate(question.asked.pictures):
-                open_picture(getattr(asked, "path", asked)).save(part / f"question_{i}_{j}.png")
+            for j, asked in enumerate(question.asked.images):
+                open_image(getattr(asked, "path", asked)).save(part / f"question_{i}_{j}.png")
                 lines += [f"![](question_{i}_{j}.png)"]
             lines += [f"- asked: {_line(question.text)}", f"- answered: {_line(answer)}"]
             lines += [f"- in the data: {_line(question.truth)}"] if question.truth else []
@@ -108,7 +108,7 @@ def _first_of(sources: Iterable) -> Iterator[Conversation]:
 def _prompts_and_questions(
     conversations: Iterable[Conversation], count: int
 ) -> tuple[list[str], list[Question]]:
-    """The first `count` different prompts (a text that a picture answers) and questions (a text answers)."""
+    """The first `count` different prompts (a text that an image answers) and questions (a text answers)."""
     prompts: dict[str, None] = {}
     questions: dict[str, Question] = {}
     for conversation in conversations:
@@ -119,7 +119,7 @@ def _prompts_and_questions(
         draws = not text or (not parts and question.text.startswith(TEXT_TO_IMAGE_INSTRUCTION))
         if not draws and len(questions) < count:
             questions.setdefault(conversation.source, question)
-        elif draws and not question.asked.pictures and len(prompts) < count:
+        elif draws and not question.asked.images and len(prompts) < count:
             prompts.setdefault(question.text)
     return list(prompts), list(questions.values())
 

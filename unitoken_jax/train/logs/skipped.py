@@ -34,8 +34,8 @@ class SkipLog:
         if self._waiting is None:
             return
         (step, row, metrics), self._waiting = self._waiting, None
-        in_a_row = int(metrics["skipped_in_a_row"])
-        if in_a_row == 0:
+        consecutive_skips = int(metrics["consecutive_skips"])
+        if consecutive_skips == 0:
             return
         loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
         reason = _reason(loss, norm, float(metrics["loss_limit"]), float(metrics["grad_norm_limit"]))
@@ -45,10 +45,10 @@ class SkipLog:
             line["examples"] = [{"row": k, **each} for k in rows for each in self._examples(k)]
             with append_lines(self._path) as file:
                 file.write(json.dumps(line) + "\n")
-        if in_a_row >= self._limit:
+        if consecutive_skips >= self._limit:
             raise ValueError(
-                f"{in_a_row} steps in a row were left out, the last one, {step}, because {reason}. Their "
-                f"examples are in {self._place}: look at them with `unitoken inspect FILE --row NUMBER`. If "
+                f"{consecutive_skips} steps in a row were left out, the last one, {step}, because {reason}. "
+                f"Their examples are in {self._place}: look at them with `unitoken inspect FILE --row NUMBER`. If "
                 "the data is right, train at lower rates (optimizer.groups) or with a longer warm-up; "
                 "--config.train.spike_sigma=0 leaves out only what is not finite. The newest checkpoint is "
                 "intact, and the run goes on from it."
