@@ -60,7 +60,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["unitoken_jax", "unitoken_jax.*"]),
-    package_data={"unitoken_jax.scenes": ["*.npz", "*.md"]},
+    package_data={"unitoken_jax": ["py.typed"], "unitoken_jax.scenes": ["*.npz", "*.md"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["unitoken = unitoken_jax.cli.main:main"]},

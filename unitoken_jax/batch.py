@@ -3,16 +3,16 @@
 Host code owns all geometry; the device only gathers. Letters: B rows, T tokens a row, C crops a row,
 S side of a SigLIP crop, I images a row for online VQ encoding, H W their size in pixels.
 
-| field                 | type                 | meaning                                                             |
-|-----------------------|----------------------|---------------------------------------------------------------------|
-| `tokens`              | int32[B, T]          | ids, 0-padded                                                       |
-| `labels`              | int32[B, T]          | the id where it is to be learnt, -1 elsewhere; the loss shifts by 1 |
-| `segments`            | int32[B, T]          | packed example number in the row from 1; 0 is padding               |
-| `positions`           | int32[B, T]          | RoPE position, restarting at 0 in each segment                      |
-| `image_feature_index` | int32[B, T]          | row of the flattened [C * P] SigLIP features to put here, or -1     |
-| `crops`               | uint8[B, C, S, S, 3] | SigLIP crops; normalised on the device                              |
-| `code_index`          | int32[B, T]          | which VQ code of the row's [I * h * w] goes here, or -1             |
-| `images`              | uint8[B, I, H, W, 3] | images to encode on the device                                      |
+| field                 | type                 | meaning                                                  |
+|-----------------------|----------------------|----------------------------------------------------------|
+| `tokens`              | int32[B, T]          | ids, 0-padded                                            |
+| `labels`              | int32[B, T]          | the id to be learnt here (the loss shifts by one), or -1 |
+| `segments`            | int32[B, T]          | packed example number in the row from 1; 0 is padding    |
+| `positions`           | int32[B, T]          | RoPE position, restarting at 0 in each segment           |
+| `image_feature_index` | int32[B, T]          | row of the [C * P] SigLIP features to put here, or -1    |
+| `crops`               | uint8[B, C, S, S, 3] | SigLIP crops; normalised on the device                   |
+| `code_index`          | int32[B, T]          | which VQ code of the row's [I * h * w] goes here, or -1  |
+| `images`              | uint8[B, I, H, W, 3] | images to encode on the device                           |
 
 `code_index` and `images` are absent unless discrete tokens are made online (they then overwrite
 `tokens` there, and `labels` where those are not -1).
