@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -66,6 +67,35 @@ def test_silent_fields_keep_their_defaults():
 def test_mistakes_name_the_key(values, message):
     with pytest.raises(ValueError, match=message):
         from_dict(Config, values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"data": {"row_pictures": 3}}, "config key data.row_pictures is now called data.row_images"),
+        (
+            {"data": {"sources": [{}, {"pictures": "x"}]}},
+            "config key data.sources[1].pictures is now called data.sources[1].images",
+        ),
+        *(
+            ({"model": {"sequence": {old: 1}}}, f"model.sequence.{old} is now called model.sequence.{new}")
+            for old, new in {
+                "picture_size": "image_size",
+                "picture_labels": "image_labels",
+                "picture_lead": "text_before_image",
+                "soft_in_answers": "features_in_answers",
+            }.items()
+        ),
+    ],
+)
+def test_an_old_key_is_told_its_new_name(values, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        from_dict(Config, values)
+
+
+def test_an_old_key_of_another_section_is_merely_unknown():
+    with pytest.raises(ValueError, match=r"unknown config key mesh\.pictures\. Known here: data"):
+        from_dict(Config, {"mesh": {"pictures": 1}})
 
 
 def test_published_values():

@@ -77,6 +77,7 @@ def test_overrides_are_literals_or_strings(write):
         ("--config.trian.steps=1", r"unknown config key trian.*train"),
         ("--config.train.steps=many", r"train\.steps is 'many'; expected int"),
         ("--config.train.dtype=float16", r"allowed: 'float32', 'bfloat16'"),
+        ("--config.data.row_pictures=3", r"row_pictures.* is now called data\.row_images"),
         ("--config.train=3", r"train is a section"),
         ("--config.train.steps.deep=3", r"train\.steps is a value, not a section"),
         ("--config.train.steps", r"expected --config\.section\.key=value"),
@@ -93,6 +94,10 @@ def test_bad_overrides_name_the_key(write, override, message):
         (
             "def get_config():\n    return {'trian': {}}\n",
             r"some\.py: unknown config key trian.*Did you mean train",
+        ),
+        (
+            "def get_config():\n    return {'data': {'sources': [{'pictures': 'x'}]}}\n",
+            r"some\.py: config key data\.sources\[0\]\.pictures is now called data\.sources\[0\]\.images",
         ),
         ("def get_config(:\n", r"some\.py, line 1"),
         ("x = 1\n", r"some\.py: defines no get_config"),

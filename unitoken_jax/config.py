@@ -269,14 +269,29 @@ def to_dict(config) -> dict:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+# What the keys of model directories of format 1, and of config files written then, are called now.
+RENAMED_KEYS = {
+    "picture_size": "image_size",
+    "picture_labels": "image_labels",
+    "picture_lead": "text_before_image",
+    "soft_in_answers": "features_in_answers",
+    "row_pictures": "row_images",
+    "pictures": "images",
+}
+
+
 def from_dict(cls, values: dict, where: str = ""):
     """Builds dataclass `cls` from nested plain values, defaults where silent.
 
-    Raises ValueError naming the dotted key for an unknown key (with the nearest known one) or a wrong type.
+    Raises ValueError naming the dotted key for an unknown key (with its new name, or the nearest known
+    one) or a wrong type.
     """
     hints = typing.get_type_hints(cls)
     unknown = [key for key in values if key not in hints]
     if unknown:
+        renamed = RENAMED_KEYS.get(unknown[0])
+        if renamed in hints:
+            raise ValueError(f"config key {where}{unknown[0]} is now called {where}{renamed}")
         near = difflib.get_close_matches(unknown[0], hints, n=1)
         hint = f" Did you mean {where}{near[0]}?" if near else f" Known here: {', '.join(hints)}."
         raise ValueError(f"unknown config key {where}{unknown[0]}.{hint}")

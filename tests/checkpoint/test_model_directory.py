@@ -15,7 +15,13 @@ import tensorstore
 from tests.helpers.tiny_model import CONFIG, noise, tiny_model, tiny_params, tiny_tokenizer
 from unitoken_jax import UniToken
 from unitoken_jax.checkpoint import model_directory
-from unitoken_jax.checkpoint.model_directory import is_model_dir, load_model, open_model, save_model
+from unitoken_jax.checkpoint.model_directory import (
+    is_model_dir,
+    load_model,
+    load_settings,
+    open_model,
+    save_model,
+)
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +207,26 @@ def test_bad_config_files_are_named(copy, text, message):
 def test_a_newer_format_is_refused(copy):
     (copy / "manifest.json").write_text('{"format": 99}')
     with pytest.raises(ValueError, match="format 99"):
+        load_model(copy)
+
+
+@pytest.mark.parametrize("read", [load_settings, open_model, load_model])
+def test_an_older_format_is_refused_with_what_to_do(copy, read):
+    config = json.loads((copy / "config.json").read_text())
+    config["sequence"]["picture_size"] = config["sequence"].pop("image_size")
+    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "manifest.json").write_text('{"format": 1}')
+    expected = (
+        r"copy is a model directory of format 1; .* reads 2: convert .* or train again.*reads it is .*d905683"
+    )
+    with pytest.raises(ValueError, match=expected):
+        read(copy)
+
+
+def test_an_old_key_in_the_config_is_told_its_new_name(copy):
+    (copy / "config.json").write_text('{"sequence": {"picture_size": [64, 64]}}')
+    expected = r"config\.json: config key sequence\.picture_size is now called sequence\.image_size"
+    with pytest.raises(ValueError, match=expected):
         load_model(copy)
 
 

@@ -29,7 +29,9 @@ from unitoken_jax.model.quantize import QUANTIZED_KERNELS, QuantizedKernel, bits
 from unitoken_jax.sequence.tokenizer import Tokenizer
 from unitoken_jax.storage.paths import absolute, as_path, is_remote, write_text
 
-FORMAT = 1
+FORMAT = 2  # of the directory: 1 had other config keys (`config.RENAMED_KEYS`)
+# What reads an older format: no release exists, so the last revision of this repository that did.
+_LAST_READERS = {1: "unitoken_jax 0.1.0 up to git revision d905683"}
 CONFIG, TOKENIZER, PARAMS, MANIFEST = "config.json", "tokenizer.json", "params", "manifest.json"
 UNFINISHED = "unfinished"  # an object at a URL whose parameters are being written
 NETWORK = ("siglip", "adapter", "decoder")  # what UniTokenModel reads; the VQ-GAN stands apart
@@ -143,17 +145,29 @@ def load_settings(path: str | os.PathLike) -> tuple[ModelConfig, Tokenizer, dict
     path = absolute(path)
     _check_directory(path)
     try:
-        config = from_dict(ModelConfig, json.loads((path / CONFIG).read_text(encoding="utf-8")))
+        values = json.loads((path / CONFIG).read_text(encoding="utf-8"))
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: {CONFIG} or {MANIFEST} is not valid JSON ({error})") from error
+    _check_format(
+        path, manifest.get("format", FORMAT)
+    )  # before the keys, which an older format names otherwise
+    try:
+        config = from_dict(ModelConfig, values)
     except ValueError as error:
         raise ValueError(f"{path / CONFIG}: {error}") from error
-    if manifest.get("format", FORMAT) != FORMAT:
-        raise ValueError(
-            f"{path} has format {manifest['format']}; this version reads {FORMAT}: update unitoken_jax"
-        )
     return config, Tokenizer.load(path / TOKENIZER), manifest
+
+
+def _check_format(path, number: int) -> None:
+    """Raises ValueError that says what to do where the model directory `path` is not of format FORMAT."""
+    if number == FORMAT:
+        return
+    problem = f"{path} is a model directory of format {number}; this version of unitoken_jax reads {FORMAT}"
+    if number in _LAST_READERS:
+        reader = _LAST_READERS[number]
+        raise ValueError(f"{problem}: convert its weights or train again. What reads it is {reader}")
+    raise ValueError(f"{problem}: update unitoken_jax")
 
 
 def open_model(path: str | os.PathLike) -> LoadedModel:
