@@ -46,7 +46,7 @@ def words_of(command: str) -> list[str]:
 def parse(words: list[str]) -> None:
     """A `unitoken` command's flags, and its config with the overrides."""
     overrides = [word for word in words if is_override(word)]
-    arguments = main._parser().parse_args([word for word in words[1:] if not is_override(word)])
+    arguments = main.build_parser().parse_args([word for word in words[1:] if not is_override(word)])
     if overrides or arguments.verb == "train":
         config = pathlib.Path(arguments.config)
         if config.parts[0] == "configs":

@@ -8,7 +8,8 @@ import types
 
 import pytest
 
-from unitoken_jax.cli import generate, main
+import unitoken_jax
+from unitoken_jax.cli import generate, main, options
 
 
 @pytest.fixture
@@ -124,13 +125,14 @@ def test_generate_checks_before_it_draws(argv, message, capsys):
 def test_image_names():
     assert [str(path) for path in generate.image_files("a.png", 1)] == ["a.png"]
     assert [str(path) for path in generate.image_files("a.png", 2)] == ["a-0.png", "a-1.png"]
-    assert main._size("64x32") == (32, 64)
+    assert options.image_size("64x32") == (32, 64)
 
 
 def test_help_needs_no_heavy_import():
     """`unitoken --help` must not wait for jax."""
     code = (
-        "import sys; from unitoken_jax.cli.main import _parser; _parser().format_help(); print(*sys.modules)"
+        "import sys; from unitoken_jax.cli.main import build_parser\n"
+        "build_parser().format_help(); print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert not {"jax", "numpy", "PIL", "orbax"} & set(done.stdout.split())
@@ -201,8 +203,28 @@ def test_where_images_stand_in_a_question():
         parts("<|image|> ?", ["a.png", "b.png"])
 
 
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main.main(["--version"])
+    assert capsys.readouterr().out == f"unitoken {unitoken_jax.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["tokenize", "--data", "D", "--pictures", "P"], "--pictures is called --images now"),
+        (["inspect", "D", "--pictures=P"], "--pictures is called --images now"),
+        (["convert", "--picture-size", "64"], "--picture-size is called --image-size now"),
+    ],
+)
+def test_a_renamed_option_is_named(argv, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main.main(argv)
+    assert message in capsys.readouterr().err
+
+
 def test_image_sizes():
-    parse = main._parser().parse_args
+    parse = main.build_parser().parse_args
     convert = ["convert", "--checkpoint", "C", "--out", "O", "--image-size"]
     assert parse([*convert, "64"]).image_size == 64
     assert parse([*convert, "96x64"]).image_size == (64, 96)

@@ -1,14 +1,43 @@
 """`unitoken evaluate`: which of its four ways was meant, and options that have no place in it."""
 
+import argparse
 import pathlib
 from collections.abc import Callable
 
-from unitoken_jax.evaluate import recipe as recipes
-from unitoken_jax.evaluate.drawing.prompts import find_drawing_benchmark
-from unitoken_jax.evaluate.understanding.run import run_benchmark, score_predictions
+from unitoken_jax.cli.options import AddVerb, add_model_option, model_directory
 
 _QUESTIONS = ("template", "max_tokens")
 _IMAGES = ("rewritten", "number", "seed", "guidance", "top_k", "temperature")
+
+
+def add_verbs(add_verb: AddVerb) -> None:
+    """Adds this file's verb to the command line."""
+    evaluate = add_verb("evaluate", run_evaluate, "the paper's benchmarks: predictions, scores, a report")
+    add_model_option(evaluate)
+    evaluate.add_argument(
+        "--benchmark", metavar="NAME", help="MMMU, MMBench_EN, ... (a wrong name lists them)"
+    )
+    evaluate.add_argument("--data", metavar="FILE", help="the benchmark's file, as VLMEvalKit has it (TSV)")
+    evaluate.add_argument("--out", required=True, metavar="DIR", help="a killed run goes on from here")
+    evaluate.add_argument("--predictions", metavar="FILE", help="score this file, without a model")
+    evaluate.add_argument("--scores", metavar="FILE", help="take up what GenEval's or T2I's scorer wrote")
+    evaluate.add_argument("--recipe", metavar="FILE", help="repeat the run that this recipe is of")
+    evaluate.add_argument("--template", help="how questions are put: vlmevalkit (default) or direct")
+    evaluate.add_argument("--max-tokens", type=int, help="longest answer (default: the model's)")
+    evaluate.add_argument("--batch", type=int, help="how many at one time (default 16)")
+    evaluate.add_argument("--rewritten", metavar="FILE", help="draw these prompts, line by line, instead")
+    evaluate.add_argument("--number", type=int, help="images a prompt (default: the benchmark's)")
+    evaluate.add_argument("--seed", type=int, help="of the images (default 0)")
+    evaluate.add_argument("--guidance", type=float, help="default: 5.5 for GenEval, 5.0 for T2I-CompBench++")
+    evaluate.add_argument("--top-k", type=int, help="of the images (default: the model's)")
+    evaluate.add_argument("--temperature", type=float, help="of the images (default: the model's)")
+
+
+def run_evaluate(arguments: argparse.Namespace) -> None:
+    """`unitoken evaluate`: prints the report."""
+    names = ("benchmark", "data", "out", "predictions", "scores", "recipe", "batch", *_QUESTIONS, *_IMAGES)
+    options = {name: getattr(arguments, name) for name in names}
+    print("\n".join(evaluate(lambda: model_directory(arguments), **options)))
 
 
 def evaluate(
@@ -27,6 +56,10 @@ def evaluate(
 
     Raises ValueError for options that say nothing together, and as the functions it calls.
     """
+    from unitoken_jax.evaluate import recipe as recipes
+    from unitoken_jax.evaluate.drawing.prompts import find_drawing_benchmark
+    from unitoken_jax.evaluate.understanding.run import run_benchmark
+
     if batch is not None and batch < 1:
         raise ValueError(f"--batch is {batch}; expected at least 1")
     if pathlib.Path(out).is_file():
@@ -59,6 +92,9 @@ def evaluate(
 
 
 def _score(benchmark: str, predictions: str, out: str, data: str | None) -> list[str]:
+    from unitoken_jax.evaluate.drawing.prompts import find_drawing_benchmark
+    from unitoken_jax.evaluate.understanding.run import score_predictions
+
     found = find_drawing_benchmark(benchmark)
     if found is None:
         return score_predictions(benchmark, predictions, out, data)

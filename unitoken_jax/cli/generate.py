@@ -1,20 +1,81 @@
-"""What `unitoken generate`, `answer` and `chat` do with their options."""
+"""`unitoken generate`, `answer` and `chat`: their options, and what they do with them."""
 
+import argparse
 import json
 import pathlib
 import sys
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from PIL import Image
+from unitoken_jax.cli.options import (
+    AddVerb,
+    add_decoding_options,
+    add_model_option,
+    add_save_tokens_option,
+    image_size,
+    model_directory,
+)
 
-from unitoken_jax.sequence.conversation import Conversation, parse_conversation, read_conversations
-from unitoken_jax.unitoken import UniToken
+if TYPE_CHECKING:
+    from unitoken_jax.sequence.conversation import Conversation
+    from unitoken_jax.unitoken import UniToken
 
 
-def generate(find_model: Callable[[], str], arguments) -> None:
+def add_verbs(add_verb: AddVerb) -> None:
+    """Adds this file's verbs to the command line."""
+    generate = add_verb("generate", run_generate, "draw images of a prompt")
+    add_model_option(generate)
+    generate.add_argument("--prompt", required=True, metavar="TEXT")
+    generate.add_argument(
+        "--out", required=True, metavar="PNG", help="with --number N: PNG-0.png, PNG-1.png, ..."
+    )
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--guidance", type=float, help="1 is none (default: the model's)")
+    generate.add_argument("--top-k", type=int, help="1 is greedy (default: the model's)")
+    generate.add_argument("--temperature", type=float, help="0 is greedy (default: the model's)")
+    generate.add_argument("--number", type=int, default=1, help="how many images")
+    generate.add_argument("--size", type=image_size, metavar="WxH", help="pixels (default: as in training)")
+    generate.add_argument(
+        "--speculate", type=int, metavar="W", help="tokens a pass reads; same images (default: the model's)"
+    )
+    generate.add_argument("--progress", action="store_true", help="write the rows so far while it draws")
+    add_save_tokens_option(generate)
+    add_decoding_options(generate)
+
+    answer = add_verb("answer", run_answer, "answer a question, about an image or without one")
+    add_model_option(answer)
+    answer.add_argument(
+        "--image", action="append", default=[], metavar="PNG", help="may be given several times"
+    )
+    answer.add_argument(
+        "--question", required=True, metavar="TEXT", help="<|image|> in it says where an image stands"
+    )
+    answer.add_argument("--max-tokens", type=int, help="longest answer (default: the model's)")
+    answer.add_argument("--stream", action="store_true", help="print the answer as it is written")
+    add_save_tokens_option(answer)
+    add_decoding_options(answer)
+
+    chat = add_verb("chat", run_chat, "answer with text and images: draw, or change an image")
+    add_model_option(chat)
+    chat.add_argument(
+        "--image", action="append", default=[], metavar="PNG", help="may be given several times"
+    )
+    chat.add_argument("--question", metavar="TEXT", help="<|image|> in it says where an image stands")
+    chat.add_argument(
+        "--conversation", metavar="FILE", help="instead: JSON or JSONL as for training, questions at the ends"
+    )
+    chat.add_argument("--draw", action="store_true", help="the answer begins with an image")
+    chat.add_argument("--out", required=True, metavar="PNG", help="its images: PNG-0.png, PNG-1.png, ...")
+    chat.add_argument("--seed", type=int, default=0)
+    chat.add_argument("--guidance", type=float, help="of images (default: the model's)")
+    chat.add_argument("--max-tokens", type=int, help="of text in an answer (default: the model's)")
+    add_decoding_options(chat)
+
+
+def run_generate(arguments: argparse.Namespace) -> None:
+    """`unitoken generate`: prints the files of the images."""
     files = image_files(arguments.out, arguments.number)
     progress = (lambda number, image: image.save(files[number])) if arguments.progress else None
-    drawings = _load(find_model, arguments).draw(
+    drawings = _load(arguments).draw(
         [arguments.prompt],
         number=arguments.number,
         seed=arguments.seed,
@@ -41,6 +102,8 @@ def generate(find_model: Callable[[], str], arguments) -> None:
 
 def image_files(out: str, number: int) -> list[pathlib.Path]:
     """Where the images go, checked before minutes are spent drawing them."""
+    from PIL import Image
+
     path = pathlib.Path(out)
     known = Image.registered_extensions()
     if known.get(path.suffix.lower()) not in Image.SAVE:
@@ -52,17 +115,18 @@ def image_files(out: str, number: int) -> list[pathlib.Path]:
     return [path] if number == 1 else [path.with_stem(f"{path.stem}-{i}") for i in range(number)]
 
 
-def answer(find_model: Callable[[], str], arguments) -> None:
+def run_answer(arguments: argparse.Namespace) -> None:
+    """`unitoken answer`: prints the answer."""
     asked = question_of(arguments.question, arguments.image)
     if arguments.stream:
         if arguments.timing or arguments.save_tokens:
             raise ValueError("--stream prints the text alone: leave out --timing and --save-tokens")
-        loaded = _load(find_model, arguments)
+        loaded = _load(arguments)
         for _, piece in loaded.answer([asked], max_tokens=arguments.max_tokens, stream=True):
             print(piece, end="", flush=True)
         print()
         return
-    (reply,) = _load(find_model, arguments).reply([asked], max_tokens=arguments.max_tokens)
+    (reply,) = _load(arguments).reply([asked], max_tokens=arguments.max_tokens)
     print(reply.text)
     if arguments.timing:
         print(reply.timing, file=sys.stderr)
@@ -71,7 +135,10 @@ def answer(find_model: Callable[[], str], arguments) -> None:
         _save_tokens(arguments.save_tokens, saved)
 
 
-def chat(find_model: Callable[[], str], arguments) -> None:
+def run_chat(arguments: argparse.Namespace) -> None:
+    """`unitoken chat`: prints the text, and the files of the images."""
+    from unitoken_jax.sequence.conversation import read_conversations
+
     if (arguments.question is None) == (arguments.conversation is None):
         raise ValueError("give --question TEXT or --conversation FILE, one of them")
     if arguments.conversation and arguments.image:
@@ -81,7 +148,7 @@ def chat(find_model: Callable[[], str], arguments) -> None:
     else:
         asked = [question_of(arguments.question, arguments.image)]
     (out,) = image_files(arguments.out, 1)
-    replies = _load(find_model, arguments).chat(
+    replies = _load(arguments).chat(
         asked,
         draws=arguments.draw,
         max_tokens=arguments.max_tokens,
@@ -100,16 +167,20 @@ def chat(find_model: Callable[[], str], arguments) -> None:
         print(replies[0].timing, file=sys.stderr)
 
 
-def question_of(text: str, images: list[str]) -> Conversation:
+def question_of(text: str, images: list[str]) -> "Conversation":
     """A conversation of one question: images where it says <|image|>, else before it."""
+    from unitoken_jax.sequence.conversation import parse_conversation
+
     marked = "<|image|>" in text or "<image>" in text
     value = text if marked else "<|image|>" * len(images) + text
     record = {"conversations": [{"from": "human", "value": value}], "image": images}
     return parse_conversation(record, "--question", pathlib.Path(), need_answers=False)
 
 
-def _load(find_model: Callable[[], str], arguments) -> UniToken:
-    return UniToken.load(find_model(), quantize=arguments.quantize)
+def _load(arguments: argparse.Namespace) -> "UniToken":
+    from unitoken_jax.unitoken import UniToken
+
+    return UniToken.load(model_directory(arguments), quantize=arguments.quantize)
 
 
 def _save_tokens(path: str, values: dict) -> None:

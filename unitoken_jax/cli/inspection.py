@@ -1,0 +1,90 @@
+"""`unitoken inspect` and `score`: what a model or a data set holds, and the loss of each conversation."""
+
+import argparse
+import os
+import sys
+
+from unitoken_jax.cli.options import DEFAULT_MODEL, AddVerb, add_model_option, model_directory
+
+
+def add_verbs(add_verb: AddVerb) -> None:
+    """Adds this file's verbs to the command line."""
+    inspect = add_verb(
+        "inspect", run_inspect, "what a model directory holds, or how training sees a data set"
+    )
+    inspect.add_argument("what", nargs="?", metavar="MODEL|DATA", help=f"default: {DEFAULT_MODEL}")
+    inspect.add_argument("--model", metavar="MODEL", help="of a data set: whose tokenizer and settings count")
+    inspect.add_argument(
+        "--row", type=int, action="append", help="example, from 0; may be given several times"
+    )
+    inspect.add_argument("--sheet", metavar="PNG", help="write the example's images and crops")
+    inspect.add_argument("--images", default="", metavar="DIR", help="their folder, or 'x/*.tar'")
+    inspect.add_argument("--color", choices=("auto", "always", "never"), default="auto")
+    inspect.add_argument(
+        "--against",
+        metavar="RECORD.npz",
+        help="compare layer by layer with PyTorch's outputs, recorded by launch/record_torch.py",
+    )
+
+    score = add_verb("score", run_score, "the loss of each conversation of a file")
+    add_model_option(score)
+    score.add_argument("--data", required=True, metavar="FILE", help="conversations, JSON or JSONL")
+    score.add_argument("--out", required=True, metavar="JSONL")
+
+
+def run_inspect(arguments: argparse.Namespace) -> None:
+    """`unitoken inspect`: of a data set where it looks like one or --model is given, else of a model."""
+    if arguments.what and (arguments.model or _looks_like_data(arguments.what)):
+        lines = _inspect_data(arguments)
+    else:
+        arguments.model = arguments.what
+        lines = _inspect_model(model_directory(arguments), arguments.against)
+    print("\n".join(lines))
+
+
+def _inspect_model(model: str, against: str | None) -> list[str]:
+    if against:
+        from unitoken_jax.inspection.compare import compare
+
+        return compare(model, against)
+    from unitoken_jax.convert.from_torch import inspect
+
+    return inspect(model)
+
+
+def _looks_like_data(path_or_pattern: str) -> bool:
+    """Whether it is a file, a pattern, or a folder of a TFDS data set or ArrayRecord files."""
+    from unitoken_jax.storage.paths import as_path
+
+    path = as_path(path_or_pattern)
+    if "*" in path_or_pattern or path.is_file():
+        return True
+    return (path / "dataset_info.json").exists() or any(path.glob("*array_record*"))
+
+
+def _inspect_data(arguments: argparse.Namespace) -> list[str]:
+    from unitoken_jax.checkpoint.model_directory import load_settings
+    from unitoken_jax.config import SourceConfig
+    from unitoken_jax.inspection.show import inspect_data
+
+    config, tokenizer, _ = load_settings(model_directory(arguments))
+    return inspect_data(
+        SourceConfig(arguments.what, images=arguments.images),
+        config,
+        tokenizer,
+        arguments.row or [0],
+        sheet=arguments.sheet,
+        colour=_use_colour(arguments.color),
+    )
+
+
+def _use_colour(option: str) -> bool:
+    """Whether to write colours; "auto": on a terminal whose user has nothing against them."""
+    return option == "always" or (option == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+
+
+def run_score(arguments: argparse.Namespace) -> None:
+    """`unitoken score`: prints a summary."""
+    from unitoken_jax.inspection.score import score_file
+
+    print(score_file(model_directory(arguments), arguments.data, arguments.out))

@@ -1,0 +1,88 @@
+"""`unitoken train`, `plan` and `tokenize`: a config file's run, what it needs, and its images' codes."""
+
+import argparse
+import os
+import sys
+
+from unitoken_jax.cli.options import AddVerb, add_model_option, model_directory, share
+
+
+def add_verbs(add_verb: AddVerb) -> None:
+    """Adds this file's verbs to the command line; `train` and `plan` take --config.a.b=c overrides."""
+    train = add_verb(
+        "train", run_train, "train as a config file says; --config.a.b=c changes one of its values"
+    )
+    train.add_argument(
+        "--config", required=True, metavar="FILE", help="configs/stage2.py or configs/stage2.py:argument"
+    )
+    train.add_argument(
+        "--workdir", required=True, metavar="DIR", help="where the run lives, and resumes from; or gs://..."
+    )
+    train.add_argument(
+        "--profile", type=int, metavar="STEPS", help="trace that many steps into WORKDIR/profile"
+    )
+    train.set_defaults(overrides=())
+
+    plan = add_verb(
+        "plan", run_plan, "does a training step fit, and how fast can it be; exit code 1 if it does not"
+    )
+    plan.add_argument("--config", required=True, metavar="FILE", help="as for train, with the same overrides")
+    plan.add_argument(
+        "--topology", default="local", metavar="SLICE", help="v5e:16x16, v5p:4x4x4, ..., or this machine's"
+    )
+    plan.add_argument("--json", metavar="FILE", help="also write all of it as JSON")
+    plan.add_argument("--search", action="store_true", help="rank meshes, remat policies and rows")
+    plan.set_defaults(overrides=())
+
+    tokenize = add_verb(
+        "tokenize", run_tokenize, "write the VQ codes of a data set's images once, before training"
+    )
+    add_model_option(tokenize)
+    tokenize.add_argument("--data", required=True, metavar="DATA", help="JSON, JSONL, ArrayRecord or TFDS")
+    tokenize.add_argument("--out", metavar="DIR", help="default: beside the data, where training looks")
+    tokenize.add_argument("--images", metavar="DIR", help="their folder, or tar shards 'x/*.tar'")
+    tokenize.add_argument(
+        "--share", type=share, metavar="I/N", help="do the I-th of N parts (from 0); the last one joins them"
+    )
+    tokenize.add_argument("--skip", action="store_true", help="report what is bad, and leave it out")
+
+
+def run_train(arguments: argparse.Namespace) -> None:
+    """`unitoken train`: one process of as many as the environment says."""
+    from unitoken_jax.cli import distributed
+    from unitoken_jax.config_file import load_config
+    from unitoken_jax.train.loop import train
+
+    overrides = list(arguments.overrides)
+    if arguments.profile is not None:
+        overrides.append(f"--config.train.profile_steps={arguments.profile}")
+    config = load_config(arguments.config, overrides)
+    if arguments.own_process:
+        distributed.start()
+    try:
+        train(config, arguments.workdir)
+    except Exception:
+        distributed.fail()
+        raise
+
+
+def run_plan(arguments: argparse.Namespace) -> int:
+    """`unitoken plan`: 1 where nothing fits."""
+    if arguments.topology != "local":
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # else jax looks for the TPU that is only planned for
+    from unitoken_jax.config_file import load_config
+    from unitoken_jax.planning.search import run
+
+    config = load_config(arguments.config, arguments.overrides)
+    return run(config, arguments.topology, json_file=arguments.json, searching=arguments.search)
+
+
+def run_tokenize(arguments: argparse.Namespace) -> None:
+    """`unitoken tokenize`: prints where the codes are."""
+    from unitoken_jax.generate.tokenize import tokenize
+
+    options = {"images": arguments.images, "share": arguments.share}
+    settings = {name: value for name, value in options.items() if value is not None}
+    if arguments.skip:
+        settings["on_error"] = lambda error: print(f"left out: {error}", file=sys.stderr)
+    print(tokenize(model_directory(arguments), arguments.data, arguments.out, **settings))

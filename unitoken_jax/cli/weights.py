@@ -1,0 +1,63 @@
+"""`unitoken convert` and `export`: published PyTorch weights to a model directory, and back."""
+
+import argparse
+
+from unitoken_jax.cli.options import AddVerb, add_model_option, model_directory, side_or_image_size
+
+
+def add_verbs(add_verb: AddVerb) -> None:
+    """Adds this file's verbs to the command line."""
+    convert = add_verb("convert", run_convert, "published PyTorch weights -> a model directory")
+    convert.add_argument(
+        "--checkpoint", required=True, metavar="DIR", help="UniToken's, or a decoder's alone; or a hub id"
+    )
+    convert.add_argument("--siglip", metavar="DIR", help="needed where the checkpoint's tower is not SO400M")
+    convert.add_argument("--vqgan", metavar="DIR", help="Meta's chameleon/tokenizer; needed to draw")
+    convert.add_argument("--out", required=True, metavar="MODEL")
+    convert.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as stored")
+    convert.add_argument(
+        "--image-size",
+        type=side_or_image_size,
+        default=512,
+        metavar="SIDE",
+        help="of the discrete crop, pixels; or WxH",
+    )
+    convert.add_argument("--resolution", choices=("anyres", "base"), help="default: as the checkpoint says")
+    convert.add_argument(
+        "--stage-one-start", action="store_true", help="zero the image rows of the output layer"
+    )
+    convert.add_argument("--verify", action="store_true", help="read the result again and compare")
+
+    export = add_verb("export", run_export, "a model directory -> the published layout")
+    add_model_option(export)
+    export.add_argument("--out", required=True, metavar="DIR")
+    export.add_argument("--vqgan", action="store_true", help="also the VQ-GAN, as safetensors")
+    export.add_argument("--per-head", action="store_true", help="QK-norms as `transformers` wants them")
+
+
+def run_convert(arguments: argparse.Namespace) -> None:
+    """`unitoken convert`: prints what it read and wrote."""
+    from unitoken_jax.convert.from_torch import convert
+
+    lines = convert(
+        arguments.checkpoint,
+        arguments.siglip,
+        arguments.vqgan,
+        arguments.out,
+        dtype=arguments.dtype,
+        image_size=arguments.image_size,
+        resolution=arguments.resolution,
+        stage_one_start=arguments.stage_one_start,
+        verify=arguments.verify,
+    )
+    print("\n".join(lines))
+
+
+def run_export(arguments: argparse.Namespace) -> None:
+    """`unitoken export`: prints what it wrote."""
+    from unitoken_jax.convert.to_torch import export
+
+    lines = export(
+        model_directory(arguments), arguments.out, vqgan=arguments.vqgan, per_head=arguments.per_head
+    )
+    print("\n".join(lines))
