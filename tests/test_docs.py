@@ -4,7 +4,9 @@ A block of indented commands after `<!-- why -->` is parsed only: flags against 
 configs it names are read with their overrides.
 """
 
+import contextlib
 import functools
+import io
 import json
 import pathlib
 import re
@@ -145,6 +147,31 @@ def anchors_and_files() -> set[str]:
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
         assert target.startswith("https://") or target in anchors_and_files(), f"{page.name}: {target}"
+
+
+def test_the_worked_example_prints_what_its_page_says():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    code, expected = re.findall(r"```python\n(.*?)```\n\nIt prints\n\n```text\n(.*?)```", page, re.DOTALL)[0]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(code, {})
+    assert printed.getvalue() == expected
+
+
+def test_files_and_names_that_the_architecture_sends_readers_to_exist():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for line in page[page.index("## Find it") : page.index("## One conversation")].splitlines():
+        quoted = re.findall(r"`([^`]+)`", line.rpartition(" | ")[2])
+        files = [word for word in quoted if word.endswith(".py")]
+        texts = []
+        for file in files:
+            folder = ROOT if file.startswith(("configs/", "stage")) else ROOT / "unitoken_jax"
+            path = ROOT / "configs" / file if file.startswith("stage") else folder / file
+            assert path.is_file(), line
+            texts.append(path.read_text(encoding="utf-8"))
+        for name in set(quoted) - set(files):
+            last = name.rpartition(".")[2]
+            assert any(f"def {last}(" in text for text in texts), f"{name}: {line}"
 
 
 def test_every_page_is_in_the_contents():
