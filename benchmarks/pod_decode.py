@@ -30,7 +30,7 @@ from unitoken_jax.model.init import abstract_params
 from unitoken_jax.model.quantize import BITS, GROUP, QUANTIZED_KERNELS, QuantizedKernel
 from unitoken_jax.model.unitoken import UniTokenModel
 from unitoken_jax.planning import hlo, topology
-from unitoken_jax.planning.cost import cost
+from unitoken_jax.planning.cost import count_cost
 
 SIDE, PROMPT = 32, 64  # codes of a 512-px image's row, slots of the prompt
 GB = 1e9
@@ -132,7 +132,7 @@ def measure(case: Case, config: ModelConfig = ModelConfig()) -> dict:
     # Loops whose length is data: passes of the window, and without one, also those that a forced id joins and
     # the loop around both.
     bodies = [name for name, trips in hlo.parse(text).loops.items() if trips == 0]
-    each = min((cost(text, case.chips, start=name) for name in bodies), key=lambda found: found.traffic)
+    each = min((count_cost(text, case.chips, start=name) for name in bodies), key=lambda found: found.traffic)
     memory = compiled.memory_analysis()
     layers = params["decoder"]["layers"]
     head = config.vq.codes * config.decoder.width * 2 / case.chips

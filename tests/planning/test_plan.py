@@ -15,7 +15,9 @@ from unitoken_jax.model import flops
 from unitoken_jax.model.init import abstract_params
 from unitoken_jax.model.sharding import make_mesh
 from unitoken_jax.planning import cost, hlo, search, topology
-from unitoken_jax.planning.plan import Memory, Plan, Time
+from unitoken_jax.planning.estimate import Time
+from unitoken_jax.planning.memory import Memory
+from unitoken_jax.planning.plan import CompiledStep, Plan
 from unitoken_jax.train.optimizer import stage_groups
 
 # A step on a TPU, as its compiler writes it: a loop of 3 layers whose body is unrolled once (counter + 2, up
@@ -87,7 +89,7 @@ backend_config={"estimated_cycles":"9223372036854775807"}
 
 
 def test_what_a_program_does():
-    found = cost.cost(PROGRAM, devices=8)
+    found = cost.count_cost(PROGRAM, devices=8)
     assert found.loops == [3]
     assert found.flops == {"decoder": 3 * 2 * 64 * 128 * 256}
     assert found.cycles == {"rest": 3 * 1000}
@@ -98,15 +100,17 @@ def test_what_a_program_does():
     assert found.collectives == [gather, reduce, scatter]
     # The fusion reads one layer's weights of three, and its activations from VMEM; 4 bytes are its number.
     body = hlo.parse(PROGRAM).computations["body"]
-    assert cost._traffic(body["fusion.1"], body, hlo.parse(PROGRAM)) == 2 * (128 * 256 + 64 * 256) + 4
+    assert (
+        cost.instruction_traffic(body["fusion.1"], body, hlo.parse(PROGRAM)) == 2 * (128 * 256 + 64 * 256) + 4
+    )
 
 
 def test_one_trip_of_a_loop():
-    trip = cost.cost(PROGRAM, devices=8, start="body")
+    trip = cost.count_cost(PROGRAM, devices=8, start="body")
     assert trip.flops == {"decoder": 2 * 64 * 128 * 256}
-    assert 0 < trip.traffic < cost.cost(PROGRAM, devices=8).traffic / 3
+    assert 0 < trip.traffic < cost.count_cost(PROGRAM, devices=8).traffic / 3
     fixed = PROGRAM.replace("dynamic-slice(%p1, %p2), dynamic_slice_sizes", "slice(%p1), sizes")
-    assert cost.cost(fixed, devices=8, start="body").traffic == trip.traffic - 4  # it reads no number
+    assert cost.count_cost(fixed, devices=8, start="body").traffic == trip.traffic - 4  # it reads no number
 
 
 def test_no_program():
@@ -127,7 +131,7 @@ def test_a_compiled_scan_counts_every_trip():
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     step = jax.jit(jax.value_and_grad(loss, (0, 2)))
     compiled = step.lower(*arguments, jax.ShapeDtypeStruct((), jnp.int32)).compile()
-    found = cost.cost(compiled.as_text(), 1, unknown_trips=7)
+    found = cost.count_cost(compiled.as_text(), 1, unknown_trips=7)
     layers, image, squares = 3 * 5 * 2 * 8 * 32 * 32, 2 * 2 * 6 * 30 * 9, 7 * 2 * 8**3
     assert found.flops == {"rest": layers + image + squares}
     assert found.traffic > 3 * 5 * 32 * 32 * 4
@@ -198,7 +202,7 @@ TIMED = {"tokens_per_second_per_device", "mfu", "mfu_ceiling"}  # where the devi
 
 def test_plans_for_this_machine(config, tmp_path, capsys, monkeypatch):
     """Sizes and FLOPs are what they must be; where memory is too small for them, the exit code is 1."""
-    monkeypatch.setattr("unitoken_jax.planning.plan._memory_limit", lambda *_: 1000.0)
+    monkeypatch.setattr("unitoken_jax.planning.plan.memory_limit", lambda *_: 1000.0)
     out = tmp_path / "plan.json"
     assert (
         main.main(["plan", "--config", config, "--json", str(out), "--config.train.scan_layers=False"]) == 1
@@ -271,7 +275,8 @@ def test_a_search_keeps_the_fastest_policy_that_fits_and_ranks():
         memory = Memory(limit=4.0, peak=rows * kept / mesh["tensor"] + 1.5)
         seconds = rows / kept * mesh["tensor"]
         time = Time(seconds, 0, 0, seconds, 0, 0) if memory.fits else None
-        return Plan(name, "TPU v5 lite", 8, mesh, rows, 1, 0, 0, remat, [], memory, {}, time=time)
+        step = CompiledStep(cost.Cost(), 0, time, 0)
+        return Plan(name, "TPU v5 lite", 8, mesh, rows, 1, 0, 0, remat, [], memory, {}, compiled=step)
 
     said = []
     found = search.search(Config(model=MODEL), "v5e:2x4", said.append, compile)
@@ -285,7 +290,7 @@ def test_a_search_keeps_the_fastest_policy_that_fits_and_ranks():
         *((2, 4, remat) for remat in ("none", "dots", "qkv", "full")),
     ]
     assert [one.memory.fits for one in found] == [True] * 5 + [False] * 14
-    speeds = [one.tokens_per_second for one in found[:5]]
+    speeds = [one.tokens_per_second(one.time.estimate) for one in found[:5]]
     assert speeds == sorted(speeds, reverse=True)
 
 

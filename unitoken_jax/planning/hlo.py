@@ -13,10 +13,13 @@ import pathlib
 import re
 from typing import NamedTuple
 
-BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "c64": 8, "c128": 16}  # others end in their bits
+# Bytes of the dtypes whose names do not end in their bits, or in those of one of two parts.
+_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "c64": 8, "c128": 16}
+# "bf16[512,2048]{1,0:T(8,128)S(1)}": dtype, sizes, layout.
 _SHAPE = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\](\{[^}]*\})?")
+# The line before a computation's instructions, and an instruction's own.
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{\s*")
-_LINE = re.compile(r"  (ROOT )?%?([\w.\-]+) = (.*)")
+_INSTRUCTION = re.compile(r"  (ROOT )?%?([\w.\-]+) = (.*)")
 _NAMES = re.compile(r"%([\w.\-]+)")
 
 
@@ -29,43 +32,51 @@ class Shape(NamedTuple):
 
     @property
     def bytes(self) -> float:
-        return _width(self.dtype) * math.prod(self.sizes)
+        """Of the whole array, without padding."""
+        return _dtype_bytes(self.dtype) * math.prod(self.sizes)
 
 
-def _width(dtype: str) -> float:
-    return BYTES.get(dtype) or int(re.match(r"[a-z]+(\d+)", dtype)[1]) / 8
+def _dtype_bytes(dtype: str) -> float:
+    bits = re.match(r"[a-z]+(\d+)", dtype)
+    if dtype not in _BYTES and bits is None:
+        raise ValueError(f"HLO has an array of dtype {dtype!r}, whose size is not known")
+    return _BYTES[dtype] if dtype in _BYTES or bits is None else int(bits[1]) / 8
 
 
 class Instruction(NamedTuple):
-    """One line: `shapes` of its results, `operands` by name, the rest of the line as `attributes`."""
+    """One line: `shapes` of its results, `operands` by name, the rest of the line as `attributes`.
+
+    `literal` is all that stands between the parentheses: operands, a constant's value, a parameter's number.
+    """
 
     name: str
     op: str
     shapes: tuple[Shape, ...]
     operands: tuple[str, ...]
-    literal: str  # between the parentheses
+    literal: str
     attributes: str
 
     def attribute(self, pattern: str) -> str:
         """What `pattern`'s one group finds after the operands; empty if nothing."""
-        found = re.search(pattern, self.attributes)
-        return found[1] if found else ""
+        match = re.search(pattern, self.attributes)
+        return match[1] if match else ""
 
     def called(self) -> list[str]:
         """Names of the computations it runs, except a loop's."""
-        groups = re.findall(
+        named = re.findall(
             r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)", self.attributes
         )
         listed = re.findall(r"(?:branch_computations|called_computations)=\{([^}]*)\}", self.attributes)
-        return groups + [name for group in listed for name in _NAMES.findall(group)]
+        return named + [name for names in listed for name in _NAMES.findall(names)]
 
     @property
     def bytes(self) -> float:
+        """Of all its results."""
         return sum(shape.bytes for shape in self.shapes)
 
 
-class Computation(dict):
-    """Instructions by name, in order; `root` is the name of the last one's value."""
+class Computation(dict[str, Instruction]):
+    """Instructions by name, in order; `root` is the name of the one whose value is the computation's."""
 
     root: str = ""
 
@@ -103,21 +114,22 @@ def parse(text: str, unknown_trips: float = 1, start: str = "") -> Program:
 
     `start`: the computation whose runs count, once; default: the whole program's entry.
     """
-    computations, entry, current = {}, "", None
+    computations: dict[str, Computation] = {}
+    entry, current = "", None
     for line in _joined(text):
-        if current is not None and (found := _LINE.match(line)):
-            instruction = _instruction(found[2], found[3])
+        if current is not None and (match := _INSTRUCTION.match(line)):
+            instruction = _instruction(match[2], match[3])
             current[instruction.name] = instruction
-            if found[1]:
+            if match[1]:
                 current.root = instruction.name
-        elif found := _HEADER.fullmatch(line):
-            current = computations[found[2]] = Computation()
-            entry = found[2] if found[1] else entry
+        elif match := _HEADER.fullmatch(line):
+            current = computations[match[2]] = Computation()
+            entry = match[2] if match[1] else entry
         elif line.startswith("}"):
             current = None
     if not entry:
         raise ValueError("this text holds no HLO program: no ENTRY computation")
-    program = Program(computations, entry, collections.Counter(), {}, {})
+    program = Program(computations, entry, collections.defaultdict(float), {}, {})
     _run(program, start or entry, 1, unknown_trips, "plain")
     return program
 
@@ -152,56 +164,59 @@ def _instruction(name: str, rest: str) -> Instruction:
 
 
 def _space(layout: str) -> int:
-    found = re.search(r"S\((\d+)\)", layout)
-    return int(found[1]) if found else 0
+    """The memory space in "{1,0:T(8,128)S(1)}"; main memory where none is named."""
+    match = re.search(r"S\((\d+)\)", layout)
+    return int(match[1]) if match else 0
 
 
 def _closing(text: str, opening: int) -> int:
+    """Index of the parenthesis that closes the one at `opening`."""
     depth = 0
-    for place in range(opening, len(text)):
-        depth += (text[place] == "(") - (text[place] == ")")
+    for index in range(opening, len(text)):
+        depth += (text[index] == "(") - (text[index] == ")")
         if depth == 0:
-            return place
+            return index
     raise ValueError(f"HLO line without closing parenthesis: {text[:80]!r}")
 
 
-_CALLS = {"fusion": "fused", "async-start": "async", "call": "", "conditional": "", "custom-call": ""}
+# How an instruction runs the computation it calls (`Program.context`); "": as it runs itself.
+_CALL_CONTEXTS = {"fusion": "fused", "async-start": "async", "call": "", "conditional": "", "custom-call": ""}
 
 
-def _run(program: Program, name: str, times: float, unknown: float, context: str) -> None:
+def _run(program: Program, name: str, times: float, unknown_trips: float, context: str) -> None:
     """Adds `times` runs of computation `name` and of all that it runs."""
     program.times[name] += times
     program.context[name] = context
-    for each in program.computations[name].values():
-        if each.op == "while":
-            body = each.attribute(r"body=%?([\w.\-]+)")
-            trips = program.loops[body] = _trips(program.computations, name, each)
-            _run(program, body, times * (trips or unknown), unknown, context)
-        elif each.op in _CALLS:
-            for called in each.called():
+    for instruction in program.computations[name].values():
+        if instruction.op == "while":
+            body = instruction.attribute(r"body=%?([\w.\-]+)")
+            trips = program.loops[body] = _trips(program.computations, name, instruction)
+            _run(program, body, times * (trips or unknown_trips), unknown_trips, context)
+        elif instruction.op in _CALL_CONTEXTS:
+            for called in instruction.called():
                 if called in program.computations:
-                    _run(program, called, times, unknown, _CALLS[each.op] or context)
+                    _run(program, called, times, unknown_trips, _CALL_CONTEXTS[instruction.op] or context)
 
 
-def _trips(computations: dict[str, Computation], around: str, loop: Instruction) -> float:
+def _trips(computations: dict[str, Computation], computation: str, loop: Instruction) -> float:
     """How often a counting loop runs, by its condition's constant, start and step; 0 where there is none."""
     if known := loop.attribute(r'"known_trip_count":\{"n":"(\d+)"'):
         return int(known)
     condition = loop.attribute(r"condition=%?([\w.\-]+)")
     limits, todo = [], [condition]
     while todo:
-        for each in computations.get(todo.pop(), {}).values():
-            if each.op == "constant" and _counts(each):
-                limits.append(int(each.literal))
-            todo += each.called()
+        for instruction in computations.get(todo.pop(), {}).values():
+            if instruction.op == "constant" and _counts(instruction):
+                limits.append(int(instruction.literal))
+            todo += instruction.called()
     counters = [
-        int(each.attribute(r"index=(\d+)"))
-        for each in computations[condition].values()
-        if each.op == "get-tuple-element" and _counts(each)
+        int(instruction.attribute(r"index=(\d+)"))
+        for instruction in computations[condition].values()
+        if instruction.op == "get-tuple-element" and _counts(instruction)
     ]
     if not limits or not counters:
         return max(limits, default=0)
-    start = _element(computations[around], loop.operands[0], counters[-1])
+    start = _element(computations[computation], loop.operands[0], counters[-1])
     body = computations[loop.attribute(r"body=%?([\w.\-]+)")]
     step = _element(body, body.root, counters[-1]) or 1  # 2 where the compiler unrolled once
     return max(-(-(max(limits) - start) // step), 1)
@@ -209,22 +224,26 @@ def _trips(computations: dict[str, Computation], around: str, loop: Instruction)
 
 def _element(computation: Computation, name: str, index: int) -> int:
     """The constant in element `index` of tuple `name`, or what is added to it; else 0."""
-    made = computation.get(name)
-    return _constant(computation, made.operands[index]) if made and made.op == "tuple" else 0
+    instruction = computation.get(name)
+    return (
+        _constant(computation, instruction.operands[index])
+        if instruction and instruction.op == "tuple"
+        else 0
+    )
 
 
-def _counts(each: Instruction) -> bool:
+def _counts(instruction: Instruction) -> bool:
     """Whether its value can be a loop's counter or limit."""
-    return each.shapes[0].dtype in ("s32", "u32") and each.shapes[0].sizes == ()
+    return instruction.shapes[0].dtype in ("s32", "u32") and instruction.shapes[0].sizes == ()
 
 
 def _constant(computation: Computation, name: str, depth: int = 0) -> int:
     """The value of a scalar that is a constant, or a copy of one; else 0 (peeled loops start at 1)."""
-    each = computation.get(name)
-    if each is None or depth > 4:
+    instruction = computation.get(name)
+    if instruction is None or depth > 4:
         return 0
-    if each.op == "constant":
-        return int(each.literal)
-    if each.op in ("copy", "bitcast", "add"):
-        return sum(_constant(computation, operand, depth + 1) for operand in each.operands)
+    if instruction.op == "constant":
+        return int(instruction.literal)
+    if instruction.op in ("copy", "bitcast", "add"):
+        return sum(_constant(computation, operand, depth + 1) for operand in instruction.operands)
     return 0

@@ -1,13 +1,16 @@
 """A plan as text for people; `Plan.to_dict` is the same for machines."""
 
-from unitoken_jax.planning.plan import KERNEL_SHARE, PRODUCT_SHARE, Plan
+from unitoken_jax.planning.estimate import KERNEL_SHARE, PRODUCT_SHARE, Time
+from unitoken_jax.planning.plan import CompiledStep, Plan
 
+# Memory is shown in GiB, what goes over links in GB.
 GIB, GB = 2**30, 1e9
 
 
 def lines(plan: Plan) -> list[str]:
     """The whole report."""
-    return [*_head(plan), "", *_memory(plan), *([] if plan.error else _work(plan))]
+    work = _work(plan, plan.compiled) if plan.compiled else []
+    return [*_head(plan), "", *_memory(plan), *work]
 
 
 def verdict(plan: Plan) -> str:
@@ -21,19 +24,19 @@ def verdict(plan: Plan) -> str:
 def _head(plan: Plan) -> list[str]:
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     versions = ", ".join(f"{name} {version}" for name, version in plan.versions.items())
-    compiled = "refused" if plan.error else f"compiled in {plan.compile_seconds:.0f} s"
+    outcome = f"compiled in {plan.compiled.compile_seconds:.0f} s" if plan.compiled else "refused"
     return [
         f"{plan.topology}: {plan.devices} x {plan.device}, mesh {mesh}",
         f"batch: {plan.rows} rows x {plan.row_length} tokens = {plan.rows * plan.row_length:,} tokens; "
         f"{plan.row_crops} crops, {plan.row_images} images to encode a row",
         f"trained: {', '.join(plan.trained)}; remat {plan.remat}",
-        f"{compiled} by {versions}",
+        f"{outcome} by {versions}",
     ]
 
 
 def _memory(plan: Plan) -> list[str]:
     memory = plan.memory
-    parts = {
+    sizes = {
         "parameters, trained": memory.parameters,
         "parameters, frozen": memory.frozen,
         "optimizer": memory.optimizer,
@@ -41,15 +44,15 @@ def _memory(plan: Plan) -> list[str]:
         "temporaries": memory.temporaries,
         "program": memory.program,
     }
-    shown = [f"  {name:<21}{size / GIB:9.3f}" for name, size in parts.items() if size is not None]
-    found = ["memory, GiB a device", *shown, f"  peak {verdict(plan)}"]
+    shown = [f"  {name:<21}{size / GIB:9.3f}" for name, size in sizes.items() if size is not None]
+    text = ["memory, GiB a device", *shown, f"  peak {verdict(plan)}"]
     if plan.devices > 1:
-        found.append(f"  of parameters and optimizer {memory.whole / GIB:.3f} is not split over the mesh")
+        text.append(f"  of parameters and optimizer {memory.whole / GIB:.3f} is not split over the mesh")
     if plan.error:
-        return [*found, f"  the compiler: {plan.error}"]
+        return [*text, f"  the compiler: {plan.error}"]
     if memory.largest:
-        found.append("  largest temporaries, and what shares their place in turn")
-    return found + [f"    {size / GIB:9.3f}  {_short(shapes)}" for size, shapes in memory.largest]
+        text.append("  largest temporaries, and what shares their place in turn")
+    return text + [f"    {size / GIB:9.3f}  {_short(shapes)}" for size, shapes in memory.largest]
 
 
 def _short(shapes: str, width: int = 80) -> str:
@@ -57,50 +60,52 @@ def _short(shapes: str, width: int = 80) -> str:
 
 
 def _si(number: float) -> str:
-    """1.5e12 -> "1.50 T"."""
+    """1.5e12 -> "1.5 T"."""
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
         if number >= size:
             return f"{number / size:.4g} {letter}"
     return f"{number:.4g}"
 
 
-def _parts(counts: dict[str, float]) -> str:
+def _by_part(counts: dict[str, float]) -> str:
     return ", ".join(f"{name} {_si(count)}" for name, count in counts.items() if count)
 
 
-def _work(plan: Plan) -> list[str]:
-    cost = plan.cost
-    found = [
+def _work(plan: Plan, step: CompiledStep) -> list[str]:
+    cost = step.cost
+    text = [
         "",
         "FLOPs a device and step",
-        f"  by formula {_si(sum(plan.flops.values()))}: {_parts(plan.flops)}",
-        f"  compiled   {_si(sum(cost.flops.values()))}, loops counted as they run: {_parts(cost.flops)}",
+        f"  by formula {_si(sum(plan.flops.values()))}: {_by_part(plan.flops)}",
+        f"  compiled   {_si(sum(cost.flops.values()))}, loops counted as they run: {_by_part(cost.flops)}",
     ]
-    if plan.kernel_flops:
+    if step.kernel_flops:
         kernels = ", ".join(f"{name} x {runs:.0f}" for name, runs in cost.kernels.items())
-        found.append(f"  kernels    {_si(plan.kernel_flops)} by formula: {kernels}")
-    found += ["", "collectives a device and step"]
-    found.append("  kind, devices     in program    run   GB of payload   sent    exposed")
-    found += [
-        f"  {one.kind:<18} {one.group:4} {one.calls:5} {one.runs:7.0f} {one.bytes / GB:12.3f} "
-        f"{one.sent_bytes / GB:9.3f} {one.exposed_bytes / GB:9.3f}"
-        for one in cost.collectives
+        text.append(f"  kernels    {_si(step.kernel_flops)} by formula: {kernels}")
+    text += ["", "collectives a device and step"]
+    text.append("  kind, devices     in program    run   GB of payload   sent    exposed")
+    text += [
+        f"  {each.kind:<18} {each.group:4} {each.calls:5} {each.runs:7.0f} {each.bytes / GB:12.3f} "
+        f"{each.sent_bytes / GB:9.3f} {each.exposed_bytes / GB:9.3f}"
+        for each in cost.collectives
     ] or ["  none"]
-    return found + (_time(plan) if plan.time else ["", f"no published speed is known of {plan.device}"])
+    if step.time is None:
+        return [*text, "", f"no published speed is known of {plan.device}"]
+    return text + _time(plan, step.time, cost.cycles)
 
 
-def _time(plan: Plan) -> list[str]:
-    time, speed = plan.time, plan.tokens_per_second
-    own = "the compiler's cycles" if plan.cost.cycles else f"FLOPs at {PRODUCT_SHARE:.0%} of peak"
+def _time(plan: Plan, time: Time, cycles: dict[str, float]) -> list[str]:
+    speed = plan.tokens_per_second(time.estimate)
+    source = "the compiler's cycles" if cycles else f"FLOPs at {PRODUCT_SHARE:.0%} of peak"
     return [
         "",
         "seconds a step that each resource needs at its published peak",
         f"  compute {time.compute:.3g}, HBM {time.hbm:.3g}, interconnect {time.interconnect:.3g}: "
-        f"at least {time.limit:.3g}, MFU at most {plan.utilisation(time.limit):.1%}",
+        f"at least {time.limit:.3g}, MFU at most {plan.mfu(time.limit):.1%}",
         f"estimate {time.estimate:.3g} s: {speed:,.0f} tokens/s a device, {speed * plan.devices:,.0f} in all,"
-        f" MFU {plan.utilisation(time.estimate):.1%}",
-        f"  products and the rest {time.products:.3g} ({own})",
-        *_shares(plan.cost.cycles, time.products),
+        f" MFU {plan.mfu(time.estimate):.1%}",
+        f"  products and the rest {time.products:.3g} ({source})",
+        *_seconds_by_part(cycles, time.products),
         f"  attention kernels {time.kernels:.3g} (at {KERNEL_SHARE:.0%} of peak)",
         f"  collectives that nothing hides {time.exposed:.3g}",
         "  Assumed: rows full of tokens, one example each, a third of their positions learnt; links at their",
@@ -109,20 +114,19 @@ def _time(plan: Plan) -> list[str]:
     ]
 
 
-def _shares(cycles: dict[str, float], seconds: float) -> list[str]:
-    """How the compiler's seconds divide among the parts."""
-    whole = sum(cycles.values())
-    parts = sorted(cycles.items(), key=lambda one: -one[1])
-    shares = ", ".join(f"{name} {seconds * count / whole:.3g}" for name, count in parts)
-    return [f"    {shares}"] if whole else []
+def _seconds_by_part(cycles: dict[str, float], seconds: float) -> list[str]:
+    """How the compiler's seconds divide among the parts of the model, the longest first."""
+    total = sum(cycles.values())
+    by_length = sorted(cycles.items(), key=lambda item: -item[1])
+    shares = ", ".join(f"{name} {seconds * count / total:.3g}" for name, count in by_length)
+    return [f"    {shares}"] if total else []
 
 
 def line(plan: Plan) -> str:
     """A plan among others in a line: data x fsdp x tensor, and so on."""
-    mesh = plan.mesh
-    axes = " x ".join(map(str, mesh.values()))
-    what = f"{axes:<12} {plan.rows:>5} rows, remat {plan.remat:<5}"
+    axes = " x ".join(map(str, plan.mesh.values()))
+    setting = f"{axes:<12} {plan.rows:>5} rows, remat {plan.remat:<5}"
     if plan.time is None:
-        return f"{what} {verdict(plan)}"
-    speed, mfu = plan.tokens_per_second, plan.utilisation(plan.time.estimate)
-    return f"{what} {speed:8,.0f} tokens/s a device, MFU {mfu:5.1%}, {verdict(plan)}"
+        return f"{setting} {verdict(plan)}"
+    speed, mfu = plan.tokens_per_second(plan.time.estimate), plan.mfu(plan.time.estimate)
+    return f"{setting} {speed:8,.0f} tokens/s a device, MFU {mfu:5.1%}, {verdict(plan)}"

@@ -42,9 +42,9 @@ class Slice:
 
 def parse(name: str) -> Slice:
     """ "v5e:16x16" -> Slice. ValueError, listing what there is, for another name."""
-    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", name)
-    chip, shape = found.groups() if found else ("", "")
-    sides = tuple(map(int, shape.split("x"))) if found else ()
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", name)
+    chip, shape = match.groups() if match else ("", "")
+    sides = tuple(map(int, shape.split("x"))) if match else ()
     torus = chip == "v5p" and len(sides) == 3 and min(sides) > 0 and not any(side % 4 for side in sides)
     if shape not in SHAPES.get(chip, ()) and not torus:
         known = "; ".join(f"{chip}: {', '.join(shapes)}" for chip, shapes in SHAPES.items())
@@ -56,7 +56,7 @@ def parse(name: str) -> Slice:
     return Slice(name, chip, sides, wrap)
 
 
-def devices(part: Slice) -> list:
+def devices(tpu_slice: Slice) -> list:
     """jax devices of the slice: to compile for, not to run on. ModuleNotFoundError without libtpu."""
     if importlib.util.find_spec("libtpu") is None:
         raise ModuleNotFoundError(
@@ -68,8 +68,8 @@ def devices(part: Slice) -> list:
 
     return topologies.get_topology_desc(
         platform="tpu",
-        topology_name=part.name,
-        chip_config_name="megacore" if part.chip == "v5p" else "default",
-        chips_per_host_bounds=(1, 1, 1) if part.chips == 1 else (2, 2, 1),
-        wrap=(*part.wrap, False)[:3],  # always three axes
+        topology_name=tpu_slice.name,
+        chip_config_name="megacore" if tpu_slice.chip == "v5p" else "default",
+        chips_per_host_bounds=(1, 1, 1) if tpu_slice.chips == 1 else (2, 2, 1),
+        wrap=(*tpu_slice.wrap, False)[:3],  # always three axes
     ).devices
