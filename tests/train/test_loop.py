@@ -75,10 +75,10 @@ def run(config, workdir, **more):
 def test_a_run_stopped_by_sigterm_ends_as_if_it_had_not_been(data, tmp_path, monkeypatch):
     config = make_config(data, validate_every=3)
     whole = run(config, tmp_path / "whole")
-    push = MetricsLog.push
+    write = MetricsLog.write
 
     def stop_after_three(self, step, metrics):
-        push(self, step, metrics)
+        write(self, step, metrics)
         if step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -88,7 +88,7 @@ def test_a_run_stopped_by_sigterm_ends_as_if_it_had_not_been(data, tmp_path, mon
         written.append((int(state.step), read_metrics(tmp_path / "parts")[-1]["step"]))
         save(self, state, *rest)
 
-    monkeypatch.setattr(MetricsLog, "push", stop_after_three)
+    monkeypatch.setattr(MetricsLog, "write", stop_after_three)
     monkeypatch.setattr(Checkpoints, "save", save_after_looking)
     with pytest.raises(SystemExit) as stopped:
         run(config, tmp_path / "parts")
@@ -184,17 +184,17 @@ def test_a_run_that_learns_nothing_any_more_stops_and_says_what_it_saw(data, tmp
 def test_a_disk_that_fills_up_stops_the_run_at_once_and_costs_nothing_saved(data, tmp_path, monkeypatch):
     """The disk's end is a limit on the size of files, which a checkpoint's exceed."""
     config = make_config(data, steps=15, save_every=5)
-    push, limits = MetricsLog.push, resource.getrlimit(resource.RLIMIT_FSIZE)
+    write, limits = MetricsLog.write, resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill_up(self, step, metrics):
-        push(self, step, metrics)
+        write(self, step, metrics)
         if step == 6:
             while not (tmp_path / "checkpoints/5").exists():
                 time.sleep(0.01)
             resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
         time.sleep(0.5 if step > 10 else 0)  # a step of a large model
 
-    monkeypatch.setattr(MetricsLog, "push", fill_up)
+    monkeypatch.setattr(MetricsLog, "write", fill_up)
     try:
         with pytest.raises(SaveError) as error:
             run(config, tmp_path)

@@ -8,8 +8,8 @@ import pytest
 from tests.helpers.tiny_model import CONFIG
 from unitoken_jax.model import flops
 from unitoken_jax.train.logs import goodput, profile, throughput
-from unitoken_jax.train.logs.goodput import Goodput
-from unitoken_jax.train.logs.throughput import Throughput
+from unitoken_jax.train.logs.goodput import Goodput, StepTime
+from unitoken_jax.train.logs.throughput import SpeedMeter
 
 
 def run(monkeypatch, laps, before=(), step=0):
@@ -61,23 +61,23 @@ def batch():
 
 
 def test_speeds_and_flops_of_a_step():
-    of_all = Throughput(CONFIG, ["decoder/a", "adapter/b", "siglip/c"], devices("TPU v5 lite"))
-    counts = of_all.count(batch())
+    everything = SpeedMeter(CONFIG, ["decoder/a", "adapter/b", "siglip/c"], devices("TPU v5 lite"))
+    counts = everything.count(batch())
     expected = flops.training(CONFIG, flops.batch_work(CONFIG, batch()), {"decoder", "adapter", "siglip"})
-    assert counts["tflop"] == pytest.approx(sum(expected.values()) / 1e12)
-    assert (counts["tokens"], counts["samples"], counts["packing_fill"]) == (12, 3, 12 / 20)
-    found = of_all.of(counts, seconds=0.5, waited=0.1)
-    assert found["tokens_per_second"] == 24
-    assert found["tflop_per_second_per_device"] == pytest.approx(counts["tflop"] / 4 / 0.5)
-    assert found["mfu"] == pytest.approx(found["tflop_per_second_per_device"] / 197)
-    assert (found["step_seconds"], found["data_wait_seconds"]) == (0.5, 0.1)
-    frozen = Throughput(CONFIG, ["adapter/b"], devices("TPU v5 lite")).count(batch())
-    assert 0 < frozen["tflop"] < counts["tflop"]
+    assert counts.tflop == pytest.approx(sum(expected.values()) / 1e12)
+    assert (counts.tokens, counts.samples, counts.packing_fill) == (12, 3, 12 / 20)
+    speeds = everything.throughput(counts, StepTime(total=0.5, data=0.1))
+    assert speeds["tokens_per_second"] == 24
+    assert speeds["tflop_per_second_per_device"] == pytest.approx(counts.tflop / 4 / 0.5)
+    assert speeds["mfu"] == pytest.approx(speeds["tflop_per_second_per_device"] / 197)
+    assert (speeds["step_seconds"], speeds["data_wait_seconds"]) == (0.5, 0.1)
+    frozen = SpeedMeter(CONFIG, ["adapter/b"], devices("TPU v5 lite")).count(batch())
+    assert 0 < frozen.tflop < counts.tflop
 
 
 def test_no_mfu_where_the_peak_is_unknown():
-    found = Throughput(CONFIG, ["decoder/a"], devices("cpu"))
-    assert "mfu" not in found.of(found.count(batch()), 1.0, 0.0)
+    speed = SpeedMeter(CONFIG, ["decoder/a"], devices("cpu"))
+    assert "mfu" not in speed.throughput(speed.count(batch()), StepTime(1.0, 0.0))
 
 
 def test_a_profile_of_the_steps_asked_for(tmp_path, monkeypatch, caplog):

@@ -7,7 +7,8 @@ a step was left out, samples/ and profile/ where asked for and, at the end, mode
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import jax
 
@@ -39,7 +40,7 @@ from unitoken_jax.train.logs.profile import Profile
 from unitoken_jax.train.logs.run_folder import LogFolder
 from unitoken_jax.train.logs.samples import Samples
 from unitoken_jax.train.logs.skipped import SkipLog
-from unitoken_jax.train.logs.throughput import Throughput, memory
+from unitoken_jax.train.logs.throughput import SpeedMeter, StepCounts, memory
 from unitoken_jax.train.loss import LossSums
 from unitoken_jax.train.optimizer import peak_rates
 from unitoken_jax.train.placement import check_rows, initial_state, shard_batch, shardings_of
@@ -80,7 +81,7 @@ def train(
     mesh = sharding.make_mesh(config.mesh)
     check_rows(config, mesh)
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
-        logs = stack.enter_context(LogFolder(workdir))  # left last, when all is written
+        folder = stack.enter_context(LogFolder(workdir))  # left last, when all is written
         if params is None or tokenizer is None:
             params, tokenizer = _start(config, params, tokenizer, mesh)
         loader = Loader(config.data, config.model, tokenizer, config.train.seed, *_process())
@@ -88,7 +89,7 @@ def train(
         sets = config.data.validation
         validation = Validation(config.data, config.model, tokenizer, *_process()) if sets else None
         sampling = config.train.sample_every
-        samples = Samples(config, tokenizer, mesh, validation, logs.path) if sampling else None
+        samples = Samples(config, tokenizer, mesh, validation, folder.path) if sampling else None
         rates = peak_rates(states.flatten(params), config.optimizer.groups)
         state, abstract = initial_state(config, params, rates, mesh)
         del params
@@ -100,115 +101,169 @@ def train(
             state, position = checkpoints.restore(abstract)
             loader.restore(position)
             clock.lap("restore")
-            _resume(clock, logs.path, int(state.step))
+            _resume(clock, folder.path, int(state.step))
         first = int(state.step) + 1
-        run = _Run(
-            config,
-            mesh,
-            *_programs(config, mesh, rates, tokenizer.vocabulary, shardings_of(abstract)),
-            loader,
-            validation,
-            samples,
-            checkpoints,
-            stack.enter_context(_open_log(config, logs, progress, first - 1)),
-            logs,
-            SkipLog(logs, config, loader.examples, write=jax.process_index() == 0),
-            stack.enter_context(Profile(logs.path / "profile", first, config.train.profile_steps)),
-            Throughput(config.model, rates, mesh.devices.flatten().tolist()),
-            clock,
+        logs = RunLogs(
+            folder=folder,
+            metrics=stack.enter_context(_open_log(config, folder, progress, first - 1)),
+            skips=SkipLog(folder, config, loader.examples, write=jax.process_index() == 0),
+            profile=stack.enter_context(Profile(folder.path / "profile", first, config.train.profile_steps)),
+            speed=SpeedMeter(config.model, rates, mesh.devices.flatten().tolist()),
+            clock=clock,
         )
-        state = run.to_the_end(state, stack.enter_context(Preemption()))
+        programs = _programs(config, mesh, rates, tokenizer.vocabulary, shardings_of(abstract))
+        run = Run(config, mesh, programs, loader, checkpoints, logs, validation, samples)
+        state = run.run(state, stack.enter_context(Preemption()))
     about = {"training": to_dict(config)}
     model_directory.save_model(workdir / MODEL_FOLDER, config.model, state.tree, tokenizer, about)
     return state
 
 
-@dataclasses.dataclass
-class _Run:
-    """A run with all its parts in place."""
+class Programs(NamedTuple):
+    """The compiled parts of a run."""
+
+    step: Callable[[states.State, Mapping], tuple[states.State, dict[str, jax.Array]]]
+    evaluate: Callable[[states.State, Mapping], LossSums]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunLogs:
+    """Where a run's numbers go."""
+
+    folder: LogFolder
+    metrics: MetricsLog | None  # None on every process but the first
+    skips: SkipLog
+    profile: Profile
+    speed: SpeedMeter
+    clock: Goodput
+
+
+class _StepInFlight(NamedTuple):
+    """A step that the devices may still be busy with; its metrics are on the devices."""
+
+    step: int
+    first_row: int  # the global row that its batch begins with
+    counts: StepCounts
+    metrics: dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run that is ready to start: `run` does it."""
 
     config: Config
     mesh: jax.sharding.Mesh
-    step: Callable
-    evaluate: Callable
+    programs: Programs
     loader: Loader
-    validation: Validation | None
-    samples: Samples | None
     checkpoints: Checkpoints
-    log: "MetricsLog | _NoLog"
-    logs: LogFolder
-    skips: SkipLog
-    profile: Profile
-    speed: Throughput
-    clock: Goodput
+    logs: RunLogs
+    validation: Validation | None = None
+    samples: Samples | None = None
 
-    def to_the_end(self, state: states.State, preemption: Preemption) -> states.State:
-        """Steps, validations and checkpoints up to `config.train.steps`; Preempted when told to stop."""
-        settings, clock = self.config.train, self.clock
+    def run(self, state: states.State, preemption: Preemption) -> states.State:
+        """Steps, validations and checkpoints up to `config.train.steps`; Preempted when told to stop.
+
+        A step's numbers are read, and its time is taken, when the next one is on its way, so that the devices
+        never wait for the host. Before a validation, samples or a checkpoint they are read at once, so that
+        none of these counts as time of a step.
+        """
+        settings, clock, profile = self.config.train, self.logs.clock, self.logs.profile
         first = int(state.step) + 1
-        for step in range(first, settings.steps + 1):
-            with self.profile.begin(step):
-                batch = next(self.loader)
-                row = self.loader.state() - self.config.data.rows  # the batch's first
-                waited = clock.lap("data")
-                state, metrics = self.step(state, shard_batch(batch, self.mesh))
-                compiling = clock.lap("compile") if step == first else 0.0
-                counts = self.speed.count(batch)
-                self.checkpoints.check()
-                # Only now wait for the step before this one: the device has this one to do meanwhile.
-                self.flush()
-                seconds = waited + compiling + clock.lap("productive")
-            self.profile.end(step, state)
-            metrics |= self.speed.of(counts, seconds, waited) | memory() | self.look(step, state)
-            self.log.push(step, metrics | clock.metrics())
-            self.skips.push(step, row, metrics)
-            stopping = preemption.reached()
-            if step % settings.save_every == 0 or step == settings.steps or stopping:
-                self.flush()  # a step that a checkpoint holds is never done again, so its numbers go first
-                clock.lap("productive")
-                self.logs.send()
-                self.checkpoints.save(state, self.loader.state(), self.config)
-                clock.lap("save")
-            if stopping and step < settings.steps:
-                raise Preempted
+        in_flight: list[_StepInFlight] = []  # at most one
+        try:
+            for step in range(first, settings.steps + 1):
+                with profile.begin(step):
+                    batch = next(self.loader)
+                    first_row = self.loader.state() - self.config.data.rows
+                    clock.lap("data")
+                    state, metrics = self.programs.step(state, shard_batch(batch, self.mesh))
+                    if step == first:
+                        clock.lap("compile")
+                    counts = self.logs.speed.count(batch)
+                    self.checkpoints.check()
+                    self.finish(in_flight)  # the step before this one
+                    in_flight.append(_StepInFlight(step, first_row, counts, metrics))
+                profile.end(step, state)
+                if self._validates_at(step) or self._samples_at(step):
+                    self.finish(in_flight, state)
+                stopping = preemption.reached()
+                if step % settings.save_every == 0 or step == settings.steps or stopping:
+                    self.finish(in_flight)  # a step that a checkpoint holds is never done again
+                    self.save(state)
+                if stopping and step < settings.steps:
+                    raise Preempted
+        except BaseException:
+            for last in in_flight:  # done before what has gone wrong
+                self.write(last, self.measure(last))
+            raise
         return state
 
-    def look(self, step: int, state: states.State) -> dict[str, float]:
+    def finish(self, in_flight: list[_StepInFlight], state: states.State | None = None) -> None:
+        """Takes the step out of `in_flight`, waits for it, writes its numbers down, and checks them.
+
+        With `state`, the one after that step, it is also validated and sampled from where it is time to.
+        """
+        while in_flight:
+            done = in_flight.pop()
+            numbers = self.measure(done)
+            if state is not None:
+                numbers |= self.maybe_validate_and_sample(done.step, state)
+            self.write(done, numbers)
+            self.logs.skips.check(done.step, done.first_row, numbers)
+
+    def measure(self, done: _StepInFlight) -> dict[str, float]:
+        """Waits until the devices have done a step: its metrics, speeds and memory."""
+        numbers = {name: float(value) for name, value in done.metrics.items()}
+        return numbers | self.logs.speed.throughput(done.counts, self.logs.clock.complete_step()) | memory()
+
+    def write(self, done: _StepInFlight, numbers: dict[str, float]) -> None:
+        """Writes the row of a step to the metrics' log, on the process that has one."""
+        if self.logs.metrics is not None:
+            self.logs.metrics.write(done.step, numbers | self.logs.clock.metrics())
+
+    def save(self, state: states.State) -> None:
+        """Starts writing a checkpoint of `state`, and sends the logs where they are kept elsewhere."""
+        self.logs.folder.send()
+        self.checkpoints.save(state, self.loader.state(), self.config)
+        self.logs.clock.lap("save")
+
+    def _validates_at(self, step: int) -> bool:
+        every = self.config.train.validate_every
+        return self.validation is not None and every > 0 and step % every == 0
+
+    def _samples_at(self, step: int) -> bool:
+        return self.samples is not None and step % self.config.train.sample_every == 0
+
+    def maybe_validate_and_sample(self, step: int, state: states.State) -> dict[str, float]:
         """Validates and makes samples where it is time to; the validation's metrics."""
-        settings, metrics = self.config.train, {}
-        validating = self.validation and settings.validate_every and step % settings.validate_every == 0
-        sampling = self.samples and step % settings.sample_every == 0
-        if validating or sampling:
-            jax.block_until_ready(state)  # the step's own time is not theirs
-            self.clock.lap("productive")
-        if validating:
-            metrics = self.validate(state)
-            self.clock.lap("validation")
-        if sampling:
-            self.log.images(step, self.samples.make(state.tree, step))
-            self.clock.lap("samples")
+        metrics: dict[str, float] = {}
+        if self.validation is not None and self._validates_at(step):
+            metrics = self.validate(self.validation, state)
+            self.logs.clock.lap("validation")
+        if self.samples is not None and self._samples_at(step):
+            images = self.samples.make(state.tree, step)
+            if self.logs.metrics is not None:
+                self.logs.metrics.images(step, images)
+            self.logs.clock.lap("samples")
         return metrics
 
-    def flush(self) -> None:
-        """Writes down the last step taken."""
-        self.log.flush()
-        self.skips.flush()
-
-    def validate(self, state: states.State) -> dict[str, float]:
+    def validate(self, batches: Validation, state: states.State) -> dict[str, float]:
         """One pass over the validation set: `LossSums.means` of all of it, named validation_*."""
-        total = None
-        for batch in self.validation:
-            sums = self.evaluate(state, shard_batch(batch, self.mesh))
+        total: LossSums | None = None
+        for batch in batches:
+            sums = self.programs.evaluate(state, shard_batch(batch, self.mesh))
             total = sums if total is None else jax.tree.map(jax.numpy.add, total, sums)
-        means = LossSums(*total).means()
+        if total is None:
+            return {}
+        means = total.means()
         return {f"validation_{name}": float(means[name]) for name in means if not name.endswith("_tokens")}
 
 
-def _programs(config: Config, mesh, rates, vocabulary, shardings) -> tuple[Callable, Callable]:
+def _programs(config: Config, mesh, rates, vocabulary, shardings) -> Programs:
     """The training step and the evaluation step."""
     model = make_model(config, rates, mesh.devices.flat[0].platform)
     step = make_train_step(model, config, rates, vocabulary, shardings)
-    return step, make_evaluation_step(model, config, vocabulary)
+    return Programs(step, make_evaluation_step(model, config, vocabulary))
 
 
 def _start(config: Config, params, tokenizer, mesh) -> tuple[dict, Tokenizer]:
@@ -251,24 +306,15 @@ def _resume(clock: Goodput, folder: pathlib.Path, step: int) -> None:
         clock.resume(read_metrics(folder), step)
 
 
-def _open_log(config: Config, logs: LogFolder, progress: str | None, start: int):
-    """The metrics' log on the first process; the others keep quiet."""
+@contextlib.contextmanager
+def _open_log(
+    config: Config, folder: LogFolder, progress: str | None, start: int
+) -> Iterator[MetricsLog | None]:
+    """The metrics' log on the first process; None on the others."""
     if jax.process_index() > 0:
-        return _NoLog()
+        yield None
+        return
     bar = Progress(progress, config.train.steps, start) if progress is not None else None
-    wandb = wandb_run(config.train.wandb, logs.place, to_dict(config))
-    return MetricsLog(logs.path, config.train.log_every, bar, wandb)
-
-
-class _NoLog(contextlib.nullcontext):
-    def __enter__(self):
-        return self
-
-    def push(self, step: int, metrics: dict) -> None:
-        pass
-
-    def flush(self) -> None:
-        pass
-
-    def images(self, step: int, named: dict) -> None:
-        pass
+    wandb = wandb_run(config.train.wandb, folder.url, to_dict(config))
+    with MetricsLog(folder.path, config.train.log_every, bar, wandb) as log:
+        yield log

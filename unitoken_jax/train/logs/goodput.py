@@ -11,9 +11,18 @@ the time between two processes.
 
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 KINDS = ("start", "compile", "restore", "data", "save", "validation", "samples", "productive", "lost")
+STEP_KINDS = ("data", "compile", "productive")  # what the time of a step is made of
 _PREFIX = "seconds/"
+
+
+class StepTime(NamedTuple):
+    """The time of one step, in seconds."""
+
+    total: float  # from the completion of the step before to its own, of the STEP_KINDS alone
+    data: float  # of it, waiting for a batch
 
 
 class Goodput:
@@ -22,13 +31,27 @@ class Goodput:
     def __init__(self):
         self.seconds = dict.fromkeys(KINDS, 0.0)
         self._since = time.perf_counter()
+        self._last_completion = self._step_seconds()
 
     def lap(self, kind: str) -> float:
-        """The time since the last lap, now of `kind`; in seconds."""
+        """Counts the time since the last lap as `kind`, and returns it in seconds."""
         now = time.perf_counter()
         spent, self._since = now - self._since, now
         self.seconds[kind] += spent
         return spent
+
+    def complete_step(self) -> StepTime:
+        """Ends a "productive" lap at the completion of a step; the time since the completion before it.
+
+        Saves, validations and samples between the two have had laps of their own, and do not count.
+        """
+        self.lap("productive")
+        before, self._last_completion = self._last_completion, self._step_seconds()
+        return StepTime(*(now - then for now, then in zip(self._last_completion, before)))
+
+    def _step_seconds(self) -> StepTime:
+        """The time of all steps so far."""
+        return StepTime(sum(self.seconds[kind] for kind in STEP_KINDS), self.seconds["data"])
 
     def resume(self, rows: Sequence[dict], step: int) -> None:
         """Adds what a run's rows (`read_metrics`) say of its processes before, restored at `step`."""
@@ -37,10 +60,11 @@ class Goodput:
             return
         for kind in KINDS:
             self.seconds[kind] += rows[-1].get(_PREFIX + kind, 0.0)
-        kept = max((row[_PREFIX + "productive"] for row in rows if row["step"] <= step), default=0.0)
-        again = max(rows[-1][_PREFIX + "productive"] - kept, 0.0)
-        self.seconds["productive"] -= again
-        self.seconds["lost"] += again
+        until_step = max((row[_PREFIX + "productive"] for row in rows if row["step"] <= step), default=0.0)
+        lost = max(rows[-1][_PREFIX + "productive"] - until_step, 0.0)
+        self.seconds["productive"] -= lost
+        self.seconds["lost"] += lost
+        self._last_completion = self._step_seconds()  # those steps are not this process's
 
     def metrics(self) -> dict[str, float]:
         """`seconds/KIND` of every kind, and `goodput`."""

@@ -1,8 +1,7 @@
 """Where a run's numbers go: metrics.jsonl (one line a step, appended), TensorBoard events, Weights & Biases
 where asked for, and the terminal.
 
-Numbers of a step are read from the device one step later, when they are there already, so that the device
-never waits for the host. Nothing here imports jax: a device scalar is whatever float() takes.
+Nothing here imports jax: who writes has read the numbers from the device.
 """
 
 import hashlib
@@ -22,10 +21,13 @@ LINE_EVERY = 5.0  # seconds between log lines where there is no terminal
 
 
 class MetricsLog:
-    """Writes one step's metrics at a time to `workdir`; those of the last step only at `close`.
+    """Writes the metrics of one step at a time to `workdir`. Use as a context manager.
 
-    `tensorboard_every` steps between points of TensorBoard and wandb (the JSONL has every step); `wandb` is
-    `wandb_run`'s. Use as a context manager.
+    Args:
+        workdir: Local folder, created where it is missing.
+        tensorboard_every: Steps between points in TensorBoard and wandb; the JSONL has every step.
+        progress: The display on the terminal, or None.
+        wandb: What `wandb_run` returns, or None.
     """
 
     def __init__(self, workdir, tensorboard_every: int = 1, progress: "Progress | None" = None, wandb=None):
@@ -35,22 +37,9 @@ class MetricsLog:
         self._board = _summary_writer(workdir / "tensorboard")
         self._every = max(tensorboard_every, 1)
         self._progress, self._wandb = progress, wandb
-        self._waiting: tuple[int, dict] | None = None
-
-    def push(self, step: int, metrics: dict) -> None:
-        """Takes the metrics of `step` (device scalars, numbers), and writes those taken before."""
-        self.flush()
-        self._waiting = (step, metrics)
-
-    def flush(self) -> None:
-        """Writes what is waiting; blocks until the device has it."""
-        if self._waiting is None:
-            return
-        (step, metrics), self._waiting = self._waiting, None
-        self.write(step, {name: float(value) for name, value in metrics.items()})
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """One line in the JSONL now. A number that is not finite becomes null: JSON has no NaN."""
+        """Writes the line of `step`. A number that is not finite becomes null: JSON has no NaN."""
         shown = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._file.write(json.dumps({"step": step, **shown}) + "\n")
         self._file.flush()
@@ -64,12 +53,12 @@ class MetricsLog:
             self._progress.update(step, shown)
 
     def images(self, step: int, named: dict) -> None:
-        """Images uint8[H, W, 3] by name, to TensorBoard."""
+        """Sends images, uint8[H, W, 3] by name, to TensorBoard."""
         for name, pixels in named.items():
             self._board.add_image(name, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
-        self.flush()
+        """Closes the files, the wandb run and the progress display."""
         self._file.close()
         self._board.close()
         if self._wandb is not None:

@@ -18,20 +18,20 @@ log = logging.getLogger(__name__)
 
 
 class LogFolder:
-    """`path` is where to write, `place` where people find it: both are `workdir`, if that is no URL.
+    """`path` is where to write, `url` where people find it: both are `workdir`, if that is no URL.
 
     Use as a context manager around the run, on every process: each sends what it has written.
     """
 
     def __init__(self, workdir):
-        self.place, self._copy, self._sent = as_path(workdir), None, {}
+        self.url, self._copy, self._sent = as_path(workdir), None, {}
         if is_remote(workdir):
             self._copy = tempfile.TemporaryDirectory(prefix="unitoken-run-")
-        self.path = pathlib.Path(self._copy.name) if self._copy else self.place
+        self.path = pathlib.Path(self._copy.name) if self._copy else self.url
 
     def __enter__(self) -> "LogFolder":
         if self._copy and jax.process_index() == 0:  # it alone goes on with the lines of the processes before
-            for file in self.place.glob("*.jsonl"):
+            for file in self.url.glob("*.jsonl"):
                 (self.path / file.name).write_bytes(file.read_bytes())
             self._sent = self._files()
         return self
@@ -42,7 +42,7 @@ class LogFolder:
             return
         for file, state in self._files().items():
             if self._sent.get(file) != state:
-                target = self.place / file.relative_to(self.path).as_posix()
+                target = self.url / file.relative_to(self.path).as_posix()
                 try:
                     target.write_bytes(file.read_bytes())
                 except Exception as error:  # whatever a file system raises

@@ -1,54 +1,76 @@
 """How fast a run goes, and on how much memory: numbers that the host knows without waiting for the device."""
 
-from collections.abc import Collection
+import dataclasses
+from collections.abc import Collection, Mapping
 
 import jax
 import numpy as np
 
 from unitoken_jax.config import ModelConfig
 from unitoken_jax.model import flops
+from unitoken_jax.train.logs.goodput import StepTime
 
 
-class Throughput:
-    """Counts what steps do. `rates` are `optimizer.peak_rates`: what trains; `devices` all of the mesh."""
+@dataclasses.dataclass(frozen=True)
+class StepCounts:
+    """What one step over the whole mesh computes, before it is known how long it takes."""
 
-    def __init__(self, model: ModelConfig, rates: Collection[str], devices: list):
-        self._model, self._trained = model, {path.split("/")[0] for path in rates}
+    tokens: int  # padding left out
+    samples: int  # packed examples
+    packing_fill: float  # the share of the batch's positions that are tokens
+    tflop: float  # as `flops.training` counts, of all devices together
+
+
+class SpeedMeter:
+    """Counts what steps compute, and divides it by the time that they took.
+
+    `trained_paths` are the paths of the trained parameters (the keys of `optimizer.peak_rates`); `devices`
+    are all devices of the mesh.
+    """
+
+    def __init__(self, model: ModelConfig, trained_paths: Collection[str], devices: list):
+        self._model, self._trained = model, {path.split("/")[0] for path in trained_paths}
         self._devices = len(devices)
         self._peak = flops.device(devices[0].device_kind)
 
-    def count(self, batch: dict) -> dict[str, float]:
-        """What a batch holds: this process's rows times the processes. FLOPs as `flops.training` counts."""
+    def count(self, batch: Mapping[str, np.ndarray]) -> StepCounts:
+        """What a step on `batch`, this process's rows, computes on all processes together."""
         segments, processes = batch["segments"], jax.process_count()
         tokens = int(np.count_nonzero(segments)) * processes
         work = flops.batch_work(self._model, batch)
-        return {
-            "tokens": tokens,
-            "samples": int(segments.max(axis=1).sum()) * processes,
-            "packing_fill": tokens / (segments.size * processes),
-            "tflop": sum(flops.training(self._model, work, self._trained).values()) * processes / 1e12,
-        }
+        return StepCounts(
+            tokens=tokens,
+            samples=int(segments.max(axis=1).sum()) * processes,
+            packing_fill=tokens / (segments.size * processes),
+            tflop=sum(flops.training(self._model, work, self._trained).values()) * processes / 1e12,
+        )
 
-    def of(self, counts: dict[str, float], seconds: float, waited: float) -> dict[str, float]:
-        """`counts` with speeds: the step took `seconds` without validation, samples and checkpoints, `waited`
-        of it for the batch. `mfu` only where the device's peak is known."""
-        each = counts["tflop"] / self._devices / seconds
-        return counts | {
-            "tokens_per_second": counts["tokens"] / seconds,
-            "samples_per_second": counts["samples"] / seconds,
-            "tflop_per_second_per_device": each,
+    def throughput(self, counts: StepCounts, time: StepTime) -> dict[str, float]:
+        """`counts` of a step that took `time`, and its speeds, by the names that they are logged under.
+
+        `mfu` is there only where the device's peak is known.
+        """
+        seconds = max(time.total, 1e-9)
+        device_tflops = counts.tflop / self._devices / seconds
+        speeds = {
+            **dataclasses.asdict(counts),
+            "tokens_per_second": counts.tokens / seconds,
+            "samples_per_second": counts.samples / seconds,
+            "tflop_per_second_per_device": device_tflops,
             "step_seconds": seconds,
-            "data_wait_seconds": waited,
-            **({} if self._peak is None else {"mfu": each * 1e12 / self._peak.flops}),
+            "data_wait_seconds": time.data,
         }
+        if self._peak is not None:
+            speeds["mfu"] = device_tflops * 1e12 / self._peak.flops
+        return speeds
 
 
 def memory() -> dict[str, float]:
     """Bytes in use now and at most so far, on the fullest of this process's devices; {} where unknown."""
-    stats = [found for device in jax.local_devices() if (found := device.memory_stats())]
+    stats = [device_stats for device in jax.local_devices() if (device_stats := device.memory_stats())]
     names = {"hbm_bytes": "bytes_in_use", "hbm_peak_bytes": "peak_bytes_in_use"}
     return {
-        name: max(one[key] for one in stats)
+        name: max(device_stats[key] for device_stats in stats)
         for name, key in names.items()
-        if stats and all(key in one for one in stats)
+        if stats and all(key in device_stats for device_stats in stats)
     }
