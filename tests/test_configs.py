@@ -7,7 +7,7 @@ import jax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from unitoken_jax.ablate.run import CELLS
+from unitoken_jax.ablate.cells import CELLS
 from unitoken_jax.config_file import load_config
 from unitoken_jax.model.init import abstract_params
 from unitoken_jax.train.optimizer import peak_rates

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from unitoken_jax.ablate import findings
-from unitoken_jax.ablate.run import CELLS
+from unitoken_jax.ablate.cells import CELLS
 
 
 def rows(differences=(0.10, 0.12, 0.14), cells=CELLS):

@@ -17,9 +17,9 @@ import os
 import pathlib
 import shutil
 import time
-from typing import Literal
 
 from unitoken_jax.ablate import findings
+from unitoken_jax.ablate.cells import CELLS, Cell, Encoding
 from unitoken_jax.config import to_dict
 from unitoken_jax.quickstart import evaluate, recipe
 from unitoken_jax.quickstart.recipe import Stage, muon
@@ -29,33 +29,6 @@ from unitoken_jax.storage.paths import write_text
 
 STEPS_PER_MILLION = 60  # training steps, at scale 1, for a million of the paper's examples
 DATA_MINUTES = 30.0  # the quickstart whose data and VQ tokenizer are used, at scale 1
-
-Encoding = Literal["unified", "discrete", "continuous"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One model of the tables: how it reads images, and the millions of examples the paper gave it."""
-
-    name: str
-    encoding: Encoding
-    understanding: float
-    generation: float
-
-
-CELLS = (
-    Cell("discrete-understanding", "discrete", 10, 0),
-    # One cell for every encoding: nothing is read in it, and stage I leaves the decoder as it is.
-    Cell("generation", "discrete", 0, 10),
-    Cell("discrete-joint", "discrete", 10, 10),
-    Cell("unified-understanding", "unified", 10, 0),
-    Cell("unified-joint", "unified", 10, 10),
-    Cell("continuous-understanding", "continuous", 10, 0),
-    Cell("continuous-joint", "continuous", 10, 10),
-    Cell("unified-joint-2to1", "unified", 10, 5),
-    Cell("unified-small", "unified", 2, 2),
-    Cell("unified-small-2to1", "unified", 2, 1),
-)
 
 _ALL = "siglip|adapter|decoder"
 # The paper starts from a SigLIP that sees and a decoder that draws and reads codes, and aligns the two (stage
