@@ -1,4 +1,4 @@
-"""Every setting, as frozen dataclasses: one a module of the model, one a part of training.
+"""Every setting, as frozen dataclasses: one for each network of the model, one for each part of training.
 
 Defaults are UniToken-7B's published values. A config file states only what differs (`from_dict`), and an
 unknown key is an error that suggests the nearest one. Plain Python: no jax, no ml_collections.
@@ -9,115 +9,135 @@ import difflib
 import json
 import types
 import typing
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class SiglipConfig:
-    """SigLIP vision tower; defaults are SO400M/14-384."""
+    """SigLIP, the vision tower that makes continuous image features. Defaults are SO400M/14-384."""
 
-    image_size: int = 384
-    patch_size: int = 14
-    width: int = 1152
-    depth: int = 27
-    heads: int = 16
-    mlp: int = 4304
-    norm_eps: float = 1e-6
+    image_size: int = 384  # Side of the square crops it reads, in pixels.
+    patch_size: int = 14  # Side of the square patches that become one feature each, in pixels.
+    width: int = 1152  # Numbers in a feature.
+    depth: int = 27  # Transformer layers.
+    heads: int = 16  # Attention heads of a layer.
+    mlp: int = 4304  # Width of a layer's MLP between its two products.
+    norm_eps: float = 1e-6  # Added to the variance in every LayerNorm.
 
     @property
     def grid(self) -> int:
-        """Patches a side; leftover pixels are dropped (384 / 14 -> 27)."""
+        """Patches along a side; leftover pixels are dropped (384 / 14 -> 27)."""
         return self.image_size // self.patch_size
 
     @property
     def patches(self) -> int:
+        """Patches, and so features, of a crop."""
         return self.grid**2
 
 
 @dataclasses.dataclass(frozen=True)
 class VQConfig:
-    """VQ-GAN tokenizer; defaults are Chameleon's. Field by field what vqgan.yaml's ddconfig says."""
+    """The VQ-GAN, which turns images into discrete codes and back. Defaults are Chameleon's.
 
-    codes: int = 8192
-    embed_dim: int = 256
-    latent_channels: int = 256
-    base_channels: int = 128
-    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    res_blocks: int = 2
-    resolution: int = 512
-    attention_resolutions: tuple[int, ...] = ()
-    mid_attention: bool = True
-    # 0: no normalisation. Over a small image, mostly background, it hides what little there is.
+    Fields correspond to those of `ddconfig` in its vqgan.yaml.
+    """
+
+    codes: int = 8192  # Entries of the codebook.
+    embed_dim: int = 256  # Numbers in a codebook entry.
+    latent_channels: int = 256  # Channels between the encoder or decoder and the codebook's 1x1 convolutions.
+    base_channels: int = 128  # Channels at full resolution, which the multipliers below multiply.
+    channel_multipliers: tuple[int, ...] = (
+        1,
+        1,
+        2,
+        2,
+        4,
+    )  # One for each level; each level but one halves the side.
+    res_blocks: int = 2  # Residual blocks at each level of the encoder; the decoder has one more.
+    resolution: int = 512  # Side in pixels at which `attention_resolutions` are counted.
+    attention_resolutions: tuple[int, ...] = ()  # Sides of feature maps whose levels have attention.
+    mid_attention: bool = True  # Whether there is attention at the lowest resolution.
+    # Groups of every GroupNorm; 0: no normalisation. Over a small image, mostly background, normalisation
+    # hides what little there is.
     norm_groups: int = 32
-    commitment: float = 0.25
+    commitment: float = 0.25  # Weight of the loss that keeps the encoder's outputs near their codes.
 
     @property
     def stride(self) -> int:
-        """Pixels a code covers, a side."""
+        """Side in pixels of the square that one code stands for."""
         return 2 ** (len(self.channel_multipliers) - 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Chameleon decoder; defaults are 7B. The 34B model has qk_norm_shards 4 and norm "output"."""
+    """Chameleon's decoder. Defaults are 7B; the 34B model has qk_norm_shards 4 and norm "output"."""
 
-    vocab_size: int = 65536
-    width: int = 4096
-    depth: int = 32
-    heads: int = 32
-    kv_heads: int = 32
-    mlp: int = 11008
-    norm_eps: float = 1e-5
-    rope_theta: float = 10000.0
-    qk_norm_shards: int = 1  # rows of the QK LayerNorm's weights, each shared by heads / shards heads
-    norm: Literal["pre", "output"] = "pre"  # normalise each branch's input (7B) or its output (34B)
-    dropout: float = 0.05
+    vocab_size: int = 65536  # Token ids: text, control tokens and image codes.
+    width: int = 4096  # Numbers in a token's embedding.
+    depth: int = 32  # Transformer layers.
+    heads: int = 32  # Query heads of a layer.
+    kv_heads: int = 32  # Key and value heads of a layer; fewer than `heads` is grouped-query attention.
+    mlp: int = 11008  # Width of a layer's gated MLP.
+    norm_eps: float = 1e-5  # Added to the mean square in every RMSNorm.
+    rope_theta: float = 10000.0  # Base of the rotary position embedding's wavelengths.
+    qk_norm_shards: int = 1  # Rows of the QK LayerNorm's weights, each shared by heads / shards heads.
+    norm: Literal["pre", "output"] = "pre"  # Each branch normalises its input (7B) or its output (34B).
+    dropout: float = 0.05  # Probability, in training, of dropping a number of a branch's output.
 
     @property
     def head_dim(self) -> int:
+        """Numbers in a head's query, key or value."""
         return self.width // self.heads
 
 
 @dataclasses.dataclass(frozen=True)
 class SequenceConfig:
-    """How images and turns become one sequence; published_sequence() is the released code's variant."""
+    """How images and turns become one sequence; `published_sequence` is the released code's variant."""
 
+    # Which tokens stand for an image: codes and features, codes alone, or features alone.
     encoding: Literal["unified", "discrete", "continuous"] = "unified"
+    # Features of an overview and of tiles in the image's own proportions, or of the overview alone.
     resolution: Literal["anyres", "base"] = "anyres"
-    # Tiles (rows, columns) of any-res images, in the order ties are broken.
+    # Tiles (rows, columns) that any-resolution images may be cut into; the first of equals is taken.
     grids: tuple[tuple[int, int], ...] = ((2, 1), (1, 2), (2, 2), (3, 1), (1, 3))
-    image_size: tuple[int, int] = (512, 512)  # height, width of the discrete crop in pixels
-    size_unit: int = 32  # pixels the two size tokens of an image count in
-    crop: Literal["center", "random"] = "center"  # where the discrete crop is taken in training
-    supervise_sep: bool = False  # the released code learns every SEP, also those in prompts
-    features_in_answers: bool = False  # the released code adds continuous features to images in answers
+    image_size: tuple[int, int] = (512, 512)  # Height and width in pixels of the crop that codes are made of.
+    size_unit: int = 32  # Pixels in which the two size tokens of an image count.
+    crop: Literal["center", "random"] = "center"  # Where that crop is taken in training.
+    supervise_sep: bool = (
+        False  # Whether every SEP is learnt, also those in prompts, as in the released code.
+    )
+    # Whether images in answers have continuous features too, as in the released code.
+    features_in_answers: bool = False
     # Which tokens of an image in an answer are learnt: all of begin ... end, or its codes alone.
     image_labels: Literal["all", "codes"] = "all"
     # Text between a prompt and begin-of-image when generating; the released code has a space there.
     text_before_image: str = ""
 
 
-def published_sequence(**changes) -> SequenceConfig:
+def published_sequence(**changes: Any) -> SequenceConfig:
     """The released code's variant: SEP supervised everywhere, features also in answers."""
     return SequenceConfig(supervise_sep=True, features_in_answers=True, text_before_image=" ", **changes)
 
 
 @dataclasses.dataclass(frozen=True)
 class GenerationConfig:
-    """Sampling defaults a model directory carries; every call can override them."""
+    """Sampling defaults that a model directory carries; every call can override them."""
 
-    guidance: float = 3.0
-    top_k: int = 4000
-    temperature: float = 1.0
-    max_answer_tokens: int = 512
-    # Tokens a pass reads while an image is drawn: the same image in fewer passes; 0 is plain decoding.
-    # None: 16 on an accelerator, where reading the weights is what takes a pass its time; 0 on a CPU.
+    guidance: float = 3.0  # Scale of classifier-free guidance for images; 1 is none.
+    top_k: int = 4000  # Most likely image codes that one is drawn from.
+    temperature: float = 1.0  # Logits are divided by it before an image code is drawn.
+    max_answer_tokens: int = 512  # Longest answer in tokens.
+    # Tokens that one decoding step reads while an image is drawn: the same image in fewer steps; 0 is plain
+    # decoding. None: 16 on an accelerator, where a step's time goes into reading the weights; 0 on a CPU.
     speculate: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Everything a model directory's config.json holds."""
+    """Everything that a model directory's config.json holds."""
 
     siglip: SiglipConfig = SiglipConfig()
     vq: VQConfig = VQConfig()
@@ -128,30 +148,31 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ParameterGroup:
-    """What `pattern` finds (re.search) in paths like "decoder/lm_head/kernel" trains at this peak rate."""
+    """Parameters that train at one learning rate: those in whose path `re.search` finds `pattern`."""
 
-    pattern: str
-    learning_rate: float
+    pattern: str  # A regular expression for paths such as "decoder/lm_head/kernel".
+    learning_rate: float  # Peak of the schedule; 0 freezes the group.
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """The first group that matches counts; what matches none is frozen. Rate 0 freezes too.
+    """The optimizer and its schedule. A parameter belongs to the first group that matches; without one it is
+    frozen.
 
     "muon" is for training from random weights: its matrices get orthogonal updates of AdamW's size, the rest
     AdamW. The paper fine-tunes with "adamw".
     """
 
     name: Literal["adamw", "muon"] = "adamw"
-    groups: tuple[ParameterGroup, ...] = ()
-    b1: float = 0.9
-    b2: float = 0.95
-    moment_dtype: Literal["float32", "bfloat16"] = "float32"  # of the first moment
-    eps: float = 1e-8
-    weight_decay: float = 0.1  # on every trained parameter
-    clip_norm: float = 4.0
-    warmup_fraction: float = 0.01
-    z_loss: float = 1e-5
+    groups: tuple[ParameterGroup, ...] = ()  # What is trained, and how fast.
+    b1: float = 0.9  # Decay of the first moment, the gradients' running mean.
+    b2: float = 0.95  # Decay of the second moment, the squared gradients' running mean.
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"  # What the first moment is stored in.
+    eps: float = 1e-8  # Added to the square root of the second moment.
+    weight_decay: float = 0.1  # Decoupled weight decay of every trained parameter.
+    clip_norm: float = 4.0  # Global norm that larger gradients are scaled down to.
+    warmup_fraction: float = 0.01  # Share of all steps in which the rates rise linearly from 0.
+    z_loss: float = 1e-5  # Weight of logsumexp(logits)^2, which is added to the cross-entropy.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,85 +180,89 @@ class SourceConfig:
     """One data set of conversations; all paths may be local or URLs that etils opens (gs://...).
 
     kind "json": a JSON or JSONL file; "array_record": files (a folder, a pattern) whose records are JSON
-    conversations; "tfds": a prepared data set's folder or a name such as "chartqa:1.0.0". "auto" sees it
-    from the path.
+    conversations; "tfds": a prepared data set's folder or a name such as "chartqa:1.0.0"; "auto": whichever
+    of them the path looks like.
     """
 
-    path: str = ""
-    weight: float = 1.0  # share of the mixture, in what `DataConfig.mix` says
-    images: str = ""  # folder, or tar shards "x/*.tar", of relative image paths; empty: the file's folder
-    codes: str = ""  # folder of VQ codes made beforehand; empty: beside the data
-    ratio: float = 1.0  # share of the set's examples that is used at all, always the same ones
+    path: str = ""  # The file, folder, pattern or name, as `kind` says.
+    weight: float = 1.0  # Share of the mixture, in what `DataConfig.mix` says.
+    images: str = ""  # Folder, or tar shards "x/*.tar", of relative image paths; empty: the file's folder.
+    codes: str = ""  # Folder of VQ codes made beforehand; empty: beside the data.
+    ratio: float = 1.0  # Share of the set's examples that is used at all, always the same ones.
     kind: Literal["auto", "json", "array_record", "tfds"] = "auto"
-    split: str = "train"  # of a TFDS data set; slices too ("train[:50%]")
-    mapping: str = ""  # TFDS example -> conversation: "package.module:function" or "file.py:function"
+    split: str = "train"  # Split of a TFDS data set; slices too ("train[:50%]").
+    mapping: str = ""  # Function from TFDS example to conversation: "package.module:name" or "file.py:name".
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """The input pipeline.
+    """The input pipeline, from data sets to packed rows.
 
     `mix` says what weights are shares of: "rows" (each source's examples share rows among themselves) or
     "examples" (those of all sources are packed together, which fills rows better and keeps proportions
     counted in samples, as the paper's Table 1 does).
     """
 
-    sources: tuple[SourceConfig, ...] = ()
-    validation: tuple[SourceConfig, ...] = ()
-    row_length: int = 5120  # tokens a packed row holds
+    sources: tuple[SourceConfig, ...] = ()  # The data sets that are trained on.
+    validation: tuple[
+        SourceConfig, ...
+    ] = ()  # Those that the loss is measured on every `validate_every` steps.
+    row_length: int = 5120  # Tokens that a packed row holds.
     # The first tokens of a row are set apart for what comes before an example's first continuous token: where
     # the decoder is frozen (stage I), nothing trained influences it, and no backward pass goes through it.
     row_prefix: int = 0
-    row_crops: int = 10  # SigLIP crops a packed row holds
-    row_images: int = 5  # images a packed row holds, where codes are made online
-    rows: int = 128  # rows in a global batch
-    codes: Literal["online", "offline"] = "online"  # VQ encoder in the step, or `unitoken tokenize`d
-    prompt_dropout: float = 0.1  # chance that a text-to-image prompt is dropped, for guidance
-    on_error: Literal["raise", "skip"] = "raise"  # a bad example stops the run, or is reported and left out
-    workers: int = 0
-    mix: Literal["rows", "examples"] = "rows"
-    index: str = ""  # folder for length indexes; empty: beside each data set
+    row_crops: int = 10  # SigLIP crops that a packed row holds.
+    row_images: int = 5  # Images that a packed row holds, where codes are made online.
+    rows: int = 128  # Rows in a global batch.
+    # Whether the training step runs the VQ encoder, or `unitoken tokenize` made the codes beforehand.
+    codes: Literal["online", "offline"] = "online"
+    prompt_dropout: float = 0.1  # Probability of dropping a text-to-image prompt, which guidance needs.
+    on_error: Literal["raise", "skip"] = "raise"  # A bad example stops the run, or is reported and left out.
+    workers: int = 0  # Processes that make rows; 0: a thread of the training process does.
+    mix: Literal["rows", "examples"] = "rows"  # What the sources' weights are shares of; see above.
+    index: str = ""  # Folder for length indexes; empty: beside each data set.
     # Global row (`Loader.state()`) from which this mixture counts: how a run's data is changed on purpose.
     mixture_start: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; one -1 takes what is left."""
+    """Devices along each axis of the mesh; one of them may be -1, which takes all that are left."""
 
-    data: int = 1
-    fsdp: int = -1
-    tensor: int = 1
+    data: int = 1  # Copies of the parameters, each for its own rows of the batch.
+    fsdp: int = -1  # Shards of parameters and optimizer state, each also for its own rows of the batch.
+    tensor: int = 1  # Shards of every layer's heads and MLP, which work on the same rows.
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """The loop."""
+    """The training loop: how long it runs, how a step is computed, and what it writes when."""
 
-    steps: int = 1000
-    seed: int = 0
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; master weights stay float32
-    remat: Literal["none", "dots", "qkv", "full"] = "full"  # what each layer keeps: more is faster
-    scan_layers: bool = True  # one compiled layer in a loop; unrolled is faster where compiling is cheap
-    attention: Literal["auto", "xla", "splash", "triton"] = "auto"  # kernel; auto: the device's fastest
-    accumulate: int = 1  # parts a batch is computed in, one after another, before the update
-    loss_chunk: int = 1024  # supervised positions whose logits exist at one time
-    init_from: str = ""  # model directory to start from; empty: random weights
-    tokenizer: str = ""  # tokenizer.json, needed where init_from is empty
-    log_every: int = 10
-    validate_every: int = 0
-    sample_every: int = 0  # steps between images and answers in workdir/samples
-    sample_count: int = 4  # how many of each
-    samples: str = ""  # conversation file whose prompts and questions they are; empty: data.validation
-    profile_steps: int = 0  # steps, after a few, that are traced into workdir/profile
-    wandb: str = ""  # project of Weights & Biases that gets the metrics too, where wandb is installed
-    save_every: int = 1000
-    keep: int = 2
+    steps: int = 1000  # Optimizer steps of the whole run.
+    seed: int = 0  # Of initial weights, the order of the data and dropout.
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # Of the computation; master weights stay float32.
+    # What each layer keeps for its backward pass, the rest is computed again: keeping more is faster.
+    remat: Literal["none", "dots", "qkv", "full"] = "full"
+    scan_layers: bool = True  # One compiled layer in a loop; unrolled is faster where compiling is cheap.
+    attention: Literal["auto", "xla", "splash", "triton"] = "auto"  # Kernel; auto: the device's fastest.
+    accumulate: int = 1  # Parts that a batch is computed in, one after another, before the update.
+    loss_chunk: int = 1024  # Supervised positions whose logits exist at one time.
+    init_from: str = ""  # Model directory to start from; empty: random weights.
+    tokenizer: str = ""  # Path of a tokenizer.json, needed where init_from is empty.
+    log_every: int = 10  # Steps between points of TensorBoard and wandb; metrics.jsonl has every step.
+    validate_every: int = 0  # Steps between measurements of the validation loss; 0: never.
+    sample_every: int = 0  # Steps between images and answers in workdir/samples; 0: never.
+    sample_count: int = 4  # How many images, and how many answers, each time.
+    samples: str = ""  # Conversation file whose prompts and questions they are; empty: data.validation.
+    profile_steps: int = 0  # Steps, after the first few, that are traced into workdir/profile; 0: none.
+    wandb: str = ""  # Project of Weights & Biases that gets the metrics too; empty: none.
+    save_every: int = 1000  # Steps between checkpoints.
+    keep: int = 2  # Newest checkpoints that are kept.
     # A step whose loss or gradient norm is not finite, or more than spike_sigma standard deviations above the
     # mean of the last spike_window steps taken, changes nothing; its examples go to skipped.jsonl. After
     # skip_limit such steps in a row the run stops.
     spike_window: int = 128
-    spike_sigma: float = 6.0  # 0: only what is not finite is left out
+    spike_sigma: float = 6.0  # 0: only what is not finite is left out.
     skip_limit: int = 10
 
 
@@ -245,12 +270,12 @@ class TrainConfig:
 class VQTrainConfig:
     """Training of the image tokenizer alone."""
 
-    steps: int = 1000
-    batch: int = 64
-    learning_rate: float = 1e-3
-    autoencoder_steps: int = 200  # first steps without quantisation, before the codebook is filled
-    revive_every: int = 50  # steps between replacing codes that went unused
-    seed: int = 0
+    steps: int = 1000  # Optimizer steps of the whole run.
+    batch: int = 64  # Images in a batch.
+    learning_rate: float = 1e-3  # Peak of the schedule.
+    autoencoder_steps: int = 200  # First steps, which do not quantise, before the codebook is filled.
+    revive_every: int = 50  # Steps between replacing codes that went unused.
+    seed: int = 0  # Of initial weights and the order of the images.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,8 +289,8 @@ class Config:
     train: TrainConfig = TrainConfig()
 
 
-def to_dict(config) -> dict:
-    """The dataclass as nested plain dicts and lists, ready for json.dump."""
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config dataclass as nested plain dicts and lists, ready for json.dump."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
@@ -280,48 +305,54 @@ RENAMED_KEYS = {
 }
 
 
-def from_dict(cls, values: dict, where: str = ""):
-    """Builds dataclass `cls` from nested plain values, defaults where silent.
+def from_dict(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
+    """Builds the dataclass `cls` from nested plain values, defaults where they are silent.
 
-    Raises ValueError naming the dotted key for an unknown key (with its new name, or the nearest known
-    one) or a wrong type.
+    `prefix` ("data.") stands before the keys that an error names. Raises ValueError naming the dotted key for
+    an unknown key (with its new name, or the nearest known one) or a wrong type.
     """
     hints = typing.get_type_hints(cls)
     unknown = [key for key in values if key not in hints]
     if unknown:
         renamed = RENAMED_KEYS.get(unknown[0])
         if renamed in hints:
-            raise ValueError(f"config key {where}{unknown[0]} is now called {where}{renamed}")
+            raise ValueError(f"config key {prefix}{unknown[0]} is now called {prefix}{renamed}")
         near = difflib.get_close_matches(unknown[0], hints, n=1)
-        hint = f" Did you mean {where}{near[0]}?" if near else f" Known here: {', '.join(hints)}."
-        raise ValueError(f"unknown config key {where}{unknown[0]}.{hint}")
-    return cls(**{key: _convert(hints[key], value, where + key) for key, value in values.items()})
+        hint = f" Did you mean {prefix}{near[0]}?" if near else f" Known here: {', '.join(hints)}."
+        raise ValueError(f"unknown config key {prefix}{unknown[0]}.{hint}")
+    return cls(**{key: _convert(hints[key], value, prefix + key) for key, value in values.items()})
 
 
-def _convert(hint, value, where: str):
-    """`value` from JSON as type `hint`; raises ValueError naming `where`."""
+def _convert(hint: Any, value: Any, key: str) -> Any:
+    """`value` from JSON or a config file as type `hint`; raises ValueError naming `key`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    is_mapping = hasattr(value, "items")
+    problem = f"config key {key} is {value!r}"
     if dataclasses.is_dataclass(hint):
+        assert isinstance(hint, type)
         if isinstance(value, hint):
             return value
-        if hasattr(value, "items"):
-            return from_dict(hint, dict(value.items()), where + ".")
-    elif origin is tuple:
-        if isinstance(value, list | tuple):
-            inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
-            if len(inner) == len(value):
-                return tuple(
-                    _convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(inner, value))
-                )
-    elif origin is Literal:
+        if is_mapping:
+            return from_dict(hint, dict(value.items()), key + ".")
+        names = ", ".join(field.name for field in dataclasses.fields(hint))
+        raise ValueError(f"{problem}; expected {hint.__name__}: {key} is a section; set one of {names}")
+    if origin is Literal:
         if value in arguments:
             return value
-        raise ValueError(f"config key {where} is {value!r}; allowed: {', '.join(map(repr, arguments))}")
-    elif origin in (typing.Union, types.UnionType):
-        return value
+        raise ValueError(f"{problem}; allowed: {', '.join(map(repr, arguments))}")
+    if origin in (typing.Union, types.UnionType):  # T | None is the only union there is
+        (inner,) = (argument for argument in arguments if argument is not type(None))
+        return None if value is None else _convert(inner, value, key)
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(kinds) == len(value):
+            return tuple(
+                _convert(kind, item, f"{key}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value))
+            )
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+    elif origin is None and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    expected = getattr(hint, "__name__", str(hint))
-    raise ValueError(f"config key {where} is {value!r}; expected {expected}")
+    expected = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
+    hint_text = f": {key} is a value, not a section" if is_mapping and value else ""
+    raise ValueError(f"{problem}; expected {expected}{hint_text}")
