@@ -7,8 +7,9 @@ stage I, made with `--config configs/stage1.py --config.model.sequence.resolutio
 """
 
 import stage2
+from ml_collections import ConfigDict
 
-from unitoken_jax.ablate.run import CELLS
+from unitoken_jax.ablate.cells import CELLS
 from unitoken_jax.train.optimizer import stage_groups
 
 # About how many tokens an example takes: 1,060 of an image's codes, 756 of its features, 150 of text.
@@ -17,15 +18,14 @@ DRAWN = 1210
 ROWS, ROW_LENGTH = 24, 8192  # about 128 examples of the joint mixture, as in Table 2
 
 
-def get_config(name="unified-joint"):
+def get_config(name="unified-joint") -> ConfigDict:
     cells = {cell.name: cell for cell in CELLS}
     if name not in cells:
         raise ValueError(f"no ablation {name!r}: expected one of {', '.join(cells)}")
     cell = cells[name]
     config = stage2.get_config()
-    generation = config["data"]["sources"][-1:]
-    understanding = config["data"]["sources"][:-1]
-    for sources, millions in ((understanding, cell.understanding), (generation, cell.generation)):
+    *understanding, generation = config.data.sources
+    for sources, millions in ((understanding, cell.understanding), ([generation], cell.generation)):
         total = sum(source["weight"] for source in sources)
         for source in sources:
             source["weight"] *= millions / total
@@ -33,14 +33,9 @@ def get_config(name="unified-joint"):
     if cell.encoding == "discrete":
         groups = [group for group in groups if "siglip" not in group.pattern]
     tokens = (cell.understanding * READ[cell.encoding] + cell.generation * DRAWN) * 1_000_000
-    return config | {
-        "model": {"sequence": {"resolution": "base", "encoding": cell.encoding}},
-        "data": config["data"]
-        | {
-            "sources": [source for source in understanding + generation if source["weight"]],
-            "row_length": ROW_LENGTH,
-            "rows": ROWS,
-        },
-        "optimizer": {"groups": groups},
-        "train": {"steps": round(tokens / (ROWS * ROW_LENGTH))},
-    }
+    config.model = {"sequence": {"resolution": "base", "encoding": cell.encoding}}
+    config.data.sources = [source for source in config.data.sources if source["weight"]]
+    config.data.row_length, config.data.rows = ROW_LENGTH, ROWS
+    config.optimizer.groups = groups
+    config.train.steps = round(tokens / (ROWS * ROW_LENGTH))
+    return config

@@ -7,12 +7,15 @@ Run it in the folder that holds `quickstart/`. Stages: sight, base, stage1, stag
 
 import pathlib
 
+from ml_collections import ConfigDict
+
 from unitoken_jax.config import to_dict
 from unitoken_jax.quickstart import recipe
 
 
-def get_config(name="stage2"):
+def get_config(name="stage2") -> ConfigDict:
     stages = {stage.name: stage for stage in recipe.STAGES}
     if name not in stages:
         raise ValueError(f"no quickstart stage {name!r}: expected one of {', '.join(stages)}")
-    return to_dict(recipe.stage_config(stages[name], pathlib.Path("quickstart"), recipe.BUDGET, seed=0))
+    config = recipe.stage_config(stages[name], pathlib.Path("quickstart"), recipe.BUDGET, seed=0)
+    return ConfigDict(to_dict(config))

@@ -8,25 +8,26 @@ The shares are the paper's, counted in samples; each path is a conversation file
 
 import importlib
 
+from ml_collections import ConfigDict
+
 from unitoken_jax.train.optimizer import stage_groups
 
 SAMPLES = 2_500_000
 SOURCES = {"sharegpt4v": 49.5, "llava": 22.2, "allava": 28.2}
 
 
-def get_config(model="unitoken_7b"):
-    return importlib.import_module(model).get_config() | {
-        "data": {
-            "sources": [
-                {"path": f"data/{name}/conversations.jsonl", "weight": share}
-                for name, share in SOURCES.items()
-            ],
-            "mix": "examples",
-            "row_length": 8192,  # the longest samples take 6,300; see benchmarks/RESULTS.md for other lengths
-            "row_prefix": 2048,  # see benchmarks/RESULTS.md: 0.64 of stage II in FLOPs a sample
-            "row_images": 8,
-            "rows": 80,  # about 128 of the paper's samples
-        },
-        "optimizer": {"groups": stage_groups(1)},
-        "train": {"steps": SAMPLES // 128},
+def get_config(model="unitoken_7b") -> ConfigDict:
+    config = importlib.import_module(model).get_config()
+    config.data = {
+        "sources": [
+            {"path": f"data/{name}/conversations.jsonl", "weight": share} for name, share in SOURCES.items()
+        ],
+        "mix": "examples",
+        "row_length": 8192,  # the longest samples take 6,300; see benchmarks/RESULTS.md for other lengths
+        "row_prefix": 2048,  # see benchmarks/RESULTS.md: 0.64 of stage II in FLOPs a sample
+        "row_images": 8,
+        "rows": 80,  # about 128 of the paper's samples
     }
+    config.optimizer = {"groups": stage_groups(1)}
+    config.train = {"steps": SAMPLES // 128}
+    return config

@@ -8,6 +8,8 @@ MidJourney is not public.
 
 import importlib
 
+from ml_collections import ConfigDict
+
 from unitoken_jax.train.optimizer import stage_groups
 
 THOUSANDS_OF_SAMPLES = {
@@ -28,18 +30,18 @@ THOUSANDS_OF_SAMPLES = {
 }
 
 
-def get_config(model="unitoken_7b"):
-    return importlib.import_module(model).get_config() | {
-        "data": {
-            "sources": [
-                {"path": f"data/{name}/conversations.jsonl", "weight": float(count)}
-                for name, count in THOUSANDS_OF_SAMPLES.items()
-            ],
-            "mix": "examples",
-            "row_length": 8192,
-            "row_images": 8,
-            "rows": 40,  # about 128 samples
-        },
-        "optimizer": {"groups": stage_groups(2)},
-        "train": {"steps": sum(THOUSANDS_OF_SAMPLES.values()) * 1000 // 128},
+def get_config(model="unitoken_7b") -> ConfigDict:
+    config = importlib.import_module(model).get_config()
+    config.data = {
+        "sources": [
+            {"path": f"data/{name}/conversations.jsonl", "weight": float(count)}
+            for name, count in THOUSANDS_OF_SAMPLES.items()
+        ],
+        "mix": "examples",
+        "row_length": 8192,
+        "row_images": 8,
+        "rows": 40,  # about 128 samples
     }
+    config.optimizer = {"groups": stage_groups(2)}
+    config.train = {"steps": sum(THOUSANDS_OF_SAMPLES.values()) * 1000 // 128}
+    return config

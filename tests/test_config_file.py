@@ -1,8 +1,10 @@
 """Config files and --config.a.b=c overrides."""
 
 import pathlib
+import runpy
 
 import pytest
+from ml_collections import ConfigDict
 
 from unitoken_jax.config import Config
 from unitoken_jax.config_file import is_override, load_config
@@ -23,6 +25,12 @@ def write(tmp_path):
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_config_loads(path):
     assert isinstance(load_config(str(path)), Config)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_config_returns_a_config_dict(path, monkeypatch):
+    monkeypatch.syspath_prepend(str(path.parent))
+    assert isinstance(runpy.run_path(str(path))["get_config"](), ConfigDict)
 
 
 def test_states_only_what_differs(write):
@@ -70,6 +78,38 @@ def test_overrides_are_literals_or_strings(write):
     assert config.data.sources[0].path == "a.jsonl"
 
 
+def test_overrides_have_the_type_of_their_key(write):
+    config = load_config(
+        write("def get_config():\n    return {}\n"),
+        [
+            "--config.train.init_from=2024",
+            "--config.train.wandb=",
+            "--config.train.scan_layers=false",
+            "--config.model.generation.speculate=16",
+            "--config.model.sequence.grids=[[1, 2], [2, 1]]",
+            "--config.data.sources=({'path': 'a.jsonl'}, {'path': 'b=c.jsonl', 'weight': 2})",
+        ],
+    )
+    assert (config.train.init_from, config.train.wandb) == ("2024", "")
+    assert config.train.scan_layers is False
+    assert config.model.generation.speculate == 16
+    assert config.model.sequence.grids == ((1, 2), (2, 1))
+    assert [source.path for source in config.data.sources] == ["a.jsonl", "b=c.jsonl"]
+    assert config.data.sources[1].weight == 2.0
+
+
+def test_what_may_be_none_is_set_to_none(write):
+    path = write("def get_config():\n    return {'model': {'generation': {'speculate': 8}}}\n")
+    assert load_config(path).model.generation.speculate == 8
+    config = load_config(path, ["--config.model.generation.speculate=None"])
+    assert config.model.generation.speculate is None
+
+
+def test_the_last_override_of_a_key_counts(write):
+    overrides = ["--config.data.validation=({'path': 'a'},)", "--config.data.validation=()"]
+    assert load_config(write("def get_config():\n    return {}\n"), overrides).data.validation == ()
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -80,6 +120,9 @@ def test_overrides_are_literals_or_strings(write):
         ("--config.data.row_pictures=3", r"row_pictures.* is now called data\.row_images"),
         ("--config.train=3", r"train is a section"),
         ("--config.train.steps.deep=3", r"train\.steps is a value, not a section"),
+        ("--config.model.generation.speculate=many", r"speculate is 'many'; expected int"),
+        ("--config.train.scan_layers=maybe", r"train\.scan_layers is 'maybe'; expected bool"),
+        ("--config.optimizer.groups=[{'pattren': ''}]", r"groups\[0\]\.pattren.* mean .*\.pattern"),
         ("--config.train.steps", r"expected --config\.section\.key=value"),
     ],
 )

@@ -1,26 +1,32 @@
 """Python config files: `configs/stage2.py[:argument]` with `--config.a.b=value` overrides -> Config.
 
-A config file defines `get_config(argument=None)` returning what differs from the defaults: a nested dict,
-or an ml_collections.ConfigDict. This is the only place that knows about the latter.
+A config file defines `get_config(argument=None)`, which returns what differs from the defaults: an
+ml_collections.ConfigDict, or a nested dict. Overrides are ml_collections' own config flags. This is the only
+module that knows about that library; everything else sees the frozen dataclasses of `config.py`.
 """
 
-import ast
 import contextlib
 import dataclasses
 import pathlib
 import runpy
 import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_dict, config_flags
 
 from unitoken_jax.config import Config, from_dict, to_dict
 
 _PREFIX = "--config."
 
 
-def load_config(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
     """Reads config file `path` ("file.py" or "file.py:argument") and applies `overrides`.
 
-    An override is "--config.train.steps=100"; the value is a Python literal, or else a plain string.
-    Raises FileNotFoundError, or ValueError naming the file and the key (with the nearest known one).
+    An override is "--config.train.steps=100", read as the type of the key it sets: a string needs no quotes,
+    a tuple is a Python literal. Raises FileNotFoundError, or ValueError naming the file or the override, and
+    the key (with the nearest known one).
     """
     file, argument = _split(path)
     values = _plain(_run(file, argument))
@@ -28,15 +34,18 @@ def load_config(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Confi
         raise ValueError(
             f"{file}: get_config returned {type(values).__name__}; expected a dict or ConfigDict"
         )
-    # Checked before the overrides are merged, so that an error names where it comes from.
+    # Checked before the overrides are applied, so that an error names where it comes from.
     try:
-        known = to_dict(from_dict(Config, values))
+        config = from_dict(Config, values)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
+    if not overrides:
+        return config
+    flexible = _config_dict(config)
     for override in overrides:
-        _set(values, known, override)
+        _apply(flexible, override)
     try:
-        return from_dict(Config, values)
+        return from_dict(Config, flexible.to_dict())
     except ValueError as error:
         raise ValueError(f"{file} with {' '.join(overrides)}: {error}") from error
 
@@ -54,7 +63,7 @@ def _split(path: str) -> tuple[pathlib.Path, str | None]:
     return file, argument if colon else None
 
 
-def _run(file: pathlib.Path, argument: str | None):
+def _run(file: pathlib.Path, argument: str | None) -> Any:
     """What the file's get_config returns."""
     try:
         with _siblings(file.parent.resolve()):
@@ -72,7 +81,7 @@ def _run(file: pathlib.Path, argument: str | None):
 
 
 @contextlib.contextmanager
-def _siblings(folder: pathlib.Path):
+def _siblings(folder: pathlib.Path) -> Iterator[None]:
     """Lets a config import its neighbours by name, and forgets them: other folders have the same names."""
     before = set(sys.modules)
     sys.path.insert(0, str(folder))
@@ -86,33 +95,52 @@ def _siblings(folder: pathlib.Path):
                 del sys.modules[name]
 
 
-def _set(values: dict, known: dict, override: str) -> None:
-    """Puts "--config.a.b=value" into the nested `values`; `known` is the resolved config before it."""
+def _config_dict(config: Any) -> ConfigDict:
+    """A config dataclass as a ConfigDict that knows the type of every key.
+
+    A key that may be None has no type of its own there: any literal is taken, and `from_dict` checks it.
+    """
+    values = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            values[field.name] = _config_dict(value)
+        elif field.default is None:
+            values[field.name] = config_dict.FieldReference(value, field_type=object)
+        else:
+            values[field.name] = value
+    return ConfigDict(values)
+
+
+def _apply(config: ConfigDict, override: str) -> None:
+    """Sets what "--config.a.b=value" says in `config`, by a config flag of ml_collections."""
     key, equals, text = override.removeprefix(_PREFIX).partition("=")
     if not is_override(override) or not equals or not key:
         raise ValueError(
             f"{override}: expected --config.section.key=value, for example --config.train.steps=100"
         )
-    *sections, last = key.split(".")
-    here = known
-    for depth, section in enumerate(sections):
-        values = values.setdefault(section, {})
-        here = here.get(section) if isinstance(here, dict) else None
-        if not isinstance(values, dict) or (here is not None and not isinstance(here, dict)):
-            raise ValueError(f"{override}: {'.'.join(sections[: depth + 1])} is a value, not a section")
-    if isinstance(here, dict) and isinstance(here.get(last), dict):
-        raise ValueError(f"{override}: {key} is a section; set one of {', '.join(here[last])}")
-    values[last] = _literal(text)
-
-
-def _literal(text: str):
+    arguments = [sys.argv[0], override]
+    values = flags.FlagValues()
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text  # an unquoted string, such as bfloat16 or a path
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
+        values(arguments)
+    except (flags.Error, LookupError, AttributeError, TypeError, ValueError) as error:
+        _explain(key, text, override)
+        raise ValueError(f"{override}: {error}") from error
 
 
-def _plain(values):
+def _explain(key: str, text: str, override: str) -> None:
+    """Raises ValueError with what `from_dict` says of a refused override: it names the whole dotted key."""
+    values: Any = text
+    for name in reversed(key.split(".")):
+        values = {name: values}
+    try:
+        from_dict(Config, values)
+    except ValueError as error:
+        raise ValueError(f"{override}: {error}") from error
+
+
+def _plain(values: Any) -> Any:
     """ConfigDicts, and FieldReferences inside them, as nested plain dicts."""
     if hasattr(values, "to_dict"):
         return values.to_dict()
