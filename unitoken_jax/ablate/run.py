@@ -25,7 +25,7 @@ from unitoken_jax.quickstart import evaluate, recipe
 from unitoken_jax.quickstart.recipe import Stage, muon
 from unitoken_jax.quickstart.run import Quickstart, init_run_dir
 from unitoken_jax.scenes import checker, questions
-from unitoken_jax.storage.paths import write_text
+from unitoken_jax.storage.atomic import write_text
 
 STEPS_PER_MILLION = 60  # training steps, at scale 1, for a million of the paper's examples
 DATA_MINUTES = 30.0  # the quickstart whose data and VQ tokenizer are used, at scale 1

@@ -14,6 +14,7 @@ import functools
 import importlib.metadata
 import json
 import os
+import pathlib
 import shutil
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -27,7 +28,9 @@ from unitoken_jax.config import ModelConfig, from_dict, to_dict
 from unitoken_jax.model import sharding
 from unitoken_jax.model.quantize import QUANTIZED_KERNELS, QuantizedKernel, bits_of, quantize_kernel
 from unitoken_jax.sequence.tokenizer import Tokenizer
-from unitoken_jax.storage.paths import absolute, as_path, is_remote, write_text
+from unitoken_jax.storage import atomic
+from unitoken_jax.storage.atomic import write_text
+from unitoken_jax.storage.paths import absolute, as_path, is_remote
 
 FORMAT = 2  # of the directory: 1 had other config keys (`config.RENAMED_KEYS`)
 # What reads an older format: no release exists, so the last revision of this repository that did.
@@ -106,10 +109,10 @@ def _save_args(params: Mapping) -> dict:
     return traverse_util.unflatten_dict(args, sep="/")
 
 
-def staging_path(path: str | os.PathLike):
+def staging_path(path: str | os.PathLike) -> pathlib.Path:
     """Where a model directory grows before it becomes `path`; at a URL, that is `path`."""
     path = absolute(path)
-    return path if is_remote(path) else path.with_name(f".{path.name}.part")
+    return path if is_remote(path) else atomic.staging_path(path)
 
 
 def finalize(
@@ -117,18 +120,14 @@ def finalize(
 ) -> None:
     """Makes the model directory `path` of `part_of(path)`, which holds the parameters already."""
     path = absolute(path)
-    part, old = staging_path(path), path.with_name(f".{path.name}.old")
+    part = staging_path(path)
     _write_json(part / CONFIG, to_dict(config))
     tokenizer.save(part / TOKENIZER)
     _write_json(part / MANIFEST, _manifest() | dict(manifest or {}))  # last: a URL becomes one with it
     if part == path:
         (path / UNFINISHED).unlink()
         return
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        os.rename(path, old)
-    os.rename(part, path)
-    shutil.rmtree(old, ignore_errors=True)
+    atomic.replace_folder(part, path)
 
 
 def check_destination(path: str | os.PathLike) -> None:
@@ -224,7 +223,7 @@ def is_model_dir(path: str | os.PathLike) -> bool:
 
 def _check_directory(path) -> None:
     if not path.is_dir():
-        old = path.with_name(f".{path.name}.old")
+        old = atomic.backup_path(path)
         hint = f" (a save was cut short: {old} is the one before it, rename it)" if is_model_dir(old) else ""
         raise FileNotFoundError(f"no model directory at {path}{hint}")
     missing = [name for name in (CONFIG, TOKENIZER, PARAMS, MANIFEST) if not (path / name).exists()]

@@ -1,13 +1,11 @@
 """A model directory -> the published layout: what `conversion` reads, by the same name tables."""
 
-import contextlib
 import dataclasses
 import functools
 import json
 import math
 import os
 import pathlib
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -18,6 +16,7 @@ from unitoken_jax.config import DecoderConfig, ModelConfig
 from unitoken_jax.convert.torch import configs, rules, writers
 from unitoken_jax.convert.torch.report import ConversionError, Tensor
 from unitoken_jax.sequence.tokenizer import Tokenizer
+from unitoken_jax.storage.atomic import atomic_folder
 
 _PREFIX = {"siglip": "vit."}
 
@@ -46,22 +45,13 @@ def export(
     codec = [tensor for tensor in tensors if tensor.file == "vqgan"]
     if vqgan and not codec:
         raise ConversionError("this model directory has no VQ-GAN to export: convert it with --vqgan")
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with atomic_folder(out) as folder:
         published = _with_a_bar([tensor for tensor in tensors if tensor.file != "vqgan"])
-        files = writers.write_sharded(part, published, shard_bytes)
+        files = writers.write_sharded(folder, published, shard_bytes)
         dtype = str(params.shapes["decoder/lm_head/kernel"].dtype)
-        _write_settings(part, config, tokenizer, dtype)
+        _write_settings(folder, config, tokenizer, dtype)
         if vqgan:
-            _write_vqgan(part / "chameleon" / "tokenizer", config, codec, tokenizer)
-        with contextlib.suppress(FileNotFoundError):
-            out.rmdir()
-        os.rename(part, out)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+            _write_vqgan(folder / "chameleon" / "tokenizer", config, codec, tokenizer)
     return [f"{out}: {len(files)} shards, {dtype}"]
 
 

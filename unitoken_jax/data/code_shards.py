@@ -17,7 +17,7 @@ import numpy as np
 from unitoken_jax.data.image_store import name_hashes
 from unitoken_jax.data.readers import array_record_module
 from unitoken_jax.data.tf_example import encode_example
-from unitoken_jax.storage.paths import atomic_write, explain_os_error, save_array, write_text
+from unitoken_jax.storage.atomic import atomic_write, explain_os_error, save_array, write_text
 
 SHARD = 8192  # images a shard; with 1,024 codes each about 16 MB
 ABOUT, NAMES, LEFT_OUT = "about.json", "names.npy", "left_out.jsonl"

@@ -32,7 +32,8 @@ from unitoken_jax.data.index_build import BAD, IMAGES, LENGTHS, RECORDS
 from unitoken_jax.data.readers import kind_of, open_records, records_digest
 from unitoken_jax.sequence.conversation import Conversation, parse_conversation
 from unitoken_jax.sequence.tokenizer import Tokenizer
-from unitoken_jax.storage.paths import as_path, ends_digest, file_digest, is_remote, size_of, write_text
+from unitoken_jax.storage.atomic import atomic_folder, write_text
+from unitoken_jax.storage.paths import as_path, ends_digest, file_digest, is_remote, size_of
 
 log = logging.getLogger(__name__)
 
@@ -206,16 +207,13 @@ def _stamped(path: str, base: pathlib.Path) -> str:
     return digest
 
 
-def _finish(job: "index_build.Job", place: pathlib.Path, about: dict) -> None:
+def _finish(job: index_build.IndexBuildSpec, place: pathlib.Path, about: dict) -> None:
     """Joins the measured chunks into the index's folder, which appears whole or not at all."""
-    part = place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}.part")
-    part.mkdir()
-    try:
-        index_build.join(job, part)
-        write_text(part / ABOUT, json.dumps(about, indent=1))
-        os.rename(part, place)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    # Several processes may get here at the same time.
+    staging = place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}.part")
+    with atomic_folder(place, staging=staging) as folder:
+        index_build.join(job, folder)
+        write_text(folder / ABOUT, json.dumps(about, indent=1))
     shutil.rmtree(job.folder, ignore_errors=True)
 
 

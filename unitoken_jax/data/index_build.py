@@ -26,7 +26,7 @@ from unitoken_jax.sequence import build
 from unitoken_jax.sequence.conversation import ConversationError, parse_conversation
 from unitoken_jax.sequence.image import ImageError
 from unitoken_jax.sequence.tokenizer import Tokenizer
-from unitoken_jax.storage.paths import atomic_write, save_array, write_text
+from unitoken_jax.storage.atomic import atomic_write, save_array, write_text
 
 CHUNK = 4096  # rows measured between two looks at the clock, and lost at most when stopped
 ALONE = 32768  # fewer rows are measured faster than workers start

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from PIL import Image
 
-from unitoken_jax.storage.paths import write_text
+from unitoken_jax.storage.atomic import write_text
 
 _SIDE, _QUALITY = 224, 80  # of images in a report: pixels, JPEG quality
 _PAGE = """<!doctype html>

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from unitoken_jax.convert.torch.sources import checksum
-from unitoken_jax.storage.paths import as_path, write_text
+from unitoken_jax.storage.atomic import write_text
+from unitoken_jax.storage.paths import as_path
 
 FORMAT = 1
 MAY_DIFFER = ("versions", "device")  # from a recipe that is repeated: said, not refused

@@ -20,7 +20,8 @@ from unitoken_jax.data.readers import kind_of
 from unitoken_jax.generate.image import BATCH, encode_images
 from unitoken_jax.sequence.conversation import ConversationError, ImageFile, parse_conversation
 from unitoken_jax.sequence.image import ImageError
-from unitoken_jax.storage.paths import is_remote, save_array
+from unitoken_jax.storage.atomic import save_array
+from unitoken_jax.storage.paths import is_remote
 from unitoken_jax.unitoken import UniToken
 
 WORK = "work.npy"

@@ -14,7 +14,7 @@ from unitoken_jax.config import Config, MeshConfig
 from unitoken_jax.planning.plan import LOCAL, Plan, plan
 from unitoken_jax.planning.report import line, lines
 from unitoken_jax.planning.topology import parse
-from unitoken_jax.storage.paths import write_text
+from unitoken_jax.storage.atomic import write_text
 
 Remat = Literal["none", "dots", "qkv", "full"]
 

@@ -14,7 +14,6 @@ import dataclasses
 import json
 import os
 import random
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from unitoken_jax.scenes import questions
 from unitoken_jax.scenes import scene as scenes
 from unitoken_jax.scenes.prompts import CATEGORIES, SCENE, Requirement, random_pair, random_prompt
 from unitoken_jax.sequence.build import TEXT_TO_IMAGE_INSTRUCTION
+from unitoken_jax.storage.atomic import atomic_folder
 
 IMAGE = "<|image|>"
 
@@ -126,20 +126,10 @@ def write_dataset(
     dataset = Dataset(out, settings)
     if _is_complete(out, settings):
         return dataset
-    partial = out.with_name(f".{out.name}.partial")  # left behind only by a run that was killed
-    shutil.rmtree(partial, ignore_errors=True)
-    writer = _Writer(partial, settings, progress)
-    try:
-        writer.write_all()
-        (partial / "dataset.json").write_text(
-            json.dumps(_header(settings), indent=1) + "\n", encoding="utf-8"
-        )
-        if out.exists():
-            out.rmdir()  # empty, as _is_complete has checked
-        os.replace(partial, out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with atomic_folder(out) as folder:  # what may be at `out` is empty, as _is_complete has checked
+        _Writer(folder, settings, progress).write_all()
+        header = json.dumps(_header(settings), indent=1) + "\n"
+        (folder / "dataset.json").write_text(header, encoding="utf-8")
     return dataset
 
 

@@ -13,7 +13,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from unitoken_jax.sequence.vocabulary import Vocabulary, control_names
-from unitoken_jax.storage.paths import as_path, write_text
+from unitoken_jax.storage.atomic import write_text
+from unitoken_jax.storage.paths import as_path
 
 _CONTROL_SHAPE = re.compile(r"<[^<>\s]+>|IMGIMG[A-J]+Z")
 

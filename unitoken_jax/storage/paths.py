@@ -1,23 +1,31 @@
 """Files wherever they lie: a local disk, or any file system etils knows (`gs://bucket/...`).
 
-Random access by byte range, names from patterns, fingerprints, and writing that leaves the whole file or
-none.
+Paths and patterns, files read by byte range, and fingerprints of files. Writing is in atomic.py.
 """
 
 import dataclasses
-import errno
 import glob
 import hashlib
 import io
 import os
 import pathlib
 import threading
-import uuid
-from collections.abc import Callable
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-import numpy as np
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
-ENDS = 1 << 16  # bytes at both ends of a large file that its fingerprint covers
+# A fingerprint of a large file covers this many bytes at each of its ends.
+ENDS = 1 << 16
+
+
+class ReadableFile(Protocol):
+    """What a reader of images needs of a file: a path, a FileSlice or an InMemoryFile."""
+
+    def is_file(self) -> bool: ...
+
+    def open(self, mode: str = "rb") -> Any: ...
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -25,9 +33,13 @@ def is_remote(path: str | os.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
-def as_path(path: str | os.PathLike):
-    """A pathlib.Path, or etils' epath.Path for a URL; both open, list and stat alike. Raises ValueError for
-    a URL of an unknown kind."""
+def as_path(path: str | os.PathLike) -> pathlib.Path:
+    """The path as an object: a pathlib.Path, or etils' epath.Path for a URL.
+
+    Both open, list and stat alike, so both are declared as pathlib.Path, though etils' is a PurePosixPath
+    with the same methods (`isinstance(path, pathlib.Path)` tells them apart). Raises ValueError for a URL of
+    an unknown kind.
+    """
     if not is_remote(path):
         return pathlib.Path(path)
     import fsspec.config
@@ -36,35 +48,36 @@ def as_path(path: str | os.PathLike):
     # gcsfs would answer from what it has listed before, blind to what other hosts and tensorstore write.
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
     try:
-        return epath.Path(path)
+        url: Any = epath.Path(path)
+        return url
     except KeyError:  # etils names the scheme, no more
         raise ValueError(f"{path} is no URL that can be opened; expected gs://bucket/...") from None
 
 
-def absolute(path: str | os.PathLike):
-    """As `as_path`, from the root on."""
+def absolute(path: str | os.PathLike) -> pathlib.Path:
+    """The path as by `as_path`, from the root on."""
     return as_path(path) if is_remote(path) else pathlib.Path(path).absolute()  # etils' would prefix a URL
 
 
-def expand(pattern: str | os.PathLike, suffix: str = "") -> list:
+def expand(pattern: str | os.PathLike, suffix: str = "") -> list[pathlib.Path]:
     """The files `pattern` names, sorted: one file, a pattern with `*`, or a folder's files with `suffix` in
     their names. Raises FileNotFoundError where there are none."""
     text, path = os.fspath(pattern), as_path(pattern)
     if any(sign in text for sign in "*?["):
         if is_remote(text):
             folder, _, name = text.rpartition("/")
-            found = [as_path(each) for each in as_path(folder).glob(name)]
+            files = [as_path(match) for match in as_path(folder).glob(name)]
         else:
-            found = [pathlib.Path(each) for each in glob.glob(text)]
+            files = [pathlib.Path(match) for match in glob.glob(text)]
         # An index beside the data may have a name that the pattern fits too.
-        found = [each for each in found if each.is_file()]
+        files = [file for file in files if file.is_file()]
     elif path.is_dir():
-        found = [each for each in path.iterdir() if suffix in each.name and each.is_file()]
+        files = [file for file in path.iterdir() if suffix in file.name and file.is_file()]
     else:
-        found = [path] if path.exists() else []
-    if not found:
+        files = [path] if path.exists() else []
+    if not files:
         raise FileNotFoundError(f"no files at {text}: expected a file, a folder of *{suffix}*, or a pattern")
-    return sorted(found, key=os.fspath)
+    return sorted(files, key=os.fspath)
 
 
 class RandomFile:
@@ -72,28 +85,33 @@ class RandomFile:
 
     def __init__(self, path: str | os.PathLike):
         self.path = as_path(path)
-        self._file, self._lock = None, threading.Lock()
+        self._file: BinaryIO | None = None
+        self._lock = threading.Lock()
 
     def __getstate__(self) -> dict:
         return {"path": self.path}
 
     def __setstate__(self, state: dict) -> None:
-        self.__init__(state["path"])
+        self.__init__(state["path"])  # type: ignore[misc]  # the lock cannot be pickled
 
-    def __del__(self):
+    def __del__(self) -> None:
         if self._file is not None:
             self._file.close()
 
     def read(self, start: int, size: int) -> bytes:
         """`size` bytes from `start`; fewer at the end of the file."""
+        file = self._open()
+        if isinstance(self.path, pathlib.Path) and hasattr(os, "pread"):
+            return os.pread(file.fileno(), size, start)
+        with self._lock:
+            file.seek(start)
+            return file.read(size)
+
+    def _open(self) -> BinaryIO:
         if self._file is None:
             with self._lock:
                 self._file = self._file or self.path.open("rb")
-        if isinstance(self.path, pathlib.Path) and hasattr(os, "pread"):
-            return os.pread(self._file.fileno(), size, start)
-        with self._lock:
-            self._file.seek(start)
-            return self._file.read(size)
+        return self._file
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -112,14 +130,14 @@ class FileSlice:
         return True
 
     def open(self, mode: str = "rb") -> io.BufferedReader:
-        return io.BufferedReader(_Raw(self), 1 << 14)  # an image's header is rarely longer
+        return io.BufferedReader(_SliceReader(self), 1 << 14)  # an image's header is rarely longer
 
 
-class _Raw(io.RawIOBase):
-    """The bytes of a Slice, read as they are asked for."""
+class _SliceReader(io.RawIOBase):
+    """The bytes of a FileSlice, read as they are asked for."""
 
-    def __init__(self, part: FileSlice):
-        self._part, self._place = part, 0
+    def __init__(self, source: FileSlice):
+        self._source, self._offset = source, 0
 
     def readable(self) -> bool:
         return True
@@ -128,15 +146,16 @@ class _Raw(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._part.size}[whence]
-        self._place = max(0, start + offset)
-        return self._place
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._offset, os.SEEK_END: self._source.size}[whence]
+        self._offset = max(0, start + offset)
+        return self._offset
 
-    def readinto(self, buffer) -> int:
-        count = max(0, min(len(buffer), self._part.size - self._place))
-        data = self._part.file.read(self._part.start + self._place, count)
-        buffer[: len(data)] = data
-        self._place += len(data)
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        target = memoryview(buffer).cast("B")
+        count = max(0, min(len(target), self._source.size - self._offset))
+        data = self._source.file.read(self._source.start + self._offset, count)
+        target[: len(data)] = data
+        self._offset += len(data)
         return len(data)
 
 
@@ -157,13 +176,13 @@ class InMemoryFile:
         return io.BytesIO(self.data)
 
 
-def size_of(path) -> int:
+def size_of(path: pathlib.Path) -> int:
     """Bytes of the file `path` (of `as_path`)."""
-    stat = path.stat()
+    stat: Any = path.stat()  # etils calls the size `length`
     return stat.st_size if hasattr(stat, "st_size") else stat.length
 
 
-def file_digest(path) -> str:
+def file_digest(path: pathlib.Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         digest = hashlib.sha256()
@@ -172,7 +191,7 @@ def file_digest(path) -> str:
     return digest.hexdigest()
 
 
-def ends_digest(paths) -> str:
+def ends_digest(paths: Iterable[pathlib.Path]) -> str:
     """A fingerprint of files too large to read through: names, sizes, and the bytes at both ends."""
     digest = hashlib.sha256()
     for path in paths:
@@ -183,52 +202,3 @@ def ends_digest(paths) -> str:
             file.seek(max(0, size - ENDS))
             digest.update(file.read(ENDS))
     return digest.hexdigest()
-
-
-def atomic_write(path: pathlib.Path, write: Callable[[io.BufferedWriter], object]) -> None:
-    """Calls `write` with a new file that becomes `path` when complete, and not at all if anything fails.
-
-    Raises OSError naming `path` where the disk is full; what was there before stays.
-    """
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        with open(part, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise explain_os_error(error, path) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_text(path, text: str) -> None:
-    """Writes a file of UTF-8 at `path` (of `as_path`), whole or not at all."""
-    if is_remote(path):
-        path.write_bytes(text.encode())  # an object appears when it is complete
-    else:
-        atomic_write(path, lambda out: out.write(text.encode()))
-
-
-def save_array(path: pathlib.Path, array: np.ndarray) -> None:
-    """Writes an .npy file, whole or not at all."""
-    atomic_write(path, lambda out: np.save(Checked(out), array))
-
-
-class Checked:
-    """A file for numpy to write to: given a real one it writes past Python, and a full disk goes unseen."""
-
-    def __init__(self, file: io.BufferedWriter):
-        self.write = file.write
-
-
-def explain_os_error(error: OSError, path: os.PathLike) -> OSError:
-    """`error`, or one that says more where the disk is full."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return error
-    return OSError(
-        error.errno,
-        f"no space left while writing {path}: what was complete before is intact; make room, then "
-        "repeat the command to go on",
-    )

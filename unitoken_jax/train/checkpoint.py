@@ -11,7 +11,8 @@ import time
 import jax
 
 from unitoken_jax.config import Config, from_dict, to_dict
-from unitoken_jax.storage.paths import absolute, as_path, write_text
+from unitoken_jax.storage.atomic import write_text
+from unitoken_jax.storage.paths import absolute, as_path
 from unitoken_jax.train.state import State
 
 CONFIG_FILE, DATA_FILE = "config.json", "data.json"

@@ -8,7 +8,7 @@ from PIL import Image
 
 from unitoken_jax.evaluate import page
 from unitoken_jax.evaluate.drawing.prompts import BenchmarkPrompt, DrawingBenchmark
-from unitoken_jax.storage.paths import write_text
+from unitoken_jax.storage.atomic import write_text
 
 FIRST, FAILURES, EACH = 24, 24, 4  # prompts, failed images, and images of one prompt that are shown
 RESULTS = "results.json"

@@ -15,7 +15,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 from unitoken_jax.scenes.prompts import Requirement
-from unitoken_jax.storage.paths import write_text
+from unitoken_jax.storage.atomic import write_text
 
 DRAWN = "prompts.jsonl"
 _LONGEST_NAME = 255  # bytes, on common file systems

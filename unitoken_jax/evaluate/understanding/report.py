@@ -14,7 +14,7 @@ from unitoken_jax.evaluate.understanding.benchmarks import BENCHMARKS, GROUPS, P
 from unitoken_jax.evaluate.understanding.matching import other_letter
 from unitoken_jax.evaluate.understanding.scoring import JUDGE, Scored, counts, unmatched
 from unitoken_jax.evaluate.understanding.table import INDEX, PREDICTION, Table, write_table
-from unitoken_jax.storage.paths import write_text
+from unitoken_jax.storage.atomic import write_text
 
 JUDGED = "judged.json"
 _EXAMPLES = 5

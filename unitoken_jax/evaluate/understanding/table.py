@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from PIL import Image
 
 from unitoken_jax.sequence.image import ImageError, image_size, open_image
-from unitoken_jax.storage.paths import write_text
+from unitoken_jax.storage.atomic import write_text
 
 INDEX, QUESTION, IMAGE, PREDICTION = "index", "question", "image", "prediction"
 _LONGEST_REFERENCE = 64  # characters; VLMEvalKit's rule

@@ -4,9 +4,7 @@
 """
 
 import dataclasses
-import os
 import pathlib
-import shutil
 from collections.abc import Iterable, Iterator
 
 import jax
@@ -19,6 +17,7 @@ from unitoken_jax.sequence.build import TEXT_TO_IMAGE_INSTRUCTION
 from unitoken_jax.sequence.conversation import Conversation, read_conversations
 from unitoken_jax.sequence.image import open_image
 from unitoken_jax.sequence.tokenizer import Tokenizer
+from unitoken_jax.storage.atomic import atomic_folder
 
 FOLDER = "samples"
 SEARCHED = 64  # first conversations of each validation set in which prompts and questions are looked for
@@ -78,23 +77,26 @@ class Samples:
     def _write(self, step: int, images: list[Image.Image], answers: list[str]) -> None:
         """The step's folder: complete, or not at all."""
         folder = self._folder / f"step_{step:07d}"
-        part = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+        # A step that is done again after a crash may have one already.
+        with atomic_folder(folder, replace=True) as staged:
+            self._write_files(staged, step, images, answers)
+
+    def _write_files(
+        self, folder: pathlib.Path, step: int, images: list[Image.Image], answers: list[str]
+    ) -> None:
+        """The images, and answers.md, which shows them."""
         lines = [f"# Step {step}", ""]
         for i, (prompt, image) in enumerate(zip(self.prompts, images)):
-            image.save(part / f"{i}.png")
+            image.save(folder / f"{i}.png")
             lines += [f"![{_line(prompt)}]({i}.png) {_line(prompt)}", ""]
         for i, (question, answer) in enumerate(zip(self.questions, answers)):
             for j, asked in enumerate(question.asked.images):
-                open_image(getattr(asked, "path", asked)).save(part / f"question_{i}_{j}.png")
+                open_image(getattr(asked, "path", asked)).save(folder / f"question_{i}_{j}.png")
                 lines += [f"![](question_{i}_{j}.png)"]
             lines += [f"- asked: {_line(question.text)}", f"- answered: {_line(answer)}"]
             lines += [f"- in the data: {_line(question.truth)}"] if question.truth else []
             lines += [""]
-        (part / "answers.md").write_text("\n".join(lines), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)  # of a step that is done again after a crash
-        os.rename(part, folder)
+        (folder / "answers.md").write_text("\n".join(lines), encoding="utf-8")
 
 
 def _first_of(sources: Iterable) -> Iterator[Conversation]:
