@@ -20,9 +20,9 @@ import sys
 import numpy as np
 import pandas as pd
 
-from unitoken_jax.evaluate.understanding.benchmarks import find
+from unitoken_jax.evaluate.registry import find_understanding
 from unitoken_jax.evaluate.understanding.matching import match_option, match_yes_no
-from unitoken_jax.evaluate.understanding.scoring import PERCEPTION, REASONING, score
+from unitoken_jax.evaluate.understanding.mme import PERCEPTION, REASONING
 from unitoken_jax.evaluate.understanding.table import Table
 
 ANSWERS, FILES = 200_000, 200
@@ -124,7 +124,8 @@ def main(folder: pathlib.Path) -> None:
             ("MMBench_EN", circular_rows),
         ):
             made = rows(random.Random(seed))
-            own, frame = score(find(name)[0], table_of(made)), pd.DataFrame(made)
+            own = find_understanding(name)[0].score(table_of(made))
+            frame = pd.DataFrame(made)
             frame["score"] = [extracted(row["prediction"]) == row["answer"] for row in made]
             if name == "MME":
                 theirs = rated["MME_rating"](frame)

@@ -15,9 +15,7 @@ import subprocess
 
 import pytest
 
-from tests.evaluate import test_understanding
-from tests.evaluate.test_prompts import geneval_line
-from tests.evaluate.test_table import write
+from tests.helpers.benchmark_files import MMMU_HEADER, geneval_line, mmmu_rows, write_tsv
 from tests.helpers.tiny_model import CONFIG, noise, tiny_params, tiny_tokenizer
 from unitoken_jax.cli import main
 from unitoken_jax.config_file import is_override, load_config
@@ -80,7 +78,7 @@ def places(tmp_path_factory):
     (config_block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/laptop.md").read_text(), re.DOTALL)
     (root / "my_config.py").write_text(config_block)
 
-    write(root / "MMMU_DEV_VAL.tsv", test_understanding.HEADER, *test_understanding.mmmu_rows())
+    write_tsv(root / "MMMU_DEV_VAL.tsv", MMMU_HEADER, *mmmu_rows())
     (root / "evaluation_metadata.jsonl").write_text(geneval_line("a red circle") + "\n")
     (root / "color_val.txt").write_text("a red circle\n")
     judged = {"tag": "single_object", "correct": True, "metadata": geneval_line("a red circle")}

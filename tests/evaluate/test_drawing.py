@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.evaluate.test_page import read_page
-from tests.evaluate.test_prompts import geneval_line, written
+from tests.helpers.benchmark_files import geneval_line, write_lines
+from tests.helpers.html_page import read_page
 from tests.helpers.tiny_model import CONFIG, tiny_model, tiny_params, tiny_tokenizer
 from unitoken_jax import UniToken
 from unitoken_jax.checkpoint.model_directory import save_model
@@ -46,7 +46,7 @@ def model(tmp_path_factory):
 def drawn(model, tmp_path_factory):
     """T2I-CompBench++ from the command line, a prompt twice in the list."""
     out = tmp_path_factory.mktemp("t2i")
-    data = written(out / "color_val.txt", *PROMPTS)
+    data = write_lines(out / "color_val.txt", *PROMPTS)
     argv = ["evaluate", "--model", str(model), "--benchmark", "T2I-CompBench++", "--data", str(data)]
     assert main.main([*argv, "--out", str(out / "run"), "--number", "2", "--batch", "2", "--debug"]) == 0
     return out / "run"
@@ -55,7 +55,7 @@ def drawn(model, tmp_path_factory):
 def test_the_published_top_k_is_all_of_a_smaller_codebook(tmp_path):
     config = dataclasses.replace(CONFIG, generation=dataclasses.replace(CONFIG.generation, top_k=4000))
     save_model(tmp_path / "model", config, tiny_params(), tiny_tokenizer())
-    data = written(tmp_path / "color_val.txt", PROMPTS[0])
+    data = write_lines(tmp_path / "color_val.txt", PROMPTS[0])
     draw_benchmark("T2I-CompBench++", tmp_path / "model", data, tmp_path / "run", number=1)
     assert recipes.load(tmp_path / "run" / "color" / "recipe.json")["settings"]["top_k"] == CONFIG.vq.codes
 
@@ -100,15 +100,16 @@ def test_a_killed_run_draws_only_what_is_missing(drawn, model, tmp_path, monkeyp
 def test_a_process_that_is_killed_leaves_what_the_next_one_ends(drawn, model, tmp_path):
     code = (
         "import os, signal, sys\n"
-        "from unitoken_jax.evaluate.drawing import run as drawing\n"
-        "save = drawing._save\n"
-        "def dies(image, part, file):\n"
+        "from unitoken_jax.evaluate.drawing import images\n"
+        "from unitoken_jax.evaluate.drawing.run import draw_benchmark\n"
+        "save = images.save_image\n"
+        "def dies(image, staging, file):\n"
         "    if '000003' in file.name:\n"
-        "        part.write_bytes(b'half')\n"
+        "        staging.write_bytes(b'half')\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    save(image, part, file)\n"
-        "drawing._save = dies\n"
-        "drawing.draw_benchmark('T2I-CompBench++', *sys.argv[1:], number=2, batch=2)"
+        "    save(image, staging, file)\n"
+        "images.save_image = dies\n"
+        "draw_benchmark('T2I-CompBench++', *sys.argv[1:], number=2, batch=2)"
     )
     argv = [str(model), str(drawn.parent / "color_val.txt"), str(tmp_path)]
     killed = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
@@ -125,7 +126,7 @@ def test_a_recipe_repeats_a_run_byte_for_byte(drawn, model, tmp_path):
     assert found["settings"] | expected == found["settings"]
     draw_benchmark(None, model, drawn.parent / "color_val.txt", tmp_path, recipe=recipe)
     assert content(tmp_path) == content(drawn)
-    other = written(tmp_path / "color_val.txt", *PROMPTS[:2])
+    other = write_lines(tmp_path / "color_val.txt", *PROMPTS[:2])
     with pytest.raises(ValueError, match=r"recipe\.json is another run's:\n  data\.prompts\.bytes"):
         draw_benchmark(None, model, other, tmp_path / "b", recipe=recipe)
     with pytest.raises(ValueError, match=r"guidance 3\.0 was asked for, but .* says 5\.0"):
@@ -156,8 +157,8 @@ def test_several_processes_are_refused(model, monkeypatch):
 
 
 def test_geneval_keeps_metadata_where_another_prompt_is_drawn(model, tmp_path, capsys):
-    data = written(tmp_path / "m.jsonl", geneval_line("a bench"))
-    rewritten = written(tmp_path / "r.txt", "a red circle")
+    data = write_lines(tmp_path / "m.jsonl", geneval_line("a bench"))
+    rewritten = write_lines(tmp_path / "r.txt", "a red circle")
     argv = ["evaluate", "--model", str(model), "--benchmark", "GenEval", "--data", str(data)]
     argv += ["--out", str(tmp_path / "run"), "--rewritten", str(rewritten), "--number", "2", "--batch", "2"]
     assert main.main([*argv, "--debug"]) == 0
@@ -184,7 +185,7 @@ def test_geneval_keeps_metadata_where_another_prompt_is_drawn(model, tmp_path, c
 
 def test_a_bad_prompt_is_named_before_the_weights_are_read(model, tmp_path, monkeypatch):
     monkeypatch.setattr(UniToken, "load", None)
-    data = written(tmp_path / "color_val.txt", "a book", "a <s>")
+    data = write_lines(tmp_path / "color_val.txt", "a book", "a <s>")
     with pytest.raises(PromptError, match=r"color_val\.txt:2: .*<s>, the name of a control token"):
         draw_benchmark("T2I-CompBench++", model, data, tmp_path)
 
@@ -215,7 +216,7 @@ def test_options_that_say_nothing_together(argv, message, tmp_path):
 
 def test_the_quickstarts_images_are_judged(tmp_path, model, monkeypatch):
     requirement = {"category": "single", "prompt": "a circle", "include": [{"kind": "circle"}]}
-    data = written(tmp_path / "p.jsonl", json.dumps(requirement))
+    data = write_lines(tmp_path / "p.jsonl", json.dumps(requirement))
     draw = UniToken.draw
     monkeypatch.setattr(UniToken, "draw", lambda self, t, **s: draw(self, t, **s | {"size": (24, 24)}))
     lines = draw_benchmark("quickstart", model, data, tmp_path / "run")

@@ -6,35 +6,34 @@ import random
 import pytest
 from PIL import Image
 
-from unitoken_jax.evaluate.drawing.prompts import PromptError, find_drawing_benchmark, read_prompts
-from unitoken_jax.evaluate.drawing.scenes import score_scenes
+from tests.helpers.benchmark_files import geneval_line, write_lines
+from unitoken_jax.evaluate.drawing.geneval import GENEVAL
+from unitoken_jax.evaluate.drawing.prompts import PromptError
+from unitoken_jax.evaluate.drawing.scenes import QUICKSTART
+from unitoken_jax.evaluate.drawing.scorers import score_images
+from unitoken_jax.evaluate.drawing.t2i_compbench import T2I_COMPBENCH
+from unitoken_jax.evaluate.registry import find_benchmark, find_drawing
 from unitoken_jax.scenes.prompts import random_pair
 from unitoken_jax.scenes.scene import draw
 
-GENEVAL, T2I = find_drawing_benchmark("geneval"), find_drawing_benchmark("T2I-CompBench")
-
-
-def geneval_line(prompt):
-    return f'{{"tag": "single_object",  "include": [{{"class": "bench", "count": 1}}], "prompt": "{prompt}"}}'
-
-
-def written(path, *lines):
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
-
 
 def test_geneval(tmp_path):
-    path = written(tmp_path / "m.jsonl", geneval_line("a bench"), geneval_line("a dog"))
-    first, second = read_prompts(GENEVAL, path, 4)
+    path = write_lines(tmp_path / "m.jsonl", geneval_line("a bench"), geneval_line("a dog"))
+    first, second = GENEVAL.read(path, 4)
     assert first.files == tuple(f"00000/samples/0000{n}.png" for n in range(4))
     assert (second.text, second.source) == ("a dog", f"{path}:2")
     assert second.metadata == ("00001/metadata.jsonl", geneval_line("a dog") + "\n")
-    assert (GENEVAL.number, GENEVAL.guidance, T2I.number, T2I.guidance) == (4, 5.5, 10, 5.0)
+    assert (GENEVAL.number, GENEVAL.guidance, T2I_COMPBENCH.number, T2I_COMPBENCH.guidance) == (
+        4,
+        5.5,
+        10,
+        5.0,
+    )
 
 
 def test_t2i_compbench_counts_through_the_list(tmp_path):
-    path = written(tmp_path / "color_val.txt", "a red book\textra", "", "two cups, one blue.")
-    first, second = read_prompts(T2I, path, 2)
+    path = write_lines(tmp_path / "color_val.txt", "a red book\textra", "", "two cups, one blue.")
+    first, second = T2I_COMPBENCH.read(path, 2)
     assert first.files == ("color/samples/a red book_000000.png", "color/samples/a red book_000001.png")
     assert second.files[1] == "color/samples/two cups, one blue._000003.png"
     assert second.metadata is None
@@ -42,11 +41,11 @@ def test_t2i_compbench_counts_through_the_list(tmp_path):
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_rewritten_prompts_are_drawn_under_the_original_names(tmp_path, as_json):
-    path = written(tmp_path / "color_val.txt", "a red book", "a cup")
+    path = write_lines(tmp_path / "color_val.txt", "a red book", "a cup")
     lines = ["one large red book", "a cup of tea"]
     if as_json:
         lines = [json.dumps(lines[0]), json.dumps({"prompt": lines[1]})]
-    first, second = read_prompts(T2I, path, 1, written(tmp_path / "r", *lines))
+    first, second = T2I_COMPBENCH.read(path, 1, write_lines(tmp_path / "r", *lines))
     assert (first.text, first.files) == ("one large red book", ("color/samples/a red book_000000.png",))
     assert (second.text, second.source) == ("a cup of tea", f"{tmp_path / 'r'}:2")
 
@@ -58,27 +57,37 @@ def test_rewritten_prompts_are_drawn_under_the_original_names(tmp_path, as_json)
         (GENEVAL, '{"tag": "x", "include": []}', "f:2: no line .*'prompt'"),
         (GENEVAL, '{"prompt": "a"}', "f:2: no line .*'tag'"),
         (GENEVAL, '{"tag": "x", "include": [], "prompt": " "}', "f:2: \"prompt\" is ' '"),
-        (find_drawing_benchmark("quickstart"), geneval_line("a bench"), "f:2: no line .*'category'"),
-        (T2I, "black/white", "f:2: '/' in 'black/white': the benchmark's file names cannot hold it"),
-        (T2I, "a_b", "f:2: '_' in"),
-        (T2I, "x" * 250, "f:2: too long for a file name"),
+        (QUICKSTART, geneval_line("a bench"), "f:2: no line .*'category'"),
+        (
+            T2I_COMPBENCH,
+            "black/white",
+            "f:2: '/' in 'black/white': the benchmark's file names cannot hold it",
+        ),
+        (T2I_COMPBENCH, "a_b", "f:2: '_' in"),
+        (T2I_COMPBENCH, "x" * 250, "f:2: too long for a file name"),
     ],
 )
 def test_bad_lines(tmp_path, benchmark, line, message):
     with pytest.raises(PromptError, match=message):
-        read_prompts(benchmark, written(tmp_path / "f", "", line), 4)
+        benchmark.read(write_lines(tmp_path / "f", "", line), 4)
 
 
 def test_bad_files(tmp_path):
-    path = written(tmp_path / "f", "a", "b")
+    path = write_lines(tmp_path / "f", "a", "b")
     for lines, message in ((["a"], r"has 1 prompts, .* has 2"), (["a", "{}"], r":2: expected a prompt, or")):
         with pytest.raises(PromptError, match=message):
-            read_prompts(T2I, path, 1, written(tmp_path / "r", *lines))
+            T2I_COMPBENCH.read(path, 1, write_lines(tmp_path / "r", *lines))
     with pytest.raises(PromptError, match="holds no prompts"):
-        read_prompts(T2I, written(tmp_path / "f", ""), 1)
+        T2I_COMPBENCH.read(write_lines(tmp_path / "f", ""), 1)
     with pytest.raises(FileNotFoundError, match="no prompt file"):
-        read_prompts(T2I, tmp_path / "none", 1)
-    assert find_drawing_benchmark("MMMU") is None
+        T2I_COMPBENCH.read(tmp_path / "none", 1)
+
+
+def test_other_spellings_of_a_name():
+    assert find_drawing("geneval") is GENEVAL
+    assert find_drawing("T2I-CompBench") is find_benchmark("t2icompbench") is T2I_COMPBENCH
+    with pytest.raises(ValueError, match="'MMMU' is no benchmark of images to draw"):
+        find_drawing("MMMU")
 
 
 def test_the_checker_judges_scenes_in_their_folders(tmp_path):
@@ -87,9 +96,9 @@ def test_the_checker_judges_scenes_in_their_folders(tmp_path):
         requirement, scene = random_pair("colours", rng, "train")
         samples = tmp_path / f"0000{number}" / "samples"
         samples.mkdir(parents=True)
-        written(samples.parent / "metadata.jsonl", json.dumps(requirement.to_json()))
+        write_lines(samples.parent / "metadata.jsonl", json.dumps(requirement.to_json()))
         Image.fromarray(draw(() if wrong else scene, rng, "train")).save(samples / "00000.png")
-    assert score_scenes(tmp_path)[0] == "quickstart (3 images): 0.667"
+    assert score_images(QUICKSTART, tmp_path)[0] == "quickstart (3 images): 0.667"
     results = json.loads((tmp_path / "results.json").read_text())
     assert [row["ok"] for row in results["images"]] == [True, False, True]
     assert results["images"][1]["file"] == "00001/samples/00000.png"
@@ -98,6 +107,6 @@ def test_the_checker_judges_scenes_in_their_folders(tmp_path):
     with pytest.raises(
         PromptError, match=r"00002.samples.00000\.png: an image to check is uint8\[24, 24, 3\]"
     ):
-        score_scenes(tmp_path)
+        score_images(QUICKSTART, tmp_path)
     with pytest.raises(PromptError, match="holds no 00000/metadata"):
-        score_scenes(samples)
+        score_images(QUICKSTART, samples)

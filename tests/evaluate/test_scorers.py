@@ -6,14 +6,15 @@ import sys
 
 import pytest
 
-from tests.evaluate.test_page import read_page
-from tests.evaluate.test_prompts import written
+from tests.helpers.benchmark_files import write_lines
+from tests.helpers.html_page import read_page
 from tests.helpers.tiny_model import noise
 from unitoken_jax.cli import main
 from unitoken_jax.evaluate.drawing.gallery import write_gallery
-from unitoken_jax.evaluate.drawing.prompts import find_drawing_benchmark, read_prompts, write_drawn
+from unitoken_jax.evaluate.drawing.prompts import write_drawn
 from unitoken_jax.evaluate.drawing.scorers import ScoresError, import_scores
 from unitoken_jax.evaluate.recipe import write_json
+from unitoken_jax.evaluate.registry import find_drawing
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 RIGHT = {"single_object": 4, "two_object": 3, "counting": 1, "colors": 4, "position": 0, "color_attr": 2}
@@ -21,9 +22,9 @@ RIGHT = {"single_object": 4, "two_object": 3, "counting": 1, "colors": 4, "posit
 
 def run_folder(root, name, data, number, out):
     """A drawn run's folder, with images of noise."""
-    found = find_drawing_benchmark(name)
-    prompts = read_prompts(found, data, number)
-    recipe = {"format": 1, "benchmark": found.name, "settings": {"number": number, "guidance": 5.5}}
+    benchmark = find_drawing(name)
+    prompts = benchmark.read(data, number)
+    recipe = {"format": 1, "benchmark": benchmark.name, "settings": {"number": number, "guidance": 5.5}}
     root.mkdir(parents=True)
     write_json(root / "recipe.json", recipe | {key: {} for key in ("dataset", "data", "template", "model")})
     write_drawn(root, prompts)
@@ -33,7 +34,7 @@ def run_folder(root, name, data, number, out):
             (out / prompt.metadata[0]).write_text(prompt.metadata[1])
         for file in prompt.files:
             noise(0).save(out / file)
-    write_gallery(root, out, found, prompts, recipe["settings"])
+    write_gallery(root, benchmark, prompts, recipe["settings"])
     return root
 
 
@@ -43,7 +44,7 @@ def asked(tag):
 
 @pytest.fixture
 def geneval(tmp_path):
-    data = written(tmp_path / "m.jsonl", *(json.dumps(asked(tag)) for tag in TAGS))
+    data = write_lines(tmp_path / "m.jsonl", *(json.dumps(asked(tag)) for tag in TAGS))
     return run_folder(tmp_path / "geneval", "GenEval", data, 4, tmp_path / "geneval")
 
 
@@ -65,7 +66,9 @@ def judged(where="/elsewhere/geneval"):
 
 
 def lines_of(path, entries):
-    return written(path, *(json.dumps(entry).replace("/", "\\/") for entry in entries))  # as pandas writes
+    return write_lines(
+        path, *(json.dumps(entry).replace("/", "\\/") for entry in entries)
+    )  # as pandas writes
 
 
 def test_genevals_verdicts_enter_the_report(geneval, tmp_path, capsys):
@@ -86,7 +89,7 @@ def test_genevals_verdicts_enter_the_report(geneval, tmp_path, capsys):
 
 def test_the_mean_is_of_tasks_not_of_images(tmp_path):
     tags = ("colors", "colors", "position")
-    data = written(tmp_path / "m.jsonl", *(json.dumps(asked(tag)) for tag in tags))
+    data = write_lines(tmp_path / "m.jsonl", *(json.dumps(asked(tag)) for tag in tags))
     root = run_folder(tmp_path / "run", "GenEval", data, 1, tmp_path / "run")
     entries = [
         {"filename": f"run/{n:05d}/samples/00000.png", "tag": tag, "correct": n < 2, "reason": ""}
@@ -150,7 +153,7 @@ def test_scores_of_a_run_beside_this_one_are_refused(geneval, tmp_path):
 def t2i(tmp_path):
     out = tmp_path / "t2i"
     for name in ("color", "shape"):
-        data = written(tmp_path / f"{name}_val.txt", "a red book", "a blue cup")
+        data = write_lines(tmp_path / f"{name}_val.txt", "a red book", "a blue cup")
         run_folder(out / name, "T2I-CompBench++", data, 2, out)
     return out
 

@@ -4,8 +4,9 @@ import pathlib
 
 import pytest
 
-from unitoken_jax.evaluate.understanding.benchmarks import BENCHMARKS, find, find_for, has_answers
-from unitoken_jax.evaluate.understanding.scoring import JUDGE, PERCEPTION, REASONING, score
+from unitoken_jax.evaluate.registry import UNDERSTANDING_BENCHMARKS, find_understanding
+from unitoken_jax.evaluate.understanding.mme import PERCEPTION, REASONING
+from unitoken_jax.evaluate.understanding.scoring import JUDGE
 from unitoken_jax.evaluate.understanding.table import Table, TableError
 
 
@@ -15,7 +16,7 @@ def table_of(*rows, **common):
 
 
 def scored(name, *rows, **common):
-    return score(find(name)[0], table_of(*rows, **common))
+    return find_understanding(name)[0].score(table_of(*rows, **common))
 
 
 AB = {"A": "cat", "B": "dog"}
@@ -90,7 +91,7 @@ def test_mme_adds_accuracy_and_pairs():
         rows += mme(category, "1.png", "Yes", "yes, it is")
     found = scored("MME", *rows)
     assert (found.score, found.parts["perception"], found.parts["reasoning"]) == (2800, 2000, 800)
-    assert find("MME")[0].per_point == 28
+    assert find_understanding("MME")[0].per_point == 28
     rows += [*mme("color", "2.png", "Yes", "No"), *mme("color", "3.png", "No", "who knows")]
     found = scored("MME", *rows)
     assert found.parts["color"] == pytest.approx(100 * 3 / 6 + 100 / 3)
@@ -128,7 +129,11 @@ def test_hallusionbench_has_three_accuracies():
 def test_ocrbench_counts_of_a_thousand():
     rows = [said("['a', 'b']", "B", category="x"), said("['c']", "d", category="x")]
     found = scored("OCRBench", *rows)
-    assert (found.score, found.parts, find("OCRBench")[0].per_point) == (500, {"category: x": 50}, 10)
+    assert (found.score, found.parts, find_understanding("OCRBench")[0].per_point) == (
+        500,
+        {"category: x": 50},
+        10,
+    )
     assert scored("OCRBench", *rows * 500).notes == []
 
 
@@ -160,7 +165,9 @@ def test_mmvet_is_the_judges():
 
 
 def test_files_without_answers_are_for_the_server():
-    assert not has_answers("MMBench_TEST_EN")
+    benchmark, dataset = find_understanding("MMBench_TEST_EN")
+    assert benchmark.needed_columns(dataset) == ("A", "B")
+    assert benchmark.needed_columns("MMBench_DEV_EN") == ("A", "B", "answer")
     found = scored("MMBench_TEST_EN", {"prediction": "A"}, **AB)
     assert found.score is None
     assert "benchmark's server" in found.notes[0]
@@ -208,20 +215,24 @@ def test_rows_that_cannot_be_judged(name, row, message):
 
 
 def test_names():
-    assert find("mmmu")[1] == find("MMMU_DEV_VAL")[1] == "MMMU_DEV_VAL"
-    assert find("mmbench_test_cn")[0].name == "MMBench_CN"
-    assert sum(benchmark.group == "General" for benchmark in BENCHMARKS) == 8
+    assert find_understanding("mmmu")[1] == find_understanding("MMMU_DEV_VAL")[1] == "MMMU_DEV_VAL"
+    assert find_understanding("mmbench_test_cn")[0].name == "MMBench_CN"
+    assert sum(benchmark.group == "General" for benchmark in UNDERSTANDING_BENCHMARKS) == 8
     with pytest.raises(ValueError, match=r"unknown benchmark 'MMStarr'\. Did you mean MMStar\?"):
-        find("MMStarr")
+        find_understanding("MMStarr")
 
 
 def test_a_files_name_tells_its_data_set():
-    assert find_for("MMBench_EN", "a/M_MMBench_DEV_EN_V11.tsv")[1] == "MMBench_DEV_EN_V11"
-    assert find_for("MMBench_EN", "MMBench_TEST_EN.tsv", "my_own.tsv")[1] == "MMBench_TEST_EN"
-    assert find_for("mme", "ft_MME.tsv", "mme.tsv")[1] == find_for("MME", "awesome.tsv")[1] == "MME"
+    assert find_understanding("MMBench_EN", "a/M_MMBench_DEV_EN_V11.tsv")[1] == "MMBench_DEV_EN_V11"
+    assert find_understanding("MMBench_EN", "MMBench_TEST_EN.tsv", "my_own.tsv")[1] == "MMBench_TEST_EN"
+    assert (
+        find_understanding("mme", "ft_MME.tsv", "mme.tsv")[1]
+        == find_understanding("MME", "awesome.tsv")[1]
+        == "MME"
+    )
     with pytest.raises(ValueError, match=r"M_MMStar\.tsv bears the name of MMStar, but AI2D was asked for"):
-        find_for("AI2D", "M_MMStar.tsv")
+        find_understanding("AI2D", "M_MMStar.tsv")
     with pytest.raises(ValueError, match=r"of AI2D_TEST_NO_MASK, but AI2D_TEST was asked for"):
-        find_for("AI2D_TEST", "AI2D_TEST_NO_MASK.tsv")
+        find_understanding("AI2D_TEST", "AI2D_TEST_NO_MASK.tsv")
     with pytest.raises(ValueError, match=r"b/MMBench_DEV_CN\.tsv bears the name of MMBench_DEV_CN, but"):
-        find_for("MMBench_EN", "M_MMBench_DEV_EN.tsv", "b/MMBench_DEV_CN.tsv")
+        find_understanding("MMBench_EN", "M_MMBench_DEV_EN.tsv", "b/MMBench_DEV_CN.tsv")

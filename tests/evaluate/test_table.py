@@ -2,11 +2,10 @@
 
 import base64
 import csv
-import io
 
 import pytest
 
-from tests.helpers.tiny_model import noise
+from tests.helpers.benchmark_files import base64_image, write_tsv
 from unitoken_jax.evaluate.understanding.table import (
     TableError,
     check_images,
@@ -18,20 +17,8 @@ from unitoken_jax.evaluate.understanding.table import (
 )
 
 
-def image(seed=0, format="PNG", mode="RGB"):
-    buffer = io.BytesIO()
-    noise(seed).convert(mode).save(buffer, format)
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def write(path, *rows):
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, delimiter="\t", lineterminator="\n").writerows(rows)
-    return path
-
-
 def read(tmp_path, *rows, **settings):
-    return read_table(write(tmp_path / "d.tsv", *rows), **settings)
+    return read_table(write_tsv(tmp_path / "d.tsv", *rows), **settings)
 
 
 def test_cells_of_any_text_and_size_come_back(tmp_path):
@@ -42,18 +29,18 @@ def test_cells_of_any_text_and_size_come_back(tmp_path):
     table = read_table(tmp_path / "d.tsv")
     assert [list(row.values()) for row in table.rows] == [["7", text, large], ["8", "", "nul\ufffd"]]
     assert (table.lines, csv.field_size_limit()) == ([2, 5], limit)
-    assert table.place(1, "a").endswith("d.tsv:5 (index 8), column 'a'")
+    assert table.location(1, "a").endswith("d.tsv:5 (index 8), column 'a'")
 
 
 def test_images_may_be_shared_listed_or_absent(tmp_path):
-    one, two = image(1), image(2, "JPEG")
+    one, two = base64_image(1), base64_image(2, "JPEG")
     rows = [
         ["1", one],
         ["2", "1"],
         ["3", str([one, two])],
         ["4", ""],
         ["5", "3"],
-        ["6", image(3, mode="LA")],
+        ["6", base64_image(3, mode="LA")],
     ]
     table = read(tmp_path, ["index", "image"], *rows)
     assert table.without_image == 1
@@ -107,20 +94,22 @@ def test_files_of_another_kind(tmp_path):
         ("[oops]", "is no Python list"),
         ("[]", "is no Python list"),
         ("%" * 80, r"d\.tsv:3 \(index 2\), column 'image': broken base64"),
-        (image()[:-3], "broken base64"),
+        (base64_image()[:-3], "broken base64"),
         (base64.b64encode(b"no image at all" * 9).decode(), "the base64 text is no usable image"),
     ],
 )
 def test_bad_images(tmp_path, cell, message):
-    table = read(tmp_path, ["index", "image"], ["1", image()], ["2", cell])
+    table = read(tmp_path, ["index", "image"], ["1", base64_image()], ["2", cell])
     with pytest.raises(TableError, match=message):
         decode_image(table, 1, row_images(table)[1][0])
 
 
 def test_an_image_that_is_cut_off_is_found_by_decoding(tmp_path):
-    data = base64.b64decode(image(5, "JPEG"))
+    data = base64.b64decode(base64_image(5, "JPEG"))
     cut = base64.b64encode(data[: len(data) * 9 // 10]).decode()
-    table = read(tmp_path, ["index", "image"], ["1", image()], ["2", "1"], ["3", str([image(), cut])])
+    table = read(
+        tmp_path, ["index", "image"], ["1", base64_image()], ["2", "1"], ["3", str([base64_image(), cut])]
+    )
     with pytest.raises(TableError, match=r"d\.tsv:4 \(index 3\), column 'image': .*damaged or truncated"):
         check_images(table, row_images(table))
     check_images(table, row_images(table)[:2])

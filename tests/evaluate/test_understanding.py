@@ -9,29 +9,18 @@ import sys
 import jax
 import pytest
 
-from tests.evaluate.test_page import read_page
-from tests.evaluate.test_table import image, write
+from tests.helpers.benchmark_files import MMMU_HEADER, mmmu_rows, write_tsv
+from tests.helpers.html_page import read_page
 from tests.helpers.tiny_model import CONFIG, noise, tiny_params, tiny_tokenizer
 from unitoken_jax.cli import main
 from unitoken_jax.evaluate import recipe as recipes
 from unitoken_jax.evaluate.understanding import answering
-from unitoken_jax.evaluate.understanding.benchmarks import find
-from unitoken_jax.evaluate.understanding.prompts import find_template, question_parts
+from unitoken_jax.evaluate.understanding.mmmu import MMMU
+from unitoken_jax.evaluate.understanding.multiple_choice import MMSTAR
+from unitoken_jax.evaluate.understanding.prompts import find_template
 from unitoken_jax.evaluate.understanding.report import averages, read_judged, write_report
 from unitoken_jax.evaluate.understanding.run import run_benchmark, score_predictions
 from unitoken_jax.evaluate.understanding.table import TableError, read_table
-
-HEADER = ["index", "image", "question", "hint", "A", "B", "answer", "split"]
-
-
-def mmmu_rows():
-    rows = [
-        [str(i), image(i), f"what is this {i}? <image 1>", "", "red", "blue", "AB"[i % 2], "validation"]
-        for i in range(4)
-    ]
-    rows.append(["4", "0", "how many? ", "a hint", "", "", "3", "validation"])
-    rows.append(["5", str([image(0), image(1)]), "<image 2> or <image 1>?", "", "red", "blue", "A", "dev"])
-    return rows
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +34,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("data") / "MMMU_DEV_VAL.tsv", HEADER, *mmmu_rows())
+    return write_tsv(tmp_path_factory.mktemp("data") / "MMMU_DEV_VAL.tsv", MMMU_HEADER, *mmmu_rows())
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +111,7 @@ def test_a_recipe_repeats_a_run_byte_for_byte(done, data, model, tmp_path):
         run_benchmark(None, model, data, tmp_path, recipe=recipe, max_tokens=9)
     with pytest.raises(ValueError, match="is for MMMU, not for MME"):
         run_benchmark("MME", model, data, tmp_path, recipe=recipe)
-    other = write(tmp_path / "other.tsv", HEADER, *mmmu_rows()[:4])
+    other = write_tsv(tmp_path / "other.tsv", MMMU_HEADER, *mmmu_rows()[:4])
     with pytest.raises(ValueError, match=r"is another run's:\n  data\.data\.bytes"):
         run_benchmark(None, model, other, tmp_path / "b", recipe=recipe)
 
@@ -196,7 +185,7 @@ def test_a_process_that_is_killed_leaves_what_the_next_one_ends(done, data, mode
 
 def bad_row(column, value):
     rows = mmmu_rows()
-    rows[2][HEADER.index(column)] = value
+    rows[2][MMMU_HEADER.index(column)] = value
     return rows
 
 
@@ -224,14 +213,14 @@ def test_bad_files_are_refused_before_the_weights_are_read(
 
     monkeypatch.setattr(UniToken, "load", None)
     with pytest.raises(ValueError, match=message):
-        run_benchmark(benchmark, model, write(tmp_path / "d.tsv", HEADER, *rows), tmp_path)
+        run_benchmark(benchmark, model, write_tsv(tmp_path / "d.tsv", MMMU_HEADER, *rows), tmp_path)
 
 
 def test_other_files_predictions_are_refused(done, tmp_path):
     predictions = done / "tiny_MMMU_DEV_VAL.tsv"
 
     def scored(*rows):
-        score_predictions("MMMU", predictions, tmp_path, write(tmp_path / "d.tsv", HEADER, *rows))
+        score_predictions("MMMU", predictions, tmp_path, write_tsv(tmp_path / "d.tsv", MMMU_HEADER, *rows))
 
     with pytest.raises(
         TableError, match=r"d\.tsv:8 \(index 9\), column 'index': .*VAL\.tsv has no prediction"
@@ -250,11 +239,10 @@ def test_other_files_predictions_are_refused(done, tmp_path):
 
 
 def test_prompts(tmp_path):
-    table = read_table(write(tmp_path / "d.tsv", HEADER, *mmmu_rows()))
-    ask, template = find("MMStar")[0], find_template("vlmevalkit")
-    (text,) = question_parts(ask, table, 4, [], template)
+    table = read_table(write_tsv(tmp_path / "d.tsv", MMMU_HEADER, *mmmu_rows()))
+    (text,) = MMSTAR.question_parts(table, 4, [], find_template("vlmevalkit"))
     assert text == "Hint: a hint\nQuestion: how many? \n"
-    shown = question_parts(find("MMMU")[0], table, 5, ["first", "second"], find_template("direct"))
+    shown = MMMU.question_parts(table, 5, ["first", "second"], find_template("direct"))
     assert shown[:4] == ["Question: ", "second", " or ", "first"]
     assert shown[4].endswith("B. blue\nAnswer with the option's letter from the given choices directly.")
     with pytest.raises(ValueError, match="unknown template 'x'; known: vlmevalkit, direct"):
@@ -273,7 +261,7 @@ def test_another_scripts_letters_are_named_not_guessed(tmp_path):
     header = ["index", "question", "A", "B", "answer", "prediction"]
     given = ("A", "\N{CYRILLIC CAPITAL LETTER A}", "\N{FULLWIDTH LATIN CAPITAL LETTER A}.", "\u7532\u4e59")
     rows = [[str(i), "which?", "red", "blue", "A", text] for i, text in enumerate(given)]
-    lines = score_predictions("MMStar", write(tmp_path / "m_MMStar.tsv", header, *rows), tmp_path)
+    lines = score_predictions("MMStar", write_tsv(tmp_path / "m_MMStar.tsv", header, *rows), tmp_path)
     assert lines[0] == "MMStar (MMStar, 4 rows): score 25.00"
     assert "  note: 3 predictions name no single option and count as wrong" in lines
     assert "  note: 1 of them say \N{CYRILLIC CAPITAL LETTER A} (Cyrillic capital letter a)" in lines
@@ -282,7 +270,7 @@ def test_another_scripts_letters_are_named_not_guessed(tmp_path):
 
 def test_a_judges_scores_enter_the_report(tmp_path):
     rows = [["0", "what?", "a", "prediction"]]
-    path = write(tmp_path / "m_MMVet.tsv", ["index", "question", "answer", "prediction"], *rows)
+    path = write_tsv(tmp_path / "m_MMVet.tsv", ["index", "question", "answer", "prediction"], *rows)
     lines = score_predictions("MMVet", path, tmp_path)
     assert lines[0] == "MMVet (MMVet, 1 rows): score none without a judge or server"
     assert read_table(tmp_path / "m_MMVet_for_judge.tsv").rows[0]["prediction"] == "prediction"

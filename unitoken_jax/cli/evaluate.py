@@ -57,7 +57,7 @@ def evaluate(
     Raises ValueError for options that say nothing together, and as the functions it calls.
     """
     from unitoken_jax.evaluate import recipe as recipes
-    from unitoken_jax.evaluate.drawing.prompts import find_drawing_benchmark
+    from unitoken_jax.evaluate.registry import find_benchmark
     from unitoken_jax.evaluate.understanding.run import run_benchmark
 
     if batch is not None and batch < 1:
@@ -80,7 +80,7 @@ def evaluate(
     if not data:
         raise ValueError("--data FILE is needed: the benchmark's file (or --predictions FILE to score)")
     name = benchmark or recipes.load(recipe)["benchmark"]
-    if find_drawing_benchmark(name):
+    if find_benchmark(name).verb == "draw":
         from unitoken_jax.evaluate.drawing.run import draw_benchmark
 
         _refuse({option: given[option] for option in _QUESTIONS}, f"{name}, which is about images to draw")
@@ -92,20 +92,17 @@ def evaluate(
 
 
 def _score(benchmark: str, predictions: str, out: str, data: str | None) -> list[str]:
-    from unitoken_jax.evaluate.drawing.prompts import find_drawing_benchmark
+    from unitoken_jax.evaluate.drawing.benchmark import DrawingBenchmark
+    from unitoken_jax.evaluate.registry import find_benchmark
+
+    scored = find_benchmark(benchmark)
+    if isinstance(scored, DrawingBenchmark):
+        from unitoken_jax.evaluate.drawing.scorers import score_images
+
+        return score_images(scored, predictions, out)
     from unitoken_jax.evaluate.understanding.run import score_predictions
 
-    found = find_drawing_benchmark(benchmark)
-    if found is None:
-        return score_predictions(benchmark, predictions, out, data)
-    if found.name != "quickstart":
-        raise ValueError(
-            f"{found.name} is scored by its authors' own scorer, which needs detectors: run it on the "
-            "folder, and give the file it writes as --scores FILE, with --out FOLDER"
-        )
-    from unitoken_jax.evaluate.drawing.scenes import score_scenes
-
-    return score_scenes(predictions, out)
+    return score_predictions(benchmark, predictions, out, data)
 
 
 def _refuse(options: dict, where: str) -> None:

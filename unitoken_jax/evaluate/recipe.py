@@ -32,14 +32,15 @@ def weights_id(model: str | os.PathLike) -> dict:
 
     path = as_path(model)
     opened = open_model(path)
-    total = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, leaf in sorted(opened.params.shapes.items()):
-        total.update(f"{name} {leaf.dtype} {tuple(leaf.shape)}\n".encode())
+        digest.update(f"{name} {leaf.dtype} {tuple(leaf.shape)}\n".encode())
         for layer in range(leaf.shape[0]) if "/layers/" in name else (None,):
-            total.update(np.ascontiguousarray(opened.params.read(name, layer)).reshape(-1).view(np.uint8))
+            values = np.ascontiguousarray(opened.params.read(name, layer))
+            digest.update(values.reshape(-1).view(np.uint8).data)
     files = {name: checksum(path / name)["sha256"] for name in (CONFIG, TOKENIZER)}
     sources = {name: source["sha256"] for name, source in opened.manifest.get("sources", {}).items()}
-    return {"params": total.hexdigest(), **files, "sources": sources}
+    return {"params": digest.hexdigest(), **files, "sources": sources}
 
 
 def make(
@@ -82,41 +83,42 @@ def load(path: str | os.PathLike) -> dict:
     """Reads a recipe. Raises FileNotFoundError, or ValueError naming the file where it is none."""
     path = pathlib.Path(path)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        recipe = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"no recipe at {path}") from None
     except ValueError as error:
         raise ValueError(f"{path} is no recipe: not valid JSON ({error})") from None
     keys = ("format", "benchmark", "dataset", "data", "template", "settings", "model")
-    missing = [key for key in keys if not isinstance(found, dict) or key not in found]
+    missing = [key for key in keys if not isinstance(recipe, dict) or key not in recipe]
     if missing:
         raise ValueError(f"{path} is no recipe: it lacks {', '.join(missing)}")
-    if found["format"] != FORMAT:
-        raise ValueError(f"{path} has format {found['format']}; this version reads {FORMAT}")
-    return found
+    if recipe["format"] != FORMAT:
+        raise ValueError(f"{path} has format {recipe['format']}; this version reads {FORMAT}")
+    return recipe
 
 
 def differences(first: Mapping, second: Mapping) -> dict[str, tuple]:
     """{dotted key: (value in first, value in second)} of what is not the same."""
-    one, other = _flat(first), _flat(second)
+    left, right = _flat(first), _flat(second)
     return {
-        key: (one.get(key), other.get(key))
-        for key in sorted(one.keys() | other.keys())
-        if one.get(key) != other.get(key)
+        key: (left.get(key), right.get(key))
+        for key in sorted(left.keys() | right.keys())
+        if left.get(key) != right.get(key)
     }
 
 
 def check_same(expected: Mapping, found: Mapping, where: str, may_differ: tuple[str, ...] = ()) -> list[str]:
     """Raises ValueError where `found` is not the recipe `expected` of `where`; lines on what may differ."""
-    lines, notes = [], []
+    lines: list[str] = []
+    notes: list[str] = []
     for key, (old, new) in differences(expected, found).items():
         # A file may be called otherwise as long as it holds the same; a model may, and come from other files.
         if key.startswith(("model.name", "model.weights.sources")) or (
             key.startswith("data.") and key.endswith(".file")
         ):
             continue
-        kept = notes if key.split(".")[0] in may_differ else lines
-        kept.append(f"{key}: {old!r} there, {new!r} here")
+        destination = notes if key.split(".")[0] in may_differ else lines
+        destination.append(f"{key}: {old!r} there, {new!r} here")
     if lines:
         raise ValueError(f"{where} is another run's:\n  " + "\n  ".join(lines))
     return notes
@@ -134,7 +136,7 @@ def settings_of(recipe: Mapping, given: Mapping, where: str) -> dict:
 
 
 def _flat(tree: Mapping, prefix: str = "") -> dict:
-    flat = {}
+    flat: dict[str, object] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}.")

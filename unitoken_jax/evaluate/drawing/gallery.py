@@ -7,53 +7,56 @@ from collections.abc import Mapping, Sequence
 from PIL import Image
 
 from unitoken_jax.evaluate import page
-from unitoken_jax.evaluate.drawing.prompts import BenchmarkPrompt, DrawingBenchmark
+from unitoken_jax.evaluate.drawing.benchmark import DrawingBenchmark
+from unitoken_jax.evaluate.drawing.prompts import BenchmarkPrompt
 from unitoken_jax.storage.atomic import write_text
 
-FIRST, FAILURES, EACH = 24, 24, 4  # prompts, failed images, and images of one prompt that are shown
+MAX_PROMPTS = 24  # Prompts that are shown.
+MAX_FAILURES = 24  # Failed images that are shown, and images of the lowest scores.
+MAX_SAMPLES = 4  # Images of one prompt that are shown.
 RESULTS = "results.json"
 
 
 def write_gallery(
-    root: pathlib.Path,
-    out: pathlib.Path,
+    run_folder: pathlib.Path,
     benchmark: DrawingBenchmark,
     prompts: Sequence[BenchmarkPrompt],
     settings: Mapping,
 ) -> pathlib.Path:
-    """Writes `root`/report.md and report.html (its path) of the images below `out`.
+    """Writes report.md and report.html (its path) in `run_folder`, about the images of `prompts`.
 
-    Where results.json is in `root` (the quickstart's checker or `scorers` wrote it), scores and verdicts are
-    shown; of T2I-CompBench++ also the scores of the other lists in `out`.
+    Where results.json is there (`scorers` wrote it), scores and verdicts are shown; of a benchmark that keeps
+    several runs side by side also the other runs' scores.
     """
-    results = _read(root / RESULTS)
+    image_root = benchmark.image_root(run_folder)
+    results = _read(run_folder / RESULTS)
     title = f"{benchmark.name}: what was drawn"
     tables = [(["setting", "value"], list(settings.items()))]
     if benchmark.paper:
-        tables.append(_beside_paper(benchmark, _scores(root, out, benchmark)))
+        tables.append(_beside_paper(benchmark, _scores(run_folder, benchmark)))
     elif results:
         rows = [(name, f"{share:.3f}") for name, share in results["categories"].items()]
         tables.append((["category", "right"], [*rows, ("mean", f"{results['overall']:.3f}")]))
     notes = results.get("notes", [])
     text = [f"# {title}", *(page.markdown_table(*table) for table in tables), *notes]
-    write_text(root / "report.md", "\n\n".join(text) + "\n")
+    write_text(run_folder / "report.md", "\n\n".join(text) + "\n")
 
     verdicts = {verdict["file"]: verdict for verdict in results.get("images", [])}
     body = [*(page.table(*table) for table in tables), *map(page.paragraph, notes)]
     body.append(page.heading("The first prompts"))
-    shown = [(prompt, prompt.files[:EACH]) for prompt in prompts[:FIRST]]
-    body.append(_cards(out, shown, verdicts))
+    shown = [(prompt, prompt.files[:MAX_SAMPLES]) for prompt in prompts[:MAX_PROMPTS]]
+    body.append(_cards(image_root, shown, verdicts))
     singly = [(prompt, (file,)) for prompt in prompts for file in prompt.files]
-    failed = [each for each in singly if not verdicts.get(each[1][0], {}).get("ok", True)]
+    failed = [pair for pair in singly if not verdicts.get(pair[1][0], {}).get("ok", True)]
     if failed:
         body.append(page.heading(f"The first of {len(failed)} failures"))
-        body.append(_cards(out, failed[:FAILURES], verdicts))
-    scored = [each for each in singly if "score" in verdicts.get(each[1][0], {})]
+        body.append(_cards(image_root, failed[:MAX_FAILURES], verdicts))
+    scored = [pair for pair in singly if "score" in verdicts.get(pair[1][0], {})]
     if scored:
-        scored.sort(key=lambda each: verdicts[each[1][0]]["score"])
+        scored.sort(key=lambda pair: verdicts[pair[1][0]]["score"])
         body.append(page.heading("The lowest scores"))
-        body.append(_cards(out, scored[:FAILURES], verdicts))
-    path = root / "report.html"
+        body.append(_cards(image_root, scored[:MAX_FAILURES], verdicts))
+    path = run_folder / "report.html"
     page.write_page(path, title, body)
     return path
 
@@ -62,13 +65,14 @@ def _read(path: pathlib.Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def _scores(root: pathlib.Path, out: pathlib.Path, benchmark: DrawingBenchmark) -> dict[str, float]:
+def _scores(run_folder: pathlib.Path, benchmark: DrawingBenchmark) -> dict[str, float]:
     """{row of the paper's table: score here} of what has been scored."""
-    if root == out:
-        results = _read(root / RESULTS)
+    image_root = benchmark.image_root(run_folder)
+    if run_folder == image_root:
+        results = _read(run_folder / RESULTS)
         return {"overall": results["overall"]} | results["categories"] if results else {}
     scores: dict[str, float] = {}
-    for path in sorted(out.glob(f"*/{RESULTS}")):
+    for path in sorted(image_root.glob(f"*/{RESULTS}")):
         results = _read(path)
         if results.get("benchmark") == benchmark.name:
             scores |= results["categories"]
@@ -84,12 +88,12 @@ def _beside_paper(benchmark: DrawingBenchmark, scores: Mapping[str, float]) -> t
     return [benchmark.name, "here", "paper, stage II", "paper, stage III"], rows
 
 
-def _cards(out: pathlib.Path, shown: Sequence[tuple], verdicts: Mapping[str, dict]) -> str:
-    made = []
+def _cards(image_root: pathlib.Path, shown: Sequence[tuple], verdicts: Mapping[str, dict]) -> str:
+    cards = []
     for prompt, files in shown:
         images = []
         for file in files:
-            with Image.open(out / file) as image:
+            with Image.open(image_root / file) as image:
                 images.append(page.small_jpeg(image))
         known = [verdicts[file] for file in files if file in verdicts]
         lines = {"prompt": prompt.text}
@@ -99,5 +103,5 @@ def _cards(out: pathlib.Path, shown: Sequence[tuple], verdicts: Mapping[str, dic
             lines["score"] = ", ".join(scores)
         judged = [verdict["ok"] for verdict in known if "ok" in verdict]
         verdict = "" if not judged else "right" if all(judged) else "wrong"
-        made.append(page.card(images, lines, verdict))
-    return page.cards(made)
+        cards.append(page.card(images, lines, verdict))
+    return page.cards(cards)

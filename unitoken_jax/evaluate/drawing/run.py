@@ -1,29 +1,16 @@
-"""`unitoken evaluate` on text-to-image benchmarks: prompts -> images where their scorers look for them.
+"""`unitoken evaluate draw`: prompts -> images where their scorers look for them, a recipe, a report."""
 
-Images appear one by one, each whole; called again, a killed run draws only what is missing. Groups of
-prompts are the same either way, so the images are the same byte for byte.
-"""
-
-import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-
-from tqdm import tqdm
 
 from unitoken_jax.evaluate import recipe as recipes
 from unitoken_jax.evaluate.devices import load_model
+from unitoken_jax.evaluate.drawing.benchmark import DrawingBenchmark
 from unitoken_jax.evaluate.drawing.gallery import RESULTS, write_gallery
-from unitoken_jax.evaluate.drawing.prompts import (
-    BenchmarkPrompt,
-    DrawingBenchmark,
-    PromptError,
-    find_drawing_benchmark,
-    read_prompts,
-    write_drawn,
-)
-from unitoken_jax.evaluate.drawing.scenes import score_scenes
+from unitoken_jax.evaluate.drawing.prompts import BenchmarkPrompt, PromptError, write_drawn
+from unitoken_jax.evaluate.drawing.scorers import score_images
+from unitoken_jax.evaluate.registry import find_drawing
 from unitoken_jax.sequence.build import TEXT_TO_IMAGE_INSTRUCTION, build_text_to_image_prompt
 
 BATCH = 16
@@ -40,70 +27,83 @@ def draw_benchmark(
     recipe: str | os.PathLike | None = None,
     **given,
 ) -> list[str]:
-    """Draws every prompt of file `data` below folder `out`; lines for the user.
+    """Draws every prompt of file `data` with model directory `model`; lines for the user.
 
-    `rewritten`: see `read_prompts`. `given`: number, seed, guidance, top_k, temperature, batch; what is None
-    or absent is the paper's, then the model's, or what `recipe`, an earlier run's, says; prompts and weights
-    must then be the same. Raises ValueError for what cannot be used.
+    Args:
+      benchmark: its name; None: the recipe's.
+      model: a model directory.
+      data: the benchmark's prompt file.
+      out: the folder that the images are drawn below.
+      rewritten: a file of prompts to draw instead; see `DrawingBenchmark.read`.
+      recipe: an earlier run's recipe.json; prompts and weights must then be the same.
+      **given: number, seed, guidance, top_k, temperature, batch; what is None or absent is the paper's, then
+        the model's, or what the recipe says.
+
+    Raises ValueError for what cannot be used.
     """
-    repeated = None if recipe is None else recipes.load(recipe)
-    if repeated is not None:
-        if benchmark is not None and find_drawing_benchmark(benchmark) != find_drawing_benchmark(
-            repeated["benchmark"]
-        ):
-            raise ValueError(f"{recipe} is for {repeated['benchmark']}, not for {benchmark}")
-        settings = recipes.settings_of(repeated, given, str(recipe))
-        found = find_drawing_benchmark(repeated["benchmark"])
-    else:
-        found = find_drawing_benchmark(benchmark or "")
-        if found is None:
-            raise ValueError(f"{benchmark!r} is no benchmark of images to draw")
-        settings = {name: given.get(name) for name in CHOICES}
-        settings["number"] = found.number if settings["number"] is None else settings["number"]
+    earlier = None if recipe is None else recipes.load(recipe)
+    drawing, settings = _choose(benchmark, earlier, str(recipe), given)
     if not isinstance(settings["number"], int) or settings["number"] < 1:
         raise ValueError(f"number is {settings['number']}; expected at least 1 image a prompt")
-    prompts = read_prompts(found, data, settings["number"], rewritten)
+    prompts = drawing.read(data, settings["number"], rewritten)
     _check(model, prompts)
 
     loaded = load_model(model, dtype=settings.get("dtype"))
-    if repeated is None:
-        settings = _settings(found, loaded, settings)
+    if earlier is None:
+        settings = _settings(drawing, loaded, settings)
     files = {"prompts": pathlib.Path(data)}
     if rewritten is not None:
         files["rewritten"] = pathlib.Path(rewritten)
-    dataset = pathlib.Path(data).stem
-    made = recipes.make(found.name, dataset, files, {"lead": TEXT_TO_IMAGE_INSTRUCTION}, settings, str(model))
-    notes = [] if repeated is None else recipes.check_same(repeated, made, str(recipe), recipes.MAY_DIFFER)
+    template = {"lead": TEXT_TO_IMAGE_INSTRUCTION}
+    this = recipes.make(drawing.name, pathlib.Path(data).stem, files, template, settings, str(model))
+    notes = [] if earlier is None else recipes.check_same(earlier, this, str(recipe), recipes.MAY_DIFFER)
     out = pathlib.Path(out)
-    root = out / pathlib.Path(prompts[0].files[0]).parts[0] if found.name == "T2I-CompBench++" else out
-    _claim(root / "recipe.json", made)
-    write_drawn(root, prompts)
-    drawn = _draw_all(loaded, prompts, out, root / ".part.png", settings)
-    lines = [
-        *notes,
-        f"{found.name}: {drawn} images drawn, {sum(len(p.files) for p in prompts)} below {root}",
-    ]
+    run_folder = drawing.run_folder(data, out)
+    _write_recipe(run_folder / "recipe.json", this)
+    write_drawn(run_folder, prompts)
+    count = drawing.run(loaded, prompts, out, run_folder / ".part.png", settings)
+    total = sum(len(prompt.files) for prompt in prompts)
+    lines = [*notes, f"{drawing.name}: {count} images drawn, {total} below {run_folder}"]
     if rewritten is not None:
         lines.append(
             f"  drawn from rewritten prompts ({rewritten}); names and metadata hold the original ones"
         )
-    if found.name == "quickstart":
-        lines += score_scenes(out)
-    elif not (root / RESULTS).exists():
+    if drawing.scored_here:
+        lines += score_images(drawing, run_folder)
+    elif not (run_folder / RESULTS).exists():
         lines.append(
-            f"  to score: its authors' scorer on {root}, then `unitoken evaluate --scores FILE --out {root}`"
+            f"  to score: its authors' scorer on {run_folder}, then "
+            f"`unitoken evaluate import --scores FILE --out {run_folder}`"
         )
-    return [*lines, f"report: {write_gallery(root, out, found, prompts, settings)}"]
+    return [*lines, f"report: {write_gallery(run_folder, drawing, prompts, settings)}"]
 
 
-def _settings(found: DrawingBenchmark, model, chosen: Mapping) -> dict:
+def _choose(
+    benchmark: str | None, earlier: Mapping | None, recipe: str, given: Mapping
+) -> tuple[DrawingBenchmark, dict]:
+    """The benchmark, and the settings as far as they are known without the model, None where not."""
+    if earlier is not None:
+        drawing = find_drawing(earlier["benchmark"])
+        if benchmark is not None and find_drawing(benchmark) is not drawing:
+            raise ValueError(f"{recipe} is for {earlier['benchmark']}, not for {benchmark}")
+        return drawing, recipes.settings_of(earlier, given, recipe)
+    if benchmark is None:
+        raise ValueError("which benchmark? give its name, or an earlier run's recipe")
+    drawing = find_drawing(benchmark)
+    settings = {name: given.get(name) for name in CHOICES}
+    if settings["number"] is None:
+        settings["number"] = drawing.number
+    return drawing, settings
+
+
+def _settings(benchmark: DrawingBenchmark, model, chosen: Mapping) -> dict:
     """`chosen` with the paper's and the model's values where it is None."""
     from unitoken_jax.generate.image import default_top_k
 
     own = model.config.generation
     default = {
         "seed": 0,
-        "guidance": own.guidance if found.guidance is None else found.guidance,
+        "guidance": own.guidance if benchmark.guidance is None else benchmark.guidance,
         "top_k": default_top_k(model.config),
         "temperature": own.temperature,
         "batch": BATCH,
@@ -113,7 +113,7 @@ def _settings(found: DrawingBenchmark, model, chosen: Mapping) -> dict:
     return settings | {"size": size, "dtype": str(model.module.dtype)}
 
 
-def _claim(path: pathlib.Path, made: Mapping) -> None:
+def _write_recipe(path: pathlib.Path, made: Mapping) -> None:
     """Writes the recipe before the first image; ValueError where another run's images are there."""
     if path.exists():
         recipes.check_same(recipes.load(path), made, f"{path.parent} (choose another --out)")
@@ -131,58 +131,3 @@ def _check(model: str | os.PathLike, prompts: Sequence[BenchmarkPrompt]) -> None
             build_text_to_image_prompt(prompt.text, tokenizer, config)
         except ValueError as error:
             raise PromptError(f"{prompt.source}: {error}") from None
-
-
-def _draw_all(
-    model, prompts: Sequence[BenchmarkPrompt], out: pathlib.Path, part: pathlib.Path, settings: Mapping
-) -> int:
-    """Draws what is missing, each image first as file `part`; how many images that was."""
-    texts = [prompt.text for prompt in prompts]
-    number, batch = settings["number"], settings["batch"]
-    step = batch // math.gcd(batch, number)  # the fewest prompts whose images fill whole batches
-    how = {name: value for name, value in settings.items() if name != "dtype"} | {
-        "size": tuple(settings["size"])
-    }
-    drawn, saving = 0, []
-    with (
-        tqdm(total=len(texts) * number, unit="image", disable=None) as bar,
-        ThreadPoolExecutor(1) as saver,  # files are written while the next images are drawn
-    ):
-        for start in range(0, len(prompts), step):
-            group = prompts[start : start + step]
-            for prompt in group:
-                _place(prompt, out)
-            if not all((out / file).exists() for prompt in group for file in prompt.files):
-                own = {prompt.text for prompt in group}
-                # Equal prompts get different images by their count in a call: earlier ones are drawn again.
-                before = [text for text in texts[:start] if text in own]
-                drawings = model.draw(before + [prompt.text for prompt in group], **how)
-                files = [file for prompt in group for file in prompt.files]
-                _finish(saving)
-                for file, drawing in zip(files, drawings[len(before) * number :], strict=True):
-                    saving.append(saver.submit(_save, drawing.image, part, out / file))
-                drawn += len(files)
-            bar.update(len(group) * number)
-        _finish(saving)
-    return drawn
-
-
-def _finish(saving: list[Future]) -> None:
-    """Waits until everything is saved, and raises what went wrong."""
-    for one in saving:
-        one.result()
-    saving.clear()
-
-
-def _place(prompt: BenchmarkPrompt, out: pathlib.Path) -> None:
-    """The prompt's folder, with its metadata."""
-    (out / prompt.files[0]).parent.mkdir(parents=True, exist_ok=True)
-    if prompt.metadata is not None:
-        file, content = prompt.metadata
-        (out / file).write_text(content, encoding="utf-8")
-
-
-def _save(image, part: pathlib.Path, file: pathlib.Path) -> None:
-    """A PNG at `file`, whole or not at all. `part` is elsewhere: scorers read all that a folder holds."""
-    image.save(part, format="PNG")
-    os.replace(part, file)

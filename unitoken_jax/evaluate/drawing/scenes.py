@@ -1,49 +1,73 @@
-"""The quickstart's images, judged by its built-in checker; needs no model and no jax."""
+"""The quickstart's small world as a benchmark: folders as GenEval's, judged at once by its built-in checker.
 
+This is the only file of `evaluate` that knows the `scenes` room. Judging needs no model and no jax.
+"""
+
+import dataclasses
 import json
-import os
 import pathlib
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
-from unitoken_jax.evaluate.drawing.prompts import PromptError
-from unitoken_jax.evaluate.recipe import write_json
+from unitoken_jax.evaluate.drawing.benchmark import DrawingBenchmark, ScoresError
+from unitoken_jax.evaluate.drawing.prompts import BenchmarkPrompt, PromptError, PromptLine, numbered_prompt
 from unitoken_jax.scenes.checker import check, score_images
 from unitoken_jax.scenes.prompts import Requirement
 
 
-def score_scenes(folder: str | os.PathLike, out: str | os.PathLike | None = None) -> list[str]:
-    """Judges GenEval-like `folder` of the quickstart's scenes; lines for the user.
+@dataclasses.dataclass(frozen=True)
+class SceneBenchmark(DrawingBenchmark):
+    """Prompts whose metadata is a `Requirement` of the small world."""
 
-    Writes results.json there, or in folder `out`. Raises PromptError naming the file where metadata
-    or images are missing or of another size.
-    """
-    folder = pathlib.Path(folder)
-    requirements, verdicts, rows = [], [], []
-    for metadata in sorted(folder.glob("[0-9]*/metadata.jsonl")):
-        try:
-            requirement = Requirement.from_json(json.loads(metadata.read_text(encoding="utf-8")))
-        except (ValueError, KeyError, TypeError) as error:
-            raise PromptError(f"{metadata}: no requirement of the quickstart ({error!r})") from None
-        files = sorted((metadata.parent / "samples").glob("*.png"))
-        if not files:
-            raise PromptError(f"{metadata.parent}: no images in samples/")
-        for file in files:
-            try:
-                with Image.open(file) as image:
-                    verdict = check(np.asarray(image.convert("RGB")), requirement)
-            except (OSError, ValueError) as error:
-                raise PromptError(f"{file}: {error}") from None
-            requirements.append(requirement)
-            verdicts.append(verdict)
-            name = file.relative_to(folder).as_posix()
-            rows.append({"file": name, "ok": verdict.ok, "reasons": list(verdict.reasons)})
-    if not rows:
-        raise PromptError(f"{folder}: holds no 00000/metadata.jsonl, ...: no images of this benchmark")
-    scores = score_images(requirements, verdicts)
-    out = folder if out is None else pathlib.Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "results.json", scores | {"images": rows})
-    parts = [f"  {name}: {value:.3f}" for name, value in scores["categories"].items()]
-    return [f"quickstart ({len(rows)} images): {scores['overall']:.3f}", *parts]
+    scored_here: ClassVar[bool] = True
+
+    def prompt_at(self, line: PromptLine, number: int) -> BenchmarkPrompt:
+        return numbered_prompt(line, number, _check_metadata)
+
+    def score(self, run_folder: pathlib.Path, scores: pathlib.Path | None = None) -> dict:
+        """The checker's shares of right images, and its verdict on each.
+
+        Raises PromptError naming the file where metadata or images are missing or of another size.
+        """
+        if scores is not None:
+            raise ScoresError(
+                f"{run_folder} is a run of {self.name}; --scores takes what the scorers of GenEval and "
+                "T2I-CompBench++ write"
+            )
+        requirements, verdicts, rows = [], [], []
+        for metadata in sorted(run_folder.glob("[0-9]*/metadata.jsonl")):
+            requirement = _read_requirement(metadata)
+            files = sorted((metadata.parent / "samples").glob("*.png"))
+            if not files:
+                raise PromptError(f"{metadata.parent}: no images in samples/")
+            for file in files:
+                try:
+                    with Image.open(file) as image:
+                        verdict = check(np.asarray(image.convert("RGB")), requirement)
+                except (OSError, ValueError) as error:
+                    raise PromptError(f"{file}: {error}") from None
+                requirements.append(requirement)
+                verdicts.append(verdict)
+                name = file.relative_to(run_folder).as_posix()
+                rows.append({"file": name, "ok": verdict.ok, "reasons": list(verdict.reasons)})
+        if not rows:
+            raise PromptError(
+                f"{run_folder}: holds no 00000/metadata.jsonl, ...: no images of this benchmark"
+            )
+        return score_images(requirements, verdicts) | {"images": rows}
+
+
+def _check_metadata(metadata: dict) -> None:
+    Requirement.from_json(metadata)
+
+
+def _read_requirement(metadata: pathlib.Path) -> Requirement:
+    try:
+        return Requirement.from_json(json.loads(metadata.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError) as error:
+        raise PromptError(f"{metadata}: no requirement of the quickstart ({error!r})") from None
+
+
+QUICKSTART = SceneBenchmark("quickstart", (), number=1, guidance=None)

@@ -9,12 +9,12 @@ from unitoken_jax.evaluate.understanding.prompts import options_of
 from unitoken_jax.evaluate.understanding.scoring import JUDGE, Scored
 from unitoken_jax.evaluate.understanding.table import INDEX, PREDICTION, QUESTION, Table
 
-EACH = 4  # of a kind
-_LONGEST = 600  # characters of a text that are shown
+MAX_OF_KIND = 4  # Examples of a kind that are shown.
+_LONGEST = 600  # Characters of a text that are shown.
 
 
 def choose(table: Table, scored: Scored, images: Callable[[int], Sequence[Image.Image]] | None) -> list[dict]:
-    """The first EACH rows of every kind, in the file's order; not the best, not the worst.
+    """The first MAX_OF_KIND rows of every kind, in the file's order; not the best, not the worst.
 
     `images(row)` opens a row's images; None where there are none at hand. Plain values, for JSON.
     """
@@ -29,7 +29,11 @@ def choose(table: Table, scored: Scored, images: Callable[[int], Sequence[Image.
         kinds[kind].append(row)
     if "answer" not in table.columns:
         kinds = {"without an answer in the file": list(range(len(table.rows)))}
-    return [_example(table, scored, row, kind, images) for kind, rows in kinds.items() for row in rows[:EACH]]
+    return [
+        _example(table, scored, row, kind, images)
+        for kind, rows in kinds.items()
+        for row in rows[:MAX_OF_KIND]
+    ]
 
 
 def _example(table: Table, scored: Scored, row: int, kind: str, images) -> dict:
@@ -42,7 +46,7 @@ def _example(table: Table, scored: Scored, row: int, kind: str, images) -> dict:
         "question": "\n".join([cells.get(QUESTION, ""), *options]),
         "answer": cells.get("answer", ""),
         "prediction": cells[PREDICTION] or "(nothing)",
-        "taken for": "" if match in (None, JUDGE) else match,
+        "taken for": "" if match is None or match == JUDGE else match,
     }
     shown = [] if images is None else [page.small_jpeg(image) for image in images(row)]
     return {

@@ -1,16 +1,10 @@
-"""Rows -> what the model is asked: images and text in order."""
+"""How a question is put: its text, its options, and what the template says after them."""
 
 import dataclasses
-import re
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-from PIL import Image
-
-from unitoken_jax.evaluate.understanding.benchmarks import Benchmark
-from unitoken_jax.evaluate.understanding.table import IMAGE, QUESTION, Table
-
-_MARK = re.compile(r"<image (\d+)>")
+from unitoken_jax.evaluate.understanding.table import QUESTION
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,17 +37,13 @@ def find_template(name: str) -> Template:
     return TEMPLATES[name]
 
 
-def options_of(row: dict[str, str]) -> dict[str, str]:
+def options_of(row: Mapping[str, str]) -> dict[str, str]:
     """{letter: text} of the options that are there."""
     return {letter: row[letter] for letter in string.ascii_uppercase if row.get(letter, "") != ""}
 
 
-def question_text(benchmark: Benchmark, row: dict[str, str], template: Template) -> str:
-    """The question as it is put, without its images."""
-    if benchmark.family in ("mme", "hallusion", "ocr"):
-        return row[QUESTION] + template.short
-    if benchmark.family in ("mathvista", "mmvet"):
-        return row[QUESTION]  # MathVista's own text already says how to answer
+def choice_text(row: Mapping[str, str], template: Template) -> str:
+    """A multiple-choice question: hint, question, options, and the template's request for one of them."""
     lines = [f"Hint: {row['hint']}\n"] if row.get("hint") else []
     lines.append(f"Question: {row[QUESTION]}\n")
     if options := options_of(row):
@@ -63,22 +53,6 @@ def question_text(benchmark: Benchmark, row: dict[str, str], template: Template)
     return "".join(lines)
 
 
-def question_parts(
-    benchmark: Benchmark, table: Table, number: int, images: Sequence[Image.Image], template: Template
-) -> list[str | Image.Image]:
-    """Row `number`'s images and text in reading order: images first, or where MMMU's `<image N>` stand.
-
-    Raises TableError where the text names an image that the row does not have.
-    """
-    text = question_text(benchmark, table.rows[number], template)
-    if benchmark.family != "mmmu" or not _MARK.search(text):
-        return [*images, text]
-    parts: list[str | Image.Image] = []
-    for place, piece in enumerate(_MARK.split(text)):
-        if place % 2 == 0:
-            parts += [piece] if piece else []
-        elif 1 <= int(piece) <= len(images):
-            parts.append(images[int(piece) - 1])
-        else:
-            raise table.fault(number, IMAGE, f"{len(images)} images, but the text names <image {piece}>")
-    return parts
+def short_text(row: Mapping[str, str], template: Template) -> str:
+    """A question that is answered by a word: yes, no, or a reading."""
+    return row[QUESTION] + template.short

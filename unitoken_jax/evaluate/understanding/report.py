@@ -9,15 +9,18 @@ from PIL import Image
 
 from unitoken_jax.evaluate import page
 from unitoken_jax.evaluate.recipe import write_json
+from unitoken_jax.evaluate.registry import UNDERSTANDING_BENCHMARKS, find_understanding
 from unitoken_jax.evaluate.understanding import examples
-from unitoken_jax.evaluate.understanding.benchmarks import BENCHMARKS, GROUPS, PAPER_GROUPS, Benchmark, find
+from unitoken_jax.evaluate.understanding.benchmark import Group, UnderstandingBenchmark
 from unitoken_jax.evaluate.understanding.matching import other_letter
 from unitoken_jax.evaluate.understanding.scoring import JUDGE, Scored, counts, unmatched
 from unitoken_jax.evaluate.understanding.table import INDEX, PREDICTION, Table, write_table
 from unitoken_jax.storage.atomic import write_text
 
+# Table 6's first and third rows (2M + 2M and 10M + 10M examples), models without any-res images.
+PAPER_GROUPS: dict[Group, tuple[float, float]] = {"General": (49.8, 53.3), "TextRead": (42.9, 49.5)}
 JUDGED = "judged.json"
-_EXAMPLES = 5
+_MAX_UNMATCHED = 5  # Predictions that name no option, of which this many are quoted in the results.
 _SUFFIX = "_results.json"
 _EXAMPLES_SUFFIX = "_examples.json"
 
@@ -25,7 +28,7 @@ _EXAMPLES_SUFFIX = "_examples.json"
 def write_results(
     out: pathlib.Path,
     model: str,
-    benchmark: Benchmark,
+    benchmark: UnderstandingBenchmark,
     dataset: str,
     table: Table,
     scored: Scored,
@@ -55,13 +58,13 @@ def write_results(
         "score": scored.score,
         "points": None if scored.score is None else scored.score / benchmark.per_point,
         "parts": scored.parts,
-        "matches": counts(scored) if benchmark.family != "ocr" else {},
+        "matches": counts(scored) if benchmark.answers_are_choices else {},
         "without_match": len(missed),
         "cut_off": cut_off,
         "notes": notes,
         "examples_without_match": [
             {"index": table.rows[row][INDEX], "prediction": table.rows[row][PREDICTION][:200]}
-            for row in missed[:_EXAMPLES]
+            for row in missed[:_MAX_UNMATCHED]
         ],
     }
     write_json(pathlib.Path(f"{stem}{_EXAMPLES_SUFFIX}"), examples.choose(table, scored, images))
@@ -91,7 +94,7 @@ def read_judged(out: pathlib.Path) -> dict[str, float]:
         raise ValueError(f'{path}: expected {{"MathVista": 41.6, "MMVet": 30.0}}')
     judged = {}
     for name, value in given.items():
-        benchmark, _ = find(name)
+        benchmark, _ = find_understanding(name)
         if not benchmark.needs_judge or isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{path}: {name}: expected a number, for MathVista or MMVet")
         if not 0 <= value <= 100:
@@ -105,19 +108,20 @@ def averages(points: Mapping[str, float | None]) -> dict[str, dict]:
 
     The plain mean over the group's benchmarks, as under Table 6; None while one is missing.
     """
-    found = {}
-    for group in GROUPS:
-        names = [benchmark.name for benchmark in BENCHMARKS if benchmark.group == group]
+    of_group: dict[str, dict] = {}
+    for group in PAPER_GROUPS:
+        names = [benchmark.name for benchmark in UNDERSTANDING_BENCHMARKS if benchmark.group == group]
         missing = [name for name in names if points.get(name) is None]
-        average = None if missing else sum(points[name] for name in names) / len(names)
-        found[group] = {"average": average, "missing": missing}
-    return found
+        present = [value for name in names if (value := points.get(name)) is not None]
+        average = None if missing else sum(present) / len(names)
+        of_group[group] = {"average": average, "missing": missing}
+    return of_group
 
 
 def write_report(out: pathlib.Path, model: str) -> pathlib.Path:
     """Gathers every result of `model` in folder `out` into MODEL_report.md (its path), .html and .json."""
     results: dict[str, dict] = {}
-    for benchmark in BENCHMARKS:
+    for benchmark in UNDERSTANDING_BENCHMARKS:
         for dataset in reversed(benchmark.datasets):  # the usual file last, so that it wins
             path = out / f"{model}_{dataset}{_SUFFIX}"
             if path.exists():
@@ -152,7 +156,7 @@ _REMARKS = (
 def _scores(results: Mapping, judged: Mapping) -> tuple[list, list[list]]:
     """Header and rows: a benchmark each."""
     rows = []
-    for benchmark in BENCHMARKS:
+    for benchmark in UNDERSTANDING_BENCHMARKS:
         result = results.get(benchmark.name)
         if result is None and benchmark.name not in judged:
             continue
@@ -161,10 +165,8 @@ def _scores(results: Mapping, judged: Mapping) -> tuple[list, list[list]]:
         if benchmark.name in judged:
             score = judged[benchmark.name]
             notes = [f"a judge's score, from {JUDGED}"]
-        elif benchmark.needs_judge:
-            notes += [f"{name}: {value:.1f}" for name, value in result["parts"].items() if "no-judge" in name]
-        if benchmark.family == "hallusion":
-            notes += [f"{name} {result['parts'][name]:.1f}" for name in ("fAcc", "qAcc")]
+        else:
+            notes += benchmark.remarks(result["parts"])
         cells = [benchmark.name, result["dataset"], result["rows"], _number(score)]
         rows.append([*cells, *map(_number, benchmark.paper), "; ".join(notes)])
     header = ["benchmark", "file", "rows", "score", "paper, stage II", "paper, stage III", "remarks"]
@@ -174,8 +176,8 @@ def _scores(results: Mapping, judged: Mapping) -> tuple[list, list[list]]:
 def _averages(groups: Mapping) -> tuple[list, list[list]]:
     """Header and rows: General and TextRead."""
     rows = [
-        [group, *map(_number, [found["average"], *PAPER_GROUPS[group]]), ", ".join(found["missing"])]
-        for group, found in groups.items()
+        [group, *map(_number, [average["average"], *PAPER_GROUPS[group]]), ", ".join(average["missing"])]
+        for group, average in groups.items()
     ]
     return ["average", "here", "paper, Table 6: 2M + 2M", "10M + 10M", "still missing"], rows
 

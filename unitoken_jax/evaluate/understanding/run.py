@@ -1,4 +1,5 @@
-"""`unitoken evaluate` on understanding benchmarks: file -> predictions -> scores, or the last step alone.
+"""`unitoken evaluate run`: a benchmark's file -> predictions -> scores, or the last step alone
+(`unitoken evaluate score`).
 
 Scoring imports no jax. In folder `out`, for model M and data set D:
 
@@ -12,17 +13,18 @@ Scoring imports no jax. In folder `out`, for model M and data set D:
 """
 
 import dataclasses
-import functools
 import os
 import pathlib
+from collections.abc import Callable
+
+from PIL import Image
 
 from unitoken_jax.evaluate import recipe as recipes
 from unitoken_jax.evaluate.devices import load_model
-from unitoken_jax.evaluate.understanding.answering import answer_rows
-from unitoken_jax.evaluate.understanding.benchmarks import Benchmark, find, find_for, has_answers
-from unitoken_jax.evaluate.understanding.prompts import Template, find_template, question_parts
+from unitoken_jax.evaluate.registry import find_understanding
+from unitoken_jax.evaluate.understanding.benchmark import UnderstandingBenchmark
+from unitoken_jax.evaluate.understanding.prompts import Template, find_template
 from unitoken_jax.evaluate.understanding.report import write_report, write_results
-from unitoken_jax.evaluate.understanding.scoring import score
 from unitoken_jax.evaluate.understanding.table import (
     IMAGE,
     INDEX,
@@ -52,17 +54,16 @@ def score_predictions(
     TableError where a file lacks columns, or where the two are not about the same rows; ValueError where a
     file's name is another benchmark's.
     """
-    found, dataset = find_for(benchmark, predictions, *([] if data is None else [data]))
-    predictions, out = pathlib.Path(predictions), pathlib.Path(out)
+    scoring, dataset = find_understanding(benchmark, predictions, *([] if data is None else [data]))
     if data is None:
-        table = read_table(predictions, (PREDICTION, *_needed(found, dataset)), images=False)
+        table = scoring.read_predictions(predictions, dataset)
     else:
-        answers = read_table(data, (QUESTION, *_needed(found, dataset)), images=False)
+        answers = scoring.read(data, dataset, images=False)
         table = _joined(answers, read_table(predictions, (PREDICTION,), images=False))
-    name = predictions.stem
+    name = pathlib.Path(predictions).stem
     ending = f"_{dataset}".casefold()
     model = name[: -len(ending)] if name.casefold().endswith(ending) and len(name) > len(ending) else name
-    return _finish(out, model, found, dataset, table, 0)
+    return _finish(pathlib.Path(out), model, scoring, dataset, table, 0)
 
 
 def run_benchmark(
@@ -81,52 +82,56 @@ def run_benchmark(
     What is None is the default, or what `recipe`, an earlier run's, says; data and weights must then be the
     same. Called again, a killed run goes on. Raises ValueError (TableError) for what cannot be used.
     """
-    repeated = None if recipe is None else recipes.load(recipe)
-    if repeated is not None:
-        benchmark, template = _same_choice(repeated, benchmark, template, str(recipe))
+    earlier = None if recipe is None else recipes.load(recipe)
+    if earlier is not None:
+        benchmark, template = _same_choice(earlier, benchmark, template, str(recipe))
     elif benchmark is None:
         raise ValueError("which benchmark? give its name, or an earlier run's recipe")
-    found, dataset = find_for(benchmark, data)
-    shape = find_template(template or "vlmevalkit")
-    table = read_table(data, (QUESTION, IMAGE, *_needed(found, dataset)))
+    asking, dataset = find_understanding(benchmark, data)
+    wording = find_template(template or "vlmevalkit")
+    table = asking.read(data, dataset)
     cells = row_images(table)
-    question = functools.partial(_conversation, found, table, cells, shape)
-    _check(model, found, table, question)
+    _check(model, asking, table, wording)
     check_images(table, cells)
 
     given = {"max_tokens": max_tokens, "batch": batch}
-    if repeated is None:
+    if earlier is None:
         loaded = load_model(model)
         settings = _settings(loaded, given)
     else:
-        settings = recipes.settings_of(repeated, given, str(recipe))
+        settings = recipes.settings_of(earlier, given, str(recipe))
         loaded = load_model(model, dtype=settings["dtype"])
-    made = recipes.make(
-        found.name, dataset, {"data": table.path}, dataclasses.asdict(shape), settings, str(model)
-    )
-    notes = [] if repeated is None else recipes.check_same(repeated, made, str(recipe), recipes.MAY_DIFFER)
+    files = {"data": table.path}
+    this = recipes.make(asking.name, dataset, files, dataclasses.asdict(wording), settings, str(model))
+    notes = [] if earlier is None else recipes.check_same(earlier, this, str(recipe), recipes.MAY_DIFFER)
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    name = made["model"]["name"]
+    name = this["model"]["name"]
     stem = out / f"{name}_{dataset}"
-    answers = answer_rows(loaded, question, len(table.rows), pathlib.Path(f"{stem}_answers.jsonl"), made)
-    recipes.write_json(pathlib.Path(f"{stem}_recipe.json"), made)
+    answers = asking.run(loaded, table, wording, pathlib.Path(f"{stem}_answers.jsonl"), this)
+    recipes.write_json(pathlib.Path(f"{stem}_recipe.json"), this)
     done = with_predictions(table, [text for text, _ in answers])
     write_table(f"{stem}.tsv", done.columns, ([row[name] for name in done.columns] for row in done.rows))
     cut_off = sum(not complete for _, complete in answers)
-    images = functools.partial(_open_images, table, cells)
-    return [*notes, f"predictions: {stem}.tsv", *_finish(out, name, found, dataset, done, cut_off, images)]
+
+    def images(row: int) -> list[Image.Image]:
+        return [decode_image(table, row, text) for text in cells[row]]
+
+    return [*notes, f"predictions: {stem}.tsv", *_finish(out, name, asking, dataset, done, cut_off, images)]
 
 
-def _check(model: str | os.PathLike, benchmark: Benchmark, table: Table, question) -> None:
+def _check(
+    model: str | os.PathLike, benchmark: UnderstandingBenchmark, table: Table, template: Template
+) -> None:
     """Raises for every row that cannot be asked or judged now, not after hours of answers."""
     from unitoken_jax.checkpoint.model_directory import load_settings
     from unitoken_jax.sequence.build import example_size
 
-    score(benchmark, with_predictions(table, [""] * len(table.rows)))
+    benchmark.score(with_predictions(table, [""] * len(table.rows)))
     config, tokenizer, _ = load_settings(model)
+    cells = row_images(table)
     for row in range(len(table.rows)):
-        example_size(question(row), tokenizer, config)
+        example_size(benchmark.conversation(table, cells, template, row), tokenizer, config)
 
 
 def _settings(model, given: dict) -> dict:
@@ -138,28 +143,11 @@ def _settings(model, given: dict) -> dict:
 
 def _same_choice(recipe: dict, benchmark: str | None, template: str | None, where: str) -> tuple[str, str]:
     """The recipe's data set and template, checked against what was asked for."""
-    if benchmark is not None and find(benchmark)[0].name != recipe["benchmark"]:
+    if benchmark is not None and find_understanding(benchmark)[0].name != recipe["benchmark"]:
         raise ValueError(f"{where} is for {recipe['benchmark']}, not for {benchmark}")
     if template is not None and template != recipe["template"]["name"]:
         raise ValueError(f"{where} is for template {recipe['template']['name']}, not for {template}")
     return recipe["dataset"], recipe["template"]["name"]
-
-
-def _needed(benchmark: Benchmark, dataset: str) -> tuple[str, ...]:
-    without = () if has_answers(dataset) else ("answer",)
-    return tuple(column for column in benchmark.columns if column not in without)
-
-
-def _conversation(benchmark: Benchmark, table: Table, images: list[list[str]], template: Template, row: int):
-    """Row `row` as a question to the model."""
-    from unitoken_jax.sequence.conversation import make_conversation
-
-    opened = _open_images(table, images, row)
-    return make_conversation([question_parts(benchmark, table, row, opened, template)], table.place(row))
-
-
-def _open_images(table: Table, images: list[list[str]], row: int) -> list:
-    return [decode_image(table, row, text) for text in images[row]]
 
 
 def with_predictions(table: Table, predictions: list[str]) -> Table:
@@ -213,16 +201,16 @@ def _same_answer(one: str, other: str) -> bool:
 def _finish(
     out: pathlib.Path,
     model: str,
-    benchmark: Benchmark,
+    benchmark: UnderstandingBenchmark,
     dataset: str,
     table: Table,
     cut_off: int,
-    images=None,
+    images: Callable[[int], list[Image.Image]] | None = None,
 ) -> list[str]:
     """Scores, writes and reports."""
     if not table.rows:
         raise TableError(f"{table.path}: no rows to score")
-    scored = score(benchmark, table)
+    scored = benchmark.score(table)
     out.mkdir(parents=True, exist_ok=True)
     results = write_results(out, model, benchmark, dataset, table, scored, cut_off, images)
     report = write_report(out, model)

@@ -38,14 +38,14 @@ class Table:
     lines: list[int]
     without_image: int = 0  # rows left out because their `image` is empty
 
-    def place(self, number: int, column: str | None = None) -> str:
+    def location(self, number: int, column: str | None = None) -> str:
         """Names row `number`, and `column`, for a message."""
         row = f"{self.path}:{self.lines[number]} (index {self.rows[number][INDEX]})"
         return row if column is None else f"{row}, column {column!r}"
 
     def fault(self, number: int, column: str, what: str) -> TableError:
         """The error "`what` is wrong in `column` of row `number`"."""
-        return TableError(f"{self.place(number, column)}: {what}")
+        return TableError(f"{self.location(number, column)}: {what}")
 
 
 def read_table(path: str | os.PathLike, need: Iterable[str] = (), images: bool = True) -> Table:
@@ -89,7 +89,10 @@ def _read(path: pathlib.Path, reader, need: Sequence[str], images: bool) -> Tabl
     if len(set(header)) < len(header):
         double = next(name for name in header if header.count(name) > 1)
         raise TableError(f"{path}:1: column {double!r} occurs twice; rename one")
-    rows, lines, first, empty = [], [], {}, 0
+    rows: list[dict[str, str]] = []
+    lines: list[int] = []
+    first: dict[str, int] = {}
+    empty = 0
     while True:
         line = reader.line_num + 1
         cells = _next(path, reader)
@@ -153,12 +156,12 @@ def literal_list(table: Table, number: int, column: str) -> list[str]:
 
 def _list_of(table: Table, number: int, column: str, cell: str) -> list[str]:
     try:
-        found = ast.literal_eval(cell)
+        values = ast.literal_eval(cell)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        found = None
-    if not isinstance(found, list | tuple) or not found:
+        values = None
+    if not isinstance(values, list | tuple) or not values:
         raise table.fault(number, column, f"{cell[:60]!r} is no Python list, for example ['a', 'b']")
-    return [str(one) for one in found]
+    return [str(value) for value in values]
 
 
 def row_images(table: Table) -> list[list[str]]:
@@ -167,7 +170,7 @@ def row_images(table: Table) -> list[list[str]]:
     Raises TableError where a reference leads to no row, or to one that refers on.
     """
     cells = {row[INDEX]: row[IMAGE] for row in table.rows}
-    found = []
+    images = []
     for number, row in enumerate(table.rows):
         cell = row[IMAGE]
         if len(cell) <= _LONGEST_REFERENCE and not cell.startswith("["):
@@ -180,10 +183,10 @@ def row_images(table: Table) -> list[list[str]]:
                     number, IMAGE, f"refers to the image of index {target}, which has none of its own"
                 )
         if cell.startswith("["):
-            found.append(_list_of(table, number, IMAGE, cell))
+            images.append(_list_of(table, number, IMAGE, cell))
         else:
-            found.append([cell])
-    return found
+            images.append([cell])
+    return images
 
 
 def decode_image(table: Table, number: int, text: str) -> Image.Image:

@@ -1,0 +1,40 @@
+"""What a benchmark is: an object that can read its file, run a model on it, and score what the model made.
+
+A benchmark that is new is one object in one file: subclass `understanding.benchmark.UnderstandingBenchmark`
+(questions about images, scored from text) or `drawing.benchmark.DrawingBenchmark` (images drawn from
+prompts), fill in the names and the paper's figures, override the one or two methods that are its own, and
+list the object in `registry.py`. Recipes, resuming, reports and the command line then work with it: nothing
+else asks which benchmark it has.
+"""
+
+import abc
+import dataclasses
+from typing import Any, ClassVar
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark(abc.ABC):
+    """The interface that both kinds of benchmark share.
+
+    `verb` is the word of `unitoken evaluate` that runs it: "run" for questions, "draw" for images.
+    """
+
+    verb: ClassVar[str]
+    name: str
+
+    @property
+    @abc.abstractmethod
+    def aliases(self) -> tuple[str, ...]:
+        """Further names that a user may give, compared without regard to case."""
+
+    @abc.abstractmethod
+    def read(self, *args: Any, **kwargs: Any) -> Any:
+        """Reads the benchmark's file into examples. Raises ValueError naming file and line."""
+
+    @abc.abstractmethod
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Gives every example to a model; what was done before a kill is not done again."""
+
+    @abc.abstractmethod
+    def score(self, *args: Any, **kwargs: Any) -> Any:
+        """Scores what a run left. Needs neither a model nor jax."""
