@@ -14,7 +14,7 @@ from unitoken_jax.sequence.tokenizer import train_tokenizer
 
 
 def untrained(quickstart):
-    """In place of `Quickstart.tokenizers`: the image tokenizer's training has tests of its own."""
+    """In place of `Quickstart.train_tokenizers`: the image tokenizer's training has tests of its own."""
     from unitoken_jax.checkpoint.model_directory import save_model
     from unitoken_jax.model.init import init_params
 
@@ -34,7 +34,7 @@ def quick_to_compile():
 
 @pytest.mark.slow
 def test_trains_scores_and_runs_nothing_twice(tmp_path, monkeypatch, capsys, quick_to_compile):
-    monkeypatch.setattr(Quickstart, "tokenizers", untrained)
+    monkeypatch.setattr(Quickstart, "train_tokenizers", untrained)
     monkeypatch.setattr(run, "CELLS", [cell for cell in run.CELLS if cell.name == "unified-small"])
     monkeypatch.setattr(run, "PRETRAINING", ())
     command = ["ablate", "--out", str(tmp_path / "out"), "--seeds", "1", "--scale", "0.001"]
@@ -55,6 +55,16 @@ def test_trains_scores_and_runs_nothing_twice(tmp_path, monkeypatch, capsys, qui
     assert "standard deviation of 2 seeds" in capsys.readouterr().out
     assert main([*command[:-1], "0.002"]) == 2
     assert "other settings (scale)" in capsys.readouterr().err
+
+
+def test_folders_that_are_no_seeds_are_left_out(tmp_path):
+    scores = {"unified-small": {"general": 0.5, "steps": 4}}
+    for name in ("seed1", "seed0", "seed0_old", "seed00", "seeds"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "scores.json").write_text(json.dumps(scores))
+    rows = run.Ablation(tmp_path, 1.0).scores()
+    assert [row["seed"] for row in rows] == [0, 1]
+    assert rows[0] == {"seed": 0, "cell": "unified-small", "general": 0.5, "steps": 4}
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ PAPER: dict[str, tuple[float | None, ...]] = {
     "unified-small-2to1": (50.0, 43.0, 50.7),
     "unified-joint-2to1": (53.0, 49.4, 38.4),
 }
-# What two of them are here: generation alone reads no image, so encodings do not differ in it.
-_RUN = dict.fromkeys(("discrete-generation", "unified-generation"), "generation")
+# Cells that two of them are here: generation alone reads no image, so encodings do not differ in it.
+_CELL_OF = dict.fromkeys(("discrete-generation", "unified-generation"), "generation")
 TABLES = {
     "Table 5: encoding and tasks": tuple(PAPER)[:8],
     "Table 6: data and proportion": (
@@ -52,7 +52,9 @@ FINDINGS: tuple[tuple[str, dict[str, int]], ...] = (
         {"unified-joint-2to1": 1, "unified-joint": -1, "unified-small-2to1": -1, "unified-small": 1},
     ),
 )
-LITTLE = 2.0  # points; differences of up to 1.7 are none in the paper's text
+# Points that a difference in the paper has at least; its text takes those of up to 1.7 for none.
+LITTLE = 2.0
+# Of the intervals given, in which the true difference lies with this probability.
 _CONFIDENCE = 0.95
 
 
@@ -87,27 +89,27 @@ def contrast(rows: Sequence[Mapping], terms: Mapping[str, int], metric: str) -> 
 
     Seed by seed: runs of one seed share their starting point. None where no seed has all of them.
     """
-    found = _points(rows, metric)
-    models = [_RUN.get(model, model) for model in terms]
-    seeds = [seed for seed in sorted(found) if all(model in found[seed] for model in models)]
+    points = _points(rows, metric)
+    models = [_CELL_OF.get(model, model) for model in terms]
+    seeds = [seed for seed in sorted(points) if all(model in points[seed] for model in models)]
     if not seeds:
         return None
     signs = list(terms.values())
-    values = tuple(sum(sign * found[seed][model] for sign, model in zip(signs, models)) for seed in seeds)
-    half = _quantile(found) * math.sqrt(sum(sign**2 for sign in signs) / len(seeds))
+    values = tuple(sum(sign * points[seed][model] for sign, model in zip(signs, models)) for seed in seeds)
+    half = _interval(points) * math.sqrt(sum(sign**2 for sign in signs) / len(seeds))
     return Measured(values, half if len(seeds) > 1 else math.nan)
 
 
 def _points(rows: Sequence[Mapping], metric: str) -> dict[int, dict[str, float]]:
     """{seed: {model: points of 100}}."""
-    found: dict[int, dict[str, float]] = {}
+    points: dict[int, dict[str, float]] = {}
     for row in rows:
         if metric in row:
-            found.setdefault(row["seed"], {})[row["cell"]] = 100 * row[metric]
-    return found
+            points.setdefault(row["seed"], {})[row["cell"]] = 100 * row[metric]
+    return points
 
 
-def _quantile(points: Mapping[int, Mapping[str, float]]) -> float:
+def _interval(points: Mapping[int, Mapping[str, float]]) -> float:
     """Half of the 95 % interval of one run's points, as far as they are chance.
 
     Chance is what is left when every model and every seed has its mean (two-way analysis of variance): a few
@@ -116,22 +118,27 @@ def _quantile(points: Mapping[int, Mapping[str, float]]) -> float:
     from scipy.stats import t
 
     most = max(map(len, points.values()))
-    seeds = [seed for seed, found in points.items() if len(found) == most]  # an unfinished one does not count
+    seeds = [
+        seed for seed, scores in points.items() if len(scores) == most
+    ]  # an unfinished one does not count
     models = set.intersection(*(set(points[seed]) for seed in seeds))
     freedom = (len(seeds) - 1) * (len(models) - 1)
     if freedom < 1:
         return math.nan
     table = np.array([[points[seed][model] for model in sorted(models)] for seed in seeds])
-    left = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
-    return float(t.ppf((1 + _CONFIDENCE) / 2, freedom)) * math.sqrt(np.sum(left**2) / freedom)
+    residuals = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
+    return float(t.ppf((1 + _CONFIDENCE) / 2, freedom)) * math.sqrt(np.sum(residuals**2) / freedom)
 
 
 def claimed(terms: Mapping[str, int], metric: str) -> float | None:
     """The paper's difference in points; None where it has none."""
-    place = tuple(METRICS).index(metric)
-    if any(PAPER[model][place] is None for model in terms):
-        return None
-    return round(sum(sign * PAPER[model][place] for model, sign in terms.items()), 1)
+    column = tuple(METRICS).index(metric)
+    total = 0.0
+    for model, sign in terms.items():
+        if (points := PAPER[model][column]) is None:
+            return None
+        total += sign * points
+    return round(total, 1)
 
 
 def verdict(paper: float | None, here: Measured) -> str:
@@ -161,7 +168,7 @@ def write(out: Path, rows: Sequence[Mapping]) -> Path:
 def lines(rows: Sequence[Mapping]) -> list[str]:
     """Markdown: both tables, then every finding beside the paper's."""
     seeds = len({row["seed"] for row in rows})
-    missing = seeds * len({_RUN.get(model, model) for model in PAPER}) - len(rows)
+    missing = seeds * len({_CELL_OF.get(model, model) for model in PAPER}) - len(rows)
     unfinished = [f"**Not finished**: {missing} models are still to be run.", ""] if missing else []
     text = [
         "# The paper's findings, here",
@@ -175,7 +182,7 @@ def lines(rows: Sequence[Mapping]) -> list[str]:
         text += ["", f"## {title}", "", "| model | " + " | ".join(METRICS.values()) + " | steps |"]
         text.append("|---" * (len(METRICS) + 2) + "|")
         for model in models:
-            steps = {row["steps"] for row in rows if row["cell"] == _RUN.get(model, model)}
+            steps = {row["steps"] for row in rows if row["cell"] == _CELL_OF.get(model, model)}
             if steps:
                 scores = [
                     _score(contrast(rows, {model: 1}, metric), claimed({model: 1}, metric))
@@ -197,9 +204,9 @@ def lines(rows: Sequence[Mapping]) -> list[str]:
         for metric, label in METRICS.items():
             here, paper = contrast(rows, terms, metric), claimed(terms, metric)
             if here is not None:
-                given = "" if paper is None else f"{paper:+.1f}"
+                claim = "" if paper is None else f"{paper:+.1f}"
                 measured = _with(f"{here.mean:+.1f}", here.half)
-                text.append(f"| {name} | {label} | {given} | {measured} | {verdict(paper, here)} |")
+                text.append(f"| {name} | {label} | {claim} | {measured} | {verdict(paper, here)} |")
     return [
         *text,
         "",
@@ -235,13 +242,14 @@ def draw(rows: Sequence[Mapping], out: Path) -> None:
 
 def _draw_panel(axes, rows: Sequence[Mapping], models: Sequence[str], metric: str) -> None:
     shown = [(model, here) for model in models if (here := contrast(rows, {model: 1}, metric)) is not None]
-    for place, (model, here) in enumerate(shown):
-        axes.bar(place, here.mean, 0.6, color=_COLOURS[model.split("-")[0]], alpha=0.45)
-        axes.plot([place] * len(here.values), here.values, "k.", markersize=7, alpha=0.7)
+    for x, (model, here) in enumerate(shown):
+        axes.bar(x, here.mean, 0.6, color=_COLOURS[model.split("-")[0]], alpha=0.45)
+        axes.plot([x] * len(here.values), here.values, "k.", markersize=7, alpha=0.7)
         if (paper := claimed({model: 1}, metric)) is not None:
-            axes.plot(place, paper, "D", color="crimson", fillstyle="none")
+            axes.plot(x, paper, "D", color="crimson", fillstyle="none")
     axes.set_xticks(range(len(shown)), [model.replace("-", "\n", 1) for model, _ in shown], fontsize=8)
     axes.grid(axis="y", alpha=0.3)
 
 
+# Colour of a model's bar, by the first word of its name.
 _COLOURS = {"discrete": "C1", "unified": "C0", "continuous": "C2"}

@@ -15,8 +15,10 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import shutil
 import time
+from typing import Any
 
 from unitoken_jax.ablate import findings
 from unitoken_jax.ablate.cells import CELLS, Cell, Encoding
@@ -27,9 +29,14 @@ from unitoken_jax.quickstart.run import Quickstart, init_run_dir
 from unitoken_jax.scenes import checker, questions
 from unitoken_jax.storage.atomic import write_text
 
-STEPS_PER_MILLION = 60  # training steps, at scale 1, for a million of the paper's examples
-DATA_MINUTES = 30.0  # the quickstart whose data and VQ tokenizer are used, at scale 1
+# Training steps, at scale 1, for a million of the paper's examples.
+STEPS_PER_MILLION = 60
+# Minutes of the quickstart whose data and VQ tokenizer are used, at scale 1.
+DATA_MINUTES = 30.0
+# A seed's folder, as `Ablation.cell` names it.
+_SEED_FOLDER = re.compile(r"seed(0|[1-9][0-9]*)")
 
+# Pattern of all parameters that any stage trains.
 _ALL = "siglip|adapter|decoder"
 # The paper starts from a SigLIP that sees and a decoder that draws and reads codes, and aligns the two (stage
 # I) where features are read. Each starts where the one before ended; its steps are those at scale 1.
@@ -79,9 +86,9 @@ def run(out: str | os.PathLike, scale: float = 1.0, seeds: int = 3, first_seed: 
     settings = {"scale": float(scale), "steps": STEPS_PER_MILLION, "model": to_dict(recipe.model_config())}
     init_run_dir(ablation.out, settings, "run of `unitoken ablate`")
     for name, step in (
-        ("data", ablation.shared.data),
-        ("image tokenizer", ablation.shared.tokenizers),
-        ("codes", ablation.shared.codes),
+        ("data", ablation.shared.write_data),
+        ("image tokenizer", ablation.shared.train_tokenizers),
+        ("codes", ablation.shared.write_codes),
     ):
         print(name, flush=True)
         step()
@@ -98,15 +105,17 @@ def _read(path: pathlib.Path) -> dict[str, dict]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Ablation:
-    """The run in directory `out`."""
+    """The run in directory `out`; `scale` multiplies data and steps."""
 
     out: pathlib.Path
     scale: float
 
-    def __post_init__(self):
-        self.shared = Quickstart(self.out, DATA_MINUTES * self.scale, 0)
+    @property
+    def shared(self) -> Quickstart:
+        """The quickstart whose data, tokenizers and codes every cell uses."""
+        return Quickstart(self.out, DATA_MINUTES * self.scale, 0)
 
     def cell(self, cell: Cell, seed: int) -> bool:
         """Trains and scores one cell; False where it was finished already."""
@@ -114,21 +123,24 @@ class Ablation:
         finished = _read(folder / "scores.json")
         if cell.name in finished:
             return False
-        began = time.monotonic()
+        start_time = time.monotonic()
         start = self._pretrained(cell, seed)
         stage = _stage_two(cell)
         self._train(stage, folder / cell.name, start, seed)
-        found = self._score(cell, folder / cell.name / "model", seed)
-        found |= {"steps": self._steps(stage), "seconds": time.monotonic() - began}
-        write_text(folder / "scores.json", json.dumps(finished | {cell.name: found}, indent=1) + "\n")
+        scores = self._score(cell, folder / cell.name / "model", seed)
+        scores |= {"steps": self._steps(stage), "seconds": time.monotonic() - start_time}
+        write_text(folder / "scores.json", json.dumps(finished | {cell.name: scores}, indent=1) + "\n")
         shutil.rmtree(folder / cell.name / "checkpoints")  # its optimizer state is four fifths of the disk
         return True
 
     def scores(self) -> list[dict]:
         """What finished cells scored, each with `seed` and `cell`: by seeds, then in the order of CELLS."""
-        found = {int(path.parent.name[4:]): _read(path) for path in self.out.glob("seed*/scores.json")}
+        by_seed = {}
+        for path in self.out.glob("seed*/scores.json"):
+            if match := _SEED_FOLDER.fullmatch(path.parent.name):  # others, such as seed0_old, were set aside
+                by_seed[int(match[1])] = _read(path)
         rows = []
-        for seed, finished in sorted(found.items()):
+        for seed, finished in sorted(by_seed.items()):
             names = [cell.name for cell in CELLS if cell.name in finished]
             rows += [{"seed": seed, "cell": name, **finished[name]} for name in names]
         return rows
@@ -144,7 +156,7 @@ class Ablation:
             shared = load_model(self.out / "start")
             params = init_params(shared.config, seed) | {"vqgan": shared.params["vqgan"]}
             save_model(start, shared.config, params, shared.tokenizer)
-        stages = PRETRAINING
+        stages: tuple[Stage, ...] = PRETRAINING
         if cell.encoding != "discrete":
             stages += (_stage_one(cell.encoding),)
         for stage in stages:
@@ -170,13 +182,14 @@ class Ablation:
         """Scores of what the cell was trained for: "general", "textread", "generation", and their parts."""
         from unitoken_jax.unitoken import UniToken
 
-        loaded, dataset, found = UniToken.load(model), self.shared.dataset, {}
+        loaded, dataset = UniToken.load(model), self.shared.dataset
+        scores: dict[str, Any] = {}
         if cell.understanding:
-            found |= questions.score_answers(evaluate.answer_questions(loaded, dataset))
+            scores |= questions.score_answers(evaluate.answer_questions(loaded, dataset))
         if cell.generation:
             prompts = dataset.held_out_prompts()
             drawn = evaluate.draw_prompts(loaded, prompts, seed)
             verdicts = [checker.check(image, prompt) for image, prompt in zip(drawn, prompts)]
             images = checker.score_images(prompts, verdicts)
-            found |= {"generation": images["overall"], "categories": images["categories"]}
-        return found
+            scores |= {"generation": images["overall"], "categories": images["categories"]}
+        return scores

@@ -6,13 +6,16 @@ goes on where it was; a finished step is recognised by what it left.
     data/ vq/ start/ sight/ base/ stage1/ stage2/ stage3/ model/ summary.json and the sheets of `report`
 """
 
+import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 import platform
 import resource
 import time
+from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
@@ -33,69 +36,92 @@ def run(out: str | os.PathLike, minutes: float = recipe.BUDGET, seed: int = 0) -
     if not minutes > 0:
         raise ValueError(f"--minutes is {minutes}; expected a number above 0")
     quickstart = Quickstart(pathlib.Path(out).absolute(), float(minutes), seed)
-    quickstart.claim()
-    steps = [
-        ("data: scenes as PNG files and conversations", quickstart.data),
-        ("image tokenizer: VQ-GAN", quickstart.tokenizers),
-        ("codes: every training image through it, once", quickstart.codes),
-        *(
-            (f"{stage.name}: {stage.purpose}", lambda stage=stage: quickstart.stage(stage))
-            for stage in recipe.STAGES
-        ),
-        ("held-out questions and prompts", quickstart.evaluation),
-        ("report", quickstart.report),
+    settings = {"minutes": quickstart.minutes, "seed": seed, "model": to_dict(recipe.model_config())}
+    init_run_dir(quickstart.out, settings, "quickstart")
+    steps: list[tuple[str, Callable[[], None]]] = [
+        ("data: scenes as PNG files and conversations", quickstart.write_data),
+        ("image tokenizer: VQ-GAN", quickstart.train_tokenizers),
+        ("codes: every training image through it, once", quickstart.write_codes),
     ]
+    for stage in recipe.STAGES:
+        steps.append((f"{stage.name}: {stage.purpose}", functools.partial(quickstart.train_stage, stage)))
+    costs = StepCosts(quickstart.out / "cost.json", len(steps) + 2)
     for number, (name, step) in enumerate(steps, 1):
-        print(f"[{number}/{len(steps)}] {name}", flush=True)
-        start = time.monotonic()
-        step()
-        quickstart.spent(name, time.monotonic() - start)
-    return quickstart.summary
+        with costs.measure(number, name):
+            step()
+    with costs.measure(len(steps) + 1, "held-out questions and prompts"):
+        results = quickstart.evaluate_model()
+    with costs.measure(len(steps) + 2, "report"):
+        summary = summarize(quickstart, results, costs)
+        quickstart.write_report(results, summary)
+    return summary
 
 
-def init_run_dir(out: pathlib.Path, settings: dict, what: str) -> None:
-    """Makes `out` the directory of a run with `settings`, kept in settings.json; `what` names it in errors.
+def init_run_dir(out: pathlib.Path, settings: dict, description: str) -> None:
+    """Makes `out` the directory of a run with `settings`, which settings.json keeps.
 
-    Raises ValueError where it holds a run with other settings, or something else.
+    Raises ValueError, which calls the run a `description`, where it holds a run with other settings, or
+    something else.
     """
     path = out / "settings.json"
     if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if differing := [key for key in settings if found.get(key) != settings[key]]:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if differing := [key for key in settings if stored.get(key) != settings[key]]:
             raise ValueError(
-                f"{out} holds a {what} with other settings ({', '.join(differing)}): choose "
+                f"{out} holds a {description} with other settings ({', '.join(differing)}): choose "
                 "another --out, repeat what its settings.json says to go on with it, or remove it"
             )
     elif out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty and holds no {what}: choose another --out")
+        raise ValueError(f"{out} is not empty and holds no {description}: choose another --out")
     else:
         out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
-@dataclasses.dataclass
+class StepCosts:
+    """What the steps of a run took, kept in the file `path`, so that a resumed run reports its whole cost.
+
+    `seconds` by the steps' names; `peak_gib` is the most memory that a process of the run had. `steps` is how
+    many steps there are.
+    """
+
+    def __init__(self, path: pathlib.Path, steps: int):
+        stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        self._path, self._steps = path, steps
+        self.seconds: dict[str, float] = stored.get("seconds", {})
+        self.peak_gib: float = stored.get("peak_gib", 0.0)
+
+    @contextlib.contextmanager
+    def measure(self, number: int, name: str) -> Iterator[None]:
+        """Announces a step and adds what the `with` block takes, where it succeeds, to the file."""
+        print(f"[{number}/{self._steps}] {name}", flush=True)
+        start = time.monotonic()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        self.peak_gib = max(self.peak_gib, peak)
+        costs = {"seconds": self.seconds, "peak_gib": self.peak_gib}
+        self._path.write_text(json.dumps(costs, indent=1) + "\n", encoding="utf-8")
+
+
+@dataclasses.dataclass(frozen=True)
 class Quickstart:
-    """The run in directory `out`."""
+    """The steps of a quickstart in directory `out`. Each finds what those before it left there.
+
+    `minutes` scales the data and every training run; `seed` is that of data, training and sampling.
+    """
 
     out: pathlib.Path
     minutes: float
     seed: int
 
-    def __post_init__(self):
-        self.dataset = Dataset(self.out / "data", recipe.dataset_settings(self.minutes, self.seed))
-        self.cost = {"seconds": {}, "peak_gib": 0.0}
-        self.results: evaluate.Results | None = None
-        self.summary: dict = {}
+    @property
+    def dataset(self) -> Dataset:
+        """The data set in data/, whether or not it has been written."""
+        return Dataset(self.out / "data", recipe.dataset_settings(self.minutes, self.seed))
 
-    def claim(self) -> None:
-        """Makes the directory this run's. Raises ValueError where it is another's."""
-        settings = {"minutes": self.minutes, "seed": self.seed, "model": to_dict(recipe.model_config())}
-        init_run_dir(self.out, settings, "quickstart")
-        cost = self.out / "cost.json"
-        if cost.exists():
-            self.cost = json.loads(cost.read_text(encoding="utf-8"))
-
-    def data(self) -> None:
+    def write_data(self) -> None:
+        """Writes the data set: PNG files and conversations."""
         with tqdm(unit="image", disable=None, leave=False) as bar:
 
             def progress(done: int, total: int) -> None:
@@ -104,7 +130,7 @@ class Quickstart:
 
             write_dataset(self.out / "data", self.dataset.settings, progress)
 
-    def tokenizers(self) -> None:
+    def train_tokenizers(self) -> None:
         """Trains the text and the image tokenizer: start/, a model whose other weights are random."""
         from unitoken_jax.checkpoint.model_directory import save_model
         from unitoken_jax.model.init import init_params
@@ -124,7 +150,8 @@ class Quickstart:
         params = init_params(config, self.seed) | {"vqgan": vqgan}
         save_model(start, config, params, tokenizer)
 
-    def codes(self) -> None:
+    def write_codes(self) -> None:
+        """Writes the VQ codes of every data set that a stage trains on."""
         from unitoken_jax.data.codes import codes_path
         from unitoken_jax.generate.tokenize import tokenize
 
@@ -133,7 +160,8 @@ class Quickstart:
             if not codes_path(path).exists():
                 tokenize(self.out / "start", path, batch=256)
 
-    def stage(self, stage: recipe.Stage) -> None:
+    def train_stage(self, stage: recipe.Stage) -> None:
+        """Trains one stage, from the model that the one before it left."""
         from unitoken_jax.train.loop import train
 
         model = self.out / stage.name / "model"
@@ -142,7 +170,8 @@ class Quickstart:
         config = recipe.stage_config(stage, self.out, self.minutes, self.seed)
         train(config, self.out / stage.name, progress=stage.name)
 
-    def evaluation(self) -> None:
+    def evaluate_model(self) -> evaluate.Results:
+        """Makes model/ of the last stage's model, and answers and draws what was held out with it."""
         from unitoken_jax.checkpoint.model_directory import load_model, save_model
         from unitoken_jax.unitoken import UniToken
 
@@ -150,43 +179,37 @@ class Quickstart:
             last = load_model(self.out / recipe.STAGES[-1].name / "model")
             save_model(self.out / "model", last.config, last.params, last.tokenizer)
         model = UniToken.load(self.out / "model")
-        self.results = evaluate.evaluate(model, self.dataset, self.seed)
+        return evaluate.evaluate(model, self.dataset, self.seed)
 
-    def report(self) -> None:
+    def write_report(self, results: evaluate.Results, summary: dict) -> None:
+        """Writes summary.json, the sheets, tables and loss curves, and prints what they say in short."""
         from unitoken_jax.train.logs.curves import draw_curves
 
-        self.summary = self._summary()
-        report.write_report(self.out, self.dataset, self.results)
+        report.write_report(self.out, self.dataset, results)
         draw_curves([self.out / stage.name for stage in recipe.STAGES], self.out / "loss_curves.png")
-        (self.out / "summary.json").write_text(json.dumps(self.summary, indent=1) + "\n", encoding="utf-8")
-        print(report.summary_text(self.out, self.summary))
+        (self.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        print(report.summary_text(self.out, summary))
 
-    def spent(self, name: str, seconds: float) -> None:
-        """Notes what a step took; kept on disk, so that a resumed run reports its whole cost."""
-        self.cost["seconds"][name] = self.cost["seconds"].get(name, 0.0) + seconds
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        self.cost["peak_gib"] = max(self.cost["peak_gib"], peak)
-        (self.out / "cost.json").write_text(json.dumps(self.cost, indent=1) + "\n", encoding="utf-8")
 
-    def _summary(self) -> dict:
-        from unitoken_jax.checkpoint.model_directory import versions
+def summarize(quickstart: Quickstart, results: evaluate.Results, costs: StepCosts) -> dict:
+    """What summary.json holds: scores, cost, seeds and versions."""
+    from unitoken_jax.checkpoint.model_directory import versions
 
-        results = self.results
-        return {
-            "general": results.answers["general"],
-            "textread": results.answers["textread"],
-            "generation": results.images["overall"],
-            "generation_categories": results.images["categories"],
-            "question_kinds": results.answers["kinds"],
-            "vq_psnr_db": results.vq_psnr_db,
-            "vq_readable": results.vq_readable,
-            "vq_codes_used": results.vq_codes_used,
-            "checker_accuracy": checker.accuracy(500)["scenes"],
-            "minutes": sum(self.cost["seconds"].values()) / 60,
-            "minutes_by_step": {name: seconds / 60 for name, seconds in self.cost["seconds"].items()},
-            "peak_gib": self.cost["peak_gib"],
-            "settings": {"minutes": self.minutes},
-            "seeds": {"data": self.seed, "training": self.seed, "sampling": self.seed},
-            "versions": {"python": platform.python_version(), **versions()},
-            "cpu_count": os.cpu_count(),
-        }
+    return {
+        "general": results.answers["general"],
+        "textread": results.answers["textread"],
+        "generation": results.images["overall"],
+        "generation_categories": results.images["categories"],
+        "question_kinds": results.answers["kinds"],
+        "vq_psnr_db": results.vq_psnr_db,
+        "vq_readable": results.vq_readable,
+        "vq_codes_used": results.vq_codes_used,
+        "checker_accuracy": checker.accuracy(500)["scenes"],
+        "minutes": sum(costs.seconds.values()) / 60,
+        "minutes_by_step": {name: seconds / 60 for name, seconds in costs.seconds.items()},
+        "peak_gib": costs.peak_gib,
+        "settings": {"minutes": quickstart.minutes},
+        "seeds": dict.fromkeys(("data", "training", "sampling"), quickstart.seed),
+        "versions": {"python": platform.python_version(), **versions()},
+        "cpu_count": os.cpu_count(),
+    }
