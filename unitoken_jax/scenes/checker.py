@@ -15,6 +15,7 @@ import functools
 import itertools
 import random
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -76,14 +77,13 @@ def detect(image: np.ndarray) -> tuple[SceneObject, ...]:
 
 def _colour_of(ink: np.ndarray) -> tuple[str, np.ndarray]:
     """float32[h, w, 3] off the background -> the colour that explains it best, and its coverage."""
-    best: tuple[float, str, np.ndarray] | None = None
+    fits: list[tuple[float, str, np.ndarray]] = []
     for name, rgb in COLOURS.items():
         direction = np.array(rgb, np.float32) - np.array(BACKGROUND, np.float32)
         coverage = np.clip(ink @ direction / (direction @ direction), 0, None)
         error = float(((ink - coverage[..., None] * direction) ** 2).sum() / (ink**2).sum())
-        if best is None or error < best[0]:
-            best = error, name, coverage
-    error, name, coverage = best
+        fits.append((error, name, coverage))
+    error, name, coverage = min(fits, key=lambda fit: fit[0])
     return (name if error <= _MAX_COLOUR_ERROR else UNCLEAR), coverage
 
 
@@ -124,7 +124,7 @@ def _normalised(coverages: np.ndarray) -> np.ndarray:
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
 
 
-def blurred(images: np.ndarray, sigma: float, edge: str = "edge") -> np.ndarray:
+def blurred(images: np.ndarray, sigma: float, edge: Literal["edge", "constant"] = "edge") -> np.ndarray:
     """[n, h, w] blurred with a Gaussian of `sigma` pixels (0: not at all); `edge` is numpy.pad's mode."""
     if sigma == 0:
         return images
@@ -216,8 +216,8 @@ def accuracy(
         scene = random_scene(rng, split)
         image = draw(scene, rng, split).astype(np.float32)
         image = blurred(image.transpose(2, 0, 1), blur).transpose(1, 2, 0)
-        image = image + noise_rng.normal(0, 1, image.shape) * noise
-        found = detect(np.rint(np.clip(image, 0, 255)).astype(np.uint8))
+        noisy = image + noise_rng.normal(0, 1, image.shape) * noise
+        found = detect(np.rint(np.clip(noisy, 0, 255)).astype(np.uint8))
         right_scenes += found == scene
         right_things += len(set(found) & set(scene))
         things += len(scene)

@@ -200,7 +200,7 @@ class _Writer:
         self._write_rows(f"train_{part}.jsonl", rows)
 
     def _write_questions(self) -> None:
-        rows = []
+        rows: list[dict] = []
         for kind in questions.QUESTIONS:
             for number in range(self.settings.questions_per_kind):
                 rng = self._rng(kind, number)
