@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable
 from typing import Literal
 
+# GiB of memory and of disk that the quickstart needs, about.
 QUICKSTART_GIB = 6
 DISK_GIB = 2
 _EXTRA = re.compile(r"""extra\s*==\s*['"]([^'"]+)['"]""")
@@ -71,8 +72,8 @@ def versions() -> list[Finding]:
     extras: dict[str, list[str]] = {}
     for text in requirements:
         requirement, _, marker = text.partition(";")
-        if extra := _EXTRA.search(marker):
-            extras.setdefault(extra[1], []).extend([requirement, *_implied(requirement)])
+        if match := _EXTRA.search(marker):
+            extras.setdefault(match[1], []).extend([requirement, *_implied(requirement)])
         else:
             findings.append(_requirement(requirement))
     for extra, needed in extras.items():
@@ -95,9 +96,9 @@ def _implied(requirement: str) -> list[str]:
     wanted = re.search(r"\[([^]]+)\]", requirement)
     if not wanted or _installed(requirement) is None:
         return []
-    found = [text.partition(";") for text in importlib.metadata.requires(_name(requirement)) or []]
+    lines = [text.partition(";") for text in importlib.metadata.requires(_name(requirement)) or []]
     extras = {name.strip() for name in wanted[1].split(",")}
-    return [text for text, _, marker in found if (extra := _EXTRA.search(marker)) and extra[1] in extras]
+    return [text for text, _, marker in lines if (extra := _EXTRA.search(marker)) and extra[1] in extras]
 
 
 def _installed(requirement: str) -> str | None:
@@ -148,9 +149,9 @@ def cpu_fallback(machine: Machine) -> Finding | None:
     signs = (*machine.nvidia_devices, *machine.tpu_signs, *machine.gpu_plugins)
     if not signs:
         return None
-    found = f"jax runs on the CPU, though there is {', '.join(signs)}"
+    text = f"jax runs on the CPU, though there is {', '.join(signs)}"
     if "cpu" in machine.platforms.split(","):
-        return Finding("note", f"{found} (JAX_PLATFORMS={machine.platforms} asks for that)")
+        return Finding("note", f"{text} (JAX_PLATFORMS={machine.platforms} asks for that)")
     if machine.platforms:
         fix = f"unset JAX_PLATFORMS, which is {machine.platforms!r}"
     elif has_tpu and not machine.tpu_plugin:
@@ -167,7 +168,7 @@ def cpu_fallback(machine: Machine) -> Finding | None:
         fix = (
             "the plugin did not start: compare `nvidia-smi`'s driver version with what its CUDA version needs"
         )
-    return Finding("wrong", found, fix)
+    return Finding("wrong", text, fix)
 
 
 def devices() -> list[Finding]:
@@ -223,6 +224,7 @@ def _room(free: float, wanted: float, what: str) -> Finding:
 def _free_memory_gib() -> float | None:
     try:
         text = pathlib.Path("/proc/meminfo").read_text(encoding="ascii")
-        return int(re.search(r"MemAvailable:\s+(\d+) kB", text)[1]) / 2**20
-    except (OSError, TypeError):
+    except OSError:
         return None  # no Linux: not worth a dependency
+    match = re.search(r"MemAvailable:\s+(\d+) kB", text)
+    return int(match[1]) / 2**20 if match else None
