@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tests.helpers.host_data import DRAWING, QUESTION, TEXT, with_sequence, write_data
 from tests.helpers.tiny_model import CODES, CONFIG
 from unitoken_jax.data import code_shards, codes
+from unitoken_jax.data.code_shards import decode_record, encode_record
 from unitoken_jax.data.codes import CodesError, codes_path, read_codes, write_codes
-from unitoken_jax.data.tf_example import decode_example, encode_example
 from unitoken_jax.sequence.conversation import read_conversations
 from unitoken_jax.sequence.image import discrete_crop, open_image
 
@@ -53,25 +53,23 @@ def test_tfds_reads_them(tmp_path, monkeypatch):
 
 
 @settings(deadline=None)
-@given(st.dictionaries(st.text(), st.binary() | st.lists(st.integers(0, 2**62)).map(np.array), max_size=4))
-def test_examples_are_what_tfds_reads(features):
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    record = encode_example(features)
-    found = decode_example(record)
-    parsed = tf_example_pb2.Example.FromString(record).features.feature
-    assert found.keys() == features.keys() == set(parsed)
-    for name, value in features.items():
-        if isinstance(value, bytes):
-            assert found[name] == value == parsed[name].bytes_list.value[0]
-        else:
-            assert found[name].tolist() == value.tolist() == list(parsed[name].int64_list.value)
+@given(st.text(), st.lists(st.integers(0, 2**31 - 1)))
+def test_a_record_is_read_as_it_was_written(name, codes):
+    stored, values = decode_record(encode_record(name, np.array(codes, np.int32)))
+    assert (stored, values.tolist(), values.dtype) == (name, codes, np.int32)
 
 
-@pytest.mark.parametrize("record", [b"x", b"\x0a\x05a", b"\x08\x01", b"\x0a\x80"])
+def test_a_record_has_the_bytes_of_earlier_releases():
+    """Names sorted, integers packed: one record has one encoding, whichever process writes it."""
+    codes = b"\n\x10\n\x05codes\x12\x07\x1a\x05\n\x03\x01\xac\x02"
+    name = b"\n\r\n\x04name\x12\x05\n\x03\n\x01a"
+    assert encode_record("a", np.array([[1], [300]])) == b"\n!" + codes + name
+
+
+@pytest.mark.parametrize("record", [b"x", b"\x0a\x05a", b"\x08\x01", b"\x0a\x80", b""])
 def test_other_records_are_refused(record):
-    with pytest.raises(ValueError, match="not a record of bytes and integers"):
-        decode_example(record)
+    with pytest.raises(ValueError, match=r"not a tf\.train\.Example|expected one name and its codes"):
+        decode_record(record)
 
 
 def test_an_empty_table(tmp_path):

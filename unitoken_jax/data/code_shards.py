@@ -16,7 +16,6 @@ import numpy as np
 
 from unitoken_jax.data.image_store import name_hashes
 from unitoken_jax.data.readers import array_record_module
-from unitoken_jax.data.tf_example import encode_example
 from unitoken_jax.storage.atomic import atomic_write, explain_os_error, save_array, write_text
 
 SHARD = 8192  # images a shard; with 1,024 codes each about 16 MB
@@ -37,6 +36,31 @@ def shard_count(images: int) -> int:
 def shard_name(shard: int, count: int) -> str:
     """File name of shard `shard` of `count`."""
     return f"{DATASET}-train.array_record-{shard:05}-of-{count:05}"
+
+
+def encode_record(name: str, codes: np.ndarray) -> bytes:
+    """The tf.train.Example that TFDS reads: text `name`, and `codes` int[...] flattened, as int64."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    example = tf_example_pb2.Example()
+    example.features.feature["name"].bytes_list.value.append(name.encode())
+    example.features.feature["codes"].int64_list.value.extend(codes.reshape(-1).tolist())
+    return example.SerializeToString(deterministic=True)
+
+
+def decode_record(record: bytes) -> tuple[str, np.ndarray]:
+    """(name, codes int32[n]) of a record. Raises ValueError where it is not one of `encode_record`."""
+    from google.protobuf.message import DecodeError
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    try:
+        features = tf_example_pb2.Example.FromString(record).features.feature
+    except DecodeError as error:
+        raise ValueError(f"not a tf.train.Example ({error})") from None
+    if set(features) != {"name", "codes"} or len(features["name"].bytes_list.value) != 1:
+        raise ValueError(f"expected one name and its codes, found the features {sorted(features)}")
+    codes = np.array(features["codes"].int64_list.value, np.int32)
+    return features["name"].bytes_list.value[0].decode(), codes
 
 
 @contextlib.contextmanager
@@ -92,7 +116,7 @@ def write_shard(
         writer = array_record_module().ArrayRecordWriter(str(part), "group_size:1")
         try:
             for name, table in codes:
-                writer.write(encode_example({"name": name.encode(), "codes": table}))
+                writer.write(encode_record(name, table))
                 names.append(name)
                 largest = max(largest, int(table.max()))
         finally:

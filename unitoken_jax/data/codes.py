@@ -21,7 +21,6 @@ from unitoken_jax.data import code_shards
 from unitoken_jax.data.code_shards import ABOUT, NAMES, CodesError
 from unitoken_jax.data.image_store import name_hash
 from unitoken_jax.data.readers import array_record_module
-from unitoken_jax.data.tf_example import decode_example
 from unitoken_jax.sequence.build import has_codes
 from unitoken_jax.sequence.conversation import Conversation, ImageFile
 from unitoken_jax.sequence.image import discrete_crop, open_image
@@ -116,11 +115,10 @@ class Codes(Mapping):
             self._readers[shard] = array_record_module().ArrayRecordReader(str(file))
         try:
             (data,) = self._readers[shard].read([record - (self._ends[shard - 1] if shard else 0)])
-            features = decode_example(data)
-            codes = features["codes"].astype(np.int32).reshape(self.about["shape"])
+            name, codes = code_shards.decode_record(data)
+            return name, codes.reshape(self.about["shape"])
         except (RuntimeError, IndexError, ValueError, KeyError) as error:
             raise CodesError(f"{file} is damaged ({error}): run `unitoken tokenize` again") from None
-        return features["name"].decode(), codes
 
 
 def read_codes(path: str | os.PathLike, config: ModelConfig) -> Codes:
