@@ -49,7 +49,9 @@ def shapes(
 
     `images` is (I, H, W) of those that are encoded online, else empty.
     """
-    table = {name: ((rows, length), np.dtype(np.int32)) for name in ROW_FIELDS}
+    table: dict[str, tuple[tuple[int, ...], np.dtype]] = {
+        name: ((rows, length), np.dtype(np.int32)) for name in ROW_FIELDS
+    }
     table["crops"] = (rows, crops, side, side, 3), np.dtype(np.uint8)
     if images:
         table["code_index"] = (rows, length), np.dtype(np.int32)

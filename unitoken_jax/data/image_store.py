@@ -8,12 +8,15 @@ import logging
 import os
 import pathlib
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from unitoken_jax.sequence.image import ImageError
 from unitoken_jax.storage.paths import FileSlice, RandomFile, as_path, expand, size_of
+
+# What is told of each thing that is left out: a shard, a row, an image.
+OnError = Callable[[Exception], None]
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +82,7 @@ def open_images(images: str, data: str, table: np.ndarray | None = None):
     return as_path(images) if images else as_path(data).parent
 
 
-def scan_tars(images: str, on_error=None) -> np.ndarray:
+def scan_tars(images: str, on_error: OnError | None = None) -> np.ndarray:
     """int64[N, 4]: what `Tars` needs, from the shards' headers alone.
 
     A damaged or truncated shard raises ImageError naming it; with `on_error` that gets the error, and the

@@ -27,7 +27,7 @@ import numpy as np
 
 from unitoken_jax.config import ModelConfig, SourceConfig
 from unitoken_jax.data import index_build
-from unitoken_jax.data.image_store import open_images, store_files
+from unitoken_jax.data.image_store import OnError, open_images, store_files
 from unitoken_jax.data.index_build import BAD, IMAGES, LENGTHS, RECORDS
 from unitoken_jax.data.readers import kind_of, open_records, records_digest
 from unitoken_jax.sequence.conversation import Conversation, parse_conversation
@@ -93,7 +93,7 @@ def open_index(
     tokenizer: Tokenizer,
     *,
     folder: str = "",
-    on_error=None,
+    on_error: OnError | None = None,
     workers: int | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> Index:
@@ -126,7 +126,7 @@ def open_index(
     return index
 
 
-def report_bad(bad: list[index_build.InvalidRow], report: pathlib.Path, on_error) -> None:
+def report_bad(bad: list[index_build.InvalidRow], report: pathlib.Path, on_error: OnError | None) -> None:
     """Raises the first of `bad` with a count of the others, or hands them to `on_error`, the first ones."""
     if not bad:
         return

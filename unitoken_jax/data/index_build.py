@@ -20,10 +20,10 @@ import numpy as np
 from tqdm import tqdm
 
 from unitoken_jax.config import ModelConfig, SourceConfig
-from unitoken_jax.data.image_store import is_tar, open_images, scan_tars
+from unitoken_jax.data.image_store import OnError, is_tar, open_images, scan_tars
 from unitoken_jax.data.readers import kind_of, open_records, scan_json
 from unitoken_jax.sequence import build
-from unitoken_jax.sequence.conversation import ConversationError, parse_conversation
+from unitoken_jax.sequence.conversation import Conversation, ConversationError, parse_conversation
 from unitoken_jax.sequence.image import ImageError
 from unitoken_jax.sequence.tokenizer import Tokenizer
 from unitoken_jax.storage.atomic import atomic_write, save_array, write_text
@@ -81,13 +81,15 @@ class LengthIndexer:
                 bad.append(InvalidRow(int(row), self.records.where(row), error.reason, str(error)))
         return table, bad
 
-    def _row(self, row: int) -> tuple[int, int, int, int]:
+    def _row(self, row: int) -> tuple[int, int, int, int, int]:
         conversation = parse_conversation(self.records.read(row), self.records.where(row), self.images)
         return measure(conversation, self.job.tokenizer, self.job.model)
 
 
-def measure(conversation, tokenizer: Tokenizer, model: ModelConfig) -> tuple[int, int, int, int, int]:
-    """`Lengths` of one conversation, and its tokens without the prompt or 0."""
+def measure(
+    conversation: Conversation, tokenizer: Tokenizer, model: ModelConfig
+) -> tuple[int, int, int, int, int]:
+    """The ExampleSize of one conversation, and its tokens without the prompt, or 0 where that cannot go."""
     sizes = build.image_sizes(conversation)
     whole = build.example_size(conversation, tokenizer, model, sizes)
     dropped = 0
@@ -96,7 +98,9 @@ def measure(conversation, tokenizer: Tokenizer, model: ModelConfig) -> tuple[int
     return *whole, dropped
 
 
-def measure_all(job: IndexBuildSpec, workers: int | None, share: tuple[int, int], on_error) -> None:
+def measure_all(
+    job: IndexBuildSpec, workers: int | None, share: tuple[int, int], on_error: OnError | None
+) -> None:
     """Sees to it that every chunk of `job` is there. Raises only for what is wrong with whole files."""
     job.folder.mkdir(parents=True, exist_ok=True)
     prepare(job, on_error)
@@ -122,7 +126,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def prepare(job: IndexBuildSpec, on_error) -> None:
+def prepare(job: IndexBuildSpec, on_error: OnError | None) -> None:
     """Writes the tables of positions that the job's files need."""
     if kind_of(job.config) == "json" and not (job.folder / RECORDS).exists():
         save_array(job.folder / RECORDS, scan_json(job.config.path))

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,8 @@ class Loader:
         self._seed = seed
         self.pools, weights = make_pools(self.sources, config, seed)
         self._mixture = Mixture(weights, [pool.row for pool in self.pools])
-        self._start, self._iterator = config.mixture_start, None
+        self._start = config.mixture_start
+        self._iterator: Any = None  # grain's, while open
 
     def describe(self) -> dict[str, float]:
         """examples, skipped; and of the first blocks packed: rows, tokens, how full rows are (0..1)."""
@@ -89,7 +91,10 @@ class Loader:
     def names(self, k: int) -> list[tuple[int, int, int, bool]]:
         """(source, epoch, number in its file, prompt dropped) of each example of global row `k`."""
         pool, row = self._mixture.locate(k - self._config.mixture_start)
-        return [(pool + source, *rest) for source, *rest in self.pools[pool].names(row)]
+        return [
+            (pool + source, epoch, number, dropped)
+            for source, epoch, number, dropped in self.pools[pool].names(row)
+        ]
 
     def examples(self, k: int) -> list[dict]:
         """`names` for people: file, number, epoch, prompt_dropped. `unitoken inspect FILE --row NUMBER` shows
@@ -135,7 +140,7 @@ class Loader:
             self._iterator.close()
             self._iterator = None
 
-    def _open(self):
+    def _open(self) -> Any:  # grain's iterator; naming its type would import jax
         import grain  # here alone: it imports jax, which host code must not
         from grain import experimental
 
@@ -208,7 +213,12 @@ def _end_with_parent() -> None:
     if parent is not None:
         if threading.current_thread() is threading.main_thread():  # no other may
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+        def watch() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
 
 
 class Validation:

@@ -108,8 +108,10 @@ class PackingPool:
 
     def row(self, k: int) -> list[build.Example]:
         """The examples of row `k`; bad ones that are skipped are missing."""
-        made = [self.sources[source].example(*rest) for source, *rest in self.names(k)]
-        return [example for example in made if example is not None]
+        examples = (
+            self.sources[source].example(epoch, index, drop) for source, epoch, index, drop in self.names(k)
+        )
+        return [example for example in examples if example is not None]
 
 
 def make_pools(

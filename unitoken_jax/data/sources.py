@@ -13,7 +13,8 @@ import numpy as np
 
 from unitoken_jax.config import DataConfig, ModelConfig, SourceConfig
 from unitoken_jax.data import packing, shuffle
-from unitoken_jax.data.codes import codes_needed, codes_path, read_codes
+from unitoken_jax.data.codes import Codes, codes_needed, codes_path, read_codes
+from unitoken_jax.data.image_store import OnError
 from unitoken_jax.data.index import open_index, report_bad
 from unitoken_jax.data.index_build import InvalidRow, write_bad
 from unitoken_jax.sequence import build
@@ -33,7 +34,7 @@ _ORDER, _DROP, _RATIO = 0x0A, 0x0D, 0x0F
 @dataclasses.dataclass(frozen=True, eq=False)
 class ExampleSlice:
     """Examples one after another. epochs, indices int64[n]; drops bool[n]: which go without their prompt;
-    lengths int64[n, 3]: what each takes of a row."""
+    lengths int64[n, 4]: the ExampleSize of each."""
 
     epochs: np.ndarray
     indices: np.ndarray
@@ -105,7 +106,7 @@ class Source:
         rows = np.arange(len(self.index))
         return np.ones(len(rows), bool) if ratio == 1 else shuffle.uniform(rows, _RATIO) < ratio
 
-    def _usable(self, ratio: float, on_error) -> np.ndarray:
+    def _usable(self, ratio: float, on_error: OnError | None) -> np.ndarray:
         """bool[N]: rows that are measured, fit a row, have their codes, and belong to the share."""
         lengths = self.index.lengths
         usable = np.array(lengths[:, 0] > 0) & self._kept(ratio)
@@ -113,7 +114,7 @@ class Source:
         bad: list[InvalidRow] = [self._over_long(row) for row in np.flatnonzero(over).tolist()]
         usable &= ~over
         if self.codes is not None:
-            bad += self._without_codes(usable)
+            bad += self._without_codes(usable, self.codes)
         usable[[each.row for each in bad]] = False
         bad.sort(key=lambda each: each.row)
         if bad:
@@ -128,7 +129,7 @@ class Source:
         return InvalidRow(row, where, "over_long", f"{where}: {reason}")
 
     def _needs(self, lengths: np.ndarray) -> np.ndarray:
-        """int64[n, 4]: `Lengths` of these examples of the index (int32[n, 5])."""
+        """int64[n, 4]: the ExampleSize of these examples of the index (int32[n, 5])."""
         needs = lengths[:, :4].astype(np.int64)
         if self.data.codes == "offline":
             needs[:, 2] = 0  # no images to encode
@@ -156,11 +157,12 @@ class Source:
 
     def example(self, epoch: int, index: int, drop: bool) -> build.Example | None:
         """Example `index` as epoch `epoch` sees it; None where its image is bad and errors are skipped."""
-        random = self.model.sequence.crop == "random" and self.seed is not None and self.codes is None
-        if not random and (index, drop) in self._cache:
+        rng = None
+        if self.model.sequence.crop == "random" and self.seed is not None and self.codes is None:
+            rng = np.random.default_rng([self.seed, self.number, epoch, index])
+        elif (index, drop) in self._cache:
             self._cache.move_to_end((index, drop))
             return self._cache[index, drop]
-        rng = np.random.default_rng([self.seed, self.number, epoch, index]) if random else None
         try:
             example = self._build(self.index.conversation(index), index, drop, rng)
         except (ConversationError, ImageError) as error:
@@ -168,11 +170,13 @@ class Source:
                 raise
             self._skip(error)
             return None
-        if not random:
+        if rng is None:
             self._keep((index, drop), example)
         return example
 
-    def _build(self, conversation: Conversation, index: int, drop: bool, rng) -> build.Example:
+    def _build(
+        self, conversation: Conversation, index: int, drop: bool, rng: np.random.Generator | None
+    ) -> build.Example:
         example = build.build_example(
             conversation, self.tokenizer, self.model, self.codes, drop_prompt=drop, rng=rng
         )
@@ -187,17 +191,18 @@ class Source:
             )
         return example
 
-    def _without_codes(self, usable: np.ndarray) -> list[InvalidRow]:
-        """Rows with an image whose VQ codes are missing."""
-        about, bad = self.codes.about, []
+    def _without_codes(self, usable: np.ndarray, codes: Codes) -> list[InvalidRow]:
+        """Rows with an image that `codes` lacks."""
+        about = codes.about
+        bad: list[InvalidRow] = []
         if about.get("data") == self.index.data_digest() and not about["left_out"]:
             return bad  # made from this very data, and complete
         for row in np.flatnonzero(usable).tolist():
             conversation = self.index.conversation(row)
             for part in codes_needed(conversation, self.model):
-                if part.name not in self.codes:
+                if part.name not in codes:
                     where = conversation.source
-                    message = f"no VQ codes for {part.name} in {self.codes.path}"
+                    message = f"no VQ codes for {part.name} in {codes.path}"
                     bad.append(
                         InvalidRow(
                             row, where, "missing_codes", f"{where}: {message}: run `unitoken tokenize` again"

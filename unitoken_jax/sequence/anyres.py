@@ -3,16 +3,24 @@
 Integers only: from an image's height and width in pixels to a list of rows of the flattened SigLIP features.
 Facts from the published code: the grid with most effective pixels wins, then the least waste; patches of the
 padding are dropped by `int()` truncation, the same number on both sides; each kept row ends in a new-line.
+
+An example with tiles of 2 x 2 patches: an image twice as wide as high takes the grid (1, 2), two tiles. Its
+features are 12 rows, 4 of the whole image squashed into one crop, then 4 of each tile:
+
+    whole   tile 1  tile 2      canvas of the tiles     layout
+     0  1     4  5    8  9        4  5  8  9            0 1 2 3   4 5 8 9 NL   6 7 10 11 NL
+     2  3     6  7   10 11        6  7 10 11
 """
 
 import functools
 import math
 
+import einops
 import numpy as np
 
 from unitoken_jax.config import SequenceConfig, SiglipConfig
 
-NEW_ROW = -1  # in a soft layout: the embedding of new-line stands here
+NEW_ROW = -1  # in a feature layout: the embedding of new-line stands here
 
 
 def choose_grid(height: int, width: int, side: int, grids: tuple[tuple[int, int], ...]) -> tuple[int, int]:
@@ -71,7 +79,9 @@ def _layout(height: int, width: int, grid: tuple[int, int] | None, side: int) ->
     if grid is not None:
         rows, columns = grid
         tiles = np.arange(rows * columns * side * side, dtype=np.int32) + side * side
-        canvas = tiles.reshape(rows, columns, side, side).swapaxes(1, 2).reshape(rows * side, columns * side)
+        canvas = einops.rearrange(
+            tiles, "(rows columns h w) -> (rows h) (columns w)", rows=rows, columns=columns, h=side
+        )
         top, bottom, left, right = kept_patches(height, width, grid, side)
         kept = canvas[top:bottom, left:right]
         ends = np.full((len(kept), 1), NEW_ROW, np.int32)

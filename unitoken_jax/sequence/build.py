@@ -28,7 +28,14 @@ from unitoken_jax.sequence.conversation import (
     Turn,
     make_conversation,
 )
-from unitoken_jax.sequence.image import ImageError, discrete_crop, image_size, open_image, siglip_crops
+from unitoken_jax.sequence.image import (
+    ImageError,
+    ImageSource,
+    discrete_crop,
+    image_size,
+    open_image,
+    siglip_crops,
+)
 from unitoken_jax.sequence.tokenizer import Tokenizer
 from unitoken_jax.sequence.vocabulary import MAX_SIZE_UNITS, Vocabulary
 
@@ -54,7 +61,8 @@ class Example:
     """One sequence; fields as in `batch.py`, without the row dimension. Indices count within the example.
 
     tokens, labels, image_feature_index, code_index int32[n]; crops uint8[C, S, S, 3]; images
-    uint8[I, H, W, 3] (empty unless codes are made on the device; `tokens` and `labels` then hold code 0 in their places).
+    uint8[I, H, W, 3], empty unless codes are made on the device; `tokens` and `labels` then hold code 0 where
+    the codes will go.
     """
 
     tokens: np.ndarray
@@ -280,7 +288,7 @@ def text_ids(text: str, tokenizer: Tokenizer, source: str) -> list[int]:
     return tokenizer.encode(text)
 
 
-def _pixels_of(image: ImageLike):
+def _pixels_of(image: ImageLike) -> ImageSource:
     """What `image.open_image` takes."""
     if isinstance(image, GeneratedImage):
         return image.image
@@ -295,7 +303,7 @@ def _sized(image: ImageLike, source: str) -> tuple[int, int]:
 
 
 class _Writer:
-    """Collects a sequence's pieces (tokens, labels, image_feature_index, code_index), a list of arrays each."""
+    """Collects a sequence's pieces: the arrays (tokens, labels, image_feature_index, code_index) of each."""
 
     def __init__(self, tokenizer, config, codes, rng, source):
         self.tokenizer, self.config, self.codes, self.rng = tokenizer, config, codes, rng
@@ -409,6 +417,7 @@ class _Writer:
         side = self.config.siglip.image_size
         height, width = self.config.sequence.image_size
         fields = [np.concatenate(column) for column in zip(*self.pieces)]
-        none = np.zeros((0, side, side, 3), np.uint8)
+        no_crops = np.zeros((0, side, side, 3), np.uint8)
         images = np.stack(self.images) if self.images else np.zeros((0, height, width, 3), np.uint8)
-        return Example(*fields, np.concatenate([none, *self.crops]), images)
+        tokens, labels, features, codes = fields
+        return Example(tokens, labels, features, codes, np.concatenate([no_crops, *self.crops]), images)

@@ -32,7 +32,7 @@ class ConversationError(ValueError):
         super().__init__(message)
         self.reason = reason
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return type(self), (str(self), self.reason)
 
 

@@ -8,12 +8,15 @@ import os
 import pathlib
 import struct
 import zlib
+from typing import Any
 
+import einops
 import numpy as np
 from PIL import Image
 
 from unitoken_jax.config import SequenceConfig, SiglipConfig
 from unitoken_jax.sequence import anyres
+from unitoken_jax.storage.paths import ReadableFile
 
 MAX_PIXELS = 89_478_485  # Pillow's own bomb limit: 256 MiB of RGB
 MAX_ASPECT = 100  # beyond it the crop's enlargement of the short side would need gigabytes
@@ -53,11 +56,15 @@ class ImageError(ValueError):
         super().__init__(message)
         self.reason = reason
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return type(self), (str(self), self.reason)
 
 
-def open_image(source: str | os.PathLike | Image.Image) -> Image.Image:
+# What can be opened as an image: its path, a file inside another one, or the image itself.
+ImageSource = str | os.PathLike | ReadableFile | Image.Image
+
+
+def open_image(source: ImageSource) -> Image.Image:
     """`source` as an upright 8-bit RGB or RGBA image; the first frame of an animation.
 
     Besides a path, anything with `open("rb")` and `is_file()` will do (see storage.py).
@@ -99,7 +106,7 @@ def describe(source: str | os.PathLike | Image.Image) -> str:
     return "the given image" if isinstance(source, Image.Image) else str(source)
 
 
-def _open(source, name: str) -> Image.Image:
+def _open(source: Any, name: str) -> Image.Image:
     if isinstance(source, Image.Image):
         image = source
     else:
@@ -189,6 +196,10 @@ def siglip_crops(image: Image.Image, siglip: SiglipConfig, sequence: SequenceCon
     height, width = anyres.fitted_size(image.height, image.width, grid, side)
     canvas = np.zeros((rows * side, columns * side, 3), np.uint8)
     top, left = (rows * side - height) // 2, (columns * side - width) // 2
-    canvas[top : top + height, left : left + width] = image.resize((width, height), Image.Resampling.BICUBIC)
-    tiles = canvas.reshape(rows, side, columns, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
+    canvas[top : top + height, left : left + width] = np.asarray(
+        image.resize((width, height), Image.Resampling.BICUBIC)
+    )
+    tiles = einops.rearrange(
+        canvas, "(rows h) (columns w) rgb -> (rows columns) h w rgb", rows=rows, columns=columns
+    )
     return np.concatenate([whole, tiles])
