@@ -1,5 +1,7 @@
 """The notebooks run from their first cell to their last, in order, in one folder, as a reader would."""
 
+import ast
+import importlib
 import importlib.util
 import pathlib
 import subprocess
@@ -60,3 +62,16 @@ def test_the_first_cell_installs_the_clone_or_asks_for_a_place(path, tmp_path, m
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="set SOURCE to 'git"):
         exec(first, {})
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_name_of_the_package_is_there(path):
+    for cell in read(path).cells:
+        if cell.cell_type != "code":
+            continue
+        code = "\n".join(line for line in cell.source.splitlines() if not line.startswith("%"))
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("unitoken_jax"):
+                module = importlib.import_module(node.module)
+                missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+                assert not missing, f"{path.name}: {node.module} has no {', '.join(missing)}"
