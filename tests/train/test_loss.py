@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unitoken_jax.sequence import vocabulary
-from unitoken_jax.train.loss import cross_entropy, image_token_table, targets
+from unitoken_jax.train.loss import cross_entropy, cross_entropy_definition, image_token_table, targets
 
 B, T, D, V = 4, 12, 8, 23
 Z = 1e-2
@@ -42,6 +42,13 @@ def test_targets_shift_by_one_and_stop_at_segment_ends():
     assert targets(labels, segments).tolist() == [[6, -1, -1, 8, 9, -1, -1]]
 
 
+def test_the_definition_is_the_mean_over_positions_one_at_a_time():
+    hidden, head, labels, segments = example()
+    expected = plain(hidden, head, np.array(labels), np.array(segments))
+    loss = cross_entropy_definition(hidden, head, labels, segments, Z)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("chunk", [1, 5, 1000])
 def test_equals_the_definition_with_gradients(chunk):
     hidden, head, labels, segments = example()
@@ -49,7 +56,10 @@ def test_equals_the_definition_with_gradients(chunk):
     def ours(hidden, head):
         return cross_entropy(hidden, head, labels, segments, Z, chunk)[0]
 
-    expected = jax.value_and_grad(plain, (0, 1))(hidden, head, np.array(labels), np.array(segments))
+    def definition(hidden, head):
+        return cross_entropy_definition(hidden, head, labels, segments, Z)
+
+    expected = jax.jit(jax.value_and_grad(definition, (0, 1)))(hidden, head)
     found = jax.jit(jax.value_and_grad(ours, (0, 1)))(hidden, head)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
 

@@ -9,16 +9,25 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 
 from unitoken_jax.model.quantize import QuantizedKV
 from unitoken_jax.model.sharding import partition_spec_for
 
-QKV, CONTEXT = "qkv", "context"  # names under which remat policies keep the projections and the output
-SCORES = 2**22  # of one head and row at one time without a fused kernel: 16 MiB of float32
-CAUSAL_QUERY_BLOCKS = 4  # of a row's queries without a fused kernel: 5/8 of the products
-WARPS, STAGES = 4, 2  # of the Triton kernel; with jax's own choice, 8, an H200 takes 1.15 of the time
-_MASKED = -1e30  # finite, so that a row that sees nothing is uniform instead of NaN
+# The names under which remat policies keep the projections and attention's output.
+QKV, CONTEXT = "qkv", "context"
+# Without a fused kernel, at most so many scores of one head and row exist at one time: 16 MiB of float32.
+SCORES = 2**22
+# Without a fused kernel, a row's queries are cut into so many blocks, each multiplied only with the keys
+# up to its end. Four blocks make 5/8 of the products of all pairs.
+CAUSAL_QUERY_BLOCKS = 4
+# The Triton kernel's warps and pipeline stages. With jax's own choice, 8 warps, an H200 takes 1.15
+# of the time.
+WARPS, STAGES = 4, 2
+# The score of a pair that must not see each other: finite, so that a query that sees nothing has uniform
+# weights instead of NaN.
+_MASKED = -1e30
 
 
 def attention(
@@ -46,51 +55,51 @@ def cached_attention(q: jax.Array, k, v, positions: jax.Array) -> jax.Array:
     """The same over a cache: k, v [B, K, S, H]; the token at `positions` int32[B, T] sees slots s <= its own.
 
     Heads come before slots so that a matrix product reads the cache as it lies, without a copy. Of
-    QuantizedEntries the scales join scores and weights, so that no other copy of the cache is made either.
+    a QuantizedKV the scales join scores and weights, so that no other copy of the cache is made either.
     """
     scales = (None, None)
     if isinstance(k, QuantizedKV):
         (k, v), scales = (k.values, v.values), (k.scales, v.scales)
     k, v = k.astype(q.dtype), v.astype(q.dtype)
-    seen = jnp.arange(k.shape[2])
+    slots = jnp.arange(k.shape[2])
 
-    def some(q, positions):
-        return dense_attention(q, k, v, seen <= positions[:, :, None], "bksh", *scales)
+    def attend(q, positions):
+        return dense_attention(q, k, v, slots <= positions[:, :, None], "bksh", *scales)
 
-    return _in_chunks(some, k.shape[2], q, positions)
+    return _in_chunks(attend, k.shape[2], q, positions)
 
 
 def _xla(q, k, v, segments):
-    """In STRIPES of the queries, each with the keys up to its own end: what comes later is not multiplied."""
+    """In CAUSAL_QUERY_BLOCKS, each with the keys up to its own end: what comes later is not multiplied."""
     T, S = q.shape[1], k.shape[1]
     size = T // CAUSAL_QUERY_BLOCKS if T % CAUSAL_QUERY_BLOCKS == 0 and T >= 64 * CAUSAL_QUERY_BLOCKS else T
-    stripes = []
+    blocks = []
     for start in range(0, T, size):
         end = S - T + start + size
-        stripes.append(_stripe(q[:, start : start + size], k[:, :end], v[:, :end], segments[:, :end]))
-    return checkpoint_name(jnp.concatenate(stripes, axis=1), CONTEXT)
+        blocks.append(_query_block(q[:, start : start + size], k[:, :end], v[:, :end], segments[:, :end]))
+    return checkpoint_name(jnp.concatenate(blocks, axis=1), CONTEXT)
 
 
-def _stripe(q, k, v, segments):
+def _query_block(q, k, v, segments):
     (B, T), S = q.shape[:2], k.shape[1]
-    places = jnp.arange(S)
+    keys = jnp.arange(S)
 
-    def some(q, own, place):
-        visible = (own[:, :, None] == segments[:, None]) & (places <= place[:, :, None])
+    def attend(q, query_segments, queries):
+        visible = (query_segments[:, :, None] == segments[:, None]) & (keys <= queries[:, :, None])
         return dense_attention(q, k, v, visible, "bskh")
 
-    place = jnp.broadcast_to(places[S - T :], (B, T))
-    return _in_chunks(some, S, q, segments[:, S - T :], place)
+    queries = jnp.broadcast_to(keys[S - T :], (B, T))
+    return _in_chunks(attend, S, q, segments[:, S - T :], queries)
 
 
 def dense_attention(q, k, v, visible, axes: str, k_scales=None, v_scales=None) -> jax.Array:
     """[B, T, N, H] of q [B, T, N, H] and k, v of `axes`; `visible` bool[B, T, S]: may query t see key s;
     scales float32[B, K, S] of k and v."""
-    B, T, N, H = q.shape
+    N, H = q.shape[2:]
     K = k.shape[axes.index("k")]
     # Queries that share a key head lie one after another: an axis for them, even of one, takes XLA twice as
     # long on a CPU, in both passes.
-    q = q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, K, N // K * T, H)
+    q = rearrange(q, "b t (k g) h -> b k (g t) h", k=K)
     scores = jnp.einsum(f"bkth,{axes}->bkts", q, k, preferred_element_type=jnp.float32) * H**-0.5
     if k_scales is not None:
         scores *= k_scales[:, :, None]
@@ -100,7 +109,7 @@ def dense_attention(q, k, v, visible, axes: str, k_scales=None, v_scales=None) -
     if v_scales is not None:
         weights *= v_scales[:, :, None]
     y = jnp.einsum(f"bkts,{axes}->bkth", weights.astype(v.dtype), v)
-    return y.reshape(B, K, N // K, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+    return rearrange(y, "b k (g t) h -> b t (k g) h", g=N // K)
 
 
 def _in_chunks(attend, S: int, *queries: jax.Array) -> jax.Array:
@@ -116,7 +125,7 @@ def _in_chunks(attend, S: int, *queries: jax.Array) -> jax.Array:
         return jnp.moveaxis(x.reshape(B, number, each, *x.shape[2:]), 1, 0)
 
     # Without remat the backward pass would keep every chunk's scores, which is what this avoids.
-    y = jax.lax.map(lambda one: jax.checkpoint(attend)(*one), tuple(map(chunks, queries)))
+    y = jax.lax.map(lambda chunk: jax.checkpoint(attend)(*chunk), tuple(map(chunks, queries)))
     return jnp.moveaxis(y, 0, 1).reshape(B, number * each, *y.shape[3:])[:, :T]
 
 
@@ -207,11 +216,11 @@ def _flash_forward(q, k, v, segments, block, interpret):
     return y, (q, k, v, segments, y, sums)
 
 
-def _flash_backward(block, interpret, saved, slope):
+def _flash_backward(block, interpret, saved, cotangent):
     from jax.experimental.pallas.ops.gpu.attention import _mha_backward
 
     settings = _flash_settings(saved[0], block, interpret)
-    return _mha_backward(**settings, return_residuals=False, res=saved, do=slope)
+    return _mha_backward(**settings, return_residuals=False, res=saved, do=cotangent)
 
 
 def _flash_settings(q, block: int, interpret: bool) -> dict:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import traverse_util
 from jax.ad_checkpoint import checkpoint_name
 
@@ -98,7 +99,7 @@ def _slices(stack) -> list:
 
 
 def stack_layers(params: Mapping) -> dict:
-    """The inverse of `unstacked`: a copy, or the same if they are stacked."""
+    """The inverse of `with_unstacked_layers`: a copy, or the same if they are stacked."""
     if "0" not in params["layers"]:
         return dict(params)
     layers = (params["layers"][str(i)] for i in range(len(params["layers"])))
@@ -118,13 +119,13 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x, rope, segments, positions, before=None, cache=None):
         c = self.config
-        B, T, D = x.shape
+        D = x.shape[-1]
 
         def heads(name: str, number: int, axis: str) -> jax.Array:
             y = Dense(number * c.head_dim, ("embed", axis), False, _INIT, self.dtype, name=name)(x)
             if cache is not None:  # else TPUs lay the kernels out anew to suit what follows (libtpu 0.0.52)
                 y = jax.lax.optimization_barrier(y)
-            y = shard(y.reshape(B, T, number, c.head_dim), "batch", "seq", axis, "head_dim")
+            y = shard(rearrange(y, "b t (n h) -> b t n h", n=number), "batch", "seq", axis, "head_dim")
             return checkpoint_name(y, QKV)
 
         q = heads("q", c.heads, "heads")
@@ -140,7 +141,7 @@ class Attention(nn.Module):
             if before is not None:
                 seen = tuple(jnp.concatenate(both, axis=1) for both in zip(before, seen))
             y = attention(q, *seen, segments, self.kernel)
-        y = y.reshape(B, T, D)
+        y = rearrange(y, "b t n h -> b t (n h)")
         return Dense(D, ("heads", "embed"), False, _branch_init(c), self.dtype, name="o")(y), seen
 
 
@@ -171,7 +172,7 @@ class DecoderBlock(nn.Module):
     config: DecoderConfig
     dtype: Dtype = jnp.float32
     kernel: str = "xla"
-    constant: int = 0
+    frozen_prefix_length: int = 0
 
     def setup(self):
         c = self.config
@@ -182,8 +183,11 @@ class DecoderBlock(nn.Module):
         self.dropout = nn.Dropout(c.dropout)
 
     def __call__(self, x, rope, segments, positions, deterministic: bool):
-        """x [B, T, D] -> [B, T, D], None. No gradient goes through the first `constant` tokens of a row."""
-        n = self.constant
+        """x [B, T, D] -> [B, T, D], None.
+
+        No gradient goes through the first `frozen_prefix_length` tokens of a row.
+        """
+        n = self.frozen_prefix_length
         if n == 0:
             return self._layer(x, rope, segments, positions, deterministic)[0], None
         # Two blocks of tokens, the second attending to both: the backward pass is of the second's size.
@@ -214,8 +218,8 @@ class DecoderBlock(nn.Module):
 class Decoder(nn.Module):
     """Embeddings -> hidden states -> logits. Parameters: embed, layers (stacked), norm, lm_head.
 
-    `kernel` is `attention`'s; `constant` says how many tokens at the start of every row depend on nothing
-    that is trained, so that no gradient need go through them.
+    `kernel` is `attention`'s; `frozen_prefix_length` says how many tokens at the start of every row depend
+    on nothing that is trained, so that no gradient need go through them.
     """
 
     config: DecoderConfig
@@ -223,7 +227,7 @@ class Decoder(nn.Module):
     remat: Remat = "none"
     scan: bool = True
     kernel: str = "xla"
-    constant: int = 0
+    frozen_prefix_length: int = 0
 
     def setup(self):
         c = self.config
@@ -236,7 +240,7 @@ class Decoder(nn.Module):
             static_argnums=(5,),
         )
         self.embed = Embed(c.vocab_size, c.width, ("vocab", "embed"), self.dtype)
-        self.layers = layers(c, self.dtype, self.kernel, self.constant)
+        self.layers = layers(c, self.dtype, self.kernel, self.frozen_prefix_length)
         self.norm = RMSNorm(c.norm_eps, self.dtype)
         self.lm_head = Dense(c.vocab_size, ("embed", "vocab"), False, _INIT, self.dtype)
 

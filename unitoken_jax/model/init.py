@@ -35,7 +35,10 @@ def init_vqgan(config: VQConfig, seed: int = 0) -> dict:
 
 
 def abstract_params(config: ModelConfig) -> dict:
-    """ShapeDtypeStructs in `sharding.Axes` boxes; no memory, a second for 34B. `nn.meta.unbox` unboxes."""
+    """ShapeDtypeStructs in `sharding.LogicallyPartitioned` boxes; no memory, a second for 34B.
+
+    `nn.meta.unbox` takes the boxes off.
+    """
     side = config.siglip.image_size
     token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     batch = dict.fromkeys(("tokens", "segments", "positions", "image_feature_index"), token)

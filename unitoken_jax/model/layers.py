@@ -69,11 +69,11 @@ def _matmul_forward(x, kernel, axes):
     return matmul(x, kernel, axes), (x, kernel)
 
 
-def _matmul_backward(axes, saved, slope):
+def _matmul_backward(axes, saved, cotangent):
     x, kernel = saved
     rows = tuple(range(x.ndim - 1))
-    to_kernel = jax.lax.dot_general(x, slope, ((rows, rows), ((), ())))
-    return slope @ unshard_fsdp(kernel, *axes).T, shard(to_kernel, *axes)
+    to_kernel = jax.lax.dot_general(x, cotangent, ((rows, rows), ((), ())))
+    return cotangent @ unshard_fsdp(kernel, *axes).T, shard(to_kernel, *axes)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
@@ -204,11 +204,10 @@ def scan_layers(block: type[nn.Module], depth: int, remat: Remat, scan: bool, in
     keeps each block's input alone, "qkv" also the attention's projections and output, "dots" all matrix
     products. `static_argnums` are Python values, counted from 1 = carry.
     """
-    policies = jax.checkpoint_policies
     policies = {
-        "dots": policies.save_only_these_names(PRODUCT, CONTEXT),
-        "qkv": policies.save_only_these_names(QKV, CONTEXT),
-        "full": policies.nothing_saveable,
+        "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT, CONTEXT),
+        "qkv": jax.checkpoint_policies.save_only_these_names(QKV, CONTEXT),
+        "full": jax.checkpoint_policies.nothing_saveable,
     }
     if remat != "none":
         # Without a loop around it, XLA would merge the recomputation with the first computation.

@@ -1,6 +1,6 @@
 """Mesh and the one table from logical axis names to mesh axes.
 
-Model code names its axes (`shard(x, "batch", "seq", "act_embed")` on activations, `logical(init, "embed",
+Model code names its axes (`shard(x, "batch", "seq", "act_embed")` on activations, `with_logical_axes(init, "embed",
 "mlp")` on parameters); only this table says where they live.
 """
 
@@ -70,7 +70,7 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices=None) -> Mesh:
 
 def data_parallel_size(mesh) -> int:
     """How many groups of devices hold rows of their own."""
-    return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    return math.prod(mesh.shape[axis] for axis in RULES["batch"] or ())
 
 
 def spec(*names: str | None) -> PartitionSpec:
@@ -91,14 +91,14 @@ def partition_spec_for(names: tuple[str | None, ...], shape: tuple[int, ...], si
     if len(names) != len(shape):
         raise ValueError(f"{len(names)} axis names {names} for an array of shape {shape}")
 
-    def one(axes: tuple[str, ...] | str | None, size: int):
+    def dividing(axes: tuple[str, ...] | str | None, size: int) -> tuple[str, ...] | str | None:
         if axes is None or isinstance(axes, str):
-            return axes if size % sizes.get(axes, 1) == 0 else None
+            return axes if axes and size % sizes.get(axes, 1) == 0 else None
         while axes and size % math.prod(sizes[axis] for axis in axes):
             axes = axes[:-1]
         return axes or None
 
-    return PartitionSpec(*(one(axes, size) for axes, size in zip(spec(*names), shape)))
+    return PartitionSpec(*(dividing(axes, size) for axes, size in zip(spec(*names), shape)))
 
 
 def shard(x: jax.Array, *names: str | None) -> jax.Array:
@@ -130,7 +130,7 @@ def constrain_last_axis(x: jax.Array, name: str | None) -> jax.Array:
 
 
 def with_logical_axes(initializer: Callable, *names: str | None) -> Callable:
-    """`initializer` whose parameter carries these logical axis names, boxed in `Axes`.
+    """`initializer` whose parameter carries these logical axis names, boxed in `LogicallyPartitioned`.
 
     A scan over layers adds "layers" in front. `flax.linen.meta.unbox` takes the boxes off.
     """
@@ -142,7 +142,7 @@ def with_logical_axes(initializer: Callable, *names: str | None) -> Callable:
 
 
 def shardings(mesh: Mesh, boxed_tree):
-    """NamedSharding of every parameter of a tree of `Axes` boxes (`model.init.abstract_params`).
+    """NamedSharding of every parameter of a tree of `LogicallyPartitioned` boxes (`model.init.abstract_params`).
 
     The result has the structure of the *unboxed* tree, so it serves as jit's in_shardings or out_shardings.
     A leaf without a box is replicated.

@@ -6,6 +6,7 @@ Pre-LayerNorm transformer without class token; the published pooling head is not
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from unitoken_jax.config import SiglipConfig
 from unitoken_jax.model.attention import attention
@@ -31,18 +32,19 @@ class SiglipBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, _=None) -> tuple[jax.Array, None]:
         c = self.config
-        B, P, D = x.shape
+        D = x.shape[-1]
 
         def dense(name: str, features: int, *axes: str) -> Dense:
+            inputs, outputs = axes
             xavier = Normal((2 / (features + (c.mlp if name == "down" else D))) ** 0.5)
-            return Dense(features, axes, True, xavier, self.dtype, name=name)
+            return Dense(features, (inputs, outputs), True, xavier, self.dtype, name=name)
 
         y = LayerNorm(c.norm_eps, self.dtype, name="attention_norm")(x)
         q, k, v = (
-            shard(dense(name, D, "embed", "heads")(y).reshape(B, P, c.heads, D // c.heads), *_HEADS)
+            shard(rearrange(dense(name, D, "embed", "heads")(y), "b p (n h) -> b p n h", n=c.heads), *_HEADS)
             for name in ("q", "k", "v")
         )
-        x = x + dense("o", D, "heads", "embed")(attention(q, k, v).reshape(B, P, D))
+        x = x + dense("o", D, "heads", "embed")(rearrange(attention(q, k, v), "b p n h -> b p (n h)"))
         y = LayerNorm(c.norm_eps, self.dtype, name="mlp_norm")(x)
         y = jax.nn.gelu(dense("up", c.mlp, "embed", "mlp")(y), approximate=True)
         x = x + dense("down", D, "mlp", "embed")(y)
@@ -73,14 +75,19 @@ class Siglip(nn.Module):
                 f"SigLIP crops are {crops.shape[1:]}; expected {(c.image_size, c.image_size, 3)}: make them "
                 "with the side the model's config.json gives as siglip.image_size"
             )
-        M, g, p = len(crops), c.grid, c.patch_size
+        side = c.grid * c.patch_size
         # Patches are cut while they are bytes; the embedding is then one matrix product.
-        x = crops[:, : g * p, : g * p].reshape(M, g, p, g, p, 3)
-        x = to_unit(x.transpose(0, 1, 3, 2, 4, 5).reshape(M, g * g, p * p * 3), self.dtype)
+        x = rearrange(
+            crops[:, :side, :side],
+            "m (gh ph) (gw pw) c -> m (gh gw) (ph pw c)",
+            ph=c.patch_size,
+            pw=c.patch_size,
+        )
+        x = to_unit(x, self.dtype)
         x = Dense(c.width, (None, "embed"), True, dtype=self.dtype, name="patch_embed")(x)
-        # From random weights a patch brings about 1 a channel: a place must not drown in it.
-        places = Embed(c.patches, c.width, ("patches", "embed"), self.dtype, 0.5, name="position_embed")
-        x = x + places.table()
+        # Patches of random weights are about 1 in every channel: their positions must not drown in that.
+        positions = Embed(c.patches, c.width, ("patches", "embed"), self.dtype, 0.5, name="position_embed")
+        x = x + positions.table()
         x = shard(x, "crops", "patches", "act_embed")
         layers = scan_layers(SiglipBlock, c.depth, self.remat, self.scan, in_axes=())
         x, _ = layers(c, self.dtype, name="layers")(x)

@@ -19,7 +19,7 @@ class UniTokenModel(nn.Module):
 
     Parameters: siglip, adapter, decoder; a "vqgan" beside them in `p` is not looked at.
     `dtype` is the computation's; `remat` says what a layer keeps for its backward pass, `scan` False unrolls
-    the loop over layers, `kernel` and `constant` are the Decoder's.
+    the loop over layers, `kernel` and `frozen_prefix_length` are the Decoder's.
     """
 
     config: ModelConfig
@@ -27,14 +27,16 @@ class UniTokenModel(nn.Module):
     remat: Remat = "none"
     scan: bool = True
     kernel: str = "xla"
-    constant: int = 0
+    frozen_prefix_length: int = 0
     cache_dtype: Dtype | None = None  # None: `dtype`; int8 has scales beside it
 
     def setup(self):
         c = self.config
         self.siglip = Siglip(c.siglip, self.dtype, self.remat, self.scan)
         self.adapter = Adapter(c.decoder.width, self.dtype)
-        self.decoder = Decoder(c.decoder, self.dtype, self.remat, self.scan, self.kernel, self.constant)
+        self.decoder = Decoder(
+            c.decoder, self.dtype, self.remat, self.scan, self.kernel, self.frozen_prefix_length
+        )
 
     def __call__(self, batch, deterministic: bool = True) -> jax.Array:
         """Batch -> logits float32[B, T, V]. Training goes through `hidden` and a chunked loss instead."""
@@ -62,11 +64,11 @@ class UniTokenModel(nn.Module):
     def hidden(self, batch, deterministic: bool = True) -> jax.Array:
         """Batch (of batch.py, without crops where there are none) -> [B, T, D] after the final norm.
 
-        Online codes must be in already (`fill_codes`): ValueError where they are not.
+        Online codes must be in already (`insert_vq_tokens`): ValueError where they are not.
         """
         if "images" in batch:
             raise ValueError(
-                "the batch has images to encode: pass it through model.unitoken.fill_codes first"
+                "the batch has images to encode: pass it through model.unitoken.insert_vq_tokens first"
             )
         crops = batch.get("crops")
         features = None if crops is None or crops.shape[1] == 0 else self.features(crops)

@@ -1,4 +1,4 @@
-"""Where a run's state and batches lie on a mesh: the same for `train.loop`, which has them, and `train.plan`,
+"""Where a run's state and batches lie on a mesh: the same for `train.loop`, which has them, and `planning.plan`,
 which compiles the step without any."""
 
 import jax

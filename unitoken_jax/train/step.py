@@ -1,6 +1,8 @@
 """One training step and one evaluation step, each a single compiled program."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,7 @@ def make_model(config: Config, rates: dict[str, float], platform: str | None = N
     """The module as `config.train` computes it where `rates` are trained, on "tpu", "gpu", "cpu" (default:
     what jax runs on)."""
     settings = config.train
-    kernel = settings.attention
+    kernel: str = settings.attention
     if kernel == "auto":
         kernel = kernel_for(platform or jax.default_backend(), config.model.decoder.head_dim)
     frozen_decoder = not any(path.startswith("decoder/") for path in rates)
@@ -31,8 +33,23 @@ def make_model(config: Config, rates: dict[str, float], platform: str | None = N
         settings.remat,
         settings.scan_layers,
         kernel,
-        constant=config.data.row_prefix if frozen_decoder else 0,
+        frozen_prefix_length=config.data.row_prefix if frozen_decoder else 0,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """A jitted step: calling it with (state, batch) returns (state, metrics)."""
+
+    jitted: Any  # what jax.jit returns, of (state without its frozen part, the frozen part, batch)
+
+    def __call__(self, state: State, batch: Mapping) -> tuple[State, dict[str, jax.Array]]:
+        after, metrics = self.jitted(dataclasses.replace(state, frozen={}), state.frozen, batch)
+        return dataclasses.replace(after, frozen=state.frozen), metrics
+
+    def lower(self, state: State, batch: Mapping) -> jax.stages.Lowered:
+        """The step for these arguments (ShapeDtypeStructs will do), ready to be compiled."""
+        return self.jitted.lower(dataclasses.replace(state, frozen={}), state.frozen, batch)
 
 
 def make_train_step(
@@ -41,13 +58,13 @@ def make_train_step(
     rates: dict[str, float],
     vocabulary: Vocabulary,
     shardings: State | None = None,
-) -> Callable[[State, dict], tuple[State, dict[str, jax.Array]]]:
-    """step(state, batch) -> (state, metrics), jitted; the state given is donated, but not its frozen part.
+) -> "TrainStep":
+    """The compiled step; the state given to it is donated, but not its frozen part.
 
     `rates` are `optimizer.peak_rates`; `shardings` keep the state where it is (`state.state_shardings`), for
     calls under `jax.set_mesh`. Metrics are float32 scalars still on the device: `LossSums.means`,
-    `grad_norm`, `lr` (the largest), `skipped`, those of `guard.judge`, and for each trained part ("decoder")
-    `grad_norm/decoder`, `param_norm/decoder`, `lr/decoder`.
+    `grad_norm`, `lr` (the largest), `skipped`, those of `spike_guard.check_step`, and for each trained part
+    ("decoder") `grad_norm/decoder`, `param_norm/decoder`, `lr/decoder`.
 
     Of a step that the guard leaves out, only `step`, `skipped` and the guard itself change. Dropout depends
     on (train.seed, step) and `train.accumulate` alone.
@@ -63,7 +80,8 @@ def make_train_step(
         factor = schedule(state.step, config.train.steps, config.optimizer.warmup_fraction)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = {path: value - factor * rates[path] * updates[path] for path, value in state.params.items()}
-        after = state.replace(
+        after = dataclasses.replace(
+            state,
             step=state.step + 1,
             skipped=state.skipped + ~ok,
             guard=guard,
@@ -73,15 +91,8 @@ def make_train_step(
         metrics = sums.means() | _norms(gradients, after.params, rates, factor) | limits
         return after, metrics | {"grad_norm": norm, "skipped": after.skipped.astype(jnp.float32)}
 
-    layout = None if shardings is None else (shardings.replace(frozen={}), None)
-    jitted = jax.jit(compiled, donate_argnums=0, out_shardings=layout)
-
-    def step(state: State, batch: dict) -> tuple[State, dict[str, jax.Array]]:
-        after, metrics = jitted(state.replace(frozen={}), state.frozen, batch)
-        return after.replace(frozen=state.frozen), metrics
-
-    step.lower = lambda state, batch: jitted.lower(state.replace(frozen={}), state.frozen, batch)
-    return step
+    layout = None if shardings is None else (dataclasses.replace(shardings, frozen={}), None)
+    return TrainStep(jax.jit(compiled, donate_argnums=0, out_shardings=layout))
 
 
 def make_evaluation_step(

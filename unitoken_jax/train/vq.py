@@ -154,8 +154,8 @@ class _Programs:
         return loss, ({"loss": loss, "l2": l2, "commitment": commitment}, codes)
 
     def _step(self, now: _Progress, images, quantised):
-        slopes, (metrics, codes) = jax.grad(self._losses, has_aux=True)(now.params, images, quantised)
-        updates, opt_state = self.optimizer.update(slopes, now.opt_state, now.params)
+        gradients, (metrics, codes) = jax.grad(self._losses, has_aux=True)(now.params, images, quantised)
+        updates, opt_state = self.optimizer.update(gradients, now.opt_state, now.params)
         counts = jnp.zeros_like(now.used).at[codes.reshape(-1)].add(1)
         metrics["psnr"] = 10 * jnp.log10(4 / metrics["l2"])
         metrics["codes_used"] = jnp.sum(counts > 0)
