@@ -10,8 +10,8 @@ two products forward (QK, PV) and four backward, frozen or not; of those, two ar
 """
 
 import dataclasses
-from collections.abc import Collection
-from typing import NamedTuple
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,10 +34,10 @@ class Work(NamedTuple):
     crops: float = 0
     images: float = 0  # encoded by the VQ-GAN in the step
 
-    def __add__(self, other: "Work") -> "Work":
+    def __add__(self, other: "Work") -> "Work":  # type: ignore[override]  # fields, not tuples, add up
         return Work(*(mine + yours for mine, yours in zip(self, other)))
 
-    def __mul__(self, times: float) -> "Work":
+    def __mul__(self, times: float) -> "Work":  # type: ignore[override]  # as above
         return Work(*(times * mine for mine in self))
 
 
@@ -71,7 +71,7 @@ def five_crop_example(model: ModelConfig, text: int = 250) -> Work:
     return example(prefix + soft + text, text // 2, prefix, crops=5, images=1)
 
 
-def batch_work(model: ModelConfig, batch: dict) -> Work:
+def batch_work(model: ModelConfig, batch: Mapping[str, Any]) -> Work:
     """The work of a batch's own examples, crops and images; `batch` as batch.py says (numpy).
 
     Crops and images that only pad the batch do not count.

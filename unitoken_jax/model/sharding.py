@@ -1,7 +1,7 @@
 """Mesh and the one table from logical axis names to mesh axes.
 
-Model code names its axes (`shard(x, "batch", "seq", "act_embed")` on activations, `with_logical_axes(init, "embed",
-"mlp")` on parameters); only this table says where they live.
+Model code names its axes (`shard(x, "batch", "seq", "act_embed")` on activations,
+`with_logical_axes(init, "embed", "mlp")` on parameters); only this table says where they live.
 """
 
 import math
@@ -142,7 +142,7 @@ def with_logical_axes(initializer: Callable, *names: str | None) -> Callable:
 
 
 def shardings(mesh: Mesh, boxed_tree):
-    """NamedSharding of every parameter of a tree of `LogicallyPartitioned` boxes (`model.init.abstract_params`).
+    """NamedSharding of every parameter of a tree of boxes (`model.init.abstract_params`).
 
     The result has the structure of the *unboxed* tree, so it serves as jit's in_shardings or out_shardings.
     A leaf without a box is replicated.

@@ -63,7 +63,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=managers.LatestN(max(keep, 1)) if writing else None,
+                preservation_policy=None if keep is None else managers.LatestN(max(keep, 1)),
                 cleanup_tmp_directories=writing,
                 create=writing,
                 read_only=not writing,

@@ -3,10 +3,11 @@
 `cross_entropy_definition` says in a few lines what the loss is, and makes all logits, float32[B, T, V].
 Training uses `cross_entropy`: the same numbers without that array.
 
-There, supervised positions (a third of them or fewer) are moved to the front of a compact buffer. Two sweeps over blocks of the vocabulary make the logits of `chunk` of them at a time, in a
-loop whose length follows their number: the first sums up each position's exponentials, the second makes the
-gradients, where any are asked for. A loop of unknown length has no reverse gradient in jax, but here none is
-needed: the loss is a sum, so its gradient is made on the way, and the backward pass only scales it.
+There, supervised positions (a third of them or fewer) are moved to the front of a compact buffer. Two sweeps
+over blocks of the vocabulary make the logits of `chunk` of them at a time, in a loop whose length follows
+their number: the first sums up each position's exponentials, the second makes the gradients, where any are
+asked for. A loop of unknown length has no reverse gradient in jax, but here none is needed: the loss is a
+sum, so its gradient is made on the way, and the backward pass only scales it.
 
 On a mesh, each group of devices that holds rows of its own compacts those rows alone: nothing is gathered
 across rows. A block of the head's gradient is summed over groups as soon as it is made, and no device ever

@@ -1,5 +1,10 @@
-"""Where a run's state and batches lie on a mesh: the same for `train.loop`, which has them, and `planning.plan`,
-which compiles the step without any."""
+"""Where a run's state and batches lie on a mesh.
+
+It is the same for `train.loop`, which has them, and for `planning.plan`, which compiles the step without any.
+"""
+
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from flax.core import meta
@@ -68,7 +73,7 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, sharding.spec("batch"))
 
 
-def shard_batch(batch: dict, mesh: Mesh) -> dict:
+def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's rows of a batch -> global arrays."""
     rows = row_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(rows, value) for name, value in batch.items()}

@@ -97,11 +97,11 @@ def make_train_step(
 
 def make_evaluation_step(
     model: UniTokenModel, config: Config, vocabulary: Vocabulary
-) -> Callable[[State, dict], LossSums]:
+) -> Callable[[State, Mapping], LossSums]:
     """sums(state, batch) -> LossSums of the batch without dropout, jitted; add them up over batches."""
     objective = _objective(model, config, vocabulary)
 
-    def sums(state: State, batch: dict) -> LossSums:
+    def sums(state: State, batch: Mapping) -> LossSums:
         return objective(state.params, state.frozen, batch, None)[1]
 
     return jax.jit(sums)

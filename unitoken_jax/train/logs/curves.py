@@ -2,6 +2,7 @@
 
 import pathlib
 import statistics
+from typing import Literal
 
 from unitoken_jax.train.logs.metrics import METRICS_FILE, read_metrics
 
@@ -14,7 +15,8 @@ PANELS = (
     ("tokens a second", ("tokens_per_second",), False),
 )
 COLUMNS = 3
-STYLES = ("-", "--")  # of a panel's numbers; a run has its colour
+# The line styles of a panel's numbers, in order; a run has its colour.
+STYLES: tuple[Literal["-"], Literal["--"]] = ("-", "--")
 
 
 def draw_curves(workdirs, out, labels=None) -> pathlib.Path:
@@ -74,7 +76,7 @@ def _points(rows: list[dict], name: str) -> list[tuple[int, float]]:
     return [(row["step"], row[name]) for row in rows if row.get(name) is not None]
 
 
-def _add_legend(axes, entries: list[tuple[str, str, str]]) -> None:
+def _add_legend(axes, entries: list[tuple[str, str, Literal["-", "--"]]]) -> None:
     """`entries`: (label, colour, style)."""
     import matplotlib.lines
 

@@ -49,10 +49,10 @@ class Samples:
         self._config, self._tokenizer, self._mesh = config, tokenizer, mesh
         self._folder = pathlib.Path(workdir) / FOLDER
         if settings.samples:
-            found = read_conversations(settings.samples, need_answers=False)
+            conversations: Iterable[Conversation] = read_conversations(settings.samples, need_answers=False)
         else:
-            found = _first_of(validation.sources if validation else [])
-        self.prompts, self.questions = _prompts_and_questions(found, settings.sample_count)
+            conversations = _first_of(validation.sources if validation else [])
+        self.prompts, self.questions = _prompts_and_questions(conversations, settings.sample_count)
         if not (self.prompts or self.questions):
             raise ValueError(
                 "train.sample_every is set, but there is nothing to draw or answer: set data.validation, or "

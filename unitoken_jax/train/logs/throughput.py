@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,7 +34,7 @@ class SpeedMeter:
         self._devices = len(devices)
         self._peak = flops.device(devices[0].device_kind)
 
-    def count(self, batch: Mapping[str, np.ndarray]) -> StepCounts:
+    def count(self, batch: Mapping[str, Any]) -> StepCounts:
         """What a step on `batch`, this process's rows, computes on all processes together."""
         segments, processes = batch["segments"], jax.process_count()
         tokens = int(np.count_nonzero(segments)) * processes
