@@ -19,6 +19,7 @@ S the devices that split the vocabulary, C a block's share of it on each.
 
 import dataclasses
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -303,7 +304,8 @@ class _Compacted:
     def _block(self, number) -> tuple[jax.Array, jax.Array]:
         """Block `number` of the head [D, S, C], only its vocabulary split, and its ids int32[S, C]."""
         head = jax.lax.dynamic_index_in_dim(self.head, number, 2, keepdims=False)
-        ids = np.arange(self.head[0].size, dtype=np.int32).reshape(self.head.shape[1:])
+        shape = self.head.shape[1:]
+        ids = np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
         ids = jax.lax.dynamic_index_in_dim(jnp.asarray(ids), number, 1, keepdims=False)
         return shard(head, None, "vocab", None), ids
 
