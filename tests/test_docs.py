@@ -5,6 +5,7 @@ configs it names are read with their overrides.
 """
 
 import contextlib
+import importlib
 import io
 import json
 import pathlib
@@ -181,6 +182,15 @@ def test_files_and_names_that_the_architecture_sends_readers_to_exist():
         for name in set(quoted) - set(files):
             last = name.rpartition(".")[2]
             assert any(f"def {last}(" in text for text in texts), f"{name}: {line}"
+
+
+def test_the_python_interface_lists_names_that_exist():
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    for module, members in re.findall(
+        r"^::: (\S+)\n    options:\n      members: \[(.*)\]", page, re.MULTILINE
+    ):
+        loaded = importlib.import_module(module)
+        assert [name for name in members.split(", ") if not hasattr(loaded, name)] == [], module
 
 
 def test_every_page_is_in_the_contents():

@@ -1,4 +1,4 @@
-"""Conversation files with images on disk, for tests of everything under host/."""
+"""Conversation files with images on disk, for tests of the data pipeline."""
 
 import dataclasses
 import json

@@ -38,7 +38,7 @@ def tokenize(
     on_error: Callable[[Exception], None] | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> pathlib.Path:
-    """Writes the codes of every image in `data`; the path of the codes' folder (codes.py).
+    """Writes the codes of every image in `data`; the path of the codes' folder (data/codes.py).
 
     Stopped, it goes on with the shard it was at when called again. The folder appears when all is done.
 

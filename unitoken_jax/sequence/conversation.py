@@ -40,7 +40,7 @@ class ConversationError(ValueError):
 class ImageFile:
     """An image on disk: `name` as the data file writes it (the key of offline codes).
 
-    `path` is what `image.open_image` opens: a path, local or remote, or part of a shard (storage.py).
+    `path` is what `image.open_image` opens: a path, local or remote, or part of a shard (storage/paths.py).
     """
 
     name: str
@@ -204,7 +204,7 @@ def _skip(text: str, place: int, chars: str) -> int:
 def parse_conversation(record, source: str, root, need_answers: bool = True) -> Conversation:
     """One record of a data file. Raises ConversationError beginning with `source`.
 
-    `root / name` is an image's path: a folder, or a store of image_store.py. An image may also be bytes,
+    `root / name` is an image's path: a folder, or a store of data/image_store.py. An image may also be bytes,
     the encoded file itself.
     """
     if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):

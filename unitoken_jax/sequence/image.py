@@ -67,7 +67,7 @@ ImageSource = str | os.PathLike | ReadableFile | Image.Image
 def open_image(source: ImageSource) -> Image.Image:
     """`source` as an upright 8-bit RGB or RGBA image; the first frame of an animation.
 
-    Besides a path, anything with `open("rb")` and `is_file()` will do (see storage.py).
+    Besides a path, anything with `open("rb")` and `is_file()` will do (storage/paths.py).
 
     16-bit grey is scaled to 8, CMYK and palettes are converted.
     Raises ImageError naming the file where it is missing, damaged, too large or too narrow.
