@@ -19,6 +19,7 @@ import pytest
 from tests.helpers.benchmark_files import MMMU_HEADER, geneval_line, mmmu_rows, write_tsv
 from tests.helpers.tiny_model import CONFIG, noise, tiny_params, tiny_tokenizer
 from unitoken_jax.cli import main
+from unitoken_jax.cli.evaluate import with_word
 from unitoken_jax.config_file import is_override, load_config
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -47,7 +48,8 @@ def words_of(command: str) -> list[str]:
 def parse(words: list[str]) -> None:
     """A `unitoken` command's flags, and its config with the overrides."""
     overrides = [word for word in words if is_override(word)]
-    arguments = main.build_parser().parse_args([word for word in words[1:] if not is_override(word)])
+    argv = with_word([word for word in words[1:] if not is_override(word)])
+    arguments = main.build_parser().parse_args(argv)
     if overrides or arguments.verb == "train":
         config = pathlib.Path(arguments.config)
         if config.parts[0] == "configs":

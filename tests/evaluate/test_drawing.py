@@ -193,25 +193,36 @@ def test_a_bad_prompt_is_named_before_the_weights_are_read(model, tmp_path, monk
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (
-            ["--benchmark", "GenEval", "--data", "d", "--max-tokens", "3"],
-            "--max-tokens says nothing about GenEval",
-        ),
-        (["--benchmark", "MMMU", "--data", "d", "--seed", "0"], "--seed says nothing about MMMU"),
-        (
-            ["--benchmark", "MMMU", "--predictions", "p", "--batch", "2"],
-            "--batch says nothing about --predictions",
-        ),
+        (["--benchmark", "GenEval", "--data", "d", "--max-tokens", "3"], "arguments: --max-tokens"),
+        (["--benchmark", "MMMU", "--data", "d", "--seed", "0"], "arguments: --seed"),
+        (["--benchmark", "MMMU", "--predictions", "p", "--batch", "2"], "arguments: --batch"),
+        (["--scores", "s", "--data", "d"], "arguments: --data"),
+        (["draw", "--benchmark", "GenEval", "--data", "d", "--template", "direct"], "arguments: --template"),
+        (["--benchmark", "MMMU"], "required: --data"),
+        (["--predictions", "p"], "required: --benchmark"),
+    ],
+)
+def test_each_word_takes_only_its_own_options(argv, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main.main(["evaluate", *argv, "--out", str(tmp_path), "--debug"])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
         (["--benchmark", "GenEval", "--predictions", "p"], "scored by its authors' own scorer"),
-        (["--benchmark", "MMMU"], "--data FILE is needed"),
         (["--data", "d"], "which benchmark"),
+        (["run", "--data", "d"], "which benchmark"),
         (["--data", "d", "--benchmark", "MMMU", "--batch", "0"], "--batch is 0"),
         (["--data", "d", "--benchmark", "GenEvil", "--model", "m"], "Known: .* for images: GenEval"),
+        (["run", "--data", "d", "--benchmark", "GenEval", "--model", "m"], "but of images to draw"),
+        (["draw", "--data", "d", "--benchmark", "MMMU", "--model", "m"], "but of questions about images"),
     ],
 )
 def test_options_that_say_nothing_together(argv, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        main.main(["evaluate", "--out", str(tmp_path), "--debug", *argv])
+        main.main(["evaluate", *argv, "--out", str(tmp_path), "--debug"])
 
 
 def test_the_quickstarts_images_are_judged(tmp_path, model, monkeypatch):

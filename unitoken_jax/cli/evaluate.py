@@ -1,111 +1,138 @@
-"""`unitoken evaluate`: which of its four ways was meant, and options that have no place in it."""
+"""`unitoken evaluate run | draw | score | import`: the paper's benchmarks, a word for each thing to do.
+
+`unitoken evaluate --benchmark ...` without a word is a spelling of the one that its options mean: `import`
+with --scores, `score` with --predictions, else `run` or `draw`, as the benchmark has it.
+"""
 
 import argparse
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from unitoken_jax.cli.options import AddVerb, add_model_option, model_directory
 
-_QUESTIONS = ("template", "max_tokens")
-_IMAGES = ("rewritten", "number", "seed", "guidance", "top_k", "temperature")
+WORDS = ("run", "draw", "score", "import")
 
 
 def add_verbs(add_verb: AddVerb) -> None:
-    """Adds this file's verb to the command line."""
+    """Adds this file's verb to the command line, with a parser for each of its words."""
     evaluate = add_verb("evaluate", run_evaluate, "the paper's benchmarks: predictions, scores, a report")
-    add_model_option(evaluate)
-    evaluate.add_argument(
-        "--benchmark", metavar="NAME", help="MMMU, MMBench_EN, ... (a wrong name lists them)"
-    )
-    evaluate.add_argument("--data", metavar="FILE", help="the benchmark's file, as VLMEvalKit has it (TSV)")
-    evaluate.add_argument("--out", required=True, metavar="DIR", help="a killed run goes on from here")
-    evaluate.add_argument("--predictions", metavar="FILE", help="score this file, without a model")
-    evaluate.add_argument("--scores", metavar="FILE", help="take up what GenEval's or T2I's scorer wrote")
-    evaluate.add_argument("--recipe", metavar="FILE", help="repeat the run that this recipe is of")
-    evaluate.add_argument("--template", help="how questions are put: vlmevalkit (default) or direct")
-    evaluate.add_argument("--max-tokens", type=int, help="longest answer (default: the model's)")
-    evaluate.add_argument("--batch", type=int, help="how many at one time (default 16)")
-    evaluate.add_argument("--rewritten", metavar="FILE", help="draw these prompts, line by line, instead")
-    evaluate.add_argument("--number", type=int, help="images a prompt (default: the benchmark's)")
-    evaluate.add_argument("--seed", type=int, help="of the images (default 0)")
-    evaluate.add_argument("--guidance", type=float, help="default: 5.5 for GenEval, 5.0 for T2I-CompBench++")
-    evaluate.add_argument("--top-k", type=int, help="of the images (default: the model's)")
-    evaluate.add_argument("--temperature", type=float, help="of the images (default: the model's)")
+    words = evaluate.add_subparsers(dest="word", required=True, metavar="|".join(WORDS))
+
+    def add_word(name: str, call: Callable, help: str) -> argparse.ArgumentParser:
+        parser = words.add_parser(name, help=help, description=help, allow_abbrev=False)
+        # SUPPRESS: a default here would undo a --debug before the word.
+        parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS)
+        parser.add_argument("--out", required=True, metavar="DIR", help="a killed run goes on from here")
+        parser.set_defaults(call=call)
+        return parser
+
+    run = add_word("run", _run, "answer a benchmark's questions, and score the answers")
+    _add_run_options(run, "the benchmark's file, as VLMEvalKit has it (TSV)")
+    run.add_argument("--template", help="how questions are put: vlmevalkit (default) or direct")
+    run.add_argument("--max-tokens", type=int, help="longest answer (default: the model's)")
+    draw = add_word("draw", _draw, "draw a benchmark's prompts, where its scorer looks for the images")
+    _add_run_options(draw, "the benchmark's prompts")
+    draw.add_argument("--rewritten", metavar="FILE", help="draw these prompts, line by line, instead")
+    draw.add_argument("--number", type=int, help="images a prompt (default: the benchmark's)")
+    draw.add_argument("--seed", type=int, help="of the images (default 0)")
+    draw.add_argument("--guidance", type=float, help="default: 5.5 for GenEval, 5.0 for T2I-CompBench++")
+    draw.add_argument("--top-k", type=int, help="of the images (default: the model's)")
+    draw.add_argument("--temperature", type=float, help="of the images (default: the model's)")
+    score = add_word("score", _score, "score predictions, or the quickstart's images; needs no model")
+    score.add_argument("--benchmark", required=True, metavar="NAME", help="whose rules they are scored by")
+    score.add_argument("--predictions", required=True, metavar="FILE", help="or the folder of the images")
+    score.add_argument("--data", metavar="FILE", help="the right answers (default: of the predictions)")
+    take = add_word("import", _import, "take up what GenEval's or T2I-CompBench++'s scorer wrote")
+    take.add_argument("--scores", required=True, metavar="FILE", help="what the scorer wrote")
+    take.add_argument("--benchmark", metavar="NAME", help="refuse the folder if it is another one's")
+
+
+def _add_run_options(parser: argparse.ArgumentParser, data_help: str) -> None:
+    add_model_option(parser)
+    parser.add_argument("--benchmark", metavar="NAME", help="MMMU, GenEval, ... (a wrong name lists them)")
+    parser.add_argument("--recipe", metavar="FILE", help="repeat the run that this recipe is of")
+    parser.add_argument("--data", required=True, metavar="FILE", help=data_help)
+    parser.add_argument("--batch", type=int, help="how many at one time (default 16)")
+
+
+def with_word(argv: Sequence[str]) -> list[str]:
+    """`argv` with the word of `evaluate` that its options mean, where it has none.
+
+    Raises ValueError for a benchmark or a recipe that cannot be read.
+    """
+    argv = list(argv)
+    rest = [argument for argument in argv[1:] if argument != "--debug"]
+    if argv[:1] != ["evaluate"] or not rest or rest[0] in (*WORDS, "-h", "--help"):
+        return argv
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("--scores", "--predictions", "--benchmark", "--recipe"):
+        parser.add_argument(option, nargs="?")
+    options, _ = parser.parse_known_args(argv[1:])
+    return [argv[0], _meant_word(options), *argv[1:]]
+
+
+def _meant_word(options: argparse.Namespace) -> str:
+    if options.scores:
+        return "import"
+    if options.predictions:
+        return "score"
+    from unitoken_jax.evaluate import recipe as recipes
+    from unitoken_jax.evaluate.registry import find_benchmark
+
+    if not options.benchmark and not options.recipe:
+        raise ValueError("which benchmark? --benchmark NAME, or --recipe FILE to repeat a run")
+    return find_benchmark(options.benchmark or recipes.load(options.recipe)["benchmark"]).verb
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
-    """`unitoken evaluate`: prints the report."""
-    names = ("benchmark", "data", "out", "predictions", "scores", "recipe", "batch", *_QUESTIONS, *_IMAGES)
-    options = {name: getattr(arguments, name) for name in names}
-    print("\n".join(evaluate(lambda: model_directory(arguments), **options)))
+    """`unitoken evaluate WORD`: prints the report. Raises ValueError, as the functions it calls."""
+    if getattr(arguments, "batch", None) is not None and arguments.batch < 1:
+        raise ValueError(f"--batch is {arguments.batch}; expected at least 1")
+    if pathlib.Path(arguments.out).is_file():
+        raise ValueError(f"--out {arguments.out} is a file; expected a folder")
+    print("\n".join(arguments.call(arguments)))
 
 
-def evaluate(
-    model: Callable[[], str],
-    *,
-    out: str,
-    benchmark: str | None,
-    data: str | None,
-    predictions: str | None,
-    recipe: str | None,
-    scores: str | None,
-    batch: int | None,
-    **given,
-) -> list[str]:
-    """Runs or scores a benchmark; lines for the user. `model()`: the model directory, where one is needed.
+def _run_options(arguments: argparse.Namespace, *names: str) -> dict:
+    if not arguments.benchmark and not arguments.recipe:
+        raise ValueError("which benchmark? --benchmark NAME, or --recipe FILE to repeat a run")
+    return {name: getattr(arguments, name) for name in ("recipe", "batch", *names)}
 
-    Raises ValueError for options that say nothing together, and as the functions it calls.
-    """
-    from unitoken_jax.evaluate import recipe as recipes
-    from unitoken_jax.evaluate.registry import find_benchmark
+
+def _run(arguments: argparse.Namespace) -> list[str]:
     from unitoken_jax.evaluate.understanding.run import run_benchmark
 
-    if batch is not None and batch < 1:
-        raise ValueError(f"--batch is {batch}; expected at least 1")
-    if pathlib.Path(out).is_file():
-        raise ValueError(f"--out {out} is a file; expected a folder")
-    if scores:
-        from unitoken_jax.evaluate.drawing.scorers import import_scores
-
-        other = {"data": data, "predictions": predictions, "recipe": recipe, "batch": batch}
-        _refuse(given | other, "--scores, which only takes up what a scorer wrote")
-        return import_scores(scores, out, benchmark)
-    if predictions:
-        if not benchmark:
-            raise ValueError("--predictions needs --benchmark NAME, whose rules it is scored by")
-        _refuse(given | {"recipe": recipe, "batch": batch}, "--predictions, which only scores")
-        return _score(benchmark, predictions, out, data)
-    if not benchmark and not recipe:
-        raise ValueError("which benchmark? --benchmark NAME, or --recipe FILE to repeat a run")
-    if not data:
-        raise ValueError("--data FILE is needed: the benchmark's file (or --predictions FILE to score)")
-    name = benchmark or recipes.load(recipe)["benchmark"]
-    if find_benchmark(name).verb == "draw":
-        from unitoken_jax.evaluate.drawing.run import draw_benchmark
-
-        _refuse({option: given[option] for option in _QUESTIONS}, f"{name}, which is about images to draw")
-        own = {option: given[option] for option in _IMAGES}
-        return draw_benchmark(benchmark, model(), data, out, recipe=recipe, batch=batch, **own)
-    _refuse({option: given[option] for option in _IMAGES}, f"{name}, which is about questions")
-    own = {option: given[option] for option in _QUESTIONS}
-    return run_benchmark(benchmark, model(), data, out, recipe=recipe, batch=batch, **own)
+    options = _run_options(arguments, "template", "max_tokens")
+    return run_benchmark(
+        arguments.benchmark, model_directory(arguments), arguments.data, arguments.out, **options
+    )
 
 
-def _score(benchmark: str, predictions: str, out: str, data: str | None) -> list[str]:
+def _draw(arguments: argparse.Namespace) -> list[str]:
+    from unitoken_jax.evaluate.drawing.run import draw_benchmark
+
+    names = ("rewritten", "number", "seed", "guidance", "top_k", "temperature")
+    options = _run_options(arguments, *names)
+    return draw_benchmark(
+        arguments.benchmark, model_directory(arguments), arguments.data, arguments.out, **options
+    )
+
+
+def _score(arguments: argparse.Namespace) -> list[str]:
     from unitoken_jax.evaluate.drawing.benchmark import DrawingBenchmark
     from unitoken_jax.evaluate.registry import find_benchmark
 
-    scored = find_benchmark(benchmark)
-    if isinstance(scored, DrawingBenchmark):
+    benchmark = find_benchmark(arguments.benchmark)
+    if isinstance(benchmark, DrawingBenchmark):
         from unitoken_jax.evaluate.drawing.scorers import score_images
 
-        return score_images(scored, predictions, out)
+        return score_images(benchmark, arguments.predictions, arguments.out)
     from unitoken_jax.evaluate.understanding.run import score_predictions
 
-    return score_predictions(benchmark, predictions, out, data)
+    return score_predictions(arguments.benchmark, arguments.predictions, arguments.out, arguments.data)
 
 
-def _refuse(options: dict, where: str) -> None:
-    for name, value in options.items():
-        if value is not None:
-            raise ValueError(f"--{name.replace('_', '-')} says nothing about {where}")
+def _import(arguments: argparse.Namespace) -> list[str]:
+    from unitoken_jax.evaluate.drawing.scorers import import_scores
+
+    return import_scores(arguments.scores, arguments.out, arguments.benchmark)

@@ -30,6 +30,13 @@ def main(argv: list[str] | None = None) -> int:
     for argument in argv:
         if new_name := RENAMED_OPTIONS.get(option := argument.partition("=")[0]):
             parser.error(f"{option} is called {new_name} now")
+    try:
+        argv = evaluate.with_word(argv)
+    except (ValueError, OSError) as error:
+        if "--debug" in argv:
+            raise
+        print(f"unitoken evaluate: {error}\n(--debug shows where)", file=sys.stderr)
+        return 2
     arguments = parser.parse_args([argument for argument in argv if not is_override(argument)])
     overrides = [argument for argument in argv if is_override(argument)]
     if overrides and not hasattr(arguments, "overrides"):
