@@ -69,7 +69,7 @@ def _whole_numbers(key, shape, bits: int, std: float) -> QuantizedKernel:
 
 
 def random_decoder(model: ModelConfig, weights: str) -> dict:
-    """{"decoder": ...} as `make_module` reads it, its layers apart as `UniToken.decoding_params` has them."""
+    """{"decoder": ...} as `make_module` reads it, its layers apart as `Runtime.params` has them."""
     dtype = str(make_module(model, weights).dtype)
     decoder = random_network(abstract_params(model)["decoder"], dtype, BITS.get(weights), "decoder/")
     decoder["layers"] = unstack_layers(traverse_util.flatten_dict(decoder.pop("layers")))

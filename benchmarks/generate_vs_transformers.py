@@ -24,6 +24,7 @@ from transformers.models.chameleon import ChameleonConfig, ChameleonForCondition
 from unitoken_jax.config import DecoderConfig, ModelConfig
 from unitoken_jax.generate import decode
 from unitoken_jax.generate.sampling import sample_keys
+from unitoken_jax.model.decoder import with_unstacked_layers
 from unitoken_jax.model.quantize import quantize_params
 from unitoken_jax.model.unitoken import UniTokenModel
 
@@ -151,7 +152,7 @@ def draw_ours(config, params, conditional, unconditional, forced, side, codes, w
     )
     shape, slots = decode.DecodeSpec(window, guided=True), stacked.tokens.shape[1] + len(drawn)
     keys, limits = sample_keys(0, [0]), np.array([len(drawn) - 1], np.int32)
-    clock, params = decode.Clock(), decode.ready(params)
+    clock, params = decode.Clock(), {**params, "decoder": with_unstacked_layers(params["decoder"])}
     arguments = module, params, stacked, keys, limits, rules
     state = clock.run("first", decode.prefill, *arguments, slots=slots, shape=shape)
     arguments = module, params, state, rules, np.int32(1), np.int32(len(drawn))

@@ -60,7 +60,7 @@ CASES = {
 
 
 def abstract_weights(config: ModelConfig, weights: str, mesh) -> dict:
-    """The decoder's parameters as shapes with their placement, as `UniToken.decoding_params` has them."""
+    """The decoder's parameters as shapes with their placement, as `Runtime.params` has them."""
     boxed = {"decoder": abstract_params(config)["decoder"]}
     placed = traverse_util.flatten_dict(sharding.shardings(mesh, boxed), sep="/")
     found = {}

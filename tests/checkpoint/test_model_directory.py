@@ -94,15 +94,6 @@ def test_dtype_casts_all_but_the_vqgan(saved):
     assert len(model.answer([[noise(0), "what is this ?"]])) == len(model.generate(["a"])) == 1
 
 
-def test_decoding_holds_the_layers_once_and_keeps_the_parameters():
-    model, before = tiny_model(), tiny_model().params
-    model.answer([["what is this ?"]], max_tokens=2)
-    layers = model.decoding_params()["decoder"]["layers"]
-    assert sorted(layers) == [str(i) for i in range(CONFIG.decoder.depth)]
-    assert layers["0"] is model.decoding_params()["decoder"]["layers"]["0"]
-    jax.tree.map(np.testing.assert_array_equal, model.params, before)
-
-
 def test_apply_is_pure_in_params():
     model = tiny_model()
     zeros = jnp.zeros((1, 4), jnp.int32)

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from tests.helpers.tiny_model import CODES, noise, tiny_model
+from tests.helpers.tiny_model import CODES, noise, tiny_model, tiny_params
 from unitoken_jax import UniToken
 from unitoken_jax.generate import text
 from unitoken_jax.generate.image import encode_images
@@ -19,7 +19,7 @@ BEFORE, AFTER = "a red circle", " and how many"
 def _model(**variant):
     """It answers with BEFORE, an image of random codes, AFTER, whatever it is asked."""
     model = tiny_model(**variant)
-    v, encode, decoder = model.tokenizer.vocabulary, model.tokenizer.encode, model.params["decoder"]
+    v, encode, decoder = model.tokenizer.vocabulary, model.tokenizer.encode, tiny_params()["decoder"]
     layers = {name: dict(branch) for name, branch in decoder["layers"].items()}
     for branch, last in (("attention", "o"), ("mlp", "down")):  # nothing but the last token counts
         layers[branch][last] = {"kernel": np.zeros_like(layers[branch][last]["kernel"])}

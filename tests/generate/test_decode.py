@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from tests.helpers import compiles
-from tests.helpers.tiny_model import CONFIG, tiny_model
+from tests.helpers.tiny_model import CONFIG, tiny_model, tiny_params
 from unitoken_jax.generate import decode
 from unitoken_jax.generate.sampling import sample_keys
+from unitoken_jax.model.decoder import with_unstacked_layers
 from unitoken_jax.model.quantize import quantize_params
 from unitoken_jax.model.unitoken import UniTokenModel
 from unitoken_jax.planning.hlo import parse
@@ -128,8 +129,9 @@ def test_nothing_recompiles_within_a_bucket():
 def test_a_pass_copies_neither_cache_nor_weights(quantize, window):
     """Guided drawing under forced ids: the loop moves nothing of the size of keys or kernels."""
     module = UniTokenModel(CONFIG, cache_dtype=quantize and np.dtype(quantize))
-    params = {"decoder": tiny_model().params["decoder"]}
-    params = decode.ready(quantize_params(params, quantize) if quantize else params)
+    params = {"decoder": tiny_params()["decoder"]}
+    params = quantize_params(params, quantize) if quantize else params
+    params = {"decoder": with_unstacked_layers(params["decoder"])}
     forced = np.array([decode.MODEL_CHOOSES, decode.MODEL_CHOOSES, 7] * 5, np.int32)
     ids, ends, one = np.arange(20, dtype=np.int32), np.zeros(0, np.int32), np.int32(1)
     rules = decode.SamplingParams(one, np.float32(1), np.float32(3), forced, ids, ends, np.int32(3))

@@ -7,7 +7,7 @@ import pytest
 from tests.helpers.tiny_model import noise, tiny_model
 from unitoken_jax.inspection.attention import attention_weights, example_of
 from unitoken_jax.inspection.show import CONTINUOUS, DISCRETE, token_kinds
-from unitoken_jax.model.decoder import DecoderBlock, with_unstacked_layers
+from unitoken_jax.model.decoder import DecoderBlock
 from unitoken_jax.model.layers import rope_table
 from unitoken_jax.sequence import build
 from unitoken_jax.sequence.conversation import make_conversation
@@ -23,7 +23,7 @@ def test_weights_times_values_are_what_the_first_layer_makes():
     np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
     assert not np.triu(weights, 1).any()
 
-    params = with_unstacked_layers(model.params["decoder"])["layers"]["0"]
+    params = model.params["decoder"]["layers"]["0"]
     positions = jnp.arange(T)[None]
     rope = rope_table(positions, config.head_dim, config.rope_theta)
     features = model.module.apply({"params": model.params}, example.crops[None], method="features")

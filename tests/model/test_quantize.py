@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.networks import random_params
-from tests.helpers.tiny_model import CONFIG, noise, tiny_model, tiny_tokenizer
+from tests.helpers.tiny_model import CONFIG, noise, tiny_model, tiny_params, tiny_tokenizer
 from unitoken_jax import UniToken
 from unitoken_jax.checkpoint.model_directory import save_model
 from unitoken_jax.config import DecoderConfig
@@ -79,9 +79,9 @@ def test_logits_and_bytes(name, cosine, share):
 
 def test_a_loaded_model_draws_and_answers(tmp_path):
     model = tiny_model()
-    save_model(tmp_path / "model", model.config, model.params, model.tokenizer)
+    save_model(tmp_path / "model", model.config, tiny_params(), model.tokenizer)
     small = UniToken.load(tmp_path / "model", quantize="int8")
-    in_memory = UniToken(CONFIG, quantize_params(model.params, "int8"), tiny_tokenizer(), cache_dtype="int8")
+    in_memory = UniToken(CONFIG, quantize_params(tiny_params(), "int8"), tiny_tokenizer(), cache_dtype="int8")
     loaded, made = (jax.tree.leaves_with_path(each.params) for each in (small, in_memory))
     assert [path for path, _ in loaded] == [path for path, _ in made]
     for (_, a), (_, b) in zip(loaded, made):

@@ -21,6 +21,7 @@ from unitoken_jax.convert.torch.assemble import disassemble
 from unitoken_jax.data.packing import batch_of
 from unitoken_jax.generate.image import decode_codes, encode_images
 from unitoken_jax.inspection.score import score
+from unitoken_jax.model.decoder import stack_layers
 from unitoken_jax.sequence import build
 from unitoken_jax.sequence.conversation import read_conversations
 from unitoken_jax.sequence.image import discrete_crop, open_image
@@ -160,7 +161,7 @@ STAGES = {
 
 def test_every_gradient_norm_at_step_0(model, examples, golden):
     rows = batch(examples[:6], model)
-    flat = states.flatten(model.network_params)
+    flat = states.flatten(_stacked(model.network_params))
     trained = {path: jnp.asarray(flat[path]) for path in peak_rates(flat, STAGES[2])}
     frozen = {path: value for path, value in flat.items() if path not in trained}
 
@@ -197,8 +198,9 @@ def test_ten_steps(stage, model, still, examples, golden):
     optimizer = OptimizerConfig(groups=STAGES[stage], warmup_fraction=0.2)
     train = TrainConfig(steps=10, dtype="float32", remat="none")
     config = Config(model=still, optimizer=optimizer, train=train)
-    rates = peak_rates(flatten_dict(model.network_params, sep="/"), optimizer.groups)
-    state = states.create(model.network_params, rates, transformation(optimizer))
+    params = _stacked(model.network_params)
+    rates = peak_rates(flatten_dict(params, sep="/"), optimizer.groups)
+    state = states.create(params, rates, transformation(optimizer))
     step = make_train_step(make_model(config, rates), config, rates, model.tokenizer.vocabulary)
     rows = batch(examples[:6], model)
     losses, norms = [], []
@@ -301,3 +303,8 @@ def test_the_whole_image(guidance, near_ties, model, golden, conversations):
         bytes_agree(drawing.image, image)
     # What follows the image is plain text, without guidance: each id the likeliest after those before it.
     np.testing.assert_array_equal(logits[end - 1 : -1].argmax(-1), recorded[end:])
+
+
+def _stacked(params: dict) -> dict:
+    """The network's parameters as training has them."""
+    return params | {"decoder": stack_layers(params["decoder"])}

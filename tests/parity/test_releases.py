@@ -26,6 +26,7 @@ from unitoken_jax.convert.torch.assemble import disassemble  # noqa: E402
 from unitoken_jax.data.packing import batch_of  # noqa: E402
 from unitoken_jax.generate.image import encode_images  # noqa: E402
 from unitoken_jax.inspection.score import score  # noqa: E402
+from unitoken_jax.model.decoder import stack_layers  # noqa: E402
 from unitoken_jax.sequence.build import build_example  # noqa: E402
 from unitoken_jax.sequence.conversation import read_conversations  # noqa: E402
 from unitoken_jax.train.loss import cross_entropy  # noqa: E402
@@ -205,10 +206,15 @@ def test_gradients(tmp_path):
 
         return jax.grad(total)(params)
 
-    found = flatten_dict(slopes(model.network_params), sep="/")
+    found = flatten_dict(slopes(_stacked(model.network_params)), sep="/")
     pairs = [disassemble(path, np.asarray(slope), {"siglip": "vit."}) for path, slope in found.items()]
     found = {name: slope for pair in pairs for name, slope in pair}
     assert found.keys() <= expected.keys()
     for name, slope in found.items():
         scale = np.abs(expected[name]).max()
         np.testing.assert_allclose(slope, expected[name], rtol=0, atol=max(1e-4 * scale, 1e-7), err_msg=name)
+
+
+def _stacked(params: dict) -> dict:
+    """The network's parameters as training has them."""
+    return params | {"decoder": stack_layers(params["decoder"])}

@@ -7,18 +7,15 @@ draws, with all before it as its prompt.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from unitoken_jax.generate import decode, image, scheduler, text
 from unitoken_jax.generate.grammar import ImageGrammar
+from unitoken_jax.generate.runtime import Runtime
 from unitoken_jax.sequence.conversation import Conversation, GeneratedImage
 from unitoken_jax.sequence.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    from unitoken_jax.unitoken import UniToken
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,7 +38,7 @@ class Reply:
 
 
 def chat(
-    model: "UniToken",
+    model: Runtime,
     conversations: Sequence[Conversation | Sequence],
     *,
     draws: bool = False,
@@ -121,7 +118,7 @@ class _Answer:
 class _ImageGenerator:
     """Reads and draws the images of a call."""
 
-    def __init__(self, model: "UniToken", seed: int, batch: int, *, size=None, **settings):
+    def __init__(self, model: Runtime, seed: int, batch: int, *, size=None, **settings):
         unknown = settings.keys() - {"guidance", "top_k", "temperature", "speculate"}
         if unknown:
             raise ValueError(
@@ -160,7 +157,7 @@ class _ImageGenerator:
         ]
 
 
-def _reply(model: "UniToken", answer: _Answer, grammar: ImageGrammar, timing: decode.Timing) -> Reply:
+def _reply(model: Runtime, answer: _Answer, grammar: ImageGrammar, timing: decode.Timing) -> Reply:
     parts, tokens = [], []
     for part in answer.parts:
         if isinstance(part, GeneratedImage):

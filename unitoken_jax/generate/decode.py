@@ -18,7 +18,7 @@ always right. Letters: B rows, T prompt tokens, C crops, D width, M places for w
 import dataclasses
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unitoken_jax.generate.sampling import apply_cfg, position_keys, sample
-from unitoken_jax.model.decoder import Cache, with_unstacked_layers
+from unitoken_jax.model.decoder import Cache
 
 MODEL_CHOOSES = -1  # in Rules.forced: the model chooses
 
@@ -176,15 +176,6 @@ def _stack_crops(crops: list, rows: int, number: int) -> np.ndarray | None:
         if one is not None:
             stacked[row, : len(one)] = one
     return stacked
-
-
-def ready(params: Mapping) -> dict:
-    """A model's parameters with the decoder's layers apart, as a loop best reads them.
-
-    Of a stack, XLA copies layers out in every pass: on a CPU all of them, several times the time of the pass;
-    on a TPU some, which it then keeps beside the stack.
-    """
-    return {**params, "decoder": with_unstacked_layers(params["decoder"])}
 
 
 @functools.partial(jax.jit, static_argnames=("module", "slots", "shape"))

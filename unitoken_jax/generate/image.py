@@ -8,7 +8,7 @@ import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -18,13 +18,11 @@ from unitoken_jax.batch import NO_INDEX
 from unitoken_jax.config import ModelConfig
 from unitoken_jax.generate import decode, scheduler
 from unitoken_jax.generate.grammar import SAMPLE, ImageGrammar, image_grammar
+from unitoken_jax.generate.runtime import Runtime
 from unitoken_jax.generate.sampling import check_sampling
 from unitoken_jax.generate.scheduler import BATCH
 from unitoken_jax.model.layers import to_pixels
 from unitoken_jax.sequence import build
-
-if TYPE_CHECKING:
-    from unitoken_jax.unitoken import UniToken
 
 WINDOW = 16  # tokens a pass reads on an accelerator; the weights take longer to read than they to compute
 
@@ -53,7 +51,7 @@ class ImageSettings(NamedTuple):
 
 
 def draw(
-    model: "UniToken",
+    model: Runtime,
     prompts: Sequence[str],
     *,
     number: int = 1,
@@ -136,14 +134,14 @@ def resolve_settings(
     return ImageSettings(guidance, top_k, temperature, max(window, 1))
 
 
-def grammar_of(model: "UniToken", size: tuple[int, int] | None) -> ImageGrammar:
+def grammar_of(model: Runtime, size: tuple[int, int] | None) -> ImageGrammar:
     """The grammar of an image of `size` = (height, width) px, None: as in training."""
     height, width = size or model.config.sequence.image_size
     return image_grammar(model.config, model.tokenizer.vocabulary, height, width)
 
 
 def draw_codes(
-    model: "UniToken",
+    model: Runtime,
     prompts: Sequence[tuple[decode.Prompt, int]],
     grammar: ImageGrammar,
     clock: decode.Clock,
@@ -210,11 +208,11 @@ def default_top_k(config: ModelConfig) -> int:
     return min(config.generation.top_k, config.vq.codes)
 
 
-def _prompt(model: "UniToken", text: str) -> decode.Prompt:
+def _prompt(model: Runtime, text: str) -> decode.Prompt:
     return text_prompt(build.build_text_to_image_prompt(text, model.tokenizer, model.config).tokens)
 
 
-def decode_codes(model: "UniToken", codes: np.ndarray, batch: int = BATCH) -> list[Image.Image]:
+def decode_codes(model: Runtime, codes: np.ndarray, batch: int = BATCH) -> list[Image.Image]:
     """Images of VQ codes int32[M, h, w], `batch` at one time."""
     model.require("vqgan/decoder", "decoding images")
     groups = _in_groups(model, _pixels, np.asarray(codes, np.int32), batch)
@@ -227,7 +225,7 @@ def _pixels(vq, params, codes):
     return to_pixels(vq.apply({"params": params}, codes, method="decode"))
 
 
-def encode_images(model: "UniToken", crops: np.ndarray, batch: int = BATCH) -> np.ndarray:
+def encode_images(model: Runtime, crops: np.ndarray, batch: int = BATCH) -> np.ndarray:
     """VQ codes int32[M, h, w] of discrete crops uint8[M, H, W, 3]."""
     model.require("vqgan/encoder", "reading discrete image tokens")
     return np.concatenate(list(_in_groups(model, _codes, np.asarray(crops, np.uint8), batch)))
@@ -239,10 +237,12 @@ def _codes(vq, params, crops):
     return vq.apply({"params": params}, latents, method="quantize")[1]
 
 
-def _in_groups(model: "UniToken", program: Callable, inputs: np.ndarray, batch: int) -> Iterator[np.ndarray]:
+def _in_groups(model: Runtime, program: Callable, inputs: np.ndarray, batch: int) -> Iterator[np.ndarray]:
     """What the VQ-GAN's `program` makes of `inputs` [M, ...], `batch` at one time, padded as compiled."""
     for start in range(0, len(inputs), batch):
         group = inputs[start : start + batch]
         padded = np.zeros((model.rows(len(group)), *group.shape[1:]), inputs.dtype)
         padded[: len(group)] = group
-        yield model.fetch(model.run(program, model.vq, model.vq_params, model.place(padded)))[: len(group)]
+        yield model.fetch(model.run(program, model.vq, model.vq_params, model.shard_batch(padded)))[
+            : len(group)
+        ]

@@ -3,23 +3,21 @@
 import functools
 import math
 import pathlib
-from typing import TYPE_CHECKING
 
 import jax
 
-if TYPE_CHECKING:
-    from unitoken_jax.unitoken import UniToken
+from unitoken_jax.generate.runtime import Runtime
 
 GIB = 2**30
 
 
-def cache_bytes(model: "UniToken", rows: int, slots: int) -> int:
+def cache_bytes(model: Runtime, rows: int, slots: int) -> int:
     """Bytes of a cache of `rows` rows of `slots` tokens, on all devices together."""
     cache = jax.eval_shape(functools.partial(model.module.init_cache, rows, slots))
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
 
 
-def free_bytes(model: "UniToken") -> int | None:
+def free_bytes(model: Runtime) -> int | None:
     """Free bytes on the model's devices together, the machine's where that is a CPU; None: not known."""
     devices = jax.local_devices()[:1] if model.mesh is None else model.mesh.local_devices
     stats = [device.memory_stats() for device in devices]
@@ -37,7 +35,7 @@ def _free_host_bytes() -> int | None:
     return int(found["MemAvailable"].split()[0]) * 1024
 
 
-def check_memory(model: "UniToken", rows: int, slots: int, length: int) -> None:
+def check_memory(model: Runtime, rows: int, slots: int, length: int) -> None:
     """Raises ValueError with the figures where a cache of `rows` rows, `length` of whose `slots` tokens are
     the prompt's, is larger than what is free."""
     needed, free = cache_bytes(model, rows, slots), free_bytes(model)

@@ -3,16 +3,14 @@
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from unitoken_jax.generate import decode
 from unitoken_jax.generate.memory import check_memory
+from unitoken_jax.generate.runtime import Runtime
 from unitoken_jax.generate.sampling import stream_keys
-
-if TYPE_CHECKING:
-    from unitoken_jax.unitoken import UniToken
 
 BATCH = 16  # prompts written at one time
 _NO_END = np.iinfo(np.int32).max
@@ -51,7 +49,7 @@ def rng_streams(prompts: Sequence[decode.Prompt]) -> list[tuple[int, int]]:
 
 
 def complete(
-    model: "UniToken",
+    model: Runtime,
     jobs: Sequence[Request],
     rules: decode.SamplingParams,
     shape: decode.DecodeSpec,
@@ -70,7 +68,7 @@ def complete(
     """
     if not jobs:
         return
-    params = model.decoding_params()
+    params = model.network_params
     order = sorted(range(len(jobs)), key=lambda i: -len(jobs[i].prompt.tokens))
     while order:
         # Prompts of like lengths together: less padding, one compiled shape.
@@ -144,7 +142,7 @@ class _Group:
             decode.prefill,
             self.model.module,
             self.params,
-            self.model.place(stacked),
+            self.model.shard_batch(stacked),
             stream_keys(np.uint32(self.seed), streams),
             limits,
             self.rules,

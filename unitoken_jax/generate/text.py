@@ -3,19 +3,17 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from unitoken_jax.generate import decode, scheduler
 from unitoken_jax.generate.image import encode_images
+from unitoken_jax.generate.runtime import Runtime
 from unitoken_jax.generate.sampling import check_sampling
 from unitoken_jax.generate.scheduler import BATCH
 from unitoken_jax.sequence import build
 from unitoken_jax.sequence.conversation import Conversation, make_conversation
-
-if TYPE_CHECKING:
-    from unitoken_jax.unitoken import UniToken
 
 LEAST_ROOM = 32
 STREAMED = 4  # tokens between two pieces of a streamed answer
@@ -43,7 +41,7 @@ class TextSampling(NamedTuple):
 
 
 def answer(
-    model: "UniToken",
+    model: Runtime,
     conversations: Sequence[Conversation | Sequence],
     *,
     max_tokens: int | None = None,
@@ -76,7 +74,7 @@ def answer(
     return [_answer(model, found[i], clock.timing) for i in range(len(prompts))]
 
 
-def token_limit(model: "UniToken", max_tokens: int | None) -> int:
+def token_limit(model: Runtime, max_tokens: int | None) -> int:
     """`max_tokens`, or the model's default. Raises ValueError unless that is a positive number."""
     limit = model.config.generation.max_answer_tokens if max_tokens is None else max_tokens
     if isinstance(limit, bool) or int(limit) != limit or limit < 1:
@@ -84,7 +82,7 @@ def token_limit(model: "UniToken", max_tokens: int | None) -> int:
     return int(limit)
 
 
-def resolve_text_sampling(model: "UniToken", temperature: float, top_k: int | None) -> TextSampling:
+def resolve_text_sampling(model: Runtime, temperature: float, top_k: int | None) -> TextSampling:
     """The settings, checked. Raises ValueError for what means nothing."""
     most = model.config.decoder.vocab_size
     greedy = temperature == 0
@@ -93,7 +91,7 @@ def resolve_text_sampling(model: "UniToken", temperature: float, top_k: int | No
 
 
 def write_text(
-    model: "UniToken",
+    model: Runtime,
     prompts: Sequence[decode.Prompt],
     limits: Sequence[int],
     choice: TextSampling,
@@ -120,7 +118,7 @@ def write_text(
     return scheduler.complete(model, jobs, rules, shape, clock, seed=seed, batch=batch, every=every)
 
 
-def _pieces(model: "UniToken", written: Iterator[scheduler.Completion]) -> Iterator[tuple[int, str]]:
+def _pieces(model: Runtime, written: Iterator[scheduler.Completion]) -> Iterator[tuple[int, str]]:
     """(number of the conversation, the next piece of its answer), as they come."""
     told = Counter()
     for job, tokens, done in written:
@@ -133,7 +131,7 @@ def _pieces(model: "UniToken", written: Iterator[scheduler.Completion]) -> Itera
 
 
 def read_conversations_as_prompts(
-    model: "UniToken",
+    model: Runtime,
     conversations: Sequence,
     batch: int,
     codes: build.Codes | None = None,
@@ -172,7 +170,7 @@ def as_asked(parts, number: int) -> Conversation:
     return make_conversation([parts], f"conversation {number}")
 
 
-def _answer(model: "UniToken", written: np.ndarray, timing: decode.Timing) -> Answer:
+def _answer(model: Runtime, written: np.ndarray, timing: decode.Timing) -> Answer:
     complete = bool(len(written)) and written[-1] == model.tokenizer.vocabulary.end_of_turn
     tokens = written[:-1] if complete else written
     return Answer(model.tokenizer.decode(tokens), tokens, bool(complete), timing)

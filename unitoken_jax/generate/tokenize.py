@@ -18,18 +18,18 @@ from unitoken_jax.data.image_store import name_hash
 from unitoken_jax.data.index import data_digest, index_folder
 from unitoken_jax.data.readers import kind_of
 from unitoken_jax.generate.image import BATCH, encode_images
+from unitoken_jax.generate.runtime import Runtime
 from unitoken_jax.sequence.conversation import ConversationError, ImageFile, parse_conversation
 from unitoken_jax.sequence.image import ImageError
 from unitoken_jax.storage.atomic import save_array
 from unitoken_jax.storage.paths import is_remote
-from unitoken_jax.unitoken import UniToken
 
 WORK = "work.npy"
 THREADS = 8  # images decoded at one time, while the device encodes those before
 
 
 def tokenize(
-    model: UniToken | str | os.PathLike,
+    model: Runtime | str | os.PathLike,
     data: SourceConfig | str | os.PathLike,
     out: str | os.PathLike | None = None,
     *,
@@ -52,7 +52,7 @@ def tokenize(
       share: (index, count) of this process among those that write together; the last one to end joins.
     """
     source = data if isinstance(data, SourceConfig) else SourceConfig(str(data), images=str(images))
-    model = model if isinstance(model, UniToken) else UniToken.load(model)
+    model = model if isinstance(model, Runtime) else Runtime.load(model)
     model.require("vqgan/encoder", "tokenizing")
     path = codes_path(source.path) if out is None else pathlib.Path(out) / codes_name(source.path)
     about = _about(model, source)
@@ -80,7 +80,7 @@ def _write_shards(model, work: "_Work", folder, shards: range, count: int, batch
             code_shards.write_shard(folder, shard, count, codes, left_out)
 
 
-def _about(model: UniToken, source: SourceConfig) -> dict:
+def _about(model: Runtime, source: SourceConfig) -> dict:
     codebook = np.ascontiguousarray(model.vq_params["codebook"])
     return describe_codes(
         model.config,
@@ -100,7 +100,7 @@ def _copy_beside(data: pathlib.Path, folder: pathlib.Path) -> None:
 class _Work:
     """The distinct images of a source that have codes, in order of first appearance; found once."""
 
-    def __init__(self, source: SourceConfig, model: UniToken, folder: pathlib.Path, on_error):
+    def __init__(self, source: SourceConfig, model: Runtime, folder: pathlib.Path, on_error):
         folder.mkdir(exist_ok=True)
         job = index_build.IndexBuildSpec(source, model.config, model.tokenizer, folder, "")
         index_build.prepare(job, on_error)
@@ -141,7 +141,7 @@ class _Work:
 
 
 def _encoded(
-    model: UniToken, work: _Work, chosen: range, batch: int, on_error, left_out: list[dict], bar
+    model: Runtime, work: _Work, chosen: range, batch: int, on_error, left_out: list[dict], bar
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(name, int32[h, w]) of the `chosen` images, in order. The next batch is decoded meanwhile."""
 

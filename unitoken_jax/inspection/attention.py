@@ -32,7 +32,7 @@ def attention_weights(model, example: Example) -> np.ndarray:
     """
     if (example.code_index != NO_INDEX).any():
         raise ValueError("the example's codes are not filled in yet: see example_of")
-    config, params = model.config.decoder, model.decoding_params()["decoder"]
+    config, params = model.config.decoder, model.network_params["decoder"]
     positions = jnp.arange(len(example.tokens))[None]
     rope = rope_table(positions, config.head_dim, config.rope_theta)
     x = _embedded(model, example)
@@ -62,7 +62,7 @@ def _embedded(model, example: Example) -> jax.Array:
         features = module.features(example.crops[None]) if len(example.crops) else None
         return module.embed(example.tokens[None], example.image_feature_index[None], features)
 
-    return model.module.apply({"params": model.decoding_params()}, method=embed).astype(model.module.dtype)
+    return model.module.apply({"params": model.network_params}, method=embed).astype(model.module.dtype)
 
 
 def _is_query_or_key(module, _) -> bool:

@@ -99,7 +99,8 @@ def _slices(stack) -> list:
 
 
 def stack_layers(params: Mapping) -> dict:
-    """The inverse of `with_unstacked_layers`: a copy, or the same if they are stacked."""
+    """A Decoder's parameters, its layers in one stack: the inverse of `with_unstacked_layers`. It copies them
+    unless they are stacked already."""
     if "0" not in params["layers"]:
         return dict(params)
     layers = (params["layers"][str(i)] for i in range(len(params["layers"])))
@@ -247,10 +248,22 @@ class Decoder(nn.Module):
     def __call__(self, x, segments, positions, deterministic: bool = True) -> jax.Array:
         """Embeddings [B, T, D] of packed rows -> hidden [B, T, D] after the final norm.
 
-        `segments`, `positions` int32[B, T] as in a Batch. Dropout needs the rng "dropout".
+        `segments`, `positions` int32[B, T] as in a Batch. Dropout needs the rng "dropout". Where the layers
+        are apart (`with_unstacked_layers`) they run one after the other, without dropout: ValueError where
+        `deterministic` is False.
         """
         rope, x = self._start(x, positions)
-        x, _ = self.layers(x, rope, segments, positions, deterministic)
+        params = self.layers.variables.get("params", {})
+        if "0" not in params:
+            x, _ = self.layers(x, rope, segments, positions, deterministic)
+            return self.norm(x)
+        if not deterministic:
+            raise ValueError(
+                "the decoder's layers are apart, as for decoding: train them stacked (stack_layers)"
+            )
+        block = DecoderBlock(self.config, self.dtype, self.kernel, self.constant, parent=None)
+        for i in range(self.config.depth):
+            x, _ = block.apply({"params": params[str(i)]}, x, rope, segments, positions, True)
         return self.norm(x)
 
     def extend(self, x, positions, cache: Cache) -> tuple[jax.Array, Cache]:

@@ -1,0 +1,61 @@
+"""Parameters are held once, apart for decoding, and reading them changes nothing."""
+
+import gc
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.helpers.tiny_model import CONFIG, noise, tiny_params, tiny_tokenizer
+from unitoken_jax import UniToken
+from unitoken_jax.checkpoint.model_directory import save_model
+from unitoken_jax.model.decoder import stack_layers
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runtime") / "model"
+    save_model(path, CONFIG, tiny_params(), tiny_tokenizer())
+    return path
+
+
+def live_bytes() -> int:
+    gc.collect()
+    return sum(array.nbytes for array in jax.live_arrays())
+
+
+def test_reading_the_parameters_never_copies_them_before_or_after_decoding(path):
+    before = live_bytes()
+    model = UniToken.load(path)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(tiny_params()))
+    leaves = jax.tree.leaves(model.params)
+    assert live_bytes() - before <= 1.01 * size
+    model.answer([[noise(0), "what is this ?"]], max_tokens=2)
+    model.generate(["a red circle"])
+    for params in (model.params, model.params):
+        assert all(a is b for a, b in zip(jax.tree.leaves(params), leaves, strict=True))
+    assert live_bytes() - before <= 1.01 * size
+
+
+def test_stacking_the_layers_restores_what_was_saved(path):
+    model = UniToken.load(path)
+    decoder = model.params["decoder"]
+    assert sorted(decoder["layers"]) == [str(i) for i in range(CONFIG.decoder.depth)]
+    jax.tree.map(np.testing.assert_array_equal, stack_layers(decoder), tiny_params()["decoder"])
+
+
+def test_parameters_in_memory_are_not_changed():
+    params = tiny_params()
+    shapes = jax.tree.map(np.shape, params)
+    UniToken(CONFIG, params, tiny_tokenizer()).answer([["what is this ?"]], max_tokens=2)
+    assert jax.tree.map(np.shape, params) == shapes
+
+
+def test_apply_takes_the_layers_stacked_or_apart():
+    model, zeros = UniToken(CONFIG, tiny_params(), tiny_tokenizer()), jnp.zeros((1, 4), jnp.int32)
+    batch = {"tokens": zeros + 5, "segments": zeros + 1, "positions": jnp.arange(4)[None]}
+    apart, stacked = model.apply(model.params, batch), model.apply(tiny_params(), batch)
+    np.testing.assert_allclose(apart, stacked, atol=1e-5)
+    with pytest.raises(ValueError, match="train them stacked"):
+        model.module.apply({"params": model.params}, batch, deterministic=False)

@@ -1,0 +1,144 @@
+"""What generating needs of a model: its networks, its parameters as decoding reads them, and its devices."""
+
+import contextlib
+import os
+from collections.abc import Mapping
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from unitoken_jax.checkpoint.model_directory import NETWORK, load_model
+from unitoken_jax.config import ModelConfig
+from unitoken_jax.generate.decode import batch_rows
+from unitoken_jax.model import sharding
+from unitoken_jax.model.decoder import unstack_layers, with_unstacked_layers
+from unitoken_jax.model.unitoken import UniTokenModel
+from unitoken_jax.model.vqgan import VQModel
+from unitoken_jax.sequence.build import validate_config
+from unitoken_jax.sequence.tokenizer import Tokenizer
+
+
+class Runtime:
+    """A model's networks, parameters, tokenizer and mesh: what every function of this room is given.
+
+    `params` is a plain pytree {"siglip", "adapter", "decoder", "vqgan"}. The decoder's layers stand apart,
+    as "0", "1", ..., from the beginning: out of a stack XLA copies layers in every step of decoding (on a
+    CPU all of them, several times the time of the step; on a TPU some, which it keeps beside the stack), and
+    holding both layouts would take the memory of two models. `UniTokenModel` reads either layout;
+    `model.decoder.stack_layers` restores the one that training and the model directory have.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: Mapping[str, Any],
+        tokenizer: Tokenizer,
+        *,
+        mesh: jax.sharding.Mesh | None = None,
+        dtype: Any = None,
+        cache_dtype: Any = None,
+        manifest: Mapping[str, Any] | None = None,
+    ):
+        """Takes what is in memory already.
+
+        Args:
+          config: of the model; ValueError where it does not go with the tokenizer's vocabulary.
+          params: in either layout of the decoder's layers. The mapping itself is not changed; stacked layers
+            are copied, once.
+          tokenizer: with the control tokens.
+          mesh: the devices to spread rows over; None: the default device.
+          dtype: of the computation; None: float32 on a CPU, else bfloat16.
+          cache_dtype: of keys and values; None: `dtype`. "int8" has scales beside it.
+          manifest: of the model directory it came from.
+        """
+        validate_config(config, tokenizer.vocabulary)
+        self.config, self.tokenizer = config, tokenizer
+        self.mesh, self.manifest = mesh, dict(manifest or {})
+        self.module = UniTokenModel(
+            config,
+            dtype=_default_dtype() if dtype is None else jnp.dtype(dtype),
+            cache_dtype=None if cache_dtype is None else jnp.dtype(cache_dtype),
+        )
+        # In float32 whatever the rest computes in: a code is the nearest of thousands.
+        self.vq = VQModel(config.vq, dtype=jnp.dtype("float32"))
+        self.params = dict(params)
+        if "decoder" in params:
+            self.params["decoder"] = self.run(with_unstacked_layers, params["decoder"])
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike,
+        *,
+        mesh: jax.sharding.Mesh | None = None,
+        dtype: Any = None,
+        quantize: str | None = None,
+    ) -> Self:
+        """Reads the model directory `path`; its parameters are cast to `dtype`. Errors as `load_model`.
+
+        `quantize` "int8" or "int4": the decoder's kernels in so many bits, and an int8 cache.
+        """
+        dtype = _default_dtype() if dtype is None else jnp.dtype(dtype)
+        config, params, tokenizer, manifest = load_model(path, mesh=mesh, dtype=dtype, quantize=quantize)
+        # Out of the tree that was read, so that each stack is freed as soon as its layers are copied.
+        stacks = traverse_util.flatten_dict(params["decoder"].pop("layers"))
+        with _under(mesh):
+            params["decoder"]["layers"] = unstack_layers(stacks)
+        cache = None if quantize is None else "int8"
+        return cls(config, params, tokenizer, mesh=mesh, dtype=dtype, cache_dtype=cache, manifest=manifest)
+
+    @property
+    def network_params(self) -> dict:
+        """`params` without the VQ-GAN's: what `module` reads."""
+        return {name: self.params[name] for name in NETWORK if name in self.params}
+
+    @property
+    def vq_params(self) -> dict:
+        """The VQ-GAN's parameters: what `vq` reads."""
+        return self.params["vqgan"]
+
+    def require(self, group: str, purpose: str) -> None:
+        """Raises ValueError where the parameter group ("vqgan/decoder") that `purpose` needs is absent."""
+        tree: Any = self.params
+        for name in group.split("/"):
+            tree = tree.get(name) if isinstance(tree, Mapping) else None
+        if not tree:
+            raise ValueError(
+                f"this model directory has no {group} parameters, which {purpose} needs: convert it again "
+                "with that part's checkpoint (for vqgan: --vqgan)"
+            )
+
+    def rows(self, number: int) -> int:
+        """The number of rows of the compiled program that `number` prompts run in."""
+        return batch_rows(number, 1 if self.mesh is None else sharding.data_parallel_size(self.mesh))
+
+    def shard_batch(self, tree):
+        """Puts host arrays [B, ...] on the devices, their rows spread over the mesh."""
+        if self.mesh is None:
+            return tree
+        rows = jax.sharding.NamedSharding(self.mesh, sharding.spec("batch"))
+        return jax.device_put(tree, rows)
+
+    def fetch(self, array) -> np.ndarray:
+        """A whole array from the devices; where other processes have part of it, all of them call this."""
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            from jax.experimental import multihost_utils
+
+            return multihost_utils.process_allgather(array, tiled=True)
+        return np.asarray(array)
+
+    def run(self, function, *arguments, **settings):
+        """Calls `function` under the mesh, if there is one."""
+        with _under(self.mesh):
+            return function(*arguments, **settings)
+
+
+def _under(mesh: jax.sharding.Mesh | None) -> contextlib.AbstractContextManager:
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def _default_dtype():
+    return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
