@@ -115,7 +115,7 @@ def online(batch):
     return batch | {"code_index": index, "labels": labels, "images": images}
 
 
-def test_fill_codes(params, online):
+def test_inserts_vq_tokens(params, online):
     code_ids = np.random.default_rng(4).permutation(VQ.codes).astype(np.int32) + 20
     filled = jax.jit(lambda batch: insert_vq_tokens(params, MODEL, code_ids, batch))(online)
     vq = VQModel(VQ)
@@ -131,12 +131,12 @@ def test_fill_codes(params, online):
     assert set(filled) == set(online) - {"images", "code_index"}
 
 
-def test_fill_codes_leaves_other_batches(params, batch, online):
+def test_inserting_codes_leaves_other_batches(params, batch, online):
     assert insert_vq_tokens(params, MODEL, np.arange(VQ.codes), batch) is batch
     empty = insert_vq_tokens(params, MODEL, np.arange(VQ.codes), online | {"images": online["images"][:, :0]})
     np.testing.assert_array_equal(empty["tokens"], online["tokens"])
     assert "images" not in empty
-    with pytest.raises(ValueError, match="fill_codes"):
+    with pytest.raises(ValueError, match="insert_vq_tokens"):
         MODULE.apply({"params": params}, online, method="hidden")
 
 

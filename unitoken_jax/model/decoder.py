@@ -261,7 +261,7 @@ class Decoder(nn.Module):
             raise ValueError(
                 "the decoder's layers are apart, as for decoding: train them stacked (stack_layers)"
             )
-        block = DecoderBlock(self.config, self.dtype, self.kernel, self.constant, parent=None)
+        block = DecoderBlock(self.config, self.dtype, self.kernel, self.frozen_prefix_length, parent=None)
         for i in range(self.config.depth):
             x, _ = block.apply({"params": params[str(i)]}, x, rope, segments, positions, True)
         return self.norm(x)
