@@ -14,6 +14,7 @@ import shutil
 import threading
 import urllib.parse
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -176,7 +177,7 @@ class StoredParams:
         import tensorstore
 
         name = path.replace("/", ".") + "/"
-        store = {"driver": "file", "path": str(self._checkpoint) + "/"}
+        store: dict[str, Any] = {"driver": "file", "path": str(self._checkpoint) + "/"}
         if is_remote(self._checkpoint):
             store = tensorstore.KvStore.Spec(urllib.parse.quote(f"{self._checkpoint}/", safe=":/")).to_json()
         if (self._checkpoint / "manifest.ocdbt").exists():

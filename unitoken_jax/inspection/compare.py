@@ -6,7 +6,8 @@ difference comes from; and in sequence, on our own outputs, which shows where it
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +67,7 @@ def _below(params: StoredParams, prefix: str, layer: int | None = None) -> dict:
 
 def _layers(
     params: StoredParams, prefix: str, states: np.ndarray, block: Callable
-) -> Iterator[tuple[str, float, float]]:
+) -> Generator[tuple[str, float, float], None, jax.Array]:
     """Rows of the table for the stacked layers below `prefix`, and at the end our own last state."""
     running = jnp.asarray(states[0])
     for i in range(len(states) - 1):
@@ -92,7 +93,8 @@ def _decoder(config, params, record) -> Iterator[tuple[str, float, float]]:
     yield "embeddings", _apart(embedded, states[0]), _apart(embedded, states[0])
     running = yield from _layers(params, "decoder/layers", states, block)
     scale = {"params": _below(params, "decoder/norm")}
-    alone, running = (RMSNorm(config.norm_eps).apply(scale, x) for x in (jnp.asarray(states[-1]), running))
+    norm = RMSNorm(config.norm_eps)
+    alone, running = (jnp.asarray(norm.apply(scale, x)) for x in (jnp.asarray(states[-1]), running))
     yield "final norm", _apart(alone, record["hidden"]), _apart(running, record["hidden"])
     head, last = _below(params, "decoder/lm_head")["kernel"], len(record["logits"])
     alone, running = (x[-last:] @ head for x in (jnp.asarray(record["hidden"]), running))
@@ -110,7 +112,7 @@ def _siglip(config, params, record) -> Iterator[tuple[str, float, float]]:
 
     yield from _layers(params, "siglip/layers", states, block)
     weights = _below(params, "siglip")
-    alone = LayerNorm(config.norm_eps).apply({"params": weights["norm"]}, jnp.asarray(states[-1]))
+    alone: Any = LayerNorm(config.norm_eps).apply({"params": weights["norm"]}, jnp.asarray(states[-1]))
     whole = jax.jit(Siglip(config).apply)({"params": weights}, record["image"][None])[0]
     yield "features (from pixels)", _apart(alone, record["features"]), _apart(whole, record["features"])
 

@@ -16,7 +16,7 @@ from unitoken_jax.config import ModelConfig, SourceConfig
 from unitoken_jax.data.index import Index, open_index
 from unitoken_jax.sequence import build
 from unitoken_jax.sequence.build import Example
-from unitoken_jax.sequence.conversation import Conversation
+from unitoken_jax.sequence.conversation import Conversation, image_source
 from unitoken_jax.sequence.image import on_white, open_image
 from unitoken_jax.sequence.tokenizer import Tokenizer
 
@@ -152,7 +152,7 @@ def image_sheet(conversation: Conversation, example: Example, model: ModelConfig
         for part in turn.parts:
             if isinstance(part, str):
                 continue
-            image = on_white(open_image(getattr(part, "path", part)))
+            image = on_white(open_image(image_source(part)))
             name = getattr(part, "name", "image")
             strip = [(f"{name[-28:]} {image.width} x {image.height}", image)]
             if build.has_codes(turn, model):

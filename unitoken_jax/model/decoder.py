@@ -5,7 +5,7 @@ The 7B model normalises each branch's input, the 34B model its output (config.no
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -64,8 +64,12 @@ def _placed(entries: jax.Array) -> jax.Array:
 def _write(old: Entries, positions: jax.Array, new: jax.Array) -> Entries:
     """Puts [B, T, K, H] into their slots of [B, K, S, H]; positions outside are dropped."""
     if isinstance(old, QuantizedKV):
-        pairs = zip(old, quantize_entries(new))
-        return QuantizedKV(*(_write(part, positions, added) for part, added in pairs))
+        codes, scales = quantize_entries(new)
+        return QuantizedKV(_write_array(old[0], positions, codes), _write_array(old[1], positions, scales))
+    return _write_array(old, positions, new)
+
+
+def _write_array(old: jax.Array, positions: jax.Array, new: jax.Array) -> jax.Array:
     rows = jnp.arange(len(positions))[:, None]
     # Negative indices would count from the end.
     slots = jnp.where(positions < 0, old.shape[2], positions)
@@ -274,11 +278,13 @@ class Decoder(nn.Module):
         """
         rope, x = self._start(x, positions)
         block = DecoderBlock(self.config, self.dtype, parent=None)
-        params, written = self.layers.variables["params"], []
-        for i, part in enumerate(zip(*cache)):
-            own = params[str(i)] if "0" in params else jax.tree.map(lambda leaf, i=i: leaf[i], params)
-            x, part = block.apply({"params": own}, x, rope, positions, part, method="extend")
-            written.append(part)
+        params: Any = self.layers.variables["params"]
+        written = []
+        for i, layer_cache in enumerate(zip(*cache)):
+            layer = params[str(i)] if "0" in params else jax.tree.map(lambda leaf, i=i: leaf[i], params)
+            output: Any = block.apply({"params": layer}, x, rope, positions, layer_cache, method="extend")
+            x, new_cache = output
+            written.append(new_cache)
         return self.norm(x), Cache(*map(tuple, zip(*written)))
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -58,6 +58,7 @@ def _draw(abstract: dict, seed: int, mesh: Mesh | None) -> dict:
     def one(path, box: LogicallyPartitioned, layout) -> jax.Array:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         layers = box.names[0] == "layers"
+        assert isinstance(box.init, Normal), name
         value = _normal(box.init, box.value.shape, layers, (seed, zlib.crc32(name.encode())))
         if layout is None:
             return jnp.array(value)  # a copy: donating what numpy still owns is not safe

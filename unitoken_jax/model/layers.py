@@ -88,12 +88,12 @@ class Dense(nn.Module):
     features: int
     axes: tuple[str | None, str | None]
     use_bias: bool = False
-    init: Normal | None = None  # None: 1 / sqrt(in)
+    kernel_init: Normal | None = None  # None: 1 / sqrt(in)
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = self.init or Normal(x.shape[-1] ** -0.5)
+        init = self.kernel_init or Normal(x.shape[-1] ** -0.5)
         kernel = self.param("kernel", with_logical_axes(init, *self.axes), (x.shape[-1], self.features))
         if isinstance(kernel, QuantizedKernel):
             y = kernel.product(x.astype(self.dtype))

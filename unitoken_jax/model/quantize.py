@@ -93,7 +93,7 @@ def quantize_kernel(layers: Iterable[np.ndarray], bits: int) -> QuantizedKernel:
         scales.append(np.maximum(np.abs(grouped).max(1), 1e-30) / highest)
         whole = np.rint(grouped / scales[-1][:, None]).reshape(inputs, outputs)
         values.append(whole.astype(jnp.int4 if bits == 4 else np.int8))
-    return QuantizedKernel(np.stack(values), np.stack(scales))
+    return QuantizedKernel(np.stack(values), np.stack(scales))  # type: ignore[arg-type] # not on a device yet
 
 
 def quantize_params(params: Mapping, name: str) -> dict:

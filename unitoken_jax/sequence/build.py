@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from unitoken_jax.batch import NO_INDEX, NO_LABEL
 from unitoken_jax.config import ModelConfig
@@ -26,11 +27,11 @@ from unitoken_jax.sequence.conversation import (
     ImageFile,
     ImageLike,
     Turn,
+    image_source,
     make_conversation,
 )
 from unitoken_jax.sequence.image import (
     ImageError,
-    ImageSource,
     discrete_crop,
     image_size,
     open_image,
@@ -288,16 +289,9 @@ def text_ids(text: str, tokenizer: Tokenizer, source: str) -> list[int]:
     return tokenizer.encode(text)
 
 
-def _pixels_of(image: ImageLike) -> ImageSource:
-    """What `image.open_image` takes."""
-    if isinstance(image, GeneratedImage):
-        return image.image
-    return image.path if isinstance(image, ImageFile) else image
-
-
 def _sized(image: ImageLike, source: str) -> tuple[int, int]:
     try:
-        return image_size(_pixels_of(image))
+        return image_size(image_source(image))
     except ImageError as error:
         raise ImageError(f"{source}: {error}", error.reason) from None
 
@@ -305,20 +299,35 @@ def _sized(image: ImageLike, source: str) -> tuple[int, int]:
 class _Writer:
     """Collects a sequence's pieces: the arrays (tokens, labels, image_feature_index, code_index) of each."""
 
-    def __init__(self, tokenizer, config, codes, rng, source):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        config: ModelConfig,
+        codes: Codes | None,
+        rng: np.random.Generator | None,
+        source: str,
+    ):
         self.tokenizer, self.config, self.codes, self.rng = tokenizer, config, codes, rng
         self.vocabulary, self.source = tokenizer.vocabulary, source
-        self.pieces, self.crops, self.images = [], [], []
+        self.pieces: list[list[np.ndarray]] = []
+        self.crops: list[np.ndarray] = []
+        self.images: list[np.ndarray] = []
         self.features = 0  # SigLIP patches so far
 
-    def ids(self, ids, labels=None, soft=None, code=None) -> None:
+    def ids(
+        self,
+        ids: Sequence[int] | np.ndarray,
+        labels: np.ndarray | None = None,
+        feature_index: np.ndarray | None = None,
+        code_index: np.ndarray | None = None,
+    ) -> None:
         ids = np.asarray(ids, np.int32)
         self.pieces.append(
             [
                 ids,
                 np.full(len(ids), NO_LABEL, np.int32) if labels is None else labels,
-                np.full(len(ids), NO_INDEX, np.int32) if soft is None else soft,
-                np.full(len(ids), NO_INDEX, np.int32) if code is None else code,
+                np.full(len(ids), NO_INDEX, np.int32) if feature_index is None else feature_index,
+                np.full(len(ids), NO_INDEX, np.int32) if code_index is None else code_index,
             ]
         )
 
@@ -345,19 +354,21 @@ class _Writer:
         offline = isinstance(self.codes, Mapping) and isinstance(image, ImageFile)
         pixels = None
         if features or not offline:
-            pixels = open_image(_pixels_of(image))
+            pixels = open_image(image_source(image))
         if codes:
             self._discrete(image, pixels, template[:-1], turn.role == "answer")
         else:
             self.ids(begin, begin if learn else None)
-        if features:
+        if features and pixels is not None:
             if codes:
                 sep = np.array([self.vocabulary.sep], np.int32)
                 self.ids(sep, sep if self.config.sequence.supervise_sep else None)
             self._features(pixels)
         self.ids(end, end if learn else None)
 
-    def _discrete(self, image, pixels, template: np.ndarray, answer: bool) -> None:
+    def _discrete(
+        self, image: ImageLike, pixels: Image.Image | None, template: np.ndarray, answer: bool
+    ) -> None:
         """begin, sizes and rows of codes; without the closing end of image."""
         place = template == VQ_CODE
         index = np.full(len(template), NO_INDEX, np.int32)
@@ -376,14 +387,17 @@ class _Writer:
         if answer:
             all_of_it = self.config.sequence.image_labels == "all"
             labels = ids if all_of_it else np.where(place, ids, NO_LABEL).astype(np.int32)
-        self.ids(ids, labels, code=index)
+        self.ids(ids, labels, code_index=index)
 
-    def _crop(self, pixels) -> np.ndarray:
-        random = self.config.sequence.crop == "random" and self.rng is not None
-        offset = tuple(self.rng.random(2)) if random else None
+    def _crop(self, pixels: Image.Image | None) -> np.ndarray:
+        assert pixels is not None, "an image without codes made beforehand is opened"
+        offset = None
+        if self.config.sequence.crop == "random" and self.rng is not None:
+            down, right = self.rng.random(2)
+            offset = float(down), float(right)
         return discrete_crop(pixels, self.config.sequence.image_size, offset)
 
-    def _offline(self, image, pixels) -> np.ndarray:
+    def _offline(self, image: ImageLike, pixels: Image.Image | None) -> np.ndarray:
         """int32[h * w] codes made beforehand, checked."""
         name = image.name if isinstance(image, ImageFile) else "the given image"
         if isinstance(self.codes, Mapping):
@@ -393,6 +407,7 @@ class _Writer:
                 raise ImageError(f"no VQ codes for {name}: run `unitoken tokenize` on this data again")
             codes = self.codes[name]
         else:
+            assert self.codes is not None, "the device makes them otherwise"
             codes = self.codes(self._crop(pixels))
         codes = np.asarray(codes)
         shape = tuple(side // self.config.vq.stride for side in self.config.sequence.image_size)
@@ -403,12 +418,13 @@ class _Writer:
             )
         return codes.reshape(-1)
 
-    def _features(self, pixels) -> None:
+    def _features(self, pixels: Image.Image) -> None:
         siglip, sequence = self.config.siglip, self.config.sequence
         layout = anyres.feature_layout(pixels.height, pixels.width, siglip, sequence)
         new_row = layout == anyres.NEW_ROW
         ids = np.where(new_row, self.vocabulary.new_line, self.vocabulary.pad)
-        self.ids(ids, soft=np.where(new_row, NO_INDEX, layout + self.features).astype(np.int32))
+        index = np.where(new_row, NO_INDEX, layout + self.features).astype(np.int32)
+        self.ids(ids, feature_index=index)
         crops = siglip_crops(pixels, siglip, sequence)
         self.crops.append(crops)
         self.features += len(crops) * siglip.patches

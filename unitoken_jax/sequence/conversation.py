@@ -13,7 +13,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -59,6 +59,13 @@ ImageLike = ImageFile | Image.Image | GeneratedImage
 Part = str | ImageLike
 
 
+def image_source(image: ImageLike) -> pathlib.Path | paths.FileSlice | paths.InMemoryFile | Image.Image:
+    """What `sequence.image.open_image` opens of a conversation's image."""
+    if isinstance(image, GeneratedImage):
+        return image.image
+    return image.path if isinstance(image, ImageFile) else image
+
+
 @dataclasses.dataclass(frozen=True)
 class Turn:
     """One speaker's parts, in reading order; a str is text."""
@@ -95,7 +102,7 @@ def make_conversation(turns: Sequence[Sequence], source: str = "the prompt") -> 
     return Conversation(tuple(built), source)
 
 
-def _part(part, source: str) -> Part:
+def _part(part: object, source: str) -> Part:
     if isinstance(part, os.PathLike):
         return ImageFile(os.fspath(part), pathlib.Path(part))
     if isinstance(part, Image.Image | ImageFile | GeneratedImage):
@@ -201,7 +208,7 @@ def _skip(text: str, place: int, chars: str) -> int:
     return place
 
 
-def parse_conversation(record, source: str, root, need_answers: bool = True) -> Conversation:
+def parse_conversation(record: Any, source: str, root: Any, need_answers: bool = True) -> Conversation:
     """One record of a data file. Raises ConversationError beginning with `source`.
 
     `root / name` is an image's path: a folder, or a store of data/image_store.py. An image may also be bytes,
@@ -238,18 +245,19 @@ def parse_conversation(record, source: str, root, need_answers: bool = True) -> 
     return Conversation(tuple(turns), source)
 
 
-def _image(name: str | bytes, place: str, root) -> ImageFile:
+def _image(name: str | bytes, description: str, root: Any) -> ImageFile:
+    """The image `root / name`; of encoded bytes, one that is called as `description` says."""
     if isinstance(name, bytes):
-        return ImageFile(place, paths.InMemoryFile(place, name))
+        return ImageFile(description, paths.InMemoryFile(description, name))
     return ImageFile(name, root / name)
 
 
-def _value(turn, number: int, source: str) -> str:
+def _value(turn: Any, number: int, source: str) -> str:
     """The text of turn `number`, its speaker checked."""
     if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
         raise ConversationError(f'{source}: turn {number + 1} must be {{"from": ..., "value": text}}')
     expected = ("question", "answer")[number % 2]
-    if _ROLES.get(turn.get("from")) != expected:
+    if _ROLES.get(str(turn.get("from"))) != expected:
         allowed = " or ".join(repr(name) for name, role in _ROLES.items() if role == expected)
         raise ConversationError(
             f"{source}: turn {number + 1} is from {turn.get('from')!r}, expected {allowed} "

@@ -90,7 +90,7 @@ def open_image(source: ImageSource) -> Image.Image:
     return plain.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else plain
 
 
-def image_size(source: str | os.PathLike | Image.Image) -> tuple[int, int]:
+def image_size(source: ImageSource) -> tuple[int, int]:
     """(height, width) in px that `open_image` will give, read from the file's header alone."""
     image = _open(source, describe(source))
     try:
@@ -101,7 +101,7 @@ def image_size(source: str | os.PathLike | Image.Image) -> tuple[int, int]:
             image.close()
 
 
-def describe(source: str | os.PathLike | Image.Image) -> str:
+def describe(source: ImageSource) -> str:
     """A name for messages: the path, or what kind of object it is."""
     return "the given image" if isinstance(source, Image.Image) else str(source)
 

@@ -20,7 +20,7 @@ S the devices that split the vocabulary, C a block's share of it on each.
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -289,7 +289,7 @@ class _Compacted:
                 to_block = shard(to_block.sum(0).astype(dtype), "embed", "vocab", None)
             return to_compact, to_block
 
-        start = None
+        start: Any = None
         if to_hidden:
             start = self._split(jnp.zeros((*self.labels.shape, self.split, width)), "vocab", None)
         to_compact, to_blocks = jax.lax.scan(block, start, jnp.arange(self.blocks))

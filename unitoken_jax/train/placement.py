@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 from flax.core import meta
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, NamedSharding
 
 from unitoken_jax.config import Config
@@ -29,7 +30,7 @@ def check_rows(config: Config, mesh: Mesh) -> None:
 
 def parameter_layout(config: Config, mesh: Mesh) -> dict[str, NamedSharding]:
     """Where each parameter of config.model lies, by path."""
-    return states.flatten(sharding.shardings(mesh, abstract_params(config.model)))
+    return flatten_dict(sharding.shardings(mesh, abstract_params(config.model)), sep="/")
 
 
 def abstract_state(config: Config, params: dict, rates: dict[str, float], mesh: Mesh) -> states.State:

@@ -7,7 +7,7 @@ images, and codes that go unused later move to the encodings that are served wor
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -178,8 +178,10 @@ class _Programs:
 
     def _revive(self, now: _Progress, images) -> _Progress:
         """Moves unused codes to encodings drawn by their squared distance from the nearest code."""
-        latents = self.model.apply({"params": now.params}, images, method="encode").astype(jnp.float32)
-        nearest, _ = self.model.apply({"params": now.params}, latents, method="quantize")
+        encoded: Any = self.model.apply({"params": now.params}, images, method="encode")
+        latents = encoded.astype(jnp.float32)
+        quantized: Any = self.model.apply({"params": now.params}, latents, method="quantize")
+        nearest, _ = quantized
         points = latents.reshape(-1, self.config.embed_dim)
         weight = jnp.sum(jnp.square(points - nearest.reshape(points.shape)), axis=-1)
         key = jax.random.fold_in(jax.random.key(self.train.seed), now.step)
@@ -246,4 +248,4 @@ def reconstruct(
 def psnr(images: np.ndarray, reconstructions: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB over all pixels of both sets together; uint8, peak 255."""
     error = images.astype(np.float64) - reconstructions.astype(np.float64)
-    return float(10 * np.log10(255.0**2 / max(np.mean(error**2), 1e-12)))
+    return float(10 * np.log10(255.0**2 / max(float(np.mean(error**2)), 1e-12)))

@@ -58,7 +58,8 @@ def draw_curves(workdirs, out, labels=None) -> pathlib.Path:
                 axes.plot(*zip(*points), color=colour, alpha=0.15, linewidth=0.6)
         axes.set_ylim(limits)
         axes.grid(alpha=0.3)
-        drawn = [(name, "0.3", style) for name, style in zip(names, STYLES) if name in found]
+        styles: dict[str, Literal["-", "--"]] = dict(zip(names, STYLES))
+        drawn = [(name, "0.3", style) for name, style in styles.items() if name in found]
         if len(drawn) > 1:
             _add_legend(axes, drawn)
     for axes in places[len(panels) :]:

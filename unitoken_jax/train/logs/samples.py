@@ -14,7 +14,7 @@ from PIL import Image
 from unitoken_jax.config import Config
 from unitoken_jax.data.loader import Validation
 from unitoken_jax.sequence.build import TEXT_TO_IMAGE_INSTRUCTION
-from unitoken_jax.sequence.conversation import Conversation, read_conversations
+from unitoken_jax.sequence.conversation import Conversation, image_source, read_conversations
 from unitoken_jax.sequence.image import open_image
 from unitoken_jax.sequence.tokenizer import Tokenizer
 from unitoken_jax.storage.atomic import atomic_folder
@@ -91,7 +91,7 @@ class Samples:
             lines += [f"![{_line(prompt)}]({i}.png) {_line(prompt)}", ""]
         for i, (question, answer) in enumerate(zip(self.questions, answers)):
             for j, asked in enumerate(question.asked.images):
-                open_image(getattr(asked, "path", asked)).save(folder / f"question_{i}_{j}.png")
+                open_image(image_source(asked)).save(folder / f"question_{i}_{j}.png")
                 lines += [f"![](question_{i}_{j}.png)"]
             lines += [f"- asked: {_line(question.text)}", f"- answered: {_line(answer)}"]
             lines += [f"- in the data: {_line(question.truth)}"] if question.truth else []
@@ -116,8 +116,9 @@ def _prompts_and_questions(
     for conversation in conversations:
         asked, *answered = conversation.turns
         parts = answered[0].parts if answered else ()
-        text = all(isinstance(part, str) for part in parts)
-        question = Question(dataclasses.replace(conversation, turns=(asked,)), "".join(parts) if text else "")
+        texts = [part for part in parts if isinstance(part, str)]
+        text = len(texts) == len(parts)
+        question = Question(dataclasses.replace(conversation, turns=(asked,)), "".join(texts) if text else "")
         draws = not text or (not parts and question.text.startswith(TEXT_TO_IMAGE_INSTRUCTION))
         if not draws and len(questions) < count:
             questions.setdefault(conversation.source, question)
