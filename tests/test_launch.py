@@ -76,7 +76,12 @@ def launch(script: str, *arguments: str, **more) -> subprocess.CompletedProcess:
 @contextlib.contextmanager
 def started(command, **more):
     """A launcher in the background, which does not outlive the test."""
-    process = subprocess.Popen(command, **more)
+    # A shell's background jobs ignore SIGINT, and so would the launcher: what a process ignores its children do.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, **more)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     try:
         yield process
     finally:
@@ -372,11 +377,9 @@ STEPS = 20
 
 
 @pytest.mark.slow
-def test_two_real_processes_train(tmp_path, monkeypatch):
+def test_two_real_processes_train(tmp_path):
     """The whole command: they save on SIGTERM to the launcher, and the same command goes on."""
     write_run(tmp_path / "files", steps=STEPS)
-    monkeypatch.setenv("UNITOKEN_CACHE", str(tmp_path / "xla"))
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     metrics = tmp_path / "run/metrics.jsonl"
     command = [LAUNCH / "cpu_processes.sh", "--processes", "2", "train"]
     command += ["--config", tmp_path / "files/config.py", "--workdir", tmp_path / "run"]
