@@ -33,6 +33,7 @@ EXTRAS = {
         "pytest>=8",
         "etils[epath-gcs]>=1.9",  # the clients that talk to tests/helpers/gcs_server.py
         "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6,<4",  # two workers for the whole suite
         "hypothesis>=6.100",
         "ruff>=0.9",
         "mypy>=2.0,<3",

@@ -1,9 +1,52 @@
-"""What every test shares: child processes that import this checkout."""
+"""What every test shares: this checkout in child processes, compiled programs, workers, and hypothesis' profiles.
+
+Environment variables that change it: JAX_COMPILATION_CACHE_DIR keeps compiled programs from one session to the
+next, and HYPOTHESIS_PROFILE=thorough tries many and ever new examples.
+"""
 
 import os
 import pathlib
+import shutil
+import tempfile
+
+import hypothesis
+import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
+WORKERS = 2  # A JAX process compiles with threads of its own, so that more help only on many cores.
 
 # Whatever is installed: a child process shall run the code that is tested, and find `tests.helpers`.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
+
+# One persistent cache a session, for all workers and child processes: this module is imported before jax, and
+# the variables are inherited. A program's key holds XLA's flags and the devices, so that nothing is mixed up.
+_session_cache = None
+if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    _session_cache = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="unitoken-test-xla-")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+hypothesis.settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True)
+hypothesis.settings.register_profile("thorough", max_examples=500, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+def pytest_unconfigure(config):
+    """Removes the session's compiled programs, in the process that made the folder."""
+    if _session_cache:
+        shutil.rmtree(_session_cache, ignore_errors=True)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """Two workers for the whole suite, none where files or tests are named, which are sooner done in one process."""
+    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        return 0
+    config.option.dist = "worksteal"  # contiguous halves keep most fixtures of a module in one worker
+    return WORKERS
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that no worker begins a long one when the other has nothing left."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

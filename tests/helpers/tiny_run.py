@@ -77,9 +77,8 @@ def launch(command: list[str], log: pathlib.Path, processes: int = 1, devices: i
 def start(folder: pathlib.Path, workdir, processes=1, devices=1, *more: str, log=None, **variables: str):
     """`unitoken train ... more` of what `write_run` left in `folder`, launched.
 
-    Runs there share compiled programs. `log` as in `launch`, beside `workdir` where not given.
+    `log` as in `launch`, beside `workdir` where not given.
     """
     train = ["-m", "unitoken_jax", "train", "--config", str(folder / "config.py")]
     train += ["--workdir", str(workdir), *more]
-    cache = {"UNITOKEN_CACHE": str(folder / "xla"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return launch(train, log or workdir, processes, devices, **cache | variables)
+    return launch(train, log or workdir, processes, devices, **variables)

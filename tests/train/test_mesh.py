@@ -22,7 +22,6 @@ ROOT = pathlib.Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {
     "JAX_PLATFORMS": "cpu",
     "PYTHONPATH": os.pathsep.join(sys.path),
-    "UNITOKEN_CACHE": "off",
     # What it leaves out is LLVM's, which knows no mesh, and most of the time to compile.
     "XLA_FLAGS": "--xla_backend_optimization_level=0",
 }
