@@ -1,7 +1,7 @@
-"""What every test shares: this checkout in child processes, compiled programs, workers, and hypothesis' profiles.
+"""What all tests share: this checkout in child processes, compiled programs, workers, hypothesis' profiles.
 
-Environment variables that change it: JAX_COMPILATION_CACHE_DIR keeps compiled programs from one session to the
-next, and HYPOTHESIS_PROFILE=thorough tries many and ever new examples.
+Environment variables that change it: JAX_COMPILATION_CACHE_DIR keeps compiled programs from one session to
+the next, and HYPOTHESIS_PROFILE=thorough tries many and ever new examples.
 """
 
 import os
@@ -39,7 +39,7 @@ def pytest_unconfigure(config):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
-    """Two workers for the whole suite, none where files or tests are named, which are sooner done in one process."""
+    """Two workers for the whole suite, none where files or tests are named: one process is sooner done."""
     if config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
         return 0
     config.option.dist = "worksteal"  # contiguous halves keep most fixtures of a module in one worker
@@ -47,6 +47,6 @@ def pytest_xdist_auto_num_workers(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Files with slow tests come first, so that no worker begins a long one when the other has nothing left."""
+    """Files with slow tests come first: no worker begins a long one when the other has nothing left."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)

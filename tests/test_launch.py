@@ -76,7 +76,7 @@ def launch(script: str, *arguments: str, **more) -> subprocess.CompletedProcess:
 @contextlib.contextmanager
 def started(command, **more):
     """A launcher in the background, which does not outlive the test."""
-    # A shell's background jobs ignore SIGINT, and so would the launcher: what a process ignores its children do.
+    # A shell's background jobs ignore SIGINT, and a child inherits that: the launcher is to hear it.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         process = subprocess.Popen(command, **more)
