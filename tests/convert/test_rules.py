@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from tests.helpers.torch_names import disassemble
 from unitoken_jax.config import SiglipConfig
 from unitoken_jax.convert.torch import configs, rules
-from unitoken_jax.convert.torch.assemble import assemble, disassemble
+from unitoken_jax.convert.torch.assemble import assemble
 from unitoken_jax.convert.torch.report import ConversionError, ProblemCollector, Tensor
 
 SHAPES = {

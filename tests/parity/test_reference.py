@@ -15,9 +15,9 @@ from flax.traverse_util import flatten_dict
 from PIL import Image
 
 from tests.helpers.reference import REFERENCE, needs_reference
+from tests.helpers.torch_names import disassemble
 from unitoken_jax.config import Config, DataConfig, OptimizerConfig, ParameterGroup, TrainConfig
 from unitoken_jax.convert.from_torch import convert
-from unitoken_jax.convert.torch.assemble import disassemble
 from unitoken_jax.data.packing import batch_of
 from unitoken_jax.generate.image import decode_codes, encode_images
 from unitoken_jax.inspection.score import score

@@ -18,11 +18,11 @@ pytest.importorskip("transformers", reason="needs the parity extra")
 import safetensors.torch  # noqa: E402
 
 from tests.helpers.published import GUIDANCE, PROMPT, WRITTEN, Judge, Reader, Release  # noqa: E402
+from tests.helpers.torch_names import disassemble  # noqa: E402
 from unitoken_jax.checkpoint.model_directory import load_model  # noqa: E402
 from unitoken_jax.config import DataConfig  # noqa: E402
 from unitoken_jax.convert.from_torch import convert  # noqa: E402
 from unitoken_jax.convert.to_torch import export  # noqa: E402
-from unitoken_jax.convert.torch.assemble import disassemble  # noqa: E402
 from unitoken_jax.data.packing import batch_of  # noqa: E402
 from unitoken_jax.generate.image import encode_images  # noqa: E402
 from unitoken_jax.inspection.score import score  # noqa: E402

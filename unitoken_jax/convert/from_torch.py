@@ -12,7 +12,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -54,7 +54,7 @@ def convert(
     *,
     dtype: str | None = None,
     image_size: int | tuple[int, int] = 512,
-    resolution: str | None = None,
+    resolution: Literal["anyres", "base"] | None = None,
     stage_one_start: bool = False,
     verify: bool = False,
     seed: int = 0,
@@ -79,10 +79,11 @@ def convert(
         raise ConversionError(f"--resolution {resolution!r} is unknown; expected anyres or base")
     check_destination(out)  # before minutes of reading
     report = ProblemCollector()
-    checkpoint, siglip, vqgan = (_local(source) for source in (checkpoint, siglip, vqgan))
-    sources = open_sources(checkpoint, siglip, vqgan, report, image_size=image_size, resolution=resolution)
+    folder = _local(checkpoint)
+    siglip, vqgan = (source if source is None else _local(source) for source in (siglip, vqgan))
+    sources = open_sources(folder, siglip, vqgan, report, image_size=image_size, resolution=resolution)
     lazy = parameters(sources, expected_shapes(sources.config), report, one_dtype=dtype is None)
-    report.check(str(checkpoint))
+    report.check(str(folder))
     tokenizer = Tokenizer.load(sources.tokenizer)
     validate_config(sources.config, tokenizer.vocabulary)
     work = _work(lazy, sources, tokenizer, stage_one_start, dtype, seed)
@@ -115,10 +116,10 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {path: tuple(leaf.shape) for path, leaf in flat.items()}
 
 
-def _local(source: str | os.PathLike | None) -> pathlib.Path | None:
+def _local(source: str | os.PathLike) -> pathlib.Path:
     """A folder: itself, or the snapshot of a hub id ("owner/name") where huggingface_hub is installed."""
-    if source is None or pathlib.Path(source).is_dir():
-        return None if source is None else pathlib.Path(source)
+    if pathlib.Path(source).is_dir():
+        return pathlib.Path(source)
     parts = str(source).split("/")
     if len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~"):
         raise ConversionError(f"{source} is no folder")
@@ -256,7 +257,7 @@ def inspect(model: str | os.PathLike) -> list[str]:
     lines += [f"note: {note}" for note in manifest.get("notes", [])]
     for field in dataclasses.fields(config):
         lines.append(f"{field.name}: {getattr(config, field.name)}")
-    sizes = collections.Counter()
+    sizes: collections.Counter[str] = collections.Counter()
     for path, leaf in sorted(params.shapes.items()):
         lines.append(f"{path:<60} {tuple(leaf.shape)!s:<24} {leaf.dtype}")
         sizes[path.split("/")[0]] += math.prod(leaf.shape)

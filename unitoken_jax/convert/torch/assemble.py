@@ -3,10 +3,11 @@
 import collections
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
+from einops import rearrange
 
 from unitoken_jax.convert.torch import rules
 from unitoken_jax.convert.torch.report import ProblemCollector, Tensor
@@ -80,7 +81,7 @@ def assemble(
 
 def _check_dtypes(made: Mapping[str, Parameter], report: ProblemCollector) -> None:
     """Another dtype than most of the network's is no one's intention; the VQ-GAN's is stored as it comes."""
-    networks = collections.defaultdict(list)
+    networks: dict[str, list[ParamPart]] = collections.defaultdict(list)
     for path, parameter in made.items():
         networks[path.split("/")[0]] += parameter.pieces
     networks.pop("vqgan", None)
@@ -102,7 +103,7 @@ def _fits(tensor: Tensor, place: rules.Place, report: ProblemCollector) -> bool:
     if tensor.shape == place.shape:
         return True
     if _per_head(tensor.shape, place):
-        rows = tensor.read().reshape(place.shape[0], -1, place.shape[1])
+        rows = rearrange(tensor.read(), "(shard head) dim -> shard head dim", shard=place.shape[0])
         if np.array_equal(rows, np.broadcast_to(rows[:, :1], rows.shape)):
             return True
         report.add("shape", f"{tensor.name} in {file} has a row a head, which differ within a shard")
@@ -122,13 +123,3 @@ def _per_head(shape: tuple[int, ...], place: rules.Place) -> bool:
 def _collapse(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """One row a shard of a QK-norm with one row a head (`_fits` has seen that they are equal)."""
     return value if value.shape == shape else value[:: value.shape[0] // shape[0]]
-
-
-def disassemble(
-    path: str, value: np.ndarray, prefix: Mapping[str, str] | None = None
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Our parameter -> its torch tensors (name, contiguous array): the inverse of `assemble`."""
-    before = (prefix or {}).get(path.split("/")[0], "")
-    for place in rules.places(path, value.shape):
-        part = value if place.layer is None else value[place.layer]
-        yield before + place.torch, np.ascontiguousarray(place.layout.to_torch(part))

@@ -4,7 +4,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from unitoken_jax.config import DecoderConfig, ModelConfig, SiglipConfig, VQConfig
 from unitoken_jax.convert.torch.readers import read_json
@@ -114,29 +114,29 @@ def siglip_config(folder: str | os.PathLike) -> SiglipConfig:
     )
     if not isinstance(vision, dict):
         raise ConversionError(f"{path} has no 'vision_config': it is not SigLIP's")
-    found = {}
+    sizes: dict[str, Any] = {}
     for key, default in _SIGLIP_DEFAULTS.items():
         read = _positive if isinstance(default, float) else _count
-        found[key] = read(vision, key, str(path), default)
-    if found["num_hidden_layers"] > _MOST_LAYERS or found["hidden_size"] % found["num_attention_heads"]:
+        sizes[key] = read(vision, key, str(path), default)
+    if sizes["num_hidden_layers"] > _MOST_LAYERS or sizes["hidden_size"] % sizes["num_attention_heads"]:
         raise ConversionError(
-            f"{path}: {found['num_hidden_layers']} layers of width {found['hidden_size']} with "
-            f"{found['num_attention_heads']} heads are no vision tower"
+            f"{path}: {sizes['num_hidden_layers']} layers of width {sizes['hidden_size']} with "
+            f"{sizes['num_attention_heads']} heads are no vision tower"
         )
-    if found["patch_size"] > found["image_size"]:
-        raise ConversionError(f"{path}: 'patch_size' is larger than 'image_size' {found['image_size']}")
+    if sizes["patch_size"] > sizes["image_size"]:
+        raise ConversionError(f"{path}: 'patch_size' is larger than 'image_size' {sizes['image_size']}")
     if vision.get("hidden_act", "gelu_pytorch_tanh") != "gelu_pytorch_tanh":
         raise ConversionError(
             f"{path}: 'hidden_act' is {vision['hidden_act']!r}; expected 'gelu_pytorch_tanh'"
         )
     return SiglipConfig(
-        image_size=found["image_size"],
-        patch_size=found["patch_size"],
-        width=found["hidden_size"],
-        depth=found["num_hidden_layers"],
-        heads=found["num_attention_heads"],
-        mlp=found["intermediate_size"],
-        norm_eps=found["layer_norm_eps"],
+        image_size=sizes["image_size"],
+        patch_size=sizes["patch_size"],
+        width=sizes["hidden_size"],
+        depth=sizes["num_hidden_layers"],
+        heads=sizes["num_attention_heads"],
+        mlp=sizes["intermediate_size"],
+        norm_eps=sizes["layer_norm_eps"],
     )
 
 
@@ -262,7 +262,7 @@ def vq_config_of_json(values: Mapping, where: str) -> VQConfig:
     )
 
 
-def resolution_of(values: Mapping, where: str) -> str:
+def resolution_of(values: Mapping, where: str) -> Literal["anyres", "base"]:
     """ "anyres" or "base", by the checkpoint's `architectures`."""
     names = values.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

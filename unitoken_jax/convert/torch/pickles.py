@@ -15,7 +15,7 @@ import pickle
 import struct
 import zipfile
 import zlib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import ml_dtypes
 import numpy as np
@@ -174,7 +174,7 @@ class _Archive:
         data = map_bytes(self.path, start, info.file_size)
         if len(data) != info.file_size:
             raise ConversionError(f"{where} is cut short: {len(data)} of {info.file_size} bytes are there")
-        if check and zlib.crc32(data) != info.CRC:
+        if check and zlib.crc32(data.data) != info.CRC:
             raise ConversionError(f"{where} does not match its checksum: the file is damaged, fetch it again")
         return data
 
@@ -216,7 +216,7 @@ class _Reader(pickle._Unpickler):
         items = self.pop_mark()
         self.append(self._table(zip(items[::2], items[1::2], strict=True)))
 
-    dispatch = pickle._Unpickler.dispatch | {
+    dispatch = cast(Any, pickle._Unpickler).dispatch | {
         pickle.EMPTY_DICT[0]: load_empty_dictionary,
         pickle.DICT[0]: load_dict,
     }

@@ -38,9 +38,12 @@ def map_bytes(path: str | os.PathLike, first: int, count: int) -> np.ndarray:
 
 
 class ProblemCollector:
-    """Problems, and what was left out by rule."""
+    """What keeps a source from being converted, and the tensors that are left out by rule.
 
-    def __init__(self):
+    Readers add to it and go on, so that one error can list everything.
+    """
+
+    def __init__(self) -> None:
         self.problems: list[str] = []
         self.ignored: dict[str, list[str]] = {}  # reason -> names
 
@@ -49,6 +52,7 @@ class ProblemCollector:
         self.problems.append(f"{kind}: {what}")
 
     def ignore(self, reason: str, name: str) -> None:
+        """Notes that the tensor `name` is left out, and why."""
         self.ignored.setdefault(reason, []).append(name)
 
     def check(self, where: str) -> None:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 
 import numpy as np
+from einops import rearrange
 
 Shape = tuple[int, ...]
 
@@ -24,23 +25,24 @@ class Layout:
 
 
 def _patch_side(rows: int) -> int:
+    """Side in pixels of patches that have `rows` = side * side * 3 numbers."""
     return math.isqrt(rows // 3)
 
 
 def _patch_to_torch(x: np.ndarray) -> np.ndarray:
     side = _patch_side(x.shape[0])
-    return x.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
+    return rearrange(x, "(row column rgb) outputs -> outputs rgb row column", row=side, column=side)
 
 
 SAME = Layout(lambda x: x, lambda x: x, lambda shape: shape)
 LINEAR = Layout(lambda x: x.T, lambda x: x.T, lambda shape: shape[::-1])  # torch [out, in], ours [in, out]
 CONV = Layout(  # torch OIHW, ours HWIO
-    lambda x: x.transpose(2, 3, 1, 0),
-    lambda x: x.transpose(3, 2, 0, 1),
+    lambda x: rearrange(x, "outputs inputs row column -> row column inputs outputs"),
+    lambda x: rearrange(x, "row column inputs outputs -> outputs inputs row column"),
     lambda shape: (shape[3], shape[2], shape[0], shape[1]),
 )
 PATCH = Layout(  # torch [W, 3, p, p], ours [p * p * 3, W]
-    lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),
+    lambda x: rearrange(x, "outputs rgb row column -> (row column rgb) outputs"),
     _patch_to_torch,
     lambda shape: (shape[1], 3, _patch_side(shape[0]), _patch_side(shape[0])),
 )

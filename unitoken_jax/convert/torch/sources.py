@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 from unitoken_jax.config import ModelConfig, SequenceConfig, published_sequence
 from unitoken_jax.convert.torch import configs
@@ -33,7 +34,7 @@ class Sources:
     config: ModelConfig
     groups: tuple[Group, ...]
     fresh: tuple[str, ...]  # networks no file gives: they start random
-    lacking: tuple[str, ...]  # parameter groups the model directory will not have
+    absent: tuple[str, ...]  # parameter groups the model directory will not have
     files: dict[str, pathlib.Path]  # "checkpoint/config.json" -> file
     tokenizer: pathlib.Path
     notes: tuple[str, ...]
@@ -46,7 +47,7 @@ def open_sources(
     report: ProblemCollector,
     *,
     image_size: int | tuple[int, int] = 512,
-    resolution: str | None = None,
+    resolution: Literal["anyres", "base"] | None = None,
 ) -> Sources:
     """Reads configurations and the files' indexes, no weights. Problems with shards go to `report`.
 
@@ -81,20 +82,22 @@ def open_sources(
         configs.check_preprocessor(siglip, vision)
         files["siglip/config.json"] = pathlib.Path(siglip) / "config.json"
     inside = {name: tensor for name, tensor in tensors.items() if name.startswith(VQ_IN_CHECKPOINT)}
-    vq, vq_groups, lacking = _vq(vqgan, values, where, inside, report, files)
-    own = {name: tensor for name, tensor in tensors.items() if name not in inside}
-    made = [Group(own, tuple(networks), prefix) for networks, prefix in groups]
+    vq, vq_groups, absent = _vq(vqgan, values, where, inside, report, files)
+    outside = {name: tensor for name, tensor in tensors.items() if name not in inside}
+    network_groups = [Group(outside, tuple(networks), prefix) for networks, prefix in groups]
     if not unified:
-        made.append(_siglip_group(pathlib.Path(siglip), report, files))
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        assert siglip is not None
+        network_groups.append(_siglip_group(pathlib.Path(siglip), report, files))
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    size = (height, width)
     configs.check_stride(vq, size)
     sequence = dataclasses.replace(sequence, image_size=size)
     config = ModelConfig(vision, vq, configs.decoder_config(values, where), sequence)
-    if "vqgan/decoder" in lacking or "vqgan" in lacking:
+    if "vqgan/decoder" in absent or "vqgan" in absent:
         notes.append("no VQ decoder: the model answers, but cannot draw (give --vqgan)")
     tokenizer = _tokenizer(checkpoint, vqgan, files)
     fresh = () if unified else ("adapter",)
-    return Sources(config, (*made, *vq_groups), fresh, lacking, files, tokenizer, tuple(notes))
+    return Sources(config, (*network_groups, *vq_groups), fresh, absent, files, tokenizer, tuple(notes))
 
 
 def _siglip_group(folder: pathlib.Path, report: ProblemCollector, files: dict[str, pathlib.Path]) -> Group:
@@ -104,7 +107,7 @@ def _siglip_group(folder: pathlib.Path, report: ProblemCollector, files: dict[st
     return Group(tensors, ("siglip",), {"siglip": prefix})
 
 
-def _tied(tensors: Mapping[str, Tensor], report: ProblemCollector) -> Mapping[str, Tensor]:
+def _tied(tensors: dict[str, Tensor], report: ProblemCollector) -> dict[str, Tensor]:
     """The output layer is the embeddings', whatever else the files hold."""
     if _EMBEDDINGS not in tensors:
         return tensors
@@ -114,27 +117,27 @@ def _tied(tensors: Mapping[str, Tensor], report: ProblemCollector) -> Mapping[st
 
 
 def _vq(vqgan, values, where, inside, report, files):
-    """(VQConfig, groups, lacking parameter groups): from the VQ-GAN folder, else `inside` the checkpoint."""
+    """(VQConfig, groups, absent parameter groups): from the VQ-GAN folder, else `inside` the checkpoint."""
     if vqgan is not None:
         folder = pathlib.Path(vqgan)
         config = configs.vq_config_of_yaml(folder / "vqgan.yaml")
-        found = [folder / name for name in ("vqgan.ckpt", "vqgan.safetensors") if (folder / name).is_file()]
-        if not found:
+        weights = [folder / name for name in ("vqgan.ckpt", "vqgan.safetensors") if (folder / name).is_file()]
+        if not weights:
             raise ConversionError(f"{folder} has neither vqgan.ckpt nor vqgan.safetensors")
         files["vqgan/vqgan.yaml"] = folder / "vqgan.yaml"
-        files[f"vqgan/{found[0].name}"] = found[0]
+        files[f"vqgan/{weights[0].name}"] = weights[0]
         for name in inside:
             report.ignore("the VQ-GAN's folder has it", name)
-        return config, [Group(read_file(found[0]), ("vqgan",), {"vqgan": ""})], ()
+        return config, [Group(read_file(weights[0]), ("vqgan",), {"vqgan": ""})], ()
     config = configs.vq_config_of_json(values, where)
     if not inside:
         return config, [], ("vqgan",)
-    lacking = tuple(
-        f"vqgan/{part}"
-        for part in ("decoder", "post_quant_conv")
-        if not any(name.startswith(f"{VQ_IN_CHECKPOINT}{part}.") for name in inside)
+    absent = tuple(
+        f"vqgan/{module}"
+        for module in ("decoder", "post_quant_conv")
+        if not any(name.startswith(f"{VQ_IN_CHECKPOINT}{module}.") for name in inside)
     )
-    return config, [Group(inside, ("vqgan",), {"vqgan": VQ_IN_CHECKPOINT})], lacking
+    return config, [Group(inside, ("vqgan",), {"vqgan": VQ_IN_CHECKPOINT})], absent
 
 
 def _tokenizer(checkpoint: pathlib.Path, vqgan, files: dict[str, pathlib.Path]) -> pathlib.Path:
@@ -155,16 +158,16 @@ def parameters(
 
     `one_dtype`: a network's tensors in several dtypes are a problem.
     """
-    made = {}
+    lazy: dict[str, Parameter] = {}
     for group in sources.groups:
         wanted = {
             path: shape
             for path, shape in expected.items()
             if path.split("/")[0] in group.networks
-            and not any(path.startswith(lack + "/") for lack in sources.lacking)
+            and not any(path.startswith(lack + "/") for lack in sources.absent)
         }
-        made |= assemble(group.tensors, wanted, report, group.prefix, one_dtype)
-    return made
+        lazy |= assemble(group.tensors, wanted, report, group.prefix, one_dtype)
+    return lazy
 
 
 def checksum(path) -> dict:

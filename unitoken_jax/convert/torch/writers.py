@@ -6,6 +6,7 @@ import os
 import pathlib
 import struct
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -29,15 +30,16 @@ def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray 
 
     Its header ends at a multiple of 8 bytes, as readers that map it want.
     """
-    header, place = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
     for name, value in tensors.items():
-        end = place + _bytes(value)
+        end = offset + _bytes(value)
         header[name] = {
             "dtype": _NAMES[value.dtype],
             "shape": list(value.shape),
-            "data_offsets": [place, end],
+            "data_offsets": [offset, end],
         }
-        place = end
+        offset = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
