@@ -1,6 +1,7 @@
 """The public class: a model ready to draw, to answer, or to be taken apart into parameters and a function."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 
@@ -20,13 +21,13 @@ class UniToken(Runtime):
         """PIL images of `prompts`; settings (seed, guidance, number, ...) as `generate.image.draw`."""
         return [result.image for result in self.draw(prompts, **settings)]
 
-    def answer(self, conversations: Sequence, **settings) -> list[str] | Iterator[tuple[int, str]]:
-        """Answers, as text, to [[text or image, ...], ...]; settings as `generate.text.answer`.
+    def answer(self, conversations: Sequence, **settings) -> list[str]:
+        """Answers, as text, to [[text or image, ...], ...]; settings as `generate.text.answer`."""
+        return [answer.text for answer in self.reply(conversations, **settings)]
 
-        With `stream=True` instead an iterator of (number of the conversation, next piece of its answer).
-        """
-        answers = text.answer(self, conversations, **settings)
-        return [answer.text for answer in answers] if isinstance(answers, list) else answers
+    def stream(self, conversations: Sequence, **settings) -> Iterator[tuple[int, str]]:
+        """Answers as they are written: (number of the conversation, next piece of its answer)."""
+        return text.stream(self, conversations, **settings)
 
     def chat(self, conversations: Sequence, **settings) -> list[chat.Reply]:
         """Answers of text and images; settings as `generate.chat.chat`."""
@@ -44,4 +45,5 @@ class UniToken(Runtime):
         """Logits float32[B, T, V] of a `Batch`; pure. `params`: the whole tree, or the network's alone, its
         layers stacked (as a model directory has them) or apart (as `self.params` has them)."""
         network = {name: params[name] for name in NETWORK if name in params}
-        return self.module.apply({"params": network}, batch)
+        logits: Any = self.module.apply({"params": network}, batch)
+        return logits

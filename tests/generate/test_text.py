@@ -87,7 +87,7 @@ def test_sampled_answers_do_not_depend_on_their_place():
 def test_streamed_pieces_make_the_answers():
     model = tiny_model()
     expected = model.answer(ASKED)
-    pieces = list(model.answer(ASKED, stream=True))
+    pieces = list(model.stream(ASKED))
     assert ["".join(piece for i, piece in pieces if i == n) for n in range(len(ASKED))] == expected
     assert len(pieces) > len(ASKED)
 

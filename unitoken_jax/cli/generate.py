@@ -122,7 +122,7 @@ def run_answer(arguments: argparse.Namespace) -> None:
         if arguments.timing or arguments.save_tokens:
             raise ValueError("--stream prints the text alone: leave out --timing and --save-tokens")
         loaded = _load(arguments)
-        for _, piece in loaded.answer([asked], max_tokens=arguments.max_tokens, stream=True):
+        for _, piece in loaded.stream([asked], max_tokens=arguments.max_tokens):
             print(piece, end="", flush=True)
         print()
         return
@@ -158,11 +158,13 @@ def run_chat(arguments: argparse.Namespace) -> None:
     written = 0
     for reply in replies:
         for part in reply.parts:
-            if not isinstance(part, str):
-                file = out.with_stem(f"{out.stem}-{written}")
-                part.image.save(file)
-                part, written = file, written + 1
-            print(part)
+            if isinstance(part, str):
+                print(part)
+                continue
+            file = out.with_stem(f"{out.stem}-{written}")
+            part.image.save(file)
+            print(file)
+            written += 1
     if arguments.timing and replies:
         print(replies[0].timing, file=sys.stderr)
 

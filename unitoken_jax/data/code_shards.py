@@ -128,8 +128,8 @@ def write_shard(
         with open(part, "rb") as file:
             os.fsync(file.fileno())
         notes = {"largest": largest, "left_out": left_out}
-        side = {"hashes": name_hashes(names), "notes": json.dumps(notes)}
-        atomic_write(_side(path), lambda out: np.savez(out, **side))
+        hashes, text = name_hashes(names), np.array(json.dumps(notes))
+        atomic_write(_side(path), lambda out: np.savez(out, hashes=hashes, notes=text))
         os.replace(part, path)
     except OSError as error:
         raise explain_os_error(error, path) from error
@@ -165,7 +165,9 @@ def finish(folder: pathlib.Path, path: pathlib.Path, count: int) -> bool:
 
 def _join(folder: pathlib.Path, shards: list[pathlib.Path]) -> None:
     """Writes what makes the shards a whole, and removes what only their making needed."""
-    hashes, largest, left_out = [], -1, []
+    hashes: list[np.ndarray] = []
+    left_out: list[dict] = []
+    largest = -1
     for shard in shards:
         with np.load(_side(shard)) as side:
             hashes.append(side["hashes"])

@@ -13,6 +13,7 @@ import os
 import pathlib
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,7 @@ def codes_name(data: str | os.PathLike) -> str:
     return pathlib.PurePosixPath(data).name.replace("*", "_").replace("?", "_") + ".codes"
 
 
-def describe_codes(config: ModelConfig, **more) -> dict:
+def describe_codes(config: ModelConfig, **more: Any) -> dict:
     """What codes depend on, with what else is known of their making (JSON values)."""
     sequence = config.sequence
     shape = [side // config.vq.stride for side in sequence.image_size]
@@ -51,7 +52,7 @@ def describe_codes(config: ModelConfig, **more) -> dict:
 
 
 def write_codes(
-    path: str | os.PathLike, codes: Mapping[str, np.ndarray], config: ModelConfig, **about
+    path: str | os.PathLike, codes: Mapping[str, np.ndarray], config: ModelConfig, **about: Any
 ) -> None:
     """Writes `codes` (image name -> int32[h, w]) to folder `path`, which appears whole or not at all.
 
@@ -75,13 +76,13 @@ class Codes(Mapping):
         self._names = np.load(path / NAMES, mmap_mode="r")
         self._hashes = np.ascontiguousarray(self._names[:, 0]).view(np.uint64)
         self._ends = np.cumsum([records for records, _ in about["shards"]]).tolist()
-        self._readers: dict[int, object] = {}
+        self._readers: dict[int, Any] = {}
 
     def __getstate__(self) -> dict:
         return {"path": self.path, "about": self.about}
 
     def __setstate__(self, state: dict) -> None:
-        self.__init__(**state)
+        type(self).__init__(self, **state)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -96,8 +97,8 @@ class Codes(Mapping):
         found = place < len(self._hashes) and self._hashes[place] == wanted
         return int(self._names[place, 1]) if found else None
 
-    def __contains__(self, name) -> bool:
-        return self._find(name) is not None
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._find(name) is not None
 
     def __getitem__(self, name: str) -> np.ndarray:
         record = self._find(name)

@@ -43,6 +43,9 @@ class Tars:
 
     def __init__(self, shards: list, table: np.ndarray):
         """`table` int64[N, 4]: name hash (sorted as uint64), shard, first byte, bytes; see `scan_tars`."""
+        self._set_up(shards, table)
+
+    def _set_up(self, shards: list, table: np.ndarray) -> None:
         self._shards = [RandomFile(shard) for shard in shards]
         self._table = table
         self._hashes = np.ascontiguousarray(table[:, 0]).view(np.uint64)
@@ -51,9 +54,9 @@ class Tars:
         return {"shards": [shard.path for shard in self._shards], "table": self._table}
 
     def __setstate__(self, state: dict) -> None:
-        self.__init__(state["shards"], state["table"])
+        self._set_up(state["shards"], state["table"])
 
-    def __truediv__(self, name: str):
+    def __truediv__(self, name: str) -> "FileSlice | Missing":
         wanted = np.uint64(name_hash(_plain(name)))
         place = int(np.searchsorted(self._hashes, wanted))
         if place == len(self._hashes) or self._hashes[place] != wanted:
@@ -75,9 +78,11 @@ class Missing:
         return False
 
 
-def open_images(images: str, data: str, table: np.ndarray | None = None):
+def open_images(images: str, data: str, table: np.ndarray | None = None) -> "Tars | pathlib.Path":
     """The store `images` names: tar shards, a folder, or (empty) the folder of the file `data`."""
     if is_tar(images):
+        if table is None:
+            table = scan_tars(images)
         return Tars(expand(images), table)
     return as_path(images) if images else as_path(data).parent
 
@@ -116,9 +121,10 @@ def _plain(name: str) -> str:
     return name.removeprefix("./")
 
 
-def _members(shard) -> tuple[list[tuple[str, int, int]], str | None]:
+def _members(shard: pathlib.Path) -> tuple[list[tuple[str, int, int]], str | None]:
     """((name, first byte, bytes) of each whole file in `shard`, what is wrong with it or None)."""
-    size, found, end = size_of(shard), [], 0
+    found: list[tuple[str, int, int]] = []
+    size, end = size_of(shard), 0
     try:
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:

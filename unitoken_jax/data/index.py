@@ -58,7 +58,7 @@ class Index:
         return {"config": self.config, "folder": self.folder, "key": self.key}
 
     def __setstate__(self, state: dict) -> None:
-        self.__init__(**state)
+        type(self).__init__(self, **state)
 
     def __len__(self) -> int:
         return len(self.lengths)

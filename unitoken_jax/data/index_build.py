@@ -7,6 +7,7 @@ need a guarded main module, and a notebook has none.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -15,6 +16,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
@@ -71,7 +74,7 @@ class LengthIndexer:
         self.records = open_records(job.config, _table(folder / RECORDS))
         self.images = open_images(job.config.images, job.config.path, _table(folder / IMAGES))
 
-    def rows(self, rows) -> tuple[np.ndarray, list[InvalidRow]]:
+    def rows(self, rows: Sequence[int]) -> tuple[np.ndarray, list[InvalidRow]]:
         """(int32[n, 5] as in index.py, the bad ones)."""
         table, bad = np.zeros((len(rows), 5), np.int32), []
         for place, row in enumerate(rows):
@@ -134,7 +137,7 @@ def prepare(job: IndexBuildSpec, on_error: OnError | None) -> None:
         save_array(job.folder / IMAGES, scan_tars(job.config.images, on_error))
 
 
-def chunks_of(job: IndexBuildSpec, measurer: LengthIndexer, index: int, count: int):
+def chunks_of(job: IndexBuildSpec, measurer: LengthIndexer, index: int, count: int) -> Iterator[int]:
     """Measures every chunk that is not there, this process's share of them first; yields after each."""
     rows = len(measurer.records)
     chunks = -(-rows // CHUNK)
@@ -144,11 +147,11 @@ def chunks_of(job: IndexBuildSpec, measurer: LengthIndexer, index: int, count: i
         if not path.exists():
             table, bad = measurer.rows(range(number * CHUNK, min((number + 1) * CHUNK, rows)))
             notes = np.frombuffer("".join(_line(each) for each in bad).encode(), np.uint8)
-            atomic_write(path, lambda out, table=table, notes=notes: np.savez(out, lengths=table, bad=notes))
+            atomic_write(path, functools.partial(np.savez, lengths=table, bad=notes))
         yield number
 
 
-def _in_processes(job: IndexBuildSpec, workers: int, share: tuple[int, int], chunks: int, bar) -> None:
+def _in_processes(job: IndexBuildSpec, workers: int, share: tuple[int, int], chunks: int, bar: Any) -> None:
     """Measures with `workers` processes, and shows how far they are."""
     index, count = share
     command = [sys.executable, "-m", "unitoken_jax.data.index_build"]
@@ -158,6 +161,7 @@ def _in_processes(job: IndexBuildSpec, workers: int, share: tuple[int, int], chu
             errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed below, whatever happens)
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=errors)
             running.append((process, errors))
+            assert process.stdin is not None
             with process.stdin as stdin:
                 pickle.dump((job, index * workers + worker, count * workers, os.getpid()), stdin)
         waiting = dict(running)
@@ -197,13 +201,13 @@ def join(job: IndexBuildSpec, folder: pathlib.Path) -> None:
     chunks = range(-(-rows // CHUNK))
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int32)), "fortran_order": False}
 
-    def lengths(out) -> None:  # not through a memory map: a full disk would end the process
+    def lengths(out: BinaryIO) -> None:  # not through a memory map: a full disk would end the process
         np.lib.format.write_array_header_1_0(out, header | {"shape": (rows, 5)})
         for number in chunks:
             with np.load(job.chunk(number)) as chunk:
                 out.write(chunk["lengths"].tobytes())
 
-    def bad(out) -> None:
+    def bad(out: BinaryIO) -> None:
         for number in chunks:
             with np.load(job.chunk(number)) as chunk:
                 out.write(chunk["bad"].tobytes())

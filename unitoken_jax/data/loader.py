@@ -199,7 +199,7 @@ class _Rows:
         place = place % self.process_count * share + place // self.process_count
         examples = self.mixture.row(self.start + batch * self.config.rows + place)
         made = packing.batch_of([examples], self.config, self.model)
-        return {name: array[0] for name, array in made.items()}
+        return {name: np.asarray(array)[0] for name, array in made.items()}
 
 
 def _end_with_parent() -> None:

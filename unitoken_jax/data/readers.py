@@ -14,6 +14,8 @@ import json
 import os
 import pathlib
 import runpy
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -52,7 +54,7 @@ class JsonRecords:
         """ "file:line" of record `i`."""
         return f"{self.path}:{self._table[i, 2]}"
 
-    def read(self, i: int):
+    def read(self, i: int) -> Any:
         """The record as JSON says it. Raises ConversationError where it is not JSON."""
         start, end, _ = self._table[i].tolist()
         if end - start > MAX_RECORD:
@@ -102,7 +104,7 @@ class ArrayRecords:
             raise ConversationError(f"{self.where(i)}: cannot be read ({error})", "json") from None
         return data
 
-    def read(self, i: int):
+    def read(self, i: int) -> Any:
         return decode_json(self.raw(i), self.where(i))
 
 
@@ -139,7 +141,7 @@ class TfdsRecords:
         return {"path": self.path, "split": self.split, "mapping": self.mapping}
 
     def __setstate__(self, state: dict) -> None:
-        self.__init__(**state)
+        type(self).__init__(self, **state)
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -147,7 +149,7 @@ class TfdsRecords:
     def where(self, i: int) -> str:
         return f"{self.path}[{self.split}]:example {i}"
 
-    def read(self, i: int):
+    def read(self, i: int) -> Any:
         try:
             return self._map(self._examples[i])
         except Exception as error:  # the mapping is the user's own code
@@ -167,7 +169,7 @@ def open_records(config: SourceConfig, table: np.ndarray | None = None) -> Recor
         return TfdsRecords(config.path, config.split, config.mapping)
     if kind == "array_record":
         return ArrayRecords(expand(config.path, "array_record"))
-    return JsonRecords(config.path, table)
+    return JsonRecords(config.path, scan_json(config.path) if table is None else table)
 
 
 def records_digest(config: SourceConfig) -> str:
@@ -177,12 +179,12 @@ def records_digest(config: SourceConfig) -> str:
     records = TfdsRecords(config.path, config.split, config.mapping)
     info = records.info
     shards = {name: split.shard_lengths for name, split in info.splits.items()}
-    source = inspect.getsource(inspect.getmodule(records._map)) if config.mapping else ""
+    source = inspect.getsource(inspect.getmodule(records._map) or records._map) if config.mapping else ""
     about = [info.full_name, shards, config.split, config.mapping, source]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
-def decode_json(data: bytes, where: str):
+def decode_json(data: bytes, where: str) -> Any:
     """The JSON value in `data`. Raises ConversationError beginning with `where`."""
     try:
         return json.loads(data.decode("utf-8"))
@@ -192,7 +194,7 @@ def decode_json(data: bytes, where: str):
         raise ConversationError(f"{where}: not valid JSON ({error})", "json") from None
 
 
-def array_record_module():
+def array_record_module() -> Any:
     """The ArrayRecord library, loaded where it is needed."""
     from array_record.python import array_record_module
 
@@ -212,7 +214,7 @@ def count_records(path: str) -> int:
     return count
 
 
-def mapping_function(name: str):
+def mapping_function(name: str) -> Callable[[dict], Any]:
     """The function `name` says: "package.module:function" or "path/file.py:function"."""
     module, colon, function = name.rpartition(":")
     if not colon:
@@ -226,7 +228,7 @@ def mapping_function(name: str):
     return found
 
 
-def _image_features(tfds, features) -> list[str]:
+def _image_features(tfds: Any, features: Any) -> list[str]:
     return [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
 
 
@@ -267,15 +269,16 @@ def scan_json(path: str) -> np.ndarray:
     return lines
 
 
-def _lines(file, start: int) -> np.ndarray:
+def _lines(file: BinaryIO, start: int) -> np.ndarray:
     """The table of a file's lines that are not blank."""
-    ends, place, blank = [], start, b""
+    blocks: list[np.ndarray] = []
+    place, blank = start, b""
     while block := file.read(_BLOCK):
-        ends.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + place)
+        blocks.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + place)
         place, blank = place + len(block), block[-1:]
     if blank not in (b"", b"\n"):
-        ends.append(np.array([place]))
-    ends = np.concatenate(ends) if ends else np.zeros(0, np.int64)
+        blocks.append(np.array([place]))
+    ends = np.concatenate(blocks) if blocks else np.zeros(0, np.int64)
     starts = np.concatenate([[start], ends + 1])[: len(ends)]
     table = np.stack([starts, ends, np.arange(1, len(ends) + 1)], 1).astype(np.int64).reshape(-1, 3)
     keep = np.ones(len(table), bool)
@@ -285,7 +288,7 @@ def _lines(file, start: int) -> np.ndarray:
     return table[keep]
 
 
-def _elements(file, start: int):
+def _elements(file: BinaryIO, start: int) -> Iterator[tuple[int, int, int]]:
     """(first byte, end, line) of each element of a JSON array, read block by block.
 
     A syntax error ends it, with what is left as the last record: there is no way to go on.
@@ -316,7 +319,7 @@ def _elements(file, start: int):
 class _Scanner:
     """Walks over JSON text in a file by whole values, with little of it in memory."""
 
-    def __init__(self, file, start: int):
+    def __init__(self, file: BinaryIO, start: int):
         self._file, self._text, self._at = file, "", 0
         self._byte, self._line = start, 1  # of the text's place `_at`
         # Bytes that are not UTF-8 stay in the record as they are; reading the record reports them.

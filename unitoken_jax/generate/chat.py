@@ -84,8 +84,10 @@ def chat(
 
     while any(one.mode != "over" for one in answers):
         writing, prompts = begun("text")
-        limits, how = [one.tokens_left for one in writing], {"seed": seed, "batch": batch, "ends": (begin,)}
-        for job, tokens, _ in text.write_text(model, prompts, limits, chosen, clock, **how):
+        limits = [answer.tokens_left for answer in writing]
+        for job, tokens, _ in text.write_text(
+            model, prompts, limits, chosen, clock, seed=seed, batch=batch, ends=(begin,)
+        ):
             writing[job].add_text(tokens, model.tokenizer.vocabulary)
         drawing_now, prompts = begun("image")
         for one, generated in zip(drawing_now, artist.draw(prompts, clock)):
@@ -158,12 +160,13 @@ class _ImageGenerator:
 
 
 def _reply(model: Runtime, answer: _Answer, grammar: ImageGrammar, timing: decode.Timing) -> Reply:
-    parts, tokens = [], []
+    parts: list[str | GeneratedImage] = []
+    tokens: list[np.ndarray] = []
     for part in answer.parts:
         if isinstance(part, GeneratedImage):
             parts.append(part)
             ids = grammar.code_ids[part.codes.reshape(1, -1)]
-            tokens += [[grammar.begin], *grammar.tokens(ids)]
+            tokens += [np.array([grammar.begin]), *grammar.tokens(ids)]
         else:
             parts += [written] if (written := model.tokenizer.decode(part)) else []
             tokens.append(part)

@@ -85,11 +85,13 @@ def draw(
     grammar = grammar_of(model, size)
 
     read = {text: _prompt(model, text) for text in dict.fromkeys(prompts)}
-    numbers, jobs = Counter(), []
+    numbers: Counter[str] = Counter()
+    jobs: list[tuple[str, int]] = []
     for text in prompts:
         jobs += [(text, numbers[text] + i) for i in range(number)]
         numbers[text] += number
-    clock, told = decode.Clock(), Counter()
+    clock = decode.Clock()
+    told: Counter[int] = Counter()  # rows of each image that `progress` has seen
     ids = np.zeros((len(jobs), grammar.rows * grammar.columns), np.int32)
     for one in draw_codes(
         model,
@@ -193,7 +195,9 @@ def text_prompt(tokens: np.ndarray) -> decode.Prompt:
 def append_tokens(prompt: decode.Prompt, ids: np.ndarray) -> decode.Prompt:
     """`prompt`, then `ids`."""
     more = text_prompt(ids)
-    return decode.Prompt(*map(np.concatenate, zip(prompt[:2], more[:2])), prompt.crops)
+    tokens = np.concatenate([prompt.tokens, more.tokens])
+    index = np.concatenate([prompt.image_feature_index, more.image_feature_index])
+    return decode.Prompt(tokens, index, prompt.crops)
 
 
 def _rows_so_far(model, grammar: ImageGrammar, ids: np.ndarray, rows: int) -> Image.Image:

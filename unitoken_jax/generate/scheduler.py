@@ -3,7 +3,7 @@
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,12 +40,13 @@ def checksum(prompt: decode.Prompt) -> int:
 
 def rng_streams(prompts: Sequence[decode.Prompt]) -> list[tuple[int, int]]:
     """(checksum of the prompt, how many equal ones came before); see `sampling.stream_keys`."""
-    seen, found = Counter(), []
+    seen: Counter[int] = Counter()
+    streams = []
     for prompt in prompts:
-        mark = checksum(prompt)
-        found.append((mark, seen[mark]))
-        seen[mark] += 1
-    return found
+        prompt_checksum = checksum(prompt)
+        streams.append((prompt_checksum, seen[prompt_checksum]))
+        seen[prompt_checksum] += 1
+    return streams
 
 
 def complete(
@@ -99,13 +100,13 @@ class _Group:
 
     def write(self, every: int | None) -> Iterator[Completion]:
         owners: list[int | None] = []  # the job of each row
-        state = None
+        state: Any = None
         while self.waiting or any(job is not None for job in owners):
             free = [row for row, job in enumerate(owners) if job is None]
             if len(free) == len(owners):
                 state = None  # frees its cache before the next one is made
-                owners, state = self._admit(self.rows)
-                owners += [None] * (self.rows - len(owners))
+                admitted, state = self._admit(self.rows)
+                owners = [*admitted, *[None] * (self.rows - len(admitted))]
             elif self.waiting and len(free) >= min(self.fresh, len(self.waiting)):
                 taken, new = self._admit(min(self.fresh, len(free)))
                 rows = np.full(self.fresh, self.rows, np.int32)  # what is beyond the last row is left out
@@ -115,12 +116,12 @@ class _Group:
                 state = self.model.run(decode.replace_rows, state, new, rows)
             state = self._proceed(state, owners, every)
             counts, limits, tokens = map(self.model.fetch, (state.counts, state.limits, state.tokens))
-            for row, job in enumerate(owners):
-                if job is None:
+            for row, owner in enumerate(owners):
+                if owner is None:
                     continue
                 done = bool(counts[row] >= limits[row])
                 if done or every:
-                    yield Completion(job, tokens[row, : counts[row]].copy(), done)
+                    yield Completion(owner, tokens[row, : counts[row]].copy(), done)
                 if done:
                     owners[row] = None
 

@@ -49,29 +49,48 @@ def answer(
     top_k: int | None = None,
     seed: int = 0,
     batch: int = BATCH,
-    stream: bool = False,
-) -> list[Answer] | Iterator[tuple[int, str]]:
+) -> list[Answer]:
     """The next turn of each conversation, in order.
 
     A conversation is one question's parts (text, PIL images, pathlib.Paths), or a `Conversation` that ends
     with a question. Temperature 0 is greedy, as the published code answers; else an answer is sampled
     and depends on (seed, prompt, its number among equal prompts) alone. `max_tokens` None is the model's
-    default. `batch` are written at one time; a finished one makes room for the next. `stream`: instead, the
-    answers' text as it comes, an iterator of (the conversation's number, next piece).
+    default. `batch` are written at one time; a finished one makes room for the next.
     Raises ValueError (ConversationError, ImageError) naming the conversation's number and what is wrong.
     """
+    sampling, limit = resolve_text_sampling(model, temperature, top_k), token_limit(model, max_tokens)
+    prompts, clock = _read(model, conversations, batch), decode.Clock()
+    limits = [limit] * len(prompts)
+    completions = write_text(model, prompts, limits, sampling, clock, seed=seed, batch=batch)
+    tokens = {completion.job: completion.tokens for completion in completions}
+    return [_answer(model, tokens[i], clock.timing) for i in range(len(prompts))]
+
+
+def stream(
+    model: Runtime,
+    conversations: Sequence[Conversation | Sequence],
+    *,
+    max_tokens: int | None = None,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    seed: int = 0,
+    batch: int = BATCH,
+) -> Iterator[tuple[int, str]]:
+    """The answers of `answer` as they are written: (the conversation's number, the next piece of its text).
+
+    What is wrong with the conversations or the settings is raised at once, not at the first piece.
+    """
+    sampling, limit = resolve_text_sampling(model, temperature, top_k), token_limit(model, max_tokens)
+    prompts, clock = _read(model, conversations, batch), decode.Clock()
+    limits = [limit] * len(prompts)
+    completions = write_text(model, prompts, limits, sampling, clock, seed=seed, batch=batch, every=STREAMED)
+    return _pieces(model, completions)
+
+
+def _read(model: Runtime, conversations: Sequence, batch: int) -> list[decode.Prompt]:
     if isinstance(conversations, str):
         raise ValueError("conversations is one string; expected a list: [[question]] or [[image, question]]")
-    limit = token_limit(model, max_tokens)
-    chosen = resolve_text_sampling(model, temperature, top_k)
-    prompts = read_conversations_as_prompts(model, conversations, batch)
-    clock, limits = decode.Clock(), [limit] * len(prompts)
-    every = STREAMED if stream else None
-    written = write_text(model, prompts, limits, chosen, clock, seed=seed, batch=batch, every=every)
-    if stream:
-        return _pieces(model, written)
-    found = {one.job: one.tokens for one in written}
-    return [_answer(model, found[i], clock.timing) for i in range(len(prompts))]
+    return read_conversations_as_prompts(model, conversations, batch)
 
 
 def token_limit(model: Runtime, max_tokens: int | None) -> int:
@@ -120,9 +139,9 @@ def write_text(
 
 def _pieces(model: Runtime, written: Iterator[scheduler.Completion]) -> Iterator[tuple[int, str]]:
     """(number of the conversation, the next piece of its answer), as they come."""
-    told = Counter()
+    told: Counter[int] = Counter()  # characters of each answer that were given
     for job, tokens, done in written:
-        text = _answer(model, tokens, None).text
+        text = model.tokenizer.decode(_without_end(model, tokens))
         if not done and text.endswith("\N{REPLACEMENT CHARACTER}"):
             continue  # the rest of a character is still to come
         if len(text) > told[job]:
@@ -148,7 +167,7 @@ def read_conversations_as_prompts(
     if any(len(example.crops) for example in examples):
         model.require("siglip", "reading images")
     images = [example.images for example in examples if len(example.images)]
-    made = encode_images(model, np.concatenate(images), batch) if images else None
+    made = encode_images(model, np.concatenate(images), batch) if images else np.zeros(0, np.int32)
     prompts, used = [], 0
     for example in examples:
         tokens = example.tokens
@@ -171,6 +190,11 @@ def as_asked(parts, number: int) -> Conversation:
 
 
 def _answer(model: Runtime, written: np.ndarray, timing: decode.Timing) -> Answer:
-    complete = bool(len(written)) and written[-1] == model.tokenizer.vocabulary.end_of_turn
-    tokens = written[:-1] if complete else written
-    return Answer(model.tokenizer.decode(tokens), tokens, bool(complete), timing)
+    tokens = _without_end(model, written)
+    return Answer(model.tokenizer.decode(tokens), tokens, len(tokens) < len(written), timing)
+
+
+def _without_end(model: Runtime, written: np.ndarray) -> np.ndarray:
+    """What was written, less the end of turn where it has one."""
+    ended = len(written) > 0 and written[-1] == model.tokenizer.vocabulary.end_of_turn
+    return written[:-1] if ended else written

@@ -86,7 +86,7 @@ def _about(model: Runtime, source: SourceConfig) -> dict:
         model.config,
         encoding=model.config.sequence.encoding,
         shard=code_shards.SHARD,
-        codebook_sha256=hashlib.sha256(codebook).hexdigest(),
+        codebook_sha256=hashlib.sha256(codebook.tobytes()).hexdigest(),
         data=data_digest(source, index_folder(source)),
     )
 

@@ -1,5 +1,7 @@
 """The unified model: a row of tokens, some of them replaced by adapted SigLIP features, decoded."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -107,7 +109,8 @@ def insert_vq_tokens(params, config: ModelConfig, code_ids: jax.Array, batch):
 
     def encode(images: jax.Array) -> jax.Array:
         latents = model.apply({"params": params["vqgan"]}, images, method="encode")
-        return model.apply({"params": params["vqgan"]}, latents, method="quantize")[1].reshape(B, -1)
+        quantized: Any = model.apply({"params": params["vqgan"]}, latents, method="quantize")
+        return quantized[1].reshape(B, -1)
 
     # One image of every row at a time: at 512 px each needs half a gigabyte for its activations.
     codes = jax.lax.map(encode, images.swapaxes(0, 1)).swapaxes(0, 1).reshape(B, -1)

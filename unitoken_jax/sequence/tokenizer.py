@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -69,7 +70,7 @@ class Tokenizer:
             raise ValueError(f"{self._source} turns plain text into control tokens: {text[:80]!r}")
         return ids
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of `ids`; control ids and ids beyond the vocabulary are dropped."""
         size = self.vocabulary.size
         kept = [int(i) for i in ids if 0 <= i < size and int(i) not in self._control_ids]
