@@ -130,7 +130,7 @@ from tests.data.test_bad_input import *
 from tests.helpers.host_data import *
 from tests.helpers.tiny_model import tiny_model
 from unitoken_jax.generate.tokenize import tokenize
-from unitoken_jax.host import code_shards
+from unitoken_jax.data import code_shards
 
 def limit(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))

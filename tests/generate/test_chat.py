@@ -39,8 +39,8 @@ def _model(**variant):
 @pytest.mark.parametrize("variant", [{}, {"features_in_answers": True}])
 def test_text_image_text_as_training_would_build_it(variant, monkeypatch):
     model = _model(**variant)
-    read, prompts = text.read_conversations_as_prompts, []
-    monkeypatch.setattr(text, "read", lambda *a: prompts.append(read(*a)) or prompts[-1])
+    read, prompts = text.build_prompts, []
+    monkeypatch.setattr(text, "build_prompts", lambda *a: prompts.append(read(*a)) or prompts[-1])
     (reply,) = model.chat([QUESTION])
     before, drawn, after = reply.parts
     assert (before, after, reply.complete) == (BEFORE, AFTER, True)
@@ -76,7 +76,7 @@ def test_a_reply_is_the_same_alone_or_in_a_batch_and_can_be_gone_on_with():
 def test_draws_begins_with_an_image_and_limits_hold():
     model = _model()
     (reply,) = model.chat([QUESTION], draws=True, drawing={"size": (8, 24)})
-    assert [type(part).__name__ for part in reply.parts] == ["Drawn", "str"]
+    assert [type(part).__name__ for part in reply.parts] == ["GeneratedImage", "str"]
     assert reply.images[0].size == (24, 8)
     (reply,) = model.chat([QUESTION], max_images=0)
     assert (reply.parts, reply.complete) == ((BEFORE,), False)

@@ -98,14 +98,14 @@ def kernel_calls(jaxpr):
 
 
 @pytest.mark.parametrize("queries", [256, 64], ids=["whole row", "its last quarter"])
-def test_stripes_are_the_whole(queries, monkeypatch):
+def test_causal_blocks_of_queries_are_the_whole(queries, monkeypatch):
     rng = np.random.default_rng(0)
     q = rng.normal(size=(1, queries, 2, 8)).astype(np.float32)
     k, v = rng.normal(size=(2, 1, 256, 2, 8)).astype(np.float32)
     segments = np.repeat([[1, 2]], 128, axis=1)
 
-    def run(stripes):
-        monkeypatch.setattr(module, "STRIPES", stripes)
+    def run(blocks):
+        monkeypatch.setattr(module, "CAUSAL_QUERY_BLOCKS", blocks)
         return jax.jit(lambda: jax.vjp(lambda *qkv: attention(*qkv, segments), q, k, v)[1](q))()
 
     for found, expected in zip(run(queries // 64), run(1)):
@@ -130,7 +130,7 @@ def test_chunked_attention_has_the_gradient_and_needs_the_memory_of_a_chunk(monk
     q, k, v = np.random.default_rng(0).normal(size=(3, 1, 256, 2, 8)).astype(np.float32)
     segments = np.repeat([[1, 2]], 128, axis=1)
 
-    monkeypatch.setattr(module, "STRIPES", 1)
+    monkeypatch.setattr(module, "CAUSAL_QUERY_BLOCKS", 1)
 
     def compiled():
         slope = jax.grad(lambda q, k, v: jnp.sum(attention(q, k, v, segments) ** 2), argnums=(0, 1, 2))

@@ -77,9 +77,7 @@ def chat(
         """The answers that go on with `mode`, and what the model reads to do so."""
         numbers = [i for i, one in enumerate(answers) if one.mode == mode]
         parts = [answers[i].parts for i in numbers]
-        prompts = text.read_conversations_as_prompts(
-            model, [asked[i] for i in numbers], batch, artist.codes, parts
-        )
+        prompts = text.build_prompts(model, [asked[i] for i in numbers], batch, artist.codes, parts)
         return [answers[i] for i in numbers], prompts
 
     while any(one.mode != "over" for one in answers):

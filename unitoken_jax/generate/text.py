@@ -90,7 +90,7 @@ def stream(
 def _read(model: Runtime, conversations: Sequence, batch: int) -> list[decode.Prompt]:
     if isinstance(conversations, str):
         raise ValueError("conversations is one string; expected a list: [[question]] or [[image, question]]")
-    return read_conversations_as_prompts(model, conversations, batch)
+    return build_prompts(model, conversations, batch)
 
 
 def token_limit(model: Runtime, max_tokens: int | None) -> int:
@@ -149,7 +149,7 @@ def _pieces(model: Runtime, written: Iterator[scheduler.Completion]) -> Iterator
             told[job] = len(text)
 
 
-def read_conversations_as_prompts(
+def build_prompts(
     model: Runtime,
     conversations: Sequence,
     batch: int,
