@@ -94,6 +94,13 @@ def test_dtype_casts_all_but_the_vqgan(saved):
     assert len(model.answer([[noise(0), "what is this ?"]])) == len(model.generate(["a"])) == 1
 
 
+def test_what_a_loaded_model_holds_is_saved_as_it_was_stored(saved, tmp_path):
+    save_model(tmp_path / "again", CONFIG, UniToken.load(saved).params, tiny_tokenizer())
+    jax.tree.map(
+        np.testing.assert_array_equal, load_model(tmp_path / "again").params, load_model(saved).params
+    )
+
+
 def test_apply_is_pure_in_params():
     model = tiny_model()
     zeros = jnp.zeros((1, 4), jnp.int32)

@@ -26,6 +26,7 @@ from flax.core import meta
 from unitoken_jax.checkpoint.param_store import SMALL_BYTES, StoredParams
 from unitoken_jax.config import ModelConfig, from_dict, to_dict
 from unitoken_jax.model import sharding
+from unitoken_jax.model.decoder import stack_layers
 from unitoken_jax.model.quantize import QUANTIZED_KERNELS, QuantizedKernel, bits_of, quantize_kernel
 from unitoken_jax.sequence.tokenizer import Tokenizer
 from unitoken_jax.storage import atomic
@@ -72,6 +73,7 @@ def save_model(
     """Writes the model directory `path`: complete, or not at all. An older model directory there is replaced;
     at a URL, where nothing can be renamed, it is gone from the beginning of that.
 
+    The decoder's layers in `params` may be apart, as a `Runtime` holds them: they are stored stacked.
     `manifest` adds to what manifest.json says (`sources`, `licences`, ...). Every process of a multi-host
     run calls this with the same arguments. Raises FileExistsError where `path` is something else than a model
     directory, ValueError listing every parameter that does not fit `config`.
@@ -80,6 +82,8 @@ def save_model(
 
     path = absolute(path)
     params = meta.unbox(dict(params))
+    if "0" in params.get("decoder", {}).get("layers", {}):
+        params = {**params, "decoder": stack_layers(params["decoder"])}
     _check_params(config, params, f"the parameters for {path}")
     check_destination(path)
     part = staging_path(path)
