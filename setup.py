@@ -26,6 +26,7 @@ REQUIRES = [
     "tqdm>=4.66",  # progress bars
     "tensorboardX>=2.6.2,<3",  # TensorBoard events without TensorFlow
     "matplotlib>=3.8",  # loss curves and contact sheets
+    "scipy>=1.11",  # Student's t for the intervals of an ablation (comes with jax)
 ]
 
 EXTRAS = {
