@@ -92,7 +92,7 @@ def test_a_run_in_a_bucket_goes_on_at_another_host(tmp_path, server, capsys):
 
 def test_a_model_at_a_url_is_complete_or_none(server, capsys):
     save_model(MODEL, CONFIG, tiny_params(), tiny_tokenizer())
-    stored = UniToken.load(MODEL)
+    stored = load_model(MODEL)
     jax.tree.map(np.testing.assert_array_equal, stored.params, tiny_params())
     found = open_model(MODEL).params.read("decoder/lm_head/kernel", 1)
     np.testing.assert_array_equal(found, tiny_params()["decoder"]["lm_head"]["kernel"][1])
