@@ -14,7 +14,6 @@ from etils.epath import backend
 from tests.helpers import gcs_server
 from tests.helpers.tiny_model import CONFIG, tiny_params, tiny_tokenizer
 from tests.helpers.tiny_run import start, write_run
-from unitoken_jax import UniToken
 from unitoken_jax.checkpoint.model_directory import MANIFEST, load_model, open_model, save_model
 from unitoken_jax.cli import main
 from unitoken_jax.storage.paths import as_path
