@@ -12,6 +12,8 @@ import shutil
 from collections.abc import Callable
 from typing import Literal
 
+from unitoken_jax.storage.host_memory import free_host_bytes
+
 # GiB of memory and of disk that the quickstart needs, about.
 QUICKSTART_GIB = 6
 DISK_GIB = 2
@@ -209,9 +211,9 @@ def room(folder: pathlib.Path) -> list[Finding]:
     """Free disk where the user stands, cores, and free memory."""
     disk = shutil.disk_usage(folder).free / 2**30
     findings = [_room(disk, DISK_GIB, "disk")]
-    memory = _free_memory_gib()
+    memory = free_host_bytes()
     if memory is not None:
-        findings.append(_room(memory, QUICKSTART_GIB, "memory"))
+        findings.append(_room(memory / 2**30, QUICKSTART_GIB, "memory"))
     return [*findings, Finding("ok", f"{os.cpu_count()} CPU cores")]
 
 
@@ -219,12 +221,3 @@ def _room(free: float, wanted: float, what: str) -> Finding:
     if free < wanted:
         return Finding("note", f"{free:.1f} GiB {what} free; the quickstart needs about {wanted} GiB")
     return Finding("ok", f"{free:.1f} GiB {what} free")
-
-
-def _free_memory_gib() -> float | None:
-    try:
-        text = pathlib.Path("/proc/meminfo").read_text(encoding="ascii")
-    except OSError:
-        return None  # no Linux: not worth a dependency
-    match = re.search(r"MemAvailable:\s+(\d+) kB", text)
-    return int(match[1]) / 2**20 if match else None

@@ -2,11 +2,11 @@
 
 import functools
 import math
-import pathlib
 
 import jax
 
 from unitoken_jax.generate.runtime import Runtime
+from unitoken_jax.storage.host_memory import free_host_bytes
 
 GIB = 2**30
 
@@ -23,16 +23,7 @@ def free_bytes(model: Runtime) -> int | None:
     stats = [device.memory_stats() for device in devices]
     if all(found and "bytes_limit" in found for found in stats):
         return sum(found["bytes_limit"] - found["bytes_in_use"] for found in stats)
-    return _free_host_bytes() if devices[0].platform == "cpu" else None
-
-
-def _free_host_bytes() -> int | None:
-    try:
-        text = pathlib.Path("/proc/meminfo").read_text(encoding="ascii")
-    except OSError:  # not Linux
-        return None
-    found = dict(line.split(":") for line in text.splitlines())
-    return int(found["MemAvailable"].split()[0]) * 1024
+    return free_host_bytes() if devices[0].platform == "cpu" else None
 
 
 def check_memory(model: Runtime, rows: int, slots: int, length: int) -> None:
