@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from unitoken_jax.evaluate.markdown import markdown_table
+
 METRICS = {"general": "General", "textread": "TextRead", "generation": "Generation"}
 # Tables 5 and 6 of arXiv 2504.04423: General, TextRead, GenEval. Its discrete model is Chameleon.
 PAPER: dict[str, tuple[float | None, ...]] = {
@@ -179,8 +181,7 @@ def lines(rows: Sequence[Mapping]) -> list[str]:
         "reads no images: here it is the same one for both encodings.",
     ]
     for title, models in TABLES.items():
-        text += ["", f"## {title}", "", "| model | " + " | ".join(METRICS.values()) + " | steps |"]
-        text.append("|---" * (len(METRICS) + 2) + "|")
+        trained = []
         for model in models:
             steps = {row["steps"] for row in rows if row["cell"] == _CELL_OF.get(model, model)}
             if steps:
@@ -188,7 +189,8 @@ def lines(rows: Sequence[Mapping]) -> list[str]:
                     _score(contrast(rows, {model: 1}, metric), claimed({model: 1}, metric))
                     for metric in METRICS
                 ]
-                text.append(f"| {model} | {' | '.join(scores)} | {max(steps)} |")
+                trained.append((model, *scores, max(steps)))
+        text += ["", f"## {title}", "", markdown_table(("model", *METRICS.values(), "steps"), trained)]
     text += [
         "",
         "## Differences",
@@ -197,18 +199,18 @@ def lines(rows: Sequence[Mapping]) -> list[str]:
         "interval: chance is what all runs scatter by when each model and each seed has its mean (two-way",
         "analysis of variance, t distribution). Questions and prompts are the same for all seeds.",
         "",
-        "| difference | in | paper | here | |",
-        "|---|---|---|---|---|",
     ]
+    differences = []
     for name, terms in FINDINGS:
         for metric, label in METRICS.items():
             here, paper = contrast(rows, terms, metric), claimed(terms, metric)
             if here is not None:
                 claim = "" if paper is None else f"{paper:+.1f}"
                 measured = _with(f"{here.mean:+.1f}", here.half)
-                text.append(f"| {name} | {label} | {claim} | {measured} | {verdict(paper, here)} |")
+                differences.append((name, label, claim, measured, verdict(paper, here)))
     return [
         *text,
+        markdown_table(("difference", "in", "paper", "here", ""), differences),
         "",
         f"None seen: in the paper under {LITTLE:.0f} points, as in its text; here if the interval holds 0.",
         "That does not say that there is none: the interval says how large it may be.",

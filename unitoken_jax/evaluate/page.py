@@ -50,14 +50,6 @@ def table(header: Sequence, rows: Iterable[Sequence]) -> str:
     return "<table>" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
 
-def markdown_table(header: Sequence, rows: Iterable[Sequence]) -> str:
-    """The same table as Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    text = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
-    text[1] = text[1].replace(" ", "")
-    return "\n".join(text)
-
-
 def cards(made: Iterable[str]) -> str:
     return '<div class="cards">' + "\n".join(made) + "</div>"
 

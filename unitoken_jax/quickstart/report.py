@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from unitoken_jax.evaluate.markdown import markdown_table
 from unitoken_jax.scenes.checker import Verdict, score_images
 from unitoken_jax.scenes.dataset import Dataset
 from unitoken_jax.scenes.prompts import CATEGORIES, Requirement
@@ -128,32 +129,25 @@ def answers_table(rows: Sequence[dict]) -> str:
     """Markdown: accuracy by kind beside that of the most frequent answer, then every question."""
     scores, guesses = score_answers(rows), majority_guess(rows)
     kinds = [kind for kind in QUESTIONS if kind in scores["kinds"]]
-    text = [
-        "# Held-out questions",
-        "",
-        "| set | kind | questions | right | most frequent answer |",
-        "|---|---|---|---|---|",
-    ]
+    accuracies = []
     for kind in kinds:
         group = [row for row in rows if row["kind"] == kind]
-        right = f"{scores['kinds'][kind]:.3f} | {guesses[kind]:.3f}"
-        text.append(f"| {group[0]['set']} | {kind} | {len(group)} | {right} |")
+        accuracy, guess = scores["kinds"][kind], guesses[kind]
+        accuracies.append((group[0]["set"], kind, len(group), f"{accuracy:.3f}", f"{guess:.3f}"))
     for name in ("general", "textread"):
         if name in scores:
-            text.append(
-                f"| **{name}** | all | {sum(row['set'] == name for row in rows)} | **{scores[name]:.3f}** | |"
-            )
-    text += ["", "| | kind | image | question | true answer | given answer |", "|---|---|---|---|---|---|"]
-    for row in rows:
-        mark = "right" if is_right(row["given"], row["answer"]) else "WRONG"
-        cells = [row["kind"], row["image"], row["question"], row["answer"], row["given"]]
-        text.append(f"| {mark} | " + " | ".join(_cell(each) for each in cells) + " |")
-    return "\n".join(text) + "\n"
-
-
-def _cell(text: str) -> str:
-    """A model may answer anything: keep it from ending a Markdown table's cell or row."""
-    return " ".join(text.replace("|", "\\|").split())
+            count = sum(row["set"] == name for row in rows)
+            accuracies.append((f"**{name}**", "all", count, f"**{scores[name]:.3f}**", ""))
+    columns = ("kind", "image", "question", "answer", "given")
+    answers = [
+        ("right" if is_right(row["given"], row["answer"]) else "WRONG", *(row[name] for name in columns))
+        for row in rows
+    ]
+    tables = (
+        markdown_table(("set", "kind", "questions", "right", "most frequent answer"), accuracies),
+        markdown_table(("", "kind", "image", "question", "true answer", "given answer"), answers),
+    )
+    return "\n\n".join(("# Held-out questions", *tables)) + "\n"
 
 
 def summary_text(out: Path, summary: dict) -> str:

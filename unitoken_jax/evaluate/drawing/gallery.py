@@ -9,6 +9,7 @@ from PIL import Image
 from unitoken_jax.evaluate import page
 from unitoken_jax.evaluate.drawing.benchmark import DrawingBenchmark
 from unitoken_jax.evaluate.drawing.prompts import BenchmarkPrompt
+from unitoken_jax.evaluate.markdown import markdown_table
 from unitoken_jax.storage.atomic import write_text
 
 MAX_PROMPTS = 24  # Prompts that are shown.
@@ -38,7 +39,7 @@ def write_gallery(
         rows = [(name, f"{share:.3f}") for name, share in results["categories"].items()]
         tables.append((["category", "right"], [*rows, ("mean", f"{results['overall']:.3f}")]))
     notes = results.get("notes", [])
-    text = [f"# {title}", *(page.markdown_table(*table) for table in tables), *notes]
+    text = [f"# {title}", *(markdown_table(*table) for table in tables), *notes]
     write_text(run_folder / "report.md", "\n\n".join(text) + "\n")
 
     verdicts = {verdict["file"]: verdict for verdict in results.get("images", [])}

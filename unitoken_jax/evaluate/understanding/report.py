@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from PIL import Image
 
 from unitoken_jax.evaluate import page
+from unitoken_jax.evaluate.markdown import markdown_table
 from unitoken_jax.evaluate.recipe import write_json
 from unitoken_jax.evaluate.registry import UNDERSTANDING_BENCHMARKS, find_understanding
 from unitoken_jax.evaluate.understanding import examples
@@ -133,9 +134,7 @@ def write_report(out: pathlib.Path, model: str) -> pathlib.Path:
     title = f"{model} on the paper's understanding benchmarks"
     tables = _scores(results, judged), _averages(groups)
     path = out / f"{model}_report.md"
-    text = "\n\n".join(
-        [f"# {title}", *(page.markdown_table(*table) for table in tables), "\n".join(_REMARKS)]
-    )
+    text = "\n\n".join([f"# {title}", *(markdown_table(*table) for table in tables), "\n".join(_REMARKS)])
     write_text(path, text + "\n")
     body = [page.table(*table) for table in tables] + [page.paragraph(" ".join(_REMARKS))]
     for name, result in results.items():
