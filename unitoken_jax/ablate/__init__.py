@@ -2,21 +2,8 @@
 models and the paper's findings beside those made here.
 """
 
-import importlib
+from etils import epy
 
-# Each public name and the module that holds it, which is imported when the name is first asked for.
-_MODULES = {
-    "Ablation": "run",
-    "CELLS": "cells",
-    "Cell": "cells",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(_MODULES)
+with epy.lazy_api_imports(globals()):
+    from unitoken_jax.ablate.cells import CELLS, Cell
+    from unitoken_jax.ablate.run import Ablation

@@ -2,21 +2,9 @@
 its scores on held-out questions and prompts, and sheets to look at.
 """
 
-import importlib
+from etils import epy
 
-# Each public name and the module that holds it, which is imported when the name is first asked for.
-_MODULES = {
-    "Quickstart": "run",
-    "Results": "evaluate",
-    "Stage": "recipe",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(_MODULES)
+with epy.lazy_api_imports(globals()):
+    from unitoken_jax.quickstart.evaluate import Results
+    from unitoken_jax.quickstart.recipe import Stage
+    from unitoken_jax.quickstart.run import Quickstart

@@ -1,0 +1,1 @@
+"""What a run tells about itself: metrics, speeds, samples, skipped steps, traces, where they are kept."""
