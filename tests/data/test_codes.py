@@ -13,7 +13,7 @@ from tests.helpers.tiny_model import CODES, CONFIG
 from unitoken_jax.data import code_shards, codes
 from unitoken_jax.data.code_shards import decode_record, encode_record
 from unitoken_jax.data.codes import CodesError, codes_path, read_codes, write_codes
-from unitoken_jax.sequence.conversation import read_conversations
+from unitoken_jax.sequence.conversation_file import read_conversations
 from unitoken_jax.sequence.image import discrete_crop, open_image
 
 

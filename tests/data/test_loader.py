@@ -24,7 +24,8 @@ from tests.helpers.tiny_model import CONFIG, tiny_tokenizer
 from unitoken_jax.config import SourceConfig
 from unitoken_jax.data import codes, packing
 from unitoken_jax.data.loader import Loader, Validation
-from unitoken_jax.sequence.conversation import ConversationError, read_conversations
+from unitoken_jax.sequence.conversation import ConversationError
+from unitoken_jax.sequence.conversation_file import read_conversations
 from unitoken_jax.sequence.image import ImageError
 
 TOKENIZER = tiny_tokenizer()

@@ -23,7 +23,7 @@ from unitoken_jax.generate.image import decode_codes, encode_images
 from unitoken_jax.inspection.score import score
 from unitoken_jax.model.decoder import stack_layers
 from unitoken_jax.sequence import build
-from unitoken_jax.sequence.conversation import read_conversations
+from unitoken_jax.sequence.conversation_file import read_conversations
 from unitoken_jax.sequence.image import discrete_crop, open_image
 from unitoken_jax.train import state as states
 from unitoken_jax.train.loss import cross_entropy

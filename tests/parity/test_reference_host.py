@@ -16,7 +16,8 @@ from unitoken_jax.config import (
     published_sequence,
 )
 from unitoken_jax.sequence import build as sequence
-from unitoken_jax.sequence.conversation import Conversation, read_conversations
+from unitoken_jax.sequence.conversation import Conversation
+from unitoken_jax.sequence.conversation_file import read_conversations
 from unitoken_jax.sequence.image import discrete_crop, open_image, siglip_crops
 from unitoken_jax.sequence.tokenizer import Tokenizer
 

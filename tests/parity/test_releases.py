@@ -28,7 +28,7 @@ from unitoken_jax.generate.image import encode_images  # noqa: E402
 from unitoken_jax.inspection.score import score  # noqa: E402
 from unitoken_jax.model.decoder import stack_layers  # noqa: E402
 from unitoken_jax.sequence.build import build_example  # noqa: E402
-from unitoken_jax.sequence.conversation import read_conversations  # noqa: E402
+from unitoken_jax.sequence.conversation_file import read_conversations  # noqa: E402
 from unitoken_jax.train.loss import cross_entropy  # noqa: E402
 from unitoken_jax.unitoken import UniToken  # noqa: E402
 

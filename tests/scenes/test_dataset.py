@@ -23,7 +23,7 @@ from unitoken_jax.scenes.prompts import (
     random_prompt,
 )
 from unitoken_jax.scenes.scene import SceneObject
-from unitoken_jax.sequence.conversation import read_conversations
+from unitoken_jax.sequence.conversation_file import read_conversations
 
 SMALL = DatasetSettings(
     seed=3,

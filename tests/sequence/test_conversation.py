@@ -1,6 +1,5 @@
 """The public conversation format, and what is wrong with files in it."""
 
-import json
 import pathlib
 
 import pytest
@@ -13,7 +12,6 @@ from unitoken_jax.sequence.conversation import (
     ImageFile,
     make_conversation,
     parse_conversation,
-    read_conversations,
 )
 
 ROOT = pathlib.Path("root")
@@ -66,105 +64,6 @@ def test_nothing_is_lost_or_added(values):
     assert written == [text.replace("<|image|>", "@").replace("<image>", "@") for text in texts]
     assert [image.name for image in found.images] == names
     assert all(part for turn in found.turns for part in turn.parts)
-
-
-BAD = [
-    ({"conversations": turns("<image>", "a")}, "1 <|image|> in the turns but 0 images"),
-    ({"conversations": turns("q", "a"), "image": ["a", "b"]}, "0 <|image|> in the turns but 2 images"),
-    ({"conversations": turns("q", "")}, "empty answer"),
-    ({"conversations": turns("q", " \n")}, "empty answer"),
-    ({"conversations": turns("", "a")}, "empty question"),
-    ({"conversations": turns("q")}, "ends with a question"),
-    ({"conversations": []}, '"conversations" is empty'),
-    ({"conversations": turns("q", "a")[::-1]}, "turn 1 is from 'gpt', expected 'human' or 'user'"),
-    ({"conversations": [{"from": "system", "value": "x"}]}, "turn 1 is from 'system'"),
-    ({"conversations": [{"from": "human"}]}, "turn 1 must be"),
-    ({"conversations": turns("q", "a"), "image": [3]}, '"image" must be a path or a list'),
-    ({"conversations": turns("q", "a"), "image": {}}, '"image" must be a path or a list'),
-    ({"conversation": []}, 'expected an object with a list "conversations"'),
-    ([], 'expected an object with a list "conversations"'),
-]
-
-
-@pytest.mark.parametrize(("record", "message"), BAD, ids=[message[:24] for _, message in BAD])
-def test_bad_records_name_file_and_line(record, message, tmp_path):
-    good = {"conversations": turns("q", "a")}
-    path = tmp_path / "data.jsonl"
-    path.write_text(json.dumps(good) + "\n\n" + json.dumps(record) + "\n" + json.dumps(good))
-    with pytest.raises(ConversationError) as raised:
-        read_conversations(path)
-    assert str(raised.value).startswith(f"{path}:3: ")
-    assert message in str(raised.value)
-    left_out = []
-    assert len(read_conversations(path, on_error=left_out.append)) == 2
-    assert len(left_out) == 1
-
-
-def test_invalid_json_line(tmp_path):
-    path = tmp_path / "data.jsonl"
-    path.write_text(json.dumps({"conversations": turns("q", "a")}) + '\n{"conversations": [\n')
-    with pytest.raises(ConversationError, match=r"data\.jsonl:2: not valid JSON"):
-        read_conversations(path)
-
-
-@pytest.mark.parametrize(
-    ("tail", "message"),
-    [
-        (",\n{]", "not valid JSON"),
-        (",\n", "not valid JSON"),
-        ("\n x]", "expected , or ]"),
-        ("\n] x", "after the"),
-    ],
-)
-def test_broken_arrays(tail, message, tmp_path):
-    path = tmp_path / "data.json"
-    path.write_text("[" + json.dumps({"conversations": turns("q", "a")}) + tail)
-    with pytest.raises(ConversationError, match=r"data\.json:2: ") as raised:
-        read_conversations(path)
-    assert message in str(raised.value)
-
-
-def test_arrays_objects_and_lines_read_alike(tmp_path):
-    records = [{"conversations": turns(f"q{i}", "a\nb")} for i in range(3)]
-    (tmp_path / "a.json").write_text(json.dumps(records, indent=1), encoding="utf-8-sig")
-    (tmp_path / "b.jsonl").write_text("\r\n".join(map(json.dumps, records)))
-    (tmp_path / "c.json").write_text("\n".join(map(json.dumps, records)))
-    expected = read_conversations(tmp_path / "b.jsonl")
-    for name in ("a.json", "c.json"):
-        assert [c.turns for c in read_conversations(tmp_path / name)] == [c.turns for c in expected]
-    (tmp_path / "one.json").write_text(json.dumps(records[0], indent=1))
-    assert len(read_conversations(tmp_path / "one.json")) == 1
-    lines = json.dumps(records, indent=1).split("\n")
-    sources = [c.source.rsplit(":", 1)[1] for c in read_conversations(tmp_path / "a.json")]
-    assert [lines[int(line) - 1].strip() for line in sources] == ["{"] * 3
-
-
-def test_the_images_folder_can_be_elsewhere(tmp_path):
-    path = tmp_path / "data.jsonl"
-    path.write_text(json.dumps({"conversations": turns("<image>", "a"), "image": "x/y.png"}))
-    assert read_conversations(path)[0].images[0].path == tmp_path / "x" / "y.png"
-    moved = read_conversations(path, images="elsewhere")[0].images[0]
-    assert moved == ImageFile("x/y.png", pathlib.Path("elsewhere/x/y.png"))
-
-
-@pytest.mark.parametrize("text", ["", "\n\n", "[]"])
-def test_empty_files(text, tmp_path):
-    (tmp_path / "data.json").write_text(text)
-    with pytest.raises(ConversationError, match="no usable conversation"):
-        read_conversations(tmp_path / "data.json")
-
-
-def test_missing_and_unreadable_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no conversation file at .*none\.json"):
-        read_conversations(tmp_path / "none.json")
-    (tmp_path / "latin.json").write_bytes(b'{"a": "\xe9"}')
-    with pytest.raises(ConversationError, match=r"latin\.json: not UTF-8"):
-        read_conversations(tmp_path / "latin.json")
-
-
-def test_questions_without_answers_on_request(tmp_path):
-    (tmp_path / "data.jsonl").write_text(json.dumps({"conversations": turns("q")}))
-    assert read_conversations(tmp_path / "data.jsonl", need_answers=False)[0].turns[-1].role == "question"
 
 
 def test_dialogue():

@@ -137,7 +137,7 @@ def run_answer(arguments: argparse.Namespace) -> None:
 
 def run_chat(arguments: argparse.Namespace) -> None:
     """`unitoken chat`: prints the text, and the files of the images."""
-    from unitoken_jax.sequence.conversation import read_conversations
+    from unitoken_jax.sequence.conversation_file import read_conversations
 
     if (arguments.question is None) == (arguments.conversation is None):
         raise ValueError("give --question TEXT or --conversation FILE, one of them")

@@ -65,7 +65,7 @@ class Index:
 
     def conversation(self, i: int) -> Conversation:
         """Example `i`. Raises ConversationError beginning with where it stands."""
-        return parse_conversation(self.records.read(i), self.records.where(i), self.images)
+        return parse_conversation(self.records.read(i), self.records.location(i), self.images)
 
     def bad(self) -> list[index_build.InvalidRow]:
         """Every row that cannot be used, in order."""

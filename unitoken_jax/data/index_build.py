@@ -24,9 +24,10 @@ from tqdm import tqdm
 
 from unitoken_jax.config import ModelConfig, SourceConfig
 from unitoken_jax.data.image_store import OnError, is_tar, open_images, scan_tars
-from unitoken_jax.data.readers import kind_of, open_records, scan_json
+from unitoken_jax.data.readers import kind_of, open_records
 from unitoken_jax.sequence import build
 from unitoken_jax.sequence.conversation import Conversation, ConversationError, parse_conversation
+from unitoken_jax.sequence.conversation_file import scan_json
 from unitoken_jax.sequence.image import ImageError
 from unitoken_jax.sequence.tokenizer import Tokenizer
 from unitoken_jax.storage.atomic import atomic_write, save_array, write_text
@@ -81,11 +82,11 @@ class LengthIndexer:
             try:
                 table[place] = self._row(row)
             except (ConversationError, ImageError) as error:
-                bad.append(InvalidRow(int(row), self.records.where(row), error.reason, str(error)))
+                bad.append(InvalidRow(int(row), self.records.location(row), error.reason, str(error)))
         return table, bad
 
     def _row(self, row: int) -> tuple[int, int, int, int, int]:
-        conversation = parse_conversation(self.records.read(row), self.records.where(row), self.images)
+        conversation = parse_conversation(self.records.read(row), self.records.location(row), self.images)
         return measure(conversation, self.job.tokenizer, self.job.model)
 
 

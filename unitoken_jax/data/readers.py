@@ -6,26 +6,21 @@ memory: a JSON file is read through a table of byte positions.
 """
 
 import bisect
-import codecs
 import hashlib
 import importlib
 import inspect
 import json
 import os
-import pathlib
 import runpy
-from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from unitoken_jax.config import SourceConfig
 from unitoken_jax.sequence.conversation import ConversationError
-from unitoken_jax.storage.paths import RandomFile, as_path, ends_digest, expand
-
-MAX_RECORD = 64 << 20  # bytes of one JSON record; what is longer is no conversation
-_BLOCK = 16 << 20  # bytes read at a time
-_SPACE = b" \t\r\n"
+from unitoken_jax.sequence.conversation_file import JsonRecords, decode_json, scan_json
+from unitoken_jax.storage.paths import ends_digest, expand
 
 
 def kind_of(config: SourceConfig) -> str:
@@ -39,31 +34,6 @@ def kind_of(config: SourceConfig) -> str:
         return "array_record"
     looks_like_tfds = os.path.exists(os.path.join(path, "dataset_info.json"))
     return "tfds" if looks_like_tfds or config.mapping else "json"
-
-
-class JsonRecords:
-    """A JSON or JSONL file. `table` int64[N, 3]: first byte, end, line of each record (`scan_json`)."""
-
-    def __init__(self, path: str, table: np.ndarray):
-        self.path, self._table, self._file = path, table, RandomFile(path)
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def where(self, i: int) -> str:
-        """ "file:line" of record `i`."""
-        return f"{self.path}:{self._table[i, 2]}"
-
-    def read(self, i: int) -> Any:
-        """The record as JSON says it. Raises ConversationError where it is not JSON."""
-        start, end, _ = self._table[i].tolist()
-        if end - start > MAX_RECORD:
-            raise ConversationError(
-                f"{self.where(i)}: a record of {end - start} bytes, more than {MAX_RECORD}: split it; "
-                "images go into files, not into the text",
-                "json",
-            )
-        return decode_json(self._file.read(start, end - start), self.where(i))
 
 
 class ArrayRecords:
@@ -89,7 +59,7 @@ class ArrayRecords:
         shard = bisect.bisect_right(self._ends, i)
         return shard, i - (self._ends[shard - 1] if shard else 0)
 
-    def where(self, i: int) -> str:
+    def location(self, i: int) -> str:
         shard, place = self.locate(i)
         return f"{self._paths[shard]}:record {place}"
 
@@ -101,11 +71,11 @@ class ArrayRecords:
         try:
             (data,) = self._readers[shard].read([place])
         except (RuntimeError, IndexError, ValueError) as error:
-            raise ConversationError(f"{self.where(i)}: cannot be read ({error})", "json") from None
+            raise ConversationError(f"{self.location(i)}: cannot be read ({error})", "json") from None
         return data
 
     def read(self, i: int) -> Any:
-        return decode_json(self.raw(i), self.where(i))
+        return decode_json(self.raw(i), self.location(i))
 
 
 class TfdsRecords:
@@ -146,7 +116,7 @@ class TfdsRecords:
     def __len__(self) -> int:
         return len(self._examples)
 
-    def where(self, i: int) -> str:
+    def location(self, i: int) -> str:
         return f"{self.path}[{self.split}]:example {i}"
 
     def read(self, i: int) -> Any:
@@ -154,8 +124,8 @@ class TfdsRecords:
             return self._map(self._examples[i])
         except Exception as error:  # the mapping is the user's own code
             raise ConversationError(
-                f"{self.where(i)}: the mapping {self.mapping or 'of fields conversations and image'} failed "
-                f"({type(error).__name__}: {error})"
+                f"{self.location(i)}: the mapping {self.mapping or 'of fields conversations and image'} "
+                f"failed ({type(error).__name__}: {error})"
             ) from None
 
 
@@ -182,16 +152,6 @@ def records_digest(config: SourceConfig) -> str:
     source = inspect.getsource(inspect.getmodule(records._map) or records._map) if config.mapping else ""
     about = [info.full_name, shards, config.split, config.mapping, source]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()
-
-
-def decode_json(data: bytes, where: str) -> Any:
-    """The JSON value in `data`. Raises ConversationError beginning with `where`."""
-    try:
-        return json.loads(data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ConversationError(f"{where}: not UTF-8 ({error}); save it as UTF-8", "encoding") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ConversationError(f"{where}: not valid JSON ({error})", "json") from None
 
 
 def array_record_module() -> Any:
@@ -239,149 +199,3 @@ def _as_conversation(example: dict) -> dict:
     if images is not None:
         record["image"] = [images] if isinstance(images, bytes) else [bytes(image) for image in images]
     return record
-
-
-def scan_json(path: str) -> np.ndarray:
-    """int64[N, 3]: first byte, end and line of each record in a JSON or JSONL file.
-
-    A file that begins with `[` is an array; its elements may span lines. Any other holds one record a line,
-    blank lines apart, or (a `.json` file) one object. What is not JSON becomes a record too: reading it says
-    so, with its line.
-    """
-    file = as_path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"no conversation file at {path}")
-    with file.open("rb") as opened:
-        first = opened.read(4096)
-        start = len(first) - len(first.removeprefix(codecs.BOM_UTF8))
-        head = first[start:].lstrip(_SPACE)[:1]
-        opened.seek(start)
-        if head == b"[":
-            return np.array(list(_elements(opened, start)), np.int64).reshape(-1, 3)
-        lines = _lines(opened, start)
-    if head == b"{" and pathlib.PurePath(path).suffix == ".json" and len(lines) > 1:
-        whole = RandomFile(path).read(start, MAX_RECORD + 1)
-        try:
-            json.loads(whole)
-        except (ValueError, RecursionError):
-            return lines  # lines of objects under the wrong suffix, or broken: the lines will say
-        return np.array([[start, start + len(whole), 1]], np.int64)
-    return lines
-
-
-def _lines(file: BinaryIO, start: int) -> np.ndarray:
-    """The table of a file's lines that are not blank."""
-    blocks: list[np.ndarray] = []
-    place, blank = start, b""
-    while block := file.read(_BLOCK):
-        blocks.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + place)
-        place, blank = place + len(block), block[-1:]
-    if blank not in (b"", b"\n"):
-        blocks.append(np.array([place]))
-    ends = np.concatenate(blocks) if blocks else np.zeros(0, np.int64)
-    starts = np.concatenate([[start], ends + 1])[: len(ends)]
-    table = np.stack([starts, ends, np.arange(1, len(ends) + 1)], 1).astype(np.int64).reshape(-1, 3)
-    keep = np.ones(len(table), bool)
-    for row in np.flatnonzero(ends - starts < 64):  # a blank line longer than that will not parse: it shows
-        file.seek(int(starts[row]))
-        keep[row] = bool(file.read(int(ends[row] - starts[row])).strip(_SPACE))
-    return table[keep]
-
-
-def _elements(file: BinaryIO, start: int) -> Iterator[tuple[int, int, int]]:
-    """(first byte, end, line) of each element of a JSON array, read block by block.
-
-    A syntax error ends it, with what is left as the last record: there is no way to go on.
-    """
-    scanner = _Scanner(file, start)
-    scanner.take("[")
-    if scanner.peek() == "]":
-        scanner.take("]")
-    else:
-        while True:
-            first, line = scanner.mark()
-            if not scanner.value():
-                yield first, scanner.end(), line
-                return
-            yield first, scanner.place(), line
-            if scanner.peek() == "]":
-                scanner.take("]")
-                break
-            if not scanner.take(","):
-                line = scanner.mark()[1]
-                yield scanner.place(), scanner.end(), line
-                return
-    if scanner.peek():
-        first, line = scanner.mark()
-        yield first, scanner.end(), line
-
-
-class _Scanner:
-    """Walks over JSON text in a file by whole values, with little of it in memory."""
-
-    def __init__(self, file: BinaryIO, start: int):
-        self._file, self._text, self._at = file, "", 0
-        self._byte, self._line = start, 1  # of the text's place `_at`
-        # Bytes that are not UTF-8 stay in the record as they are; reading the record reports them.
-        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-        self._json, self._done, self._block = json.JSONDecoder(), False, _BLOCK
-
-    def _more(self) -> bool:
-        if self._done:
-            return False
-        block = self._file.read(self._block)
-        self._done = not block
-        self._text = self._text[self._at :] + self._decoder.decode(block, final=not block)
-        self._at = 0
-        return True
-
-    def _pass(self, end: int) -> None:
-        passed = self._text[self._at : end]
-        self._byte += len(passed.encode("utf-8", "surrogateescape"))
-        self._line += passed.count("\n")
-        self._at = end
-
-    def peek(self) -> str:
-        """The next character that is not white space; "" at the end."""
-        while True:
-            end = self._at
-            while end < len(self._text) and self._text[end] in " \t\r\n":
-                end += 1
-            self._pass(end)
-            if end < len(self._text):
-                return self._text[end]
-            if not self._more():
-                return ""
-
-    def take(self, sign: str) -> bool:
-        """Passes over `sign` if it comes next."""
-        if self.peek() != sign:
-            return False
-        self._pass(self._at + 1)
-        return True
-
-    def mark(self) -> tuple[int, int]:
-        """(byte, line) of what comes next."""
-        self.peek()
-        return self._byte, self._line
-
-    def place(self) -> int:
-        return self._byte
-
-    def value(self) -> bool:
-        """Passes over one JSON value; False where there is none."""
-        self._block = _BLOCK
-        while True:
-            try:
-                _, end = self._json.raw_decode(self._text, self._at)
-            except (ValueError, RecursionError):
-                self._block *= 2  # perhaps it only goes on in the next block
-                if len(self._text) - self._at > 2 * MAX_RECORD or not self._more():
-                    return False
-                continue
-            self._pass(end)
-            return True
-
-    def end(self) -> int:
-        """The file's last byte, plus one."""
-        return self._file.seek(0, os.SEEK_END)

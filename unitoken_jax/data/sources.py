@@ -123,7 +123,7 @@ class Source:
         return usable
 
     def _over_long(self, row: int) -> InvalidRow:
-        where = self.index.records.where(row)
+        where = self.index.records.location(row)
         lengths = self._needs(self.index.lengths[row : row + 1])[0]
         reason = packing.explain_overflow(build.ExampleSize(*lengths.tolist()), self.data)
         return InvalidRow(row, where, "over_long", f"{where}: {reason}")

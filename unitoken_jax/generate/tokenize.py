@@ -119,7 +119,9 @@ class _Work:
 
     def _needed(self, row: int) -> list[ImageFile]:
         records, images = self._measurer.records, self._measurer.images
-        conversation = parse_conversation(records.read(row), records.where(row), images, need_answers=False)
+        conversation = parse_conversation(
+            records.read(row), records.location(row), images, need_answers=False
+        )
         return codes_needed(conversation, self._config)
 
     def _find(self, on_error) -> np.ndarray:

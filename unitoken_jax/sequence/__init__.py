@@ -21,7 +21,7 @@ _MODULES = {
     "example_size": "build",
     "make_conversation": "conversation",
     "open_image": "image",
-    "read_conversations": "conversation",
+    "read_conversations": "conversation_file",
     "train_tokenizer": "tokenizer",
 }
 

@@ -8,11 +8,10 @@ both mark an image; `image` is a path, a list of paths, or absent. Turns alterna
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +21,6 @@ from unitoken_jax.storage import paths
 
 _PLACE = re.compile(r"<\|image\|>|<image>")
 _ROLES = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer"}
-_DECODER = json.JSONDecoder()
 
 
 class ConversationError(ValueError):
@@ -116,96 +114,6 @@ def _part(part: object, source: str) -> Part:
             f"{source}: {mark[0]} in a text part; put the image itself between two text parts instead"
         )
     return part
-
-
-def read_conversations(
-    path: str | os.PathLike,
-    images: str | os.PathLike = "",
-    on_error: Callable[[ConversationError], None] | None = None,
-    need_answers: bool = True,
-) -> list[Conversation]:
-    """Every conversation of a JSON or JSONL file.
-
-    Args:
-      images: folder of the images' relative paths; empty: the file's own.
-      on_error: called with each bad conversation's error, which is then left out; None raises the first.
-      need_answers: refuse a conversation that ends with a question (nothing to learn).
-    """
-    path = paths.as_path(path)
-    root = paths.as_path(images) if str(images) else path.parent
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConversationError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from None
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no conversation file at {path}") from None
-    found = []
-    for line, record in _records(text, path):
-        try:
-            if isinstance(record, ConversationError):
-                raise record
-            found.append(parse_conversation(record, f"{path}:{line}", root, need_answers))
-        except ConversationError as error:
-            if on_error is None:
-                raise
-            on_error(error)
-    if not found:
-        raise ConversationError(f"{path}: holds no usable conversation")
-    return found
-
-
-def _records(text: str, path: pathlib.Path) -> Iterator[tuple[int, object]]:
-    """(line number, JSON value or the error of that line) of each record."""
-    start = text.lstrip()[:1]
-    if start == "[":
-        yield from _array(text, path)
-        return
-    if start == "{" and path.suffix == ".json":
-        try:
-            yield 1, json.loads(text)
-            return
-        except json.JSONDecodeError:
-            pass  # lines of objects under the wrong suffix, or broken: the lines will say
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                yield number, ConversationError(f"{path}:{number}: not valid JSON ({error})")
-
-
-def _array(text: str, path: pathlib.Path) -> Iterator[tuple[int, object]]:
-    """Elements of a JSON array with the line each begins at. A syntax error ends it: no way to go on."""
-    place, line, last = text.index("[") + 1, 1, 0
-    closed = False
-    while not closed:
-        place = _skip(text, place, " \t\r\n")
-        if text[place : place + 1] == "]":
-            break
-        line, last = line + text.count("\n", last, place), place
-        try:
-            record, place = _DECODER.raw_decode(text, place)
-        except (json.JSONDecodeError, RecursionError) as error:
-            yield line, ConversationError(f"{path}:{line}: not valid JSON ({error})")
-            return
-        yield line, record
-        place = _skip(text, place, " \t\r\n")
-        if text[place : place + 1] not in (",", "]"):
-            line += text.count("\n", last, place)
-            yield line, ConversationError(f"{path}:{line}: not valid JSON (expected , or ] after an element)")
-            return
-        closed = text[place] == "]"
-        place += not closed
-    rest = _skip(text, place + 1, " \t\r\n")
-    if rest < len(text):
-        line += text.count("\n", last, rest)
-        yield line, ConversationError(f"{path}:{line}: not valid JSON (text after the closing ])")
-
-
-def _skip(text: str, place: int, chars: str) -> int:
-    while place < len(text) and text[place] in chars:
-        place += 1
-    return place
 
 
 def parse_conversation(record: Any, source: str, root: Any, need_answers: bool = True) -> Conversation:

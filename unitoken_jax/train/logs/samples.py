@@ -14,7 +14,8 @@ from PIL import Image
 from unitoken_jax.config import Config
 from unitoken_jax.data.loader import Validation
 from unitoken_jax.sequence.build import TEXT_TO_IMAGE_INSTRUCTION
-from unitoken_jax.sequence.conversation import Conversation, image_source, read_conversations
+from unitoken_jax.sequence.conversation import Conversation, image_source
+from unitoken_jax.sequence.conversation_file import read_conversations
 from unitoken_jax.sequence.image import open_image
 from unitoken_jax.sequence.tokenizer import Tokenizer
 from unitoken_jax.storage.atomic import atomic_folder

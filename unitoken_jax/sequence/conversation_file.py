@@ -1,0 +1,233 @@
+"""Files of conversations in JSON or JSONL: where each record lies, and any record by its number.
+
+A file is walked through once, and what is kept is a table of byte positions (`scan_json`); a record is read
+from its bytes when it is asked for (`JsonRecords`). So a file of any size takes no memory, and an error
+names the record's line.
+"""
+
+import codecs
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from unitoken_jax.sequence.conversation import Conversation, ConversationError, parse_conversation
+from unitoken_jax.storage.paths import RandomFile, as_path
+
+MAX_RECORD = 64 << 20  # bytes of one JSON record; what is longer is no conversation
+_BLOCK = 16 << 20  # bytes read at a time
+_SPACE = b" \t\r\n"
+
+
+def read_conversations(
+    path: str | os.PathLike,
+    images: str | os.PathLike = "",
+    on_error: Callable[[ConversationError], None] | None = None,
+    need_answers: bool = True,
+) -> list[Conversation]:
+    """Every conversation of a JSON or JSONL file.
+
+    Args:
+      path: the file, local or remote.
+      images: folder of the images' relative paths; empty: the file's own.
+      on_error: called with each bad conversation's error, which is then left out; None raises the first.
+      need_answers: refuse a conversation that ends with a question (nothing to learn).
+    """
+    path = as_path(path)
+    root = as_path(images) if str(images) else path.parent
+    records = JsonRecords(os.fspath(path), scan_json(path))
+    conversations = []
+    for i in range(len(records)):
+        try:
+            record = records.read(i)
+            conversations.append(parse_conversation(record, records.location(i), root, need_answers))
+        except ConversationError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+    if not conversations:
+        raise ConversationError(f"{path}: holds no usable conversation")
+    return conversations
+
+
+class JsonRecords:
+    """The records of a JSON or JSONL file; `table` int64[N, 3] is what `scan_json` says of it."""
+
+    def __init__(self, path: str, table: np.ndarray):
+        self.path, self._table, self._file = path, table, RandomFile(path)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def location(self, i: int) -> str:
+        """ "file:line" of record `i`."""
+        return f"{self.path}:{abs(self._table[i, 2])}"
+
+    def read(self, i: int) -> Any:
+        """The record as JSON says it. Raises ConversationError where it is not JSON."""
+        start, end, line = self._table[i].tolist()
+        if end - start > MAX_RECORD:
+            raise ConversationError(
+                f"{self.location(i)}: a record of {end - start} bytes, more than {MAX_RECORD}: split it; "
+                "images go into files, not into the text",
+                "json",
+            )
+        data = self._file.read(start, end - start)
+        if line < 0:
+            problem = "text after the closing ]" if data[:1] == b"]" else "expected , or ] after an element"
+            raise ConversationError(f"{self.location(i)}: not valid JSON ({problem})", "json")
+        return decode_json(data, self.location(i))
+
+
+def decode_json(data: bytes, location: str) -> Any:
+    """The JSON value in `data`. Raises ConversationError beginning with `location`."""
+    try:
+        return json.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConversationError(f"{location}: not UTF-8 ({error}); save it as UTF-8", "encoding") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ConversationError(f"{location}: not valid JSON ({error})", "json") from None
+
+
+def scan_json(path: str | os.PathLike) -> np.ndarray:
+    """int64[N, 3]: first byte, end and line of each record in a JSON or JSONL file.
+
+    A file that begins with `[` is an array; its elements may span lines. Any other holds one record a line,
+    blank lines apart, or (a `.json` file) one object. What is not JSON becomes a record too: reading it says
+    so, with its line. The line is negative in a last record that is not an element of its array: what a
+    missing comma leaves of the file, or the closing bracket with the text after it.
+    """
+    file = as_path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"no conversation file at {path}")
+    with file.open("rb") as opened:
+        beginning = opened.read(4096)
+        start = len(beginning) - len(beginning.removeprefix(codecs.BOM_UTF8))
+        first_sign = beginning[start:].lstrip(_SPACE)[:1]
+        opened.seek(start)
+        if first_sign == b"[":
+            return np.array(list(_elements(opened, start)), np.int64).reshape(-1, 3)
+        lines = _lines(opened, start)
+    if first_sign == b"{" and pathlib.PurePath(path).suffix == ".json" and len(lines) > 1:
+        whole = RandomFile(path).read(start, MAX_RECORD + 1)
+        try:
+            json.loads(whole)
+        except (ValueError, RecursionError):
+            return lines  # lines of objects under the wrong suffix, or broken: the lines will say
+        return np.array([[start, start + len(whole), 1]], np.int64)
+    return lines
+
+
+def _lines(file: BinaryIO, start: int) -> np.ndarray:
+    """The table of a file's lines that are not blank."""
+    blocks: list[np.ndarray] = []
+    offset, last_byte = start, b""
+    while block := file.read(_BLOCK):
+        blocks.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + offset)
+        offset, last_byte = offset + len(block), block[-1:]
+    if last_byte not in (b"", b"\n"):
+        blocks.append(np.array([offset]))
+    ends = np.concatenate(blocks) if blocks else np.zeros(0, np.int64)
+    starts = np.concatenate([[start], ends + 1])[: len(ends)]
+    table = np.stack([starts, ends, np.arange(1, len(ends) + 1)], 1).astype(np.int64).reshape(-1, 3)
+    keep = np.ones(len(table), bool)
+    for row in np.flatnonzero(ends - starts < 64):  # a blank line longer than that will not parse: it shows
+        file.seek(int(starts[row]))
+        keep[row] = bool(file.read(int(ends[row] - starts[row])).strip(_SPACE))
+    return table[keep]
+
+
+def _elements(file: BinaryIO, start: int) -> Iterator[tuple[int, int, int]]:
+    """(first byte, end, line) of each element of a JSON array, read block by block.
+
+    A syntax error ends it, with what is left as the last record: there is no way to go on. Its line is
+    negative where the error stands between elements or behind them, as `scan_json` describes.
+    """
+    scanner = _Scanner(file, start)
+    scanner.take("[")
+    while not scanner.take("]"):  # also right after a comma: files written by hand have one too many
+        first, line = scanner.next_value()
+        if not scanner.take_value():
+            yield first, scanner.file_end(), line
+            return
+        yield first, scanner.offset, line
+        if scanner.peek() != "]" and not scanner.take(","):
+            first, line = scanner.next_value()
+            yield first, scanner.file_end(), -line
+            return
+    closing = scanner.offset - 1
+    if scanner.peek():
+        _, line = scanner.next_value()
+        yield closing, scanner.file_end(), -line
+
+
+class _Scanner:
+    """Walks over JSON text in a file by whole values, with little of it in memory."""
+
+    def __init__(self, file: BinaryIO, start: int):
+        self._file, self._text, self._at = file, "", 0
+        self.offset, self._line = start, 1  # byte of the file, and line, of the character `_text[_at]`
+        # Bytes that are not UTF-8 stay in the record as they are; reading the record reports them.
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self._json, self._at_end, self._block = json.JSONDecoder(), False, _BLOCK
+
+    def _read_more(self) -> bool:
+        """Drops the text passed over and reads the next block; False at the file's end."""
+        if self._at_end:
+            return False
+        block = self._file.read(self._block)
+        self._at_end = not block
+        self._text = self._text[self._at :] + self._decoder.decode(block, final=not block)
+        self._at = 0
+        return True
+
+    def _advance(self, end: int) -> None:
+        passed = self._text[self._at : end]
+        self.offset += len(passed.encode("utf-8", "surrogateescape"))
+        self._line += passed.count("\n")
+        self._at = end
+
+    def peek(self) -> str:
+        """The next character that is not white space; "" at the end."""
+        while True:
+            end = self._at
+            while end < len(self._text) and self._text[end] in " \t\r\n":
+                end += 1
+            self._advance(end)
+            if end < len(self._text):
+                return self._text[end]
+            if not self._read_more():
+                return ""
+
+    def take(self, sign: str) -> bool:
+        """Passes over `sign` if it comes next."""
+        if self.peek() != sign:
+            return False
+        self._advance(self._at + 1)
+        return True
+
+    def next_value(self) -> tuple[int, int]:
+        """(byte, line) of what comes next."""
+        self.peek()
+        return self.offset, self._line
+
+    def take_value(self) -> bool:
+        """Passes over one JSON value; False where there is none."""
+        self._block = _BLOCK
+        while True:
+            try:
+                _, end = self._json.raw_decode(self._text, self._at)
+            except (ValueError, RecursionError):
+                self._block *= 2  # perhaps it only goes on in the next block
+                if len(self._text) - self._at > 2 * MAX_RECORD or not self._read_more():
+                    return False
+                continue
+            self._advance(end)
+            return True
+
+    def file_end(self) -> int:
+        """The file's last byte, plus one."""
+        return self._file.seek(0, os.SEEK_END)
