@@ -54,11 +54,14 @@ def file_of(module: str) -> pathlib.Path | None:
 
 
 def at_import(node: ast.AST):
-    """Nodes that run when the module is imported: no function bodies, nothing for type checkers alone."""
+    """Nodes that run when the module is imported: no function bodies, nothing for type checkers alone, and
+    no public names that a room imports when they are first asked for."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             continue
         if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        if isinstance(child, ast.With) and "lazy_api_imports" in ast.unparse(child.items[0]):
             continue
         yield child
         yield from at_import(child)
@@ -151,9 +154,10 @@ def test_the_reader_of_imports_sees_what_it_should(tmp_path):
     path.write_text(
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import a1\ntry:\n    import a2.b\n"
         "except ImportError:\n    pass\nclass C:\n    import a3\n    def f():\n        import a4\n"
+        "with epy.lazy_api_imports(globals()):\n    import a5\nwith other():\n    import a6\n"
     )
-    assert imported(path, anywhere=False) == {"typing", "typing.TYPE_CHECKING", "a2.b", "a3"}
-    assert {"a1", "a4"} < imported(path, anywhere=True)
+    assert imported(path, anywhere=False) == {"typing", "typing.TYPE_CHECKING", "a2.b", "a3", "a6"}
+    assert {"a1", "a4", "a5"} < imported(path, anywhere=True)
     host = reached(PACKAGE / "data" / "loader.py")
     assert PACKAGE / "sequence" / "anyres.py" in host
     assert PACKAGE / "__init__.py" in host

@@ -1,0 +1,16 @@
+"""Model directories and the parameters in them: in come a config, parameters and a tokenizer, out comes a
+folder that is all a model needs, read whole or parameter by parameter.
+"""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    from unitoken_jax.checkpoint.model_directory import (
+        LoadedModel,
+        is_model_dir,
+        load_model,
+        load_settings,
+        open_model,
+        save_model,
+    )
+    from unitoken_jax.checkpoint.param_store import ArraySpec, ParamStore, StoredParams

@@ -2,26 +2,11 @@
 stream of packed batches whose whole state is one row number.
 """
 
-import importlib
+from etils import epy
 
-# Each public name and the module that holds it, which is imported when the name is first asked for.
-_MODULES = {
-    "Codes": "codes",
-    "CodesError": "code_shards",
-    "Index": "index",
-    "Loader": "loader",
-    "Source": "sources",
-    "Validation": "loader",
-    "open_index": "index",
-    "read_codes": "codes",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(_MODULES)
+with epy.lazy_api_imports(globals()):
+    from unitoken_jax.data.code_shards import CodesError
+    from unitoken_jax.data.codes import Codes, read_codes
+    from unitoken_jax.data.index import Index, open_index
+    from unitoken_jax.data.loader import Loader, Validation
+    from unitoken_jax.data.sources import Source

@@ -2,35 +2,25 @@
 and the indices that say where each feature and VQ code goes. All geometry is decided here, with numpy alone.
 """
 
-import importlib
+from etils import epy
 
-# Each public name and the module that holds it, which is imported when the name is first asked for.
-_MODULES = {
-    "Conversation": "conversation",
-    "ConversationError": "conversation",
-    "Example": "build",
-    "ExampleSize": "build",
-    "GeneratedImage": "conversation",
-    "ImageError": "image",
-    "ImageFile": "conversation",
-    "Tokenizer": "tokenizer",
-    "Vocabulary": "vocabulary",
-    "build_example": "build",
-    "build_prompt": "build",
-    "build_text_to_image_prompt": "build",
-    "example_size": "build",
-    "make_conversation": "conversation",
-    "open_image": "image",
-    "read_conversations": "conversation_file",
-    "train_tokenizer": "tokenizer",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(_MODULES)
+with epy.lazy_api_imports(globals()):
+    from unitoken_jax.sequence.build import (
+        Example,
+        ExampleSize,
+        build_example,
+        build_prompt,
+        build_text_to_image_prompt,
+        example_size,
+    )
+    from unitoken_jax.sequence.conversation import (
+        Conversation,
+        ConversationError,
+        GeneratedImage,
+        ImageFile,
+        make_conversation,
+    )
+    from unitoken_jax.sequence.conversation_file import read_conversations
+    from unitoken_jax.sequence.image import ImageError, open_image
+    from unitoken_jax.sequence.tokenizer import Tokenizer, train_tokenizer
+    from unitoken_jax.sequence.vocabulary import Vocabulary
