@@ -43,7 +43,7 @@ _INK = 45.0  # RGB distance from the background at which a pixel counts as drawn
 _MIN_PIXELS = 6  # drawn pixels that make an object of a cell; the thinnest digit has twice as many
 _MAX_COLOUR_ERROR = 0.25  # part of a cell's energy that its colour may leave unexplained
 _MIN_LIKENESS = 0.88  # cosine to the nearest template; 99.8 % of unseen real digits are above
-_MIN_CLAIM = -0.1  # classes are fitted to +1 (is one) and -1 (is none); mixtures of two digits end near -0.1
+_MIN_SCORE = -0.1  # classes are fitted to +1 (is one) and -1 (is none); mixtures of two digits end near -0.1
 _TEMPLATE_BLURS = (0.0, 0.7)  # pixels
 _SHAPE_COPIES = 40  # of each shape, slightly noisy: there are about 145 of each digit
 _GAMMA, _RIDGE = 6.0, 0.1
@@ -51,12 +51,15 @@ _GAMMA, _RIDGE = 6.0, 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """`ok`: the image does what the prompt asks. `exact`: and shows nothing else. `reasons`: why not ok."""
+    """What the checker says of an image and a requirement.
+
+    `ok`: the image shows what the prompt asks for; `exact`: it shows that and nothing else; `reasons`: what
+    is wrong, empty where it is `ok`.
+    """
 
     ok: bool
     exact: bool
     reasons: tuple[str, ...]
-    found: tuple[SceneObject, ...]
 
 
 def detect(image: np.ndarray) -> tuple[SceneObject, ...]:
@@ -68,11 +71,11 @@ def detect(image: np.ndarray) -> tuple[SceneObject, ...]:
     ink = image.astype(np.float32) - np.array(BACKGROUND, np.float32)
     cells = ink.reshape(GRID, CELL, GRID, CELL, 3).swapaxes(1, 2).reshape(GRID * GRID, CELL, CELL, 3)
     drawn = np.linalg.norm(cells, axis=-1) > _INK
-    found = []
+    objects = []
     for cell in np.flatnonzero(drawn.sum((1, 2)) >= _MIN_PIXELS):
         colour, coverage = _colour_of(cells[cell])
-        found.append(SceneObject(int(cell), _kind_of(coverage), colour))
-    return tuple(found)
+        objects.append(SceneObject(int(cell), _kind_of(coverage), colour))
+    return tuple(objects)
 
 
 def _colour_of(ink: np.ndarray) -> tuple[str, np.ndarray]:
@@ -88,13 +91,14 @@ def _colour_of(ink: np.ndarray) -> tuple[str, np.ndarray]:
 
 
 def _kind_of(coverage: np.ndarray) -> str:
+    """The shape or digit that coverage float32[8, 8] shows; UNCLEAR where it is like none of them."""
     templates, weights = _classifier()
     features = _normalised(coverage[None])
     likeness = features @ templates.T
-    claims = (np.exp(-2 * _GAMMA * (1 - likeness)) @ weights)[0]
-    if likeness.max() < _MIN_LIKENESS or claims.max() < _MIN_CLAIM:
+    scores = (np.exp(-2 * _GAMMA * (1 - likeness)) @ weights)[0]
+    if likeness.max() < _MIN_LIKENESS or scores.max() < _MIN_SCORE:
         return UNCLEAR
-    return KINDS[int(claims.argmax())]
+    return KINDS[int(scores.argmax())]
 
 
 @functools.cache
@@ -141,42 +145,44 @@ def blurred(images: np.ndarray, sigma: float, edge: Literal["edge", "constant"] 
 
 def check(image: np.ndarray, requirement: Requirement) -> Verdict:
     """Judges uint8[SIZE, SIZE, 3] by the rule at the top of this file."""
-    found = detect(image)
+    detected = detect(image)
     reasons = []
     for item in requirement.include:
-        number = sum(_matches(thing, item) for thing in found)
+        number = sum(_matches(obj, item) for obj in detected)
         if number < item.count:
             reasons.append(f"{number} of {item.count} {_name(item)}" if number else f"no {_name(item)}")
-    if not reasons and not _assignable(found, requirement.include):
+    if not reasons and not _assignable(detected, requirement.include):
         relations = [item for item in requirement.include if item.relation]
         reasons = [f"not {item.relation} the {_name(requirement.include[item.other])}" for item in relations]
         reasons = reasons or ["one object asked for twice"]
-    surplus = len(found) - sum(item.count for item in requirement.include)
+    surplus = len(detected) - sum(item.count for item in requirement.include)
     exact = not reasons and surplus == 0
     if surplus > 0 and requirement.category in ("counting", SCENE):
         reasons.append(f"{surplus} too many")
-    return Verdict(not reasons, exact, tuple(reasons), found)
+    return Verdict(not reasons, exact, tuple(reasons))
 
 
 def _name(item: RequiredObject) -> str:
+    """A required object in words, for a reason: "blue circles", "digit", "red cross top left"."""
     noun = PLURALS[item.kind] if item.count > 1 else item.kind
     return " ".join(word for word in (item.colour, noun, item.place) if word)
 
 
-def _matches(thing: SceneObject, item: RequiredObject) -> bool:
+def _matches(obj: SceneObject, item: RequiredObject) -> bool:
+    """Whether `obj` may be the required one, relations aside."""
     return (
-        thing.kind in MEMBERS[item.kind]
-        and item.colour in (None, thing.colour)
-        and item.place in (None, thing.place)
+        obj.kind in MEMBERS[item.kind]
+        and item.colour in (None, obj.colour)
+        and item.place in (None, obj.place)
     )
 
 
-def _assignable(found: tuple[SceneObject, ...], include: tuple[RequiredObject, ...]) -> bool:
-    """Can every wanted object be a different found one, with all relations true?"""
+def _assignable(detected: tuple[SceneObject, ...], include: tuple[RequiredObject, ...]) -> bool:
+    """Whether every required object can be a detected object of its own, with all relations true."""
     slots = [item for item in include for _ in range(item.count)]
     first_slot = [sum(item.count for item in include[:index]) for index in range(len(include))]
-    for chosen in itertools.permutations(found, len(slots)):
-        if not all(_matches(thing, item) for thing, item in zip(chosen, slots)):
+    for chosen in itertools.permutations(detected, len(slots)):
+        if not all(_matches(obj, item) for obj, item in zip(chosen, slots)):
             continue
         if all(
             related(chosen[first_slot[index]], item.relation, chosen[first_slot[item.other]])
@@ -204,21 +210,29 @@ def score_images(requirements: Sequence[Requirement], verdicts: Sequence[Verdict
 
 def accuracy(
     number: int = 1000, seed: int = 0, blur: float = 0.0, noise: float = 0.0, split: Split = "held_out"
-):
-    """{"scenes", "objects"}: shares of true scenes, and of their objects, that `detect` reads right.
+) -> dict[str, float]:
+    """How well `detect` reads drawn scenes, which is the best that a perfect model can score.
 
-    `blur` is a Gaussian's sigma in pixels, `noise` a normal error's in grey levels (of 255).
+    Args:
+        number: scenes that are drawn.
+        seed: of scenes, handwriting and noise.
+        blur: standard deviation of a Gaussian blur, in pixels.
+        noise: standard deviation of normal noise added to each colour value, in grey levels of 255.
+        split: whether scenes and handwriting are those for training or the held-out ones.
+
+    Returns:
+        {"scenes", "objects"}: the shares, in [0, 1], of scenes and of their objects that were read right.
     """
     rng = random.Random(f"{seed} checker")
     noise_rng = np.random.default_rng(seed)
-    right_scenes = right_things = things = 0
+    right_scenes = right_objects = objects = 0
     for _ in range(number):
         scene = random_scene(rng, split)
         image = draw(scene, rng, split).astype(np.float32)
         image = blurred(image.transpose(2, 0, 1), blur).transpose(1, 2, 0)
         noisy = image + noise_rng.normal(0, 1, image.shape) * noise
-        found = detect(np.rint(np.clip(noisy, 0, 255)).astype(np.uint8))
-        right_scenes += found == scene
-        right_things += len(set(found) & set(scene))
-        things += len(scene)
-    return {"scenes": right_scenes / number, "objects": right_things / things}
+        detected = detect(np.rint(np.clip(noisy, 0, 255)).astype(np.uint8))
+        right_scenes += detected == scene
+        right_objects += len(set(detected) & set(scene))
+        objects += len(scene)
+    return {"scenes": right_scenes / number, "objects": right_objects / objects}

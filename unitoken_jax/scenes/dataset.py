@@ -7,7 +7,7 @@ train_generation.jsonl            prompts with the image to draw
 train_instruct.jsonl              both, with more of what is hard: counts, places, attribution (stage III)
 held_out_questions.jsonl          image, question, answer, kind, set
 held_out_prompts.jsonl            category, prompt, include (see prompts.Requirement)
-images/<part>/000000.png
+images/<subset>/000000.png
 """
 
 import dataclasses
@@ -21,15 +21,17 @@ import numpy as np
 from PIL import Image
 
 from unitoken_jax.scenes import questions
-from unitoken_jax.scenes import scene as scenes
 from unitoken_jax.scenes.prompts import CATEGORIES, SCENE, Requirement, random_pair, random_prompt
+from unitoken_jax.scenes.scene import Scene, draw, random_scene
 from unitoken_jax.sequence.build import TEXT_TO_IMAGE_INSTRUCTION
 from unitoken_jax.storage.atomic import atomic_folder
 
 IMAGE = "<|image|>"
 
 _FORMAT = 2
-# What takes finding an object by what it looks like is learnt late, so it is asked more.
+_MakeExample = Callable[[random.Random, int], tuple[list[str], Scene]]
+# Kinds of training questions and their weights. A model learns late to find an object by its looks: such
+# questions are more frequent.
 _QUESTIONS = dict.fromkeys(questions.QUESTIONS, 1.0) | {
     "caption": 0.3,
     "read caption": 0.3,
@@ -39,7 +41,8 @@ _QUESTIONS = dict.fromkeys(questions.QUESTIONS, 1.0) | {
     "exists": 3.0,
 }
 _HARD_QUESTIONS = _QUESTIONS | {"position": 4.0, "relation": 4.0}
-_OBJECTS = (1, 2, 2, 3, 3)  # in training scenes to be asked about, drawn evenly
+# Numbers of objects in a training scene that questions are about; one is drawn, all equally likely.
+_OBJECTS = (1, 2, 2, 3, 3)
 _EVEN_PROMPTS = {SCENE: 2.0, **dict.fromkeys(CATEGORIES, 1.0)}
 _HARD_PROMPTS = {
     SCENE: 1.0,
@@ -52,10 +55,10 @@ _HARD_PROMPTS = {
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSettings:
-    """What a data set is made of; equal settings, equal bytes; larger sizes only add to smaller ones."""
+    """Sizes of a data set. Equal settings give equal bytes; a larger size keeps a smaller one's examples."""
 
     seed: int = 0
-    train_captions: int = 6000  # conversations, each with an image of its own, as in all parts
+    train_captions: int = 6000  # conversations, each with an image of its own, as in all subsets
     train_understanding: int = 6000
     train_generation: int = 12000
     train_instruct: int = 4000  # half understanding, half generation
@@ -87,11 +90,11 @@ class Dataset:
         return self.root / "train_instruct.jsonl"
 
     def train_images(self) -> list[Path]:
-        """Paths of all training images, uint8 RGB scenes.SIZE px a side."""
-        return [path for part in _PARTS for path in self._part(part)]
+        """Paths of all training images, uint8 RGB of scene.SIZE px a side."""
+        return [path for subset in _TRAIN_SUBSETS for path in self._image_paths(subset)]
 
     def held_out_images(self) -> list[Path]:
-        return self._part("held_out")
+        return self._image_paths("held_out")
 
     def held_out_questions(self) -> list[dict]:
         """Rows with `image` (relative to root), `question`, `answer`, `kind` and `set`."""
@@ -102,14 +105,15 @@ class Dataset:
 
     def train_texts(self) -> Iterator[str]:
         """All texts of the training conversations without image marks, e.g. to train a tokenizer on."""
-        for part in _PARTS:
-            for row in _read_jsonl(self.root / f"train_{part}.jsonl"):
+        for subset in _TRAIN_SUBSETS:
+            for row in _read_jsonl(self.root / f"train_{subset}.jsonl"):
                 for turn in row["conversations"]:
                     if text := turn["value"].replace(IMAGE, ""):
                         yield text
 
-    def _part(self, part: str) -> list[Path]:
-        return sorted((self.root / "images" / part).glob("*.png"))
+    def _image_paths(self, subset: str) -> list[Path]:
+        """Paths of a subset's images, in the order in which they were written."""
+        return sorted((self.root / "images" / subset).glob("*.png"))
 
 
 def write_dataset(
@@ -138,6 +142,10 @@ def _header(settings: DatasetSettings) -> dict:
 
 
 def _is_complete(out: Path, settings: DatasetSettings) -> bool:
+    """Whether the data set of `settings` is there; False for an empty or missing folder.
+
+    Raises ValueError for a folder that holds something else.
+    """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; the data set needs a directory: give another path.")
     if not out.exists() or not any(out.iterdir()):
@@ -146,17 +154,17 @@ def _is_complete(out: Path, settings: DatasetSettings) -> bool:
     if not path.exists():
         raise ValueError(f"{out} holds other files and no dataset.json: give an empty or a new directory.")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        stored = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}): delete {out} or give another directory.") from None
-    wanted = _header(settings)
-    if found == wanted:
+    expected = _header(settings)
+    if stored == expected:
         return True
-    found = found if isinstance(found, dict) else {}
+    stored = stored if isinstance(stored, dict) else {}
     different = [
-        f"{key} {found.get(key)} (wanted {wanted.get(key)})"
-        for key in sorted(found.keys() | wanted.keys())
-        if found.get(key) != wanted.get(key)
+        f"{key} {stored.get(key)} (wanted {expected.get(key)})"
+        for key in sorted(stored.keys() | expected.keys())
+        if stored.get(key) != expected.get(key)
     ]
     raise ValueError(
         f"{path} describes another data set: {', '.join(different)}. Delete {out} or give another directory."
@@ -170,34 +178,38 @@ def _read_jsonl(path: Path) -> Iterator[dict]:
 
 
 class _Writer:
-    """Writes the parts of one data set. Every example has its own random numbers, so sizes do not matter."""
+    """Writes the files of one data set.
+
+    Every example has a random number generator of its own, so that its content does not depend on the sizes.
+    """
 
     def __init__(self, root: Path, settings: DatasetSettings, progress: Callable[[int, int], None] | None):
         self.root = root
         self.settings = settings
         self.progress = progress
         self.done = 0
-        self.total = sum(getattr(settings, f"train_{part}") for part in _PARTS)
+        self.total = sum(getattr(settings, f"train_{subset}") for subset in _TRAIN_SUBSETS)
         self.total += settings.questions_per_kind * len(questions.QUESTIONS)
 
     def write_all(self) -> None:
-        for part, make in _PARTS.items():
-            self._write_train(part, getattr(self.settings, f"train_{part}"), make)
+        for subset, make_example in _TRAIN_SUBSETS.items():
+            self._write_train(subset, getattr(self.settings, f"train_{subset}"), make_example)
         self._write_questions()
         self._write_prompts()
 
-    def _rng(self, part: str, number: int) -> random.Random:
-        return random.Random(f"{self.settings.seed} {part} {number}")
+    def _rng(self, purpose: str, number: int) -> random.Random:
+        """The generator of example `number` of a subset, kind of question or category."""
+        return random.Random(f"{self.settings.seed} {purpose} {number}")
 
-    def _write_train(self, part: str, number: int, make) -> None:
+    def _write_train(self, subset: str, number: int, make_example: _MakeExample) -> None:
         rows = []
         for index in range(number):
-            rng = self._rng(part, index)
-            turns, scene = make(rng, index)
-            image = self._save(part, index, scenes.draw(scene, rng, "train"))
+            rng = self._rng(subset, index)
+            turns, scene = make_example(rng, index)
+            image = self._save(subset, index, draw(scene, rng, "train"))
             values = [{"from": ("human", "gpt")[turn % 2], "value": text} for turn, text in enumerate(turns)]
             rows.append({"conversations": values, "image": [image]})
-        self._write_rows(f"train_{part}.jsonl", rows)
+        self._write_rows(f"train_{subset}.jsonl", rows)
 
     def _write_questions(self) -> None:
         rows: list[dict] = []
@@ -205,7 +217,7 @@ class _Writer:
             for number in range(self.settings.questions_per_kind):
                 rng = self._rng(kind, number)
                 question, scene = _held_out_question(kind, rng)
-                image = self._save("held_out", len(rows), scenes.draw(scene, rng, "held_out"))
+                image = self._save("held_out", len(rows), draw(scene, rng, "held_out"))
                 row = {"image": image, "question": question.text, "answer": question.answer}
                 rows.append(row | {"kind": kind, "set": question.set})
         self._write_rows("held_out_questions.jsonl", rows)
@@ -222,9 +234,9 @@ class _Writer:
         with (self.root / name).open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
 
-    def _save(self, part: str, index: int, image: np.ndarray) -> str:
+    def _save(self, folder_name: str, index: int, image: np.ndarray) -> str:
         """Saves uint8[h, w, 3] and returns its path relative to the data set."""
-        folder = self.root / "images" / part
+        folder = self.root / "images" / folder_name
         if index == 0:
             folder.mkdir(parents=True)
         name = f"{index:06d}.png"
@@ -232,49 +244,50 @@ class _Writer:
         self.done += 1
         if self.progress:
             self.progress(self.done, self.total)
-        return f"images/{part}/{name}"
+        return f"images/{folder_name}/{name}"
 
 
-def _captions(rng: random.Random, _=None) -> tuple[list[str], scenes.Scene]:
+def _captions(rng: random.Random, _=None) -> tuple[list[str], Scene]:
     """Turns (request, caption) and the scene. A caption names every property of every object."""
-    scene = scenes.random_scene(rng, "train", rng.choice(_OBJECTS))
-    asked = [question for kind in questions.CAPTIONS if (question := questions.ask(scene, kind, rng))]
-    return _turns(asked, rng), scene
+    scene = random_scene(rng, "train", rng.choice(_OBJECTS))
+    qa_pairs = [question for kind in questions.CAPTIONS if (question := questions.ask(scene, kind, rng))]
+    return _turns(qa_pairs, rng), scene
 
 
-def _understanding(rng: random.Random, weights: dict[str, float]) -> tuple[list[str], scenes.Scene]:
+def _understanding(rng: random.Random, weights: dict[str, float]) -> tuple[list[str], Scene]:
     """Turns (question, answer, ...) about one image: a caption alone, or 6 to 9 questions."""
     if rng.random() < 0.15:
         return _captions(rng)
-    scene = scenes.random_scene(rng, "train", rng.choice(_OBJECTS))
-    asked = questions.ask_several(scene, rng.randint(6, 9), rng, weights)
+    scene = random_scene(rng, "train", rng.choice(_OBJECTS))
+    qa_pairs = questions.ask_several(scene, rng.randint(6, 9), rng, weights)
     # Last, as a caption gives the other answers away.
-    asked.sort(key=lambda question: question.kind in questions.CAPTIONS)
-    return _turns(asked, rng), scene
+    qa_pairs.sort(key=lambda question: question.kind in questions.CAPTIONS)
+    return _turns(qa_pairs, rng), scene
 
 
-def _turns(asked: list[questions.Question], rng: random.Random) -> list[str]:
+def _turns(qa_pairs: list[questions.Question], rng: random.Random) -> list[str]:
     """Question, answer, question, ...; the image stands before or after the first question."""
-    turns = [text for question in asked for text in (question.text, question.answer)]
+    turns = [text for question in qa_pairs for text in (question.text, question.answer)]
     turns[0] = IMAGE + turns[0] if rng.random() < 0.85 else turns[0] + IMAGE
     return turns
 
 
-def _generation(rng: random.Random, weights: dict[str, float]) -> tuple[list[str], scenes.Scene]:
+def _generation(rng: random.Random, weights: dict[str, float]) -> tuple[list[str], Scene]:
     """Turns (request, image) and the scene to draw."""
     category = rng.choices(list(weights), list(weights.values()))[0]
     requirement, scene = random_pair(category, rng, "train")
     return [TEXT_TO_IMAGE_INSTRUCTION + requirement.prompt, IMAGE], scene
 
 
-def _instruct(rng: random.Random, index: int) -> tuple[list[str], scenes.Scene]:
+def _instruct(rng: random.Random, index: int) -> tuple[list[str], Scene]:
+    """Examples that weigh what is hard: drawing and questions by turns."""
     if index % 2:
         return _generation(rng, _HARD_PROMPTS)
     return _understanding(rng, _HARD_QUESTIONS)
 
 
-# The training parts and what makes an example's (turns, scene) from its own random numbers and its number.
-_PARTS: dict[str, Callable[[random.Random, int], tuple[list[str], scenes.Scene]]] = {
+# What makes an example's (turns, scene) of its random number generator and its number, for each subset.
+_TRAIN_SUBSETS: dict[str, _MakeExample] = {
     "captions": _captions,
     "understanding": lambda rng, _: _understanding(rng, _QUESTIONS),
     "generation": lambda rng, _: _generation(rng, _EVEN_PROMPTS),
@@ -282,10 +295,10 @@ _PARTS: dict[str, Callable[[random.Random, int], tuple[list[str], scenes.Scene]]
 }
 
 
-def _held_out_question(kind: str, rng: random.Random) -> tuple[questions.Question, scenes.Scene]:
-    """One question of `kind` about a held-out scene of 1 to 3 objects (2 or 3 where it takes two)."""
+def _held_out_question(kind: str, rng: random.Random) -> tuple[questions.Question, Scene]:
+    """A question of `kind` about a held-out scene of 1 to 3 objects (2 or 3 for a relation of two)."""
     count = rng.randint(2 if kind == "relation" else 1, 3)
     while True:
-        scene = scenes.random_scene(rng, "held_out", count)
+        scene = random_scene(rng, "held_out", count)
         if question := questions.ask(scene, kind, rng):
             return question, scene

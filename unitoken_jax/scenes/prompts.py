@@ -32,9 +32,10 @@ _SHARED = ("single", "colours")  # too few prompts exist to hold any out
 
 @dataclasses.dataclass(frozen=True)
 class RequiredObject:
-    """`count` objects of `kind` ("digit", "shape", "object": any such), of `colour` if given.
+    """Objects that a prompt names: `count` of `kind`, which may be "digit", "shape" or "object" for any such.
 
-    `relation`: the first of them stands so to the first object of the requirement's item number `other`.
+    `colour` and `place` are None where the prompt leaves them open. With `relation` ("left of", ...), the
+    first of these objects stands so to the first object of `Requirement.include[other]`.
     """
 
     kind: str
@@ -63,7 +64,7 @@ class Requirement:
         )
 
     def split(self) -> Split | None:
-        """Where the prompt belongs, however it is worded; None: to both (single and colours)."""
+        """Whether the prompt is for training or held out, whatever its wording; None: it is in both."""
         if self.category in _SHARED:
             return None
         items = [f"{item.count} {item.colour} {item.kind}" for item in self.include]
@@ -76,7 +77,7 @@ class Requirement:
 
 def scene_prompt(scene: Scene) -> Requirement:
     """A scene's caption as a prompt."""
-    include = tuple(RequiredObject(thing.kind, thing.colour, place=thing.place) for thing in scene)
+    include = tuple(RequiredObject(obj.kind, obj.colour, place=obj.place) for obj in scene)
     return Requirement(SCENE, caption(scene), include)
 
 
@@ -85,7 +86,7 @@ def _colour(rng: random.Random) -> str:
 
 
 def _two_kinds(rng: random.Random) -> tuple[str, str]:
-    """Different ones."""
+    """Two different kinds."""
     first = second = random_kind(rng)
     while second == first:
         second = random_kind(rng)
@@ -145,7 +146,7 @@ _PROPOSE: dict[str, Callable[[random.Random], Requirement]] = {
 
 
 def random_prompt(category: str, rng: random.Random, split: Split) -> Requirement:
-    """A prompt of one of the six categories that `split` may use."""
+    """A prompt of one of the six CATEGORIES that `split` may use."""
     while True:
         requirement = _PROPOSE[category](rng)
         if requirement.split() in (split, None):
@@ -158,19 +159,19 @@ def scene_for(requirement: Requirement, rng: random.Random, split: Split) -> Sce
     Raises ValueError where `split` has none (a colour and a kind leave nine scenes; all may be in the other).
     """
     for _ in range(1000):
-        things = []
+        kinds_and_colours = []
         for item in requirement.include:
             for _ in range(item.count):
-                things.append((rng.choice(MEMBERS[item.kind]), item.colour or _colour(rng)))
-        scene = place_at_random(things, rng)
+                kinds_and_colours.append((rng.choice(MEMBERS[item.kind]), item.colour or _colour(rng)))
+        scene = place_at_random(kinds_and_colours, rng)
         if scene_split(scene) == split and _relations_hold(requirement, scene):
             return scene
     raise ValueError(f"no scene of split {split!r} found for the prompt {requirement.prompt!r}")
 
 
 def _relations_hold(requirement: Requirement, scene: Scene) -> bool:
-    """For scenes in which every kind that stands in a relation occurs once."""
-    by_kind = {thing.kind: thing for thing in scene}
+    """Whether all relations are true in `scene`, where every kind that a relation names occurs once."""
+    by_kind = {obj.kind: obj for obj in scene}
     return all(
         related(by_kind[item.kind], item.relation, by_kind[requirement.include[item.other].kind])
         for item in requirement.include

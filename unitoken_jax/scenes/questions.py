@@ -23,7 +23,7 @@ PLURALS = {
 }
 RELATIONS = ("left of", "right of", "above", "below")
 CAPTIONS = ("caption", "read caption")
-_TRIES = 4
+_TRIES = 4  # Attempts for each question that `ask_several` is to find.
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
@@ -54,46 +54,46 @@ def related(first: SceneObject, relation: str, second: SceneObject) -> bool:
 
 
 def with_article(words: str) -> str:
+    """`words` with the article that their sound takes: "a red circle", "an 8"."""
     return ("an " if words.startswith("8") else "a ") + words
 
 
 def caption(scene: Scene) -> str:
     """The canonical sentence: every object with colour and place, in reading order."""
-    return " and ".join(
-        f"{with_article(f'{thing.colour} {thing.kind}')} {thing.place}" for thing in sorted(scene)
-    )
+    return " and ".join(f"{with_article(f'{obj.colour} {obj.kind}')} {obj.place}" for obj in sorted(scene))
 
 
-def _noun(thing: SceneObject) -> str:
+def _noun(obj: SceneObject) -> str:
     """What to call an object without reading it."""
-    return "digit" if thing.is_digit else thing.kind
+    return "digit" if obj.is_digit else obj.kind
 
 
-def _unique_names(thing: SceneObject, scene: Scene) -> list[str]:
+def _unique_names(obj: SceneObject, scene: Scene) -> list[str]:
     """All names that mean this object and no other, none of which gives a digit away."""
     names = []
-    others = [other for other in scene if other != thing]
-    if all(_noun(other) != _noun(thing) for other in others):
-        names.append(_noun(thing))
-    if all(other.colour != thing.colour for other in others):
-        names.append(f"{thing.colour} object")
-    if all((_noun(other), other.colour) != (_noun(thing), thing.colour) for other in others):
-        names.append(f"{thing.colour} {_noun(thing)}")
+    others = [other for other in scene if other != obj]
+    if all(_noun(other) != _noun(obj) for other in others):
+        names.append(_noun(obj))
+    if all(other.colour != obj.colour for other in others):
+        names.append(f"{obj.colour} object")
+    if all((_noun(other), other.colour) != (_noun(obj), obj.colour) for other in others):
+        names.append(f"{obj.colour} {_noun(obj)}")
     return names
 
 
 def _pick(rng: random.Random, *phrases: str) -> str:
+    """One of the phrases, all equally likely."""
     return phrases[int(rng.random() * len(phrases))]
 
 
 def _caption(scene: Scene, rng: random.Random) -> Question | None:
-    if any(thing.is_digit for thing in scene):
+    if any(obj.is_digit for obj in scene):
         return None
     return Question("caption", _describe(rng), caption(scene))
 
 
 def _read_caption(scene: Scene, rng: random.Random) -> Question | None:
-    if not any(thing.is_digit for thing in scene):
+    if not any(obj.is_digit for obj in scene):
         return None
     return Question("read caption", _describe(rng), caption(scene))
 
@@ -103,36 +103,36 @@ def _describe(rng: random.Random) -> str:
 
 
 def _colour(scene: Scene, rng: random.Random) -> Question:
-    thing = rng.choice(scene)
-    names = [f"the {name}" for name in _unique_names(thing, scene) if thing.colour not in name]
-    name = rng.choice([*names, f"the object at the {thing.place}"])
+    obj = rng.choice(scene)
+    names = [f"the {name}" for name in _unique_names(obj, scene) if obj.colour not in name]
+    name = rng.choice([*names, f"the object at the {obj.place}"])
     return Question(
-        "colour", _pick(rng, f"what colour is {name}?", f"what is the colour of {name}?"), thing.colour
+        "colour", _pick(rng, f"what colour is {name}?", f"what is the colour of {name}?"), obj.colour
     )
 
 
 def _shape(scene: Scene, rng: random.Random) -> Question | None:
-    shapes = [thing for thing in scene if not thing.is_digit]
+    shapes = [obj for obj in scene if not obj.is_digit]
     if not shapes:
         return None
-    thing = rng.choice(shapes)
-    phrases = [f"which shape is at the {thing.place}?", f"what shape is at the {thing.place}?"]
-    if sum(other.colour == thing.colour for other in shapes) == 1:
-        phrases += [f"which shape is {thing.colour}?", f"what shape is {thing.colour}?"]
-    return Question("shape", rng.choice(phrases), thing.kind)
+    obj = rng.choice(shapes)
+    phrases = [f"which shape is at the {obj.place}?", f"what shape is at the {obj.place}?"]
+    if sum(other.colour == obj.colour for other in shapes) == 1:
+        phrases += [f"which shape is {obj.colour}?", f"what shape is {obj.colour}?"]
+    return Question("shape", rng.choice(phrases), obj.kind)
 
 
 def _count(scene: Scene, rng: random.Random) -> Question:
     """Asks for an answer drawn evenly from those the scene can give, so that a guess seldom helps."""
     groups = {
         "objects": list(scene),
-        "shapes": [thing for thing in scene if not thing.is_digit],
-        "digits": [thing for thing in scene if thing.is_digit],
+        "shapes": [obj for obj in scene if not obj.is_digit],
+        "digits": [obj for obj in scene if obj.is_digit],
     }
     for colour in COLOURS:
-        groups[f"{colour} objects"] = [thing for thing in scene if thing.colour == colour]
+        groups[f"{colour} objects"] = [obj for obj in scene if obj.colour == colour]
     for shape in SHAPES:
-        groups[PLURALS[shape]] = [thing for thing in scene if thing.kind == shape]
+        groups[PLURALS[shape]] = [obj for obj in scene if obj.kind == shape]
     by_answer: dict[int, list[str]] = {}
     for name, group in groups.items():
         by_answer.setdefault(len(group), []).append(name)
@@ -143,26 +143,26 @@ def _count(scene: Scene, rng: random.Random) -> Question:
 
 
 def _position(scene: Scene, rng: random.Random) -> Question | None:
-    named = [(thing, name) for thing in scene for name in _unique_names(thing, scene)]
+    named = [(obj, name) for obj in scene for name in _unique_names(obj, scene)]
     if not named:
         return None
-    thing, name = rng.choice(named)
+    obj, name = rng.choice(named)
     return Question(
-        "position", _pick(rng, f"where is the {name}?", f"where do you see the {name}?"), thing.place
+        "position", _pick(rng, f"where is the {name}?", f"where do you see the {name}?"), obj.place
     )
 
 
 def _relation(scene: Scene, rng: random.Random) -> Question | None:
     """Two forms, yes or no and either-or; what is asked about always differs between the two objects."""
-    named = [(thing, rng.choice(names)) for thing in scene if (names := _unique_names(thing, scene))]
+    named = [(obj, rng.choice(names)) for obj in scene if (names := _unique_names(obj, scene))]
     if len(named) < 2:
         return None
     (first, first_name), (second, second_name) = rng.sample(named, 2)
     true = [relation for relation in RELATIONS if related(first, relation, second)]
     relation = rng.choice(true)
     if rng.random() < 0.5:
-        answer, asked = ("yes", relation) if rng.random() < 0.5 else ("no", _OPPOSITE[relation])
-        return Question("relation", f"is the {first_name} {asked} the {second_name}?", answer)
+        answer, claimed = ("yes", relation) if rng.random() < 0.5 else ("no", _OPPOSITE[relation])
+        return Question("relation", f"is the {first_name} {claimed} the {second_name}?", answer)
     pair = "left or right of" if relation in ("left of", "right of") else "above or below"
     return Question(
         "relation", f"is the {first_name} {pair} the {second_name}?", relation.removesuffix(" of")
@@ -174,9 +174,9 @@ def _exists(scene: Scene, rng: random.Random) -> Question:
 
     Nouns are as frequent in wrong ones as in right ones: the question alone must not give the answer away.
     """
-    true = {(thing.colour, _noun(thing)) for thing in scene}
-    thing = rng.choice(scene)
-    colour, noun = thing.colour, _noun(thing)
+    true = {(obj.colour, _noun(obj)) for obj in scene}
+    obj = rng.choice(scene)
+    colour, noun = obj.colour, _noun(obj)
     if answer := rng.random() < 0.5:
         pass
     elif mixed := [pair for other in scene if (pair := (other.colour, noun)) not in true]:
@@ -192,27 +192,27 @@ def _exists(scene: Scene, rng: random.Random) -> Question:
 
 
 def _digit_by_colour(scene: Scene, rng: random.Random) -> Question | None:
-    digits = [thing for thing in scene if thing.is_digit]
-    unique = [thing for thing in digits if sum(other.colour == thing.colour for other in digits) == 1]
+    digits = [obj for obj in scene if obj.is_digit]
+    unique = [obj for obj in digits if sum(other.colour == obj.colour for other in digits) == 1]
     if not unique:
         return None
-    thing = rng.choice(unique)
-    text = _pick(rng, f"which digit is {thing.colour}?", f"read the {thing.colour} digit")
-    return Question("digit by colour", text, thing.kind)
+    obj = rng.choice(unique)
+    text = _pick(rng, f"which digit is {obj.colour}?", f"read the {obj.colour} digit")
+    return Question("digit by colour", text, obj.kind)
 
 
 def _digit_by_place(scene: Scene, rng: random.Random) -> Question | None:
-    digits = [thing for thing in scene if thing.is_digit]
+    digits = [obj for obj in scene if obj.is_digit]
     if not digits:
         return None
-    thing = rng.choice(digits)
-    text = _pick(rng, f"which digit is at the {thing.place}?", f"read the digit at the {thing.place}")
-    return Question("digit by place", text, thing.kind)
+    obj = rng.choice(digits)
+    text = _pick(rng, f"which digit is at the {obj.place}?", f"read the digit at the {obj.place}")
+    return Question("digit by place", text, obj.kind)
 
 
 def _digits(scene: Scene, rng: random.Random) -> Question | None:
     """All digits in reading order."""
-    digits = [thing.kind for thing in sorted(scene) if thing.is_digit]
+    digits = [obj.kind for obj in sorted(scene) if obj.is_digit]
     if not digits:
         return None
     return Question("digits", _pick(rng, "which digits are there?", "read the digits"), " ".join(digits))
@@ -243,23 +243,24 @@ def ask(scene: Scene, kind: str, rng: random.Random) -> Question | None:
 
 def ask_several(scene: Scene, number: int, rng: random.Random, weights: dict[str, float]) -> list[Question]:
     """Up to `number` different questions, their kinds drawn by weight, with repetition but for captions."""
-    found: dict[str, Question] = {}
+    unique: dict[str, Question] = {}
     for _ in range(_TRIES * number):  # a scene may have no more to ask
         (kind,) = rng.choices(list(weights), list(weights.values()))
-        if len(found) < number and (question := ask(scene, kind, rng)):
-            found.setdefault(kind if kind in CAPTIONS else question.text, question)
-    return list(found.values())
+        if len(unique) < number and (question := ask(scene, kind, rng)):
+            unique.setdefault(kind if kind in CAPTIONS else question.text, question)
+    return list(unique.values())
 
 
-def is_right(given: str, answer: str) -> bool:
-    """Exact match, but for letter case, spaces and a full stop at the end."""
-    return " ".join(given.lower().split()).removesuffix(".") == answer
+def is_right(prediction: str, answer: str) -> bool:
+    """Whether `prediction` is `answer`, apart from letter case, spaces and a full stop at the end."""
+    return " ".join(prediction.lower().split()).removesuffix(".") == answer
 
 
 def score_answers(rows: Iterable[dict]) -> dict:
     """Rows with `set`, `kind`, `answer` (the true one) and `given` -> accuracies in [0, 1].
 
-    {"general": mean over its questions, "textread": ..., "kinds": {kind: ...}}; a set nobody asked is absent.
+    {"general": share of its questions answered right, "textread": ..., "kinds": {kind: ...}}; a set or kind
+    without rows is absent.
     """
     right: dict[str, dict[str, list[bool]]] = {"set": {}, "kind": {}}
     for row in rows:

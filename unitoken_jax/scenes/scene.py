@@ -21,7 +21,7 @@ SHAPES = ("circle", "square", "triangle", "cross")
 DIGITS = tuple("0123456789")
 KINDS = SHAPES + DIGITS
 COLOURS = {"red": (235, 60, 55), "green": (30, 205, 75), "blue": (65, 115, 255), "yellow": (250, 210, 60)}
-BACKGROUND = (118, 118, 122)  # mid-grey is near 0 once normalised, so an empty place is a zero input
+BACKGROUND = (118, 118, 122)  # mid-grey is near 0 once normalised, so an empty cell is a zero input
 PLACES = (
     "top left",
     "top centre",
@@ -35,7 +35,7 @@ PLACES = (
 )
 
 Split = Literal["train", "held_out"]
-_HELD_OUT_PART = 5  # one scene and one bitmap in this many is held out
+_HELD_OUT_ONE_IN = 5  # one scene and one bitmap in this many is held out
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -69,12 +69,12 @@ Scene = tuple[SceneObject, ...]  # in reading order, no two in one cell
 def split_of(text: str) -> Split:
     """The side of the train / held-out divide that whatever `text` names falls on, whatever the seed."""
     digest = hashlib.blake2b(text.encode(), digest_size=4).digest()  # unlike hash(), always the same
-    return "held_out" if int.from_bytes(digest) % _HELD_OUT_PART == 0 else "train"
+    return "held_out" if int.from_bytes(digest) % _HELD_OUT_ONE_IN == 0 else "train"
 
 
 def scene_split(scene: Scene) -> Split:
-    """Where a scene belongs. Neither the order of its objects nor the digits' handwriting matters."""
-    return split_of(" ".join(f"{thing.cell}{thing.kind}{thing.colour}" for thing in sorted(scene)))
+    """Whether a scene is for training or held out; neither order of objects nor handwriting matters."""
+    return split_of(" ".join(f"{obj.cell}{obj.kind}{obj.colour}" for obj in sorted(scene)))
 
 
 @functools.cache
@@ -124,13 +124,13 @@ def draw(scene: Scene, rng: random.Random, split: Split) -> np.ndarray:
     """The scene's image, uint8[SIZE, SIZE, 3]; digits in handwriting drawn from `split`'s bitmaps."""
     image = np.empty((SIZE, SIZE, 3), np.uint8)
     image[:] = BACKGROUND
-    for thing in scene:
-        if thing.is_digit:
-            coverage = _bitmaps()[0][rng.choice(digit_numbers(thing.kind, split))]
+    for obj in scene:
+        if obj.is_digit:
+            coverage = _bitmaps()[0][rng.choice(digit_numbers(obj.kind, split))]
         else:
-            coverage = shape_coverage(thing.kind)
-        y, x = thing.row * CELL, thing.column * CELL
-        image[y : y + CELL, x : x + CELL] = tint(coverage, thing.colour)
+            coverage = shape_coverage(obj.kind)
+        y, x = obj.row * CELL, obj.column * CELL
+        image[y : y + CELL, x : x + CELL] = tint(coverage, obj.colour)
     return image
 
 
@@ -141,10 +141,11 @@ def tint(coverage: np.ndarray, colour: str) -> np.ndarray:
     return np.rint(background + coverage[..., None] * ink).astype(np.uint8)
 
 
-def place_at_random(things: list[tuple[str, str]], rng: random.Random) -> Scene:
-    """(kind, colour) pairs -> a scene with each in a cell of its own."""
-    cells = rng.sample(range(GRID * GRID), len(things))
-    return tuple(sorted(SceneObject(cell, kind, colour) for cell, (kind, colour) in zip(cells, things)))
+def place_at_random(kinds_and_colours: list[tuple[str, str]], rng: random.Random) -> Scene:
+    """A scene of objects of these kinds and colours, each in a random cell of its own."""
+    cells = rng.sample(range(GRID * GRID), len(kinds_and_colours))
+    objects = (SceneObject(cell, kind, colour) for cell, (kind, colour) in zip(cells, kinds_and_colours))
+    return tuple(sorted(objects))
 
 
 def random_kind(rng: random.Random) -> str:
@@ -159,15 +160,15 @@ def random_scene(rng: random.Random, split: Split, count: int | None = None, kin
     """
     count = count or rng.randint(1, 3)
     while True:
-        things: list[tuple[str, str]] = []
+        kinds_and_colours: list[tuple[str, str]] = []
         for _ in range(count):
             kind = rng.choice(kinds) if kinds else random_kind(rng)
             colour = rng.choice(tuple(COLOURS))
-            if things and rng.random() < 0.25:
-                kind = rng.choice(things)[0]
-            if things and rng.random() < 0.25:
-                colour = rng.choice(things)[1]
-            things.append((kind, colour))
-        scene = place_at_random(things, rng)
+            if kinds_and_colours and rng.random() < 0.25:
+                kind = rng.choice(kinds_and_colours)[0]
+            if kinds_and_colours and rng.random() < 0.25:
+                colour = rng.choice(kinds_and_colours)[1]
+            kinds_and_colours.append((kind, colour))
+        scene = place_at_random(kinds_and_colours, rng)
         if scene_split(scene) == split:
             return scene
