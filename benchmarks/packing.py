@@ -20,7 +20,7 @@ from unitoken_jax.config import ModelConfig
 from unitoken_jax.data import packing
 from unitoken_jax.data.shuffle import permute_index
 from unitoken_jax.model import flops
-from unitoken_jax.sequence.build import ExampleSize
+from unitoken_jax.sequence.example import ExampleSize
 
 MODEL = ModelConfig()
 STAGE_1, STAGE_2 = ("siglip", "adapter"), ("siglip", "adapter", "decoder")

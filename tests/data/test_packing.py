@@ -15,8 +15,8 @@ from unitoken_jax.batch import FIELDS, ROW_FIELDS, shapes
 from unitoken_jax.config import DataConfig
 from unitoken_jax.data import packing
 from unitoken_jax.sequence import build
-from unitoken_jax.sequence.build import ExampleSize
 from unitoken_jax.sequence.conversation import make_conversation
+from unitoken_jax.sequence.example import ExampleSize
 from unitoken_jax.train.loss import targets
 
 ROW = ExampleSize(40, 6, 3, 30)

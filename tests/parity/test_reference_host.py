@@ -18,7 +18,9 @@ from unitoken_jax.config import (
 from unitoken_jax.sequence import build as sequence
 from unitoken_jax.sequence.conversation import Conversation
 from unitoken_jax.sequence.conversation_file import read_conversations
+from unitoken_jax.sequence.example import Example
 from unitoken_jax.sequence.image import discrete_crop, open_image, siglip_crops
+from unitoken_jax.sequence.layout import VQ_CODE, image_template
 from unitoken_jax.sequence.tokenizer import Tokenizer
 
 pytestmark = needs_reference
@@ -53,7 +55,7 @@ def recorded_codes(tokens: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
     return codes[codes >= 0].reshape(4, 4)
 
 
-def build(i, golden, tokenizer, conversations, config=CONFIG) -> sequence.Example:
+def build(i, golden, tokenizer, conversations, config=CONFIG) -> Example:
     tokens = golden[f"tokens_{i}"]
     codes = {p.name: recorded_codes(tokens, tokenizer) for p in conversations[i].images}
     return sequence.build_example(conversations[i], tokenizer, config, codes)
@@ -140,6 +142,6 @@ def test_image_prompt(golden, tokenizer, conversations):
     np.testing.assert_array_equal(example.tokens[:-2], question)
     np.testing.assert_array_equal(example.tokens[-2:], golden["generated_cfg1"][:2])
     drawn = dataclasses.replace(CONFIG, sequence=published_sequence(image_size=(512, 512)))
-    ids = sequence.image_template(drawn, tokenizer.vocabulary)
+    ids = image_template(drawn, tokenizer.vocabulary)
     generated = golden["generated_cfg1"][1 : 1 + len(ids)]
-    np.testing.assert_array_equal(np.where(ids == sequence.VQ_CODE, generated, ids), generated)
+    np.testing.assert_array_equal(np.where(ids == VQ_CODE, generated, ids), generated)

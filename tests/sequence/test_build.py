@@ -15,6 +15,7 @@ from unitoken_jax.config import DecoderConfig, ModelConfig, VQConfig, published_
 from unitoken_jax.sequence import anyres, build
 from unitoken_jax.sequence.conversation import ConversationError, ImageFile, make_conversation
 from unitoken_jax.sequence.image import ImageError, discrete_crop, siglip_crops
+from unitoken_jax.sequence.layout import VQ_CODE, image_template, validate_config
 from unitoken_jax.sequence.tokenizer import train_tokenizer
 from unitoken_jax.sequence.vocabulary import Vocabulary, code_name, control_names
 
@@ -79,6 +80,24 @@ def test_image_in_an_answer_is_discrete(encoding):
     assert learnt(example) == "   " + D + "]."
 
 
+def test_the_example_that_layout_draws():
+    conversation = make_conversation([[noise(0, width=32, height=16)], ["red"]])
+    config = with_sequence(image_size=(8, 16))
+    example = build.build_example(conversation, TOKENIZER, config)
+    end = 29
+    assert spelled(example)[1 : end + 1] == "[##dddd/dddd/S" + "cccc" + "cccc/" * 2 + "]"
+    np.testing.assert_array_equal(example.tokens[2:4], V.size_ids[[1, 2]])
+    codes = [-1, -1, -1, 0, 1, 2, 3, -1, 4, 5, 6, 7, -1]
+    features = [0, 1, 2, 3, 4, 5, 8, 9, -1, 6, 7, 10, 11, -1, -1]
+    np.testing.assert_array_equal(example.code_index[1:], codes + [-1] * (len(example.tokens) - 14))
+    np.testing.assert_array_equal(example.image_feature_index[15 : end + 1], features)
+    two = build.build_example(
+        make_conversation([[noise(0, 32, 16), noise(1, 32, 16)], ["red"]]), TOKENIZER, config
+    )
+    assert two.code_index.max() == 15
+    assert two.image_feature_index.max() == 23
+
+
 def test_released_variant():
     config = dataclasses.replace(CONFIG, sequence=published_sequence(image_size=(16, 16), size_unit=8))
     square = noise(0, 32, 32)
@@ -108,9 +127,9 @@ def test_text_only():
 def test_template_and_size_ids():
     config = with_sequence(image_size=(8, 24))
     height, width = V.size_ids[1], V.size_ids[3]
-    template = build.image_template(config, V)
+    template = image_template(config, V)
     assert template[:3].tolist() == [V.begin_of_image, height, width]
-    assert template[3:-1].tolist() == ([build.VQ_CODE] * 6 + [V.new_line]) * 2
+    assert template[3:-1].tolist() == ([VQ_CODE] * 6 + [V.new_line]) * 2
     assert template[-1] == V.end_of_image
 
 
@@ -304,22 +323,22 @@ def test_a_bad_image_is_named_with_its_conversation(tmp_path):
 @pytest.mark.parametrize("size", [(12, 16), (16, 20), (0, 16), (16, 248), (16, -8)])
 def test_unsupported_image_sizes_list_the_allowed_ones(size):
     with pytest.raises(ValueError, match=r"not supported\. Allowed sides .*: 8, 16, 24, .*, 240$"):
-        build.validate_config(with_sequence(image_size=size), V)
+        validate_config(with_sequence(image_size=size), V)
 
 
 def test_allowed_sizes_are_multiples_of_unit_and_stride():
     with pytest.raises(ValueError, match=r"\(multiples of size_unit 6 and VQ stride 4\): 12, 24, "):
-        build.validate_config(with_sequence(image_size=(16, 16), size_unit=6), V)
-    build.validate_config(with_sequence(image_size=(12, 24), size_unit=6), V)
+        validate_config(with_sequence(image_size=(16, 16), size_unit=6), V)
+    validate_config(with_sequence(image_size=(12, 24), size_unit=6), V)
 
 
 def test_tokenizer_and_model_must_agree():
     fewer = dataclasses.replace(CONFIG, vq=dataclasses.replace(CONFIG.vq, codes=CODES + 1))
     with pytest.raises(ValueError, match=rf"{CODES} image codes, the VQ codebook \(vq\.codes\) {CODES + 1}"):
-        build.validate_config(fewer, V)
+        validate_config(fewer, V)
     smaller = dataclasses.replace(CONFIG, decoder=DecoderConfig(vocab_size=V.size - 1))
     with pytest.raises(ValueError, match=r"decoder\.vocab_size"):
-        build.validate_config(smaller, V)
+        validate_config(smaller, V)
 
 
 def test_the_published_size():
@@ -327,6 +346,6 @@ def test_the_published_size():
     names = control_names(8192)
     vocabulary = Vocabulary.from_names({name: i for i, name in enumerate(names)})
     config = ModelConfig(vq=VQConfig())
-    assert len(build.image_template(config, vocabulary)) == 3 + 32 * 33 + 1
+    assert len(image_template(config, vocabulary)) == 3 + 32 * 33 + 1
     soft = len(anyres.feature_layout(768, 768, config.siglip, config.sequence))
     assert 3 + 32 * 33 + 1 + 1 + soft == 4760

@@ -31,7 +31,7 @@ from unitoken_jax.config import ModelConfig, to_dict
 from unitoken_jax.convert.torch.assemble import Parameter
 from unitoken_jax.convert.torch.report import ConversionError, ProblemCollector
 from unitoken_jax.convert.torch.sources import Sources, checksum, describe, open_sources, parameters
-from unitoken_jax.sequence.build import validate_config
+from unitoken_jax.sequence.layout import validate_config
 from unitoken_jax.sequence.tokenizer import Tokenizer
 
 DTYPES = {

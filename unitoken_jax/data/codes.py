@@ -22,9 +22,9 @@ from unitoken_jax.data import code_shards
 from unitoken_jax.data.code_shards import ABOUT, NAMES, CodesError
 from unitoken_jax.data.image_store import name_hash
 from unitoken_jax.data.readers import array_record_module
-from unitoken_jax.sequence.build import has_codes
 from unitoken_jax.sequence.conversation import Conversation, ImageFile
 from unitoken_jax.sequence.image import discrete_crop, open_image
+from unitoken_jax.sequence.layout import has_codes
 from unitoken_jax.storage.paths import is_remote
 
 

@@ -22,7 +22,7 @@ from unitoken_jax.config import DataConfig, ModelConfig
 from unitoken_jax.data import packing
 from unitoken_jax.data.mixture import Mixture, PackingPool, make_pools
 from unitoken_jax.data.sources import Source
-from unitoken_jax.sequence.build import validate_config
+from unitoken_jax.sequence.layout import validate_config
 from unitoken_jax.sequence.tokenizer import Tokenizer
 
 PREFETCH = 3  # batches made ahead of the step

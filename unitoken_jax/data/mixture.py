@@ -14,7 +14,7 @@ import numpy as np
 from unitoken_jax.config import DataConfig
 from unitoken_jax.data import packing
 from unitoken_jax.data.sources import Source
-from unitoken_jax.sequence import build
+from unitoken_jax.sequence.example import Example
 
 BLOCK, LEAST = 65536, 1024  # examples packed at a time, at most and at least
 _PLANS = 3  # blocks whose plans are kept
@@ -106,7 +106,7 @@ class PackingPool:
         columns = (block.sources, block.epochs, block.indices, block.drops)
         return list(zip(*(column[places].tolist() for column in columns)))
 
-    def row(self, k: int) -> list[build.Example]:
+    def row(self, k: int) -> list[Example]:
         """The examples of row `k`; bad ones that are skipped are missing."""
         examples = (
             self.sources[source].example(epoch, index, drop) for source, epoch, index, drop in self.names(k)
@@ -142,7 +142,7 @@ class Mixture:
 
     BLOCK = 1024  # rows after which the pattern of streams repeats
 
-    def __init__(self, weights: Sequence[float], row: Sequence[Callable[[int], list[build.Example]]]):
+    def __init__(self, weights: Sequence[float], row: Sequence[Callable[[int], list[Example]]]):
         """`row[s](j)` gives the j-th row of stream s. Raises ValueError for a weight that cannot be kept."""
         self._row = row
         counts = shares(weights, self.BLOCK if len(weights) > 1 else 1)
@@ -166,7 +166,7 @@ class Mixture:
         before = np.bincount(self._pattern[:place], minlength=len(self._counts))
         return (block * self._counts + before).tolist()
 
-    def row(self, k: int) -> list[build.Example]:
+    def row(self, k: int) -> list[Example]:
         """The examples of row k."""
         stream, place = self.locate(k)
         return self._row[stream](place)

@@ -12,7 +12,7 @@ import numpy as np
 
 from unitoken_jax.batch import NO_INDEX, NO_LABEL, Batch
 from unitoken_jax.config import DataConfig, ModelConfig
-from unitoken_jax.sequence.build import Example, ExampleSize
+from unitoken_jax.sequence.example import Example, ExampleSize
 
 SMALL = 1 / 8  # of a row; smaller examples fill it well in any order
 GROUP = 4096  # examples packed together: more fill rows little better, and mix less of the epoch

@@ -17,8 +17,9 @@ from unitoken_jax.data.codes import Codes, codes_needed, codes_path, read_codes
 from unitoken_jax.data.image_store import OnError
 from unitoken_jax.data.index import open_index, report_bad
 from unitoken_jax.data.index_build import InvalidRow, write_bad
-from unitoken_jax.sequence import build
+from unitoken_jax.sequence.build import build_example
 from unitoken_jax.sequence.conversation import Conversation, ConversationError
+from unitoken_jax.sequence.example import Example, ExampleSize
 from unitoken_jax.sequence.image import ImageError
 from unitoken_jax.sequence.tokenizer import Tokenizer
 
@@ -76,7 +77,7 @@ class Source:
         # Most data sets have no bad rows; twenty million numbers that count from 0 need not be stored.
         self._rows = None if usable.all() else np.flatnonzero(usable)
         self.skipped = int(np.count_nonzero(~usable & self._kept(config.ratio)))
-        self._cache: collections.OrderedDict[tuple[int, bool], build.Example] = collections.OrderedDict()
+        self._cache: collections.OrderedDict[tuple[int, bool], Example] = collections.OrderedDict()
         self._cached_bytes = 0
 
     def __len__(self) -> int:
@@ -125,7 +126,7 @@ class Source:
     def _over_long(self, row: int) -> InvalidRow:
         where = self.index.records.location(row)
         lengths = self._needs(self.index.lengths[row : row + 1])[0]
-        reason = packing.explain_overflow(build.ExampleSize(*lengths.tolist()), self.data)
+        reason = packing.explain_overflow(ExampleSize(*lengths.tolist()), self.data)
         return InvalidRow(row, where, "over_long", f"{where}: {reason}")
 
     def _needs(self, lengths: np.ndarray) -> np.ndarray:
@@ -155,7 +156,7 @@ class Source:
         lengths[drops, 0] = measured[drops, 4]
         return ExampleSlice(epochs, indices, drops, lengths)
 
-    def example(self, epoch: int, index: int, drop: bool) -> build.Example | None:
+    def example(self, epoch: int, index: int, drop: bool) -> Example | None:
         """Example `index` as epoch `epoch` sees it; None where its image is bad and errors are skipped."""
         rng = None
         if self.model.sequence.crop == "random" and self.seed is not None and self.codes is None:
@@ -176,8 +177,8 @@ class Source:
 
     def _build(
         self, conversation: Conversation, index: int, drop: bool, rng: np.random.Generator | None
-    ) -> build.Example:
-        example = build.build_example(
+    ) -> Example:
+        example = build_example(
             conversation, self.tokenizer, self.model, self.codes, drop_prompt=drop, rng=rng
         )
         expected = self._needs(self.index.lengths[index : index + 1])[0].tolist()
@@ -211,7 +212,7 @@ class Source:
                     break
         return bad
 
-    def _keep(self, key: tuple[int, bool], example: build.Example) -> None:
+    def _keep(self, key: tuple[int, bool], example: Example) -> None:
         if (size := _bytes(example)) > CACHED_EXAMPLE_BYTES:
             return
         self._cache[key] = example
@@ -220,5 +221,5 @@ class Source:
             self._cached_bytes -= _bytes(self._cache.popitem(last=False)[1])
 
 
-def _bytes(example: build.Example) -> int:
+def _bytes(example: Example) -> int:
     return example.tokens.nbytes * 4 + example.crops.nbytes + example.images.nbytes

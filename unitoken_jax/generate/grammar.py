@@ -10,8 +10,8 @@ import dataclasses
 import numpy as np
 
 from unitoken_jax.config import ModelConfig
-from unitoken_jax.sequence.build import VQ_CODE as SAMPLE
-from unitoken_jax.sequence.build import image_template
+from unitoken_jax.sequence.layout import VQ_CODE as SAMPLE
+from unitoken_jax.sequence.layout import image_template
 from unitoken_jax.sequence.vocabulary import Vocabulary
 
 

@@ -17,7 +17,7 @@ from unitoken_jax.model import sharding
 from unitoken_jax.model.decoder import unstack_layers, with_unstacked_layers
 from unitoken_jax.model.unitoken import UniTokenModel
 from unitoken_jax.model.vqgan import VQModel
-from unitoken_jax.sequence.build import validate_config
+from unitoken_jax.sequence.layout import validate_config
 from unitoken_jax.sequence.tokenizer import Tokenizer
 
 

@@ -14,6 +14,7 @@ from unitoken_jax.generate.sampling import check_sampling
 from unitoken_jax.generate.scheduler import BATCH
 from unitoken_jax.sequence import build
 from unitoken_jax.sequence.conversation import Conversation, make_conversation
+from unitoken_jax.sequence.sequence_writer import CodeLookup
 
 LEAST_ROOM = 32
 STREAMED = 4  # tokens between two pieces of a streamed answer
@@ -153,7 +154,7 @@ def build_prompts(
     model: Runtime,
     conversations: Sequence,
     batch: int,
-    codes: build.Codes | None = None,
+    codes: CodeLookup | None = None,
     begun: Sequence[Sequence] | None = None,
 ) -> list[decode.Prompt]:
     """Every conversation as the model reads it, its images' codes made on the device unless `codes` has

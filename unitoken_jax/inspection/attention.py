@@ -9,8 +9,8 @@ from unitoken_jax.generate.image import encode_images
 from unitoken_jax.model.decoder import DecoderBlock
 from unitoken_jax.model.layers import apply_rope, rope_table
 from unitoken_jax.sequence import build
-from unitoken_jax.sequence.build import Example
 from unitoken_jax.sequence.conversation import make_conversation
+from unitoken_jax.sequence.example import Example
 
 
 def example_of(model, *turns) -> Example:

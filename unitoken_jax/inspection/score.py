@@ -15,8 +15,8 @@ from unitoken_jax.config import DataConfig, ModelConfig
 from unitoken_jax.data.packing import batch_of
 from unitoken_jax.generate.image import encode_images
 from unitoken_jax.sequence import build
-from unitoken_jax.sequence.build import Example
 from unitoken_jax.sequence.conversation_file import read_conversations
+from unitoken_jax.sequence.example import Example
 from unitoken_jax.train.loss import LossSums, cross_entropy
 from unitoken_jax.unitoken import UniToken
 

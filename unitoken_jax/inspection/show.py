@@ -15,9 +15,10 @@ from unitoken_jax.batch import NO_INDEX
 from unitoken_jax.config import ModelConfig, SourceConfig
 from unitoken_jax.data.index import Index, open_index
 from unitoken_jax.sequence import build
-from unitoken_jax.sequence.build import Example
 from unitoken_jax.sequence.conversation import Conversation, image_source
+from unitoken_jax.sequence.example import Example
 from unitoken_jax.sequence.image import on_white, open_image
+from unitoken_jax.sequence.layout import has_codes, has_features
 from unitoken_jax.sequence.tokenizer import Tokenizer
 
 TEXT, CONTROL, DISCRETE, CONTINUOUS = "text", "control", "discrete", "continuous"
@@ -155,9 +156,9 @@ def image_sheet(conversation: Conversation, example: Example, model: ModelConfig
             image = on_white(open_image(image_source(part)))
             name = getattr(part, "name", "image")
             strip = [(f"{name[-28:]} {image.width} x {image.height}", image)]
-            if build.has_codes(turn, model):
+            if has_codes(turn, model):
                 strip.append(("discrete", Image.fromarray(next(images))))
-            if build.has_features(turn, model):
+            if has_features(turn, model):
                 count = build.crop_count(image.height, image.width, model)
                 strip += [(f"crop {i}", Image.fromarray(next(crops))) for i in range(count)]
             strips.append(strip)

@@ -6,8 +6,6 @@ from etils import epy
 
 with epy.lazy_api_imports(globals()):
     from unitoken_jax.sequence.build import (
-        Example,
-        ExampleSize,
         build_example,
         build_prompt,
         build_text_to_image_prompt,
@@ -21,6 +19,7 @@ with epy.lazy_api_imports(globals()):
         make_conversation,
     )
     from unitoken_jax.sequence.conversation_file import read_conversations
+    from unitoken_jax.sequence.example import Example, ExampleSize
     from unitoken_jax.sequence.image import ImageError, open_image
     from unitoken_jax.sequence.tokenizer import Tokenizer, train_tokenizer
     from unitoken_jax.sequence.vocabulary import Vocabulary

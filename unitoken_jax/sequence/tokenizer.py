@@ -1,7 +1,7 @@
 """The text tokenizer: a `tokenizer.json` (HF `tokenizers` format) and the control ids in it.
 
 Users' text never becomes a control id: control names are encoded as plain text here, and refused with a
-clear error where sequences are built (`control_name_in`). Control ids are put in by `build.py` alone.
+clear error where sequences are built (`control_name_in`). Control ids are put in by `SequenceWriter` alone.
 """
 
 import hashlib
