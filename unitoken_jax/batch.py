@@ -16,6 +16,20 @@ S side of a SigLIP crop, I images a row for online VQ encoding, H W their size i
 
 `code_index` and `images` are absent unless discrete tokens are made online (they then overwrite
 `tokens` there, and `labels` where those are not -1).
+
+An example of a row that two examples share, of 3 and 2 tokens, with one of padding. `segments` decides who
+sees whom: a token (row of the table) attends to itself and to what comes before it in its own segment (x).
+The model predicts the label of the next position, if it is in the same segment; `labels` are -1 in prompts,
+so that of the first example only the last token is learnt here, and of the second the last.
+
+                                    attends to
+    slot  segments positions labels  0 1 2 3 4 5  predicts
+      0      1         0       -1    x              -
+      1      1         1       -1    x x            7
+      2      1         2        7    x x x          -   the next slot is another example's
+      3      2         0       -1          x        9
+      4      2         1        9          x x      -
+      5      0         0       -1              x    -   padding, which nothing reads
 """
 
 from typing import NotRequired, TypedDict

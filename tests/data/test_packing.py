@@ -1,6 +1,7 @@
 """Which examples share a row, and the arrays of rows."""
 
 import dataclasses
+import re
 import time
 
 import numpy as np
@@ -11,12 +12,13 @@ from paper_mixture import paper_lengths
 
 from tests.helpers.host_data import data_config
 from tests.helpers.tiny_model import CONFIG, noise, tiny_tokenizer
+from unitoken_jax import batch as contract
 from unitoken_jax.batch import FIELDS, ROW_FIELDS, shapes
 from unitoken_jax.config import DataConfig
 from unitoken_jax.data import packing
 from unitoken_jax.sequence import build
 from unitoken_jax.sequence.conversation import make_conversation
-from unitoken_jax.sequence.example import ExampleSize
+from unitoken_jax.sequence.example import Example, ExampleSize
 from unitoken_jax.train.loss import targets
 
 ROW = ExampleSize(40, 6, 3, 30)
@@ -102,6 +104,28 @@ def test_misfits_say_what_to_raise(lengths, message):
 def examples():
     turns = ([["what ", noise(0)], ["red"]], [["a red circle"], [noise(1)]], [["how many"], ["two"]])
     return [build.build_example(make_conversation(turn), tiny_tokenizer(), CONFIG) for turn in turns]
+
+
+def test_the_plan_and_the_row_that_the_module_draws():
+    lengths = np.array([[4, 0, 0, 0], [7, 0, 0, 0], [1, 0, 0, 0], [5, 0, 0, 0], [3, 0, 0, 0]])
+    plan = packing.make_plan(lengths, ExampleSize(10, 1, 1, 10), None)
+    assert [lengths[plan[row], 0].tolist() for row in range(len(plan))] == [[7, 3], [5, 4, 1]]
+    none = np.zeros(0, np.uint8)
+    first, second = (
+        Example(np.zeros(n), np.zeros(n), np.array(index), np.zeros(n), none, none)
+        for n, index in ((5, [-1, -1, 0, 1, 2]), (7, [-1] * 7))
+    )
+    slots = packing.token_slots([first, second], prefix=6)
+    assert [slot.tolist() for slot in slots] == [[0, 1, 9, 10, 11], [2, 3, 4, 5, 6, 7, 8]]
+
+
+def test_the_row_that_the_contract_draws():
+    """The table in batch.py: what the loss predicts, and what attention sees."""
+    segments, labels = np.array([[1, 1, 1, 2, 2, 0]]), np.array([[-1, -1, 7, -1, 9, -1]])
+    assert targets(labels, segments)[0].tolist() == [-1, 7, -1, 9, -1, -1]
+    visible = (segments[0][:, None] == segments[0]) & np.tri(6, dtype=bool)
+    drawn = [line[37:49] for line in contract.__doc__.splitlines() if re.match(r" {6}\d {6}", line)]
+    assert [[line[2 * s : 2 * s + 1] == "x" for s in range(6)] for line in drawn] == visible.tolist()
 
 
 CONTENT = data_config(row_length=192, row_crops=8, row_images=4)

@@ -2,6 +2,20 @@
 
 A plan depends on the lengths, the seed and the epoch alone, holds every example exactly once, and can be
 entered at any row.
+
+An example of a plan: five examples of 4, 7, 1, 5 and 3 tokens, rows of 10. Taken from the largest to the
+smallest, each goes where it leaves least room:
+
+    7 -> row 0, 3 free     5 -> row 1, 5 free     4 -> row 1, 1 free     3 -> row 0, full     1 -> row 1, full
+
+An example of a row: 12 tokens, whose first 6 are set apart for what comes before continuous tokens
+(`DataConfig.row_prefix`). Example 1 has 5 tokens, from its third on with continuous ones; example 2 has 7 of
+text alone. What comes first of each fills the first 6 slots. These end within example 2, which goes on right
+there, and then comes the rest of example 1:
+
+    slot         0 1 2 3 4 5   6 7 8   9 10 11
+    segments     1 1 2 2 2 2   2 2 2   1  1  1
+    positions    0 1 0 1 2 3   4 5 6   2  3  4
 """
 
 import bisect
@@ -59,7 +73,7 @@ def make_plan(lengths: np.ndarray, row: ExampleSize, seed: Sequence[int] | None)
     """Best fit of shuffled examples, GROUP at a time, the large ones first; the rows are shuffled again.
 
     Args:
-      lengths: int[N, 4], what each example takes (columns as in `Lengths`); each must fit an empty row.
+      lengths: int[N, 4], the ExampleSize of each example; each must fit an empty row.
       row: what a row holds.
       seed: integers (seed, epoch, ...) that decide the order; None: nothing is shuffled.
     """
@@ -68,13 +82,13 @@ def make_plan(lengths: np.ndarray, row: ExampleSize, seed: Sequence[int] | None)
         raise ValueError(f"example {int(np.argmax((lengths > np.array(row)).any(1)))} does not fit a row")
     rng = None if seed is None else np.random.default_rng(seed)
     order = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
-    # What counts is the budget an example takes most of.
+    # What counts is the capacity an example takes most of.
     size = (lengths / np.maximum(np.array(row), 1)).max(1)
     rows: list[list[int]] = []
     for start in range(0, len(order), GROUP):
         group = order[start : start + GROUP]
         # Small ones stay in random order: sorted, they would fill rows with their like, and the smallest
-        # would run into the other budget.
+        # would run into the other capacities.
         group = group[np.argsort(np.where(size[group] > SMALL, -size[group], 0), kind="stable")]
         rows += _best_fit(group.tolist(), lengths[group].tolist(), row)
     if rng is not None:  # a group's last rows are the emptiest: spread them
@@ -93,23 +107,23 @@ def _best_fit(examples: list[int], needs: list[list[int]], row: ExampleSize) -> 
     # Of each row with room left: (tokens, row, images, suffix).
     free: list[list[tuple[int, int, int, int]]] = [[] for _ in range(row.crops + 1)]
     for example, (tokens, crops, images, suffix) in zip(examples, needs):
-        best, where, place = None, 0, 0
-        for left in range(crops, row.crops + 1):
-            candidates = free[left]
-            at = bisect.bisect_left(candidates, (tokens,))
-            while at < len(candidates) and (candidates[at][2] < images or candidates[at][3] < suffix):
-                at += 1
-            if at < len(candidates) and (best is None or candidates[at][0] < best[0]):
-                best, where, place = candidates[at], left, at
+        best, best_crops, best_index = None, 0, 0
+        for free_crops in range(crops, row.crops + 1):
+            candidates = free[free_crops]
+            i = bisect.bisect_left(candidates, (tokens,))
+            while i < len(candidates) and (candidates[i][2] < images or candidates[i][3] < suffix):
+                i += 1
+            if i < len(candidates) and (best is None or candidates[i][0] < best[0]):
+                best, best_crops, best_index = candidates[i], free_crops, i
         if best is None:
-            best, where = (row.tokens, len(rows), row.images, row.suffix), row.crops
+            best, best_crops = (row.tokens, len(rows), row.images, row.suffix), row.crops
             rows.append([])
         else:
-            del free[where][place]
+            del free[best_crops][best_index]
         rows[best[1]].append(example)
-        rest = (best[0] - tokens, best[1], best[2] - images, best[3] - suffix)
-        if rest[0]:
-            bisect.insort(free[where - crops], rest)
+        remaining = (best[0] - tokens, best[1], best[2] - images, best[3] - suffix)
+        if remaining[0]:
+            bisect.insort(free[best_crops - crops], remaining)
     return rows
 
 
@@ -133,8 +147,12 @@ def empty_batch(rows: int, config: DataConfig, model: ModelConfig) -> Batch:
 def fill_row(
     batch: Batch, row: int, examples: Sequence[Example], model: ModelConfig, prefix: int = 0
 ) -> None:
-    """Writes `examples` into row `row`, whose first `prefix` places are for what comes before their first
-    continuous tokens (`places`). Raises ValueError where they do not fit.
+    """Writes `examples` into row `row` of `batch`, in the slots that `token_slots` gives them.
+
+    Args:
+      batch: a batch of `empty_batch`; only row `row` changes.
+      prefix: slots at the row's beginning for what comes before the examples' first continuous tokens.
+    Raises ValueError where the examples do not fit.
     """
     patches = model.siglip.patches
     height, width = (side // model.vq.stride for side in model.sequence.image_size)
@@ -144,38 +162,38 @@ def fill_row(
     if any(need > have for need, have in zip(needs, room)):
         raise ValueError(f"row {row}: {ExampleSize(*needs)} do not fit {ExampleSize(*room)}")
     crops = images = 0
-    for number, (example, here) in enumerate(zip(examples, places(examples, prefix)), 1):
+    for number, (example, slots) in enumerate(zip(examples, token_slots(examples, prefix)), 1):
         last_crop, last_image = crops + len(example.crops), images + len(example.images)
-        batch["tokens"][row, here] = example.tokens
-        batch["labels"][row, here] = example.labels
-        batch["segments"][row, here] = number
-        batch["positions"][row, here] = np.arange(len(example.tokens))
-        batch["image_feature_index"][row, here] = _shift(example.image_feature_index, crops * patches)
+        batch["tokens"][row, slots] = example.tokens
+        batch["labels"][row, slots] = example.labels
+        batch["segments"][row, slots] = number
+        batch["positions"][row, slots] = np.arange(len(example.tokens))
+        batch["image_feature_index"][row, slots] = _shift(example.image_feature_index, crops * patches)
         batch["crops"][row, crops:last_crop] = example.crops
         if online:
-            batch["code_index"][row, here] = _shift(example.code_index, images * height * width)
+            batch["code_index"][row, slots] = _shift(example.code_index, images * height * width)
             batch["images"][row, images:last_image] = example.images
         crops, images = last_crop, last_image
 
 
-def places(examples: Sequence[Example], prefix: int) -> list[np.ndarray]:
-    """Where in a row each example's tokens go, int64[n] each, rising.
+def token_slots(examples: Sequence[Example], prefix: int) -> list[np.ndarray]:
+    """int64[n] of each example: the slots of a row that its tokens go to, rising.
 
-    What comes before an example's first continuous token fills the row's first `prefix` places, one example
-    after another, the rest those after them. Where the first places end within an example, it goes on right
-    there, so that no label is parted from the token it is predicted from.
+    What comes before an example's first continuous token fills the row's first `prefix` slots, one example
+    after another; everything else follows. Where the first slots end within an example, it goes on right
+    there, so that no label is parted from the token it is predicted from. The module draws an example.
     """
     before, free = [], prefix
     for example in examples:
         before.append(min(example.prefix, free))
         free -= before[-1]
     cut = [0 < n < example.prefix for n, example in zip(before, examples)]
-    found, first, rest = [np.array([])] * len(examples), np.cumsum([0, *before]), prefix
+    slots, starts, end = [np.array([])] * len(examples), np.cumsum([0, *before]), prefix
     for i in sorted(range(len(examples)), key=lambda i: not cut[i]):
         size = len(examples[i].tokens) - before[i]
-        found[i] = np.r_[first[i] : first[i + 1], rest : rest + size]
-        rest += size
-    return found
+        slots[i] = np.r_[starts[i] : starts[i + 1], end : end + size]
+        end += size
+    return slots
 
 
 def _shift(index: np.ndarray, by: int) -> np.ndarray:
