@@ -294,6 +294,22 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> dict[str, tuple]:
+    """{dotted key: (value in `theirs`, value in `ours`)} of what differs in two trees of plain values.
+
+    An absent key counts as None. `prefix` ("data.") stands before the keys of the result.
+    """
+    differing: dict[str, tuple] = {}
+    for key in dict.fromkeys((*ours, *theirs)):
+        values = theirs.get(key), ours.get(key)
+        nested = [isinstance(value, Mapping) for value in values]
+        if any(nested) and all(is_tree or value is None for is_tree, value in zip(nested, values)):
+            differing |= differences(values[0] or {}, values[1] or {}, f"{prefix}{key}.")
+        elif values[0] != values[1]:
+            differing[f"{prefix}{key}"] = values
+    return differing
+
+
 # What the keys of model directories of format 1, and of config files written then, are called now.
 RENAMED_KEYS = {
     "picture_size": "image_size",

@@ -18,6 +18,7 @@ from tests.helpers.tiny_model import CONFIG, tiny_model, tiny_params, tiny_token
 from unitoken_jax import UniToken
 from unitoken_jax.checkpoint.model_directory import save_model
 from unitoken_jax.cli import main
+from unitoken_jax.config import differences
 from unitoken_jax.evaluate import recipe as recipes
 from unitoken_jax.evaluate.devices import load_model
 from unitoken_jax.evaluate.drawing.prompts import PromptError
@@ -145,7 +146,7 @@ def test_a_run_is_spread_over_devices(drawn, model, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     one, two = (recipes.load(folder / "color" / "recipe.json") for folder in (drawn, tmp_path))
-    assert recipes.differences(one, two) == {"device.count": (1, 2)}
+    assert differences(one, two) == {"device.count": (1, 2)}
     for path in (drawn / "color" / "samples").iterdir():
         np.testing.assert_array_equal(pixels(path), pixels(tmp_path / "color" / "samples" / path.name))
 

@@ -22,7 +22,7 @@ from unitoken_jax.train.checkpoint import (
     Checkpoints,
     check_workdir,
     claim_workdir,
-    differences,
+    differing_settings,
     record_data_fingerprint,
 )
 from unitoken_jax.train.optimizer import transformation
@@ -145,8 +145,8 @@ def test_damaged_config_is_named(tmp_path):
         check_workdir(tmp_path, CONFIG)
 
 
-def test_differences_find_keys_on_either_side():
-    assert differences({"a": 1, "b": {"c": 2}}, {"b": {"c": 3}, "d": None}) == [
+def test_differing_settings_are_found_on_either_side():
+    assert differing_settings({"a": 1, "b": {"c": 2}}, {"b": {"c": 3}, "d": None}) == [
         "b.c: 2 there, 3 here",
         "a: 1 there, null here",
     ]

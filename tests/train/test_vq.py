@@ -9,7 +9,7 @@ import pytest
 
 from unitoken_jax.config import VQConfig, VQTrainConfig
 from unitoken_jax.model.init import init_vqgan
-from unitoken_jax.train.vq import _Programs, psnr, reconstruct, spread, train_vq
+from unitoken_jax.train.vq import VQPrograms, psnr, reconstruct, spread, train_vq
 
 CONFIG = VQConfig(
     codes=8,
@@ -67,7 +67,7 @@ def test_learns_and_uses_its_codes():
 
 def test_an_unused_code_moves_to_an_encoding_and_used_ones_stay():
     config = dataclasses.replace(CONFIG, codes=4)
-    run = _Programs(config, TRAIN)
+    run = VQPrograms(config, TRAIN)
     params = init_vqgan(config, 0)
     now = run.start(params)._replace(used=jnp.array([3, 0, 1, 0]))
     images = make_images(8).astype(np.uint8)

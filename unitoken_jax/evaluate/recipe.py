@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from unitoken_jax.config import differences
 from unitoken_jax.convert.torch.sources import checksum
 from unitoken_jax.storage.atomic import write_text
 from unitoken_jax.storage.paths import as_path
@@ -97,21 +98,11 @@ def load(path: str | os.PathLike) -> dict:
     return recipe
 
 
-def differences(first: Mapping, second: Mapping) -> dict[str, tuple]:
-    """{dotted key: (value in first, value in second)} of what is not the same."""
-    left, right = _flat(first), _flat(second)
-    return {
-        key: (left.get(key), right.get(key))
-        for key in sorted(left.keys() | right.keys())
-        if left.get(key) != right.get(key)
-    }
-
-
 def check_same(expected: Mapping, found: Mapping, where: str, may_differ: tuple[str, ...] = ()) -> list[str]:
     """Raises ValueError where `found` is not the recipe `expected` of `where`; lines on what may differ."""
     lines: list[str] = []
     notes: list[str] = []
-    for key, (old, new) in differences(expected, found).items():
+    for key, (old, new) in sorted(differences(expected, found).items()):
         # A file may be called otherwise as long as it holds the same; a model may, and come from other files.
         if key.startswith(("model.name", "model.weights.sources")) or (
             key.startswith("data.") and key.endswith(".file")
@@ -133,13 +124,3 @@ def settings_of(recipe: Mapping, given: Mapping, where: str) -> dict:
                 "leave one of them out"
             )
     return dict(recipe["settings"])
-
-
-def _flat(tree: Mapping, prefix: str = "") -> dict:
-    flat: dict[str, object] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

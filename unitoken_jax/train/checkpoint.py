@@ -7,10 +7,11 @@ A step's checkpoint holds every parameter (frozen ones too), the optimizer's mom
 import contextlib
 import json
 import time
+from collections.abc import Mapping
 
 import jax
 
-from unitoken_jax.config import Config, from_dict, to_dict
+from unitoken_jax.config import Config, differences, from_dict, to_dict
 from unitoken_jax.storage.atomic import write_text
 from unitoken_jax.storage.paths import absolute, as_path
 from unitoken_jax.train.state import State
@@ -74,14 +75,15 @@ class Checkpoints:
                 "config": self._watched(ocp.JsonCheckpointHandler()),
             },
         )
-        # Orbax asks on its own, with steps and from its threads, and confuses `preemption.Preemption`.
+        # Orbax would ask for preemption on its own, by step and from its threads; `preemption.Preemption`
+        # counts calls, and must be the only one to ask.
         self._manager.reached_preemption = lambda step: False
 
     def _watched(self, handler):
-        """`handler`, whose failures in the background are noted as they happen.
+        """`handler`, whose failures in the background are noted in `self._failures` as they happen.
 
-        Orbax says so only when the save is over, and where there are other processes it is not: they wait
-        for this one.
+        Orbax itself reports them when the save is over, which never comes where there are other processes:
+        they wait for this one.
         """
         save = handler.async_save
 
@@ -133,10 +135,11 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _failing(self, step: int):
+        """Turns whatever goes wrong while step `step` is saved into a SaveError that says what is intact."""
         try:
             yield
         except Exception as error:  # whatever a file system, tensorstore or Orbax raises
-            intact = [each for each in self._manager.all_steps() if each < step]  # it asks no disk or bucket
+            intact = [saved for saved in self._manager.all_steps() if saved < step]  # from Orbax's memory
             newest = (
                 f"The checkpoint of step {max(intact)} is intact" if intact else "There is none before it"
             )
@@ -157,29 +160,30 @@ class Checkpoints:
             raise FileNotFoundError(
                 f"no checkpoint{'' if step is None else f' of step {step}'} in {self._folder}"
             )
-        wanted = _named(abstract)
+        expected = _named(abstract)
         stored = _named(self._manager.item_metadata(step)["state"].tree)
-        begun = {}
+        new_guard = {}
         if not any(name.startswith(GUARD) for name in stored):  # from before there was one: it starts anew
-            begun = {name: _zeros(leaf) for name, leaf in wanted.items() if name.startswith(GUARD)}
-            wanted = {name: leaf for name, leaf in wanted.items() if name not in begun}
-        self._check(wanted, stored, step)
+            new_guard = {name: _zeros(leaf) for name, leaf in expected.items() if name.startswith(GUARD)}
+            expected = {name: leaf for name, leaf in expected.items() if name not in new_guard}
+        self._check(expected, stored, step)
         arguments = self._ocp.args
         items = arguments.Composite(
-            state=arguments.StandardRestore(_nested(wanted)), data=arguments.JsonRestore()
+            state=arguments.StandardRestore(_nested(expected)), data=arguments.JsonRestore()
         )
-        found = self._manager.restore(step, args=items)
-        arrays = _named(found["state"]) | begun
+        restored = self._manager.restore(step, args=items)
+        arrays = _named(restored["state"]) | new_guard
         leaves = [arrays[name] for name in _named(abstract)]
-        return jax.tree.unflatten(jax.tree.structure(abstract), leaves), found["data"]["next"]
+        return jax.tree.unflatten(jax.tree.structure(abstract), leaves), restored["data"]["next"]
 
-    def _check(self, wanted: dict, stored: dict, step: int) -> None:
-        problems = [f"missing from the checkpoint: {name}" for name in wanted if name not in stored]
-        problems += [f"surplus in the checkpoint: {name}" for name in stored if name not in wanted]
-        for name in wanted:
-            if name in stored and tuple(stored[name].shape) != tuple(wanted[name].shape):
+    def _check(self, expected: dict, stored: dict, step: int) -> None:
+        """Raises ValueError listing the arrays in which the stored tree of `step` is not the expected one."""
+        problems = [f"missing from the checkpoint: {name}" for name in expected if name not in stored]
+        problems += [f"surplus in the checkpoint: {name}" for name in stored if name not in expected]
+        for name in expected:
+            if name in stored and tuple(stored[name].shape) != tuple(expected[name].shape):
                 shapes = (
-                    f"{tuple(stored[name].shape)} in the checkpoint, {tuple(wanted[name].shape)} expected"
+                    f"{tuple(stored[name].shape)} in the checkpoint, {tuple(expected[name].shape)} expected"
                 )
                 problems.append(f"shape of {name}: {shapes}")
         if problems:
@@ -193,8 +197,8 @@ class Checkpoints:
         if (step := self.latest()) is None:
             return None
         arguments = self._ocp.args
-        found = self._manager.restore(step, args=arguments.Composite(data=arguments.JsonRestore()))
-        return found["data"]["next"]
+        restored = self._manager.restore(step, args=arguments.Composite(data=arguments.JsonRestore()))
+        return restored["data"]["next"]
 
     def close(self) -> None:
         """Returns when everything is on disk; raises as `wait`."""
@@ -244,7 +248,7 @@ def _zeros(leaf: jax.ShapeDtypeStruct) -> jax.Array:
 
 
 def _nested(named: dict) -> dict:
-    """Orbax makes file names of keys, so each must be one name."""
+    """The nested tree of a dict by path. Orbax makes file names of keys, which must not hold a "/"."""
     from flax.traverse_util import unflatten_dict
 
     return unflatten_dict(named, sep="/")
@@ -264,13 +268,14 @@ def check_workdir(workdir, config: Config) -> None:
             raise ValueError(f"{path} is not valid JSON ({error}): choose another --workdir") from error
         with contextlib.suppress(ValueError):  # settings it does not know had their defaults
             theirs = to_dict(from_dict(Config, theirs))
-        differing = [line for line in differences(theirs, to_dict(config)) if not line.startswith(FREE_KEYS)]
+        lines = differing_settings(theirs, to_dict(config))
+        differing = [line for line in lines if not line.startswith(FREE_KEYS)]
         if config.data.mixture_start > theirs.get("data", {}).get("mixture_start", 0):
-            _check_place(workdir, config.data.mixture_start)
+            _check_row(workdir, config.data.mixture_start)
             differing = [line for line in differing if not line.startswith("data.")]
         if differing:
             if any(line.startswith("data.") for line in differing):
-                differing.append(change_data(workdir))
+                differing.append(how_to_change_data(workdir))
             raise ValueError(
                 f"{workdir} holds another run; its {CONFIG_FILE} differs in\n  "
                 + "\n  ".join(differing)
@@ -278,7 +283,7 @@ def check_workdir(workdir, config: Config) -> None:
             )
 
 
-def _check_place(workdir, start: int) -> None:
+def _check_row(workdir, start: int) -> None:
     """Raises ValueError unless the run in `workdir` has reached global row `start`."""
     with Checkpoints(workdir, None) as checkpoints:
         reached = checkpoints.position()
@@ -289,8 +294,8 @@ def _check_place(workdir, start: int) -> None:
         )
 
 
-def change_data(workdir) -> str:
-    """How the data of the run in `workdir` is changed on purpose."""
+def how_to_change_data(workdir) -> str:
+    """Tells a user in brackets how to change the data of the run in `workdir` on purpose."""
     with Checkpoints(workdir, None) as checkpoints:
         reached = checkpoints.position()
     if reached is None:
@@ -311,7 +316,7 @@ def record_data_fingerprint(workdir, fingerprint: str, start: int) -> None:
         if theirs["mixture_start"] == start and theirs != ours:
             raise ValueError(
                 f"the data is not what the run in {workdir} began with: a file, its bad rows or the "
-                f"tokenizer has changed. Put it back, or begin another run.\n{change_data(workdir)}"
+                f"tokenizer has changed. Put it back, or begin another run.\n{how_to_change_data(workdir)}"
             )
     if jax.process_index() == 0:
         write_text(path, json.dumps(ours) + "\n")
@@ -326,11 +331,9 @@ def claim_workdir(workdir, config: Config) -> None:
         write_text(path, json.dumps(to_dict(config), indent=1) + "\n")
 
 
-def differences(theirs, ours, where: str = "") -> list[str]:
-    """One line, "train.steps: 10 there, 20 here", for each setting in which two config dicts differ."""
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        prefix = f"{where}." if where else ""
-        keys = [*ours, *(key for key in theirs if key not in ours)]
-        lines = [differences(theirs.get(key), ours.get(key), prefix + key) for key in keys]
-        return [line for part in lines for line in part]
-    return [] if theirs == ours else [f"{where}: {json.dumps(theirs)} there, {json.dumps(ours)} here"]
+def differing_settings(theirs: Mapping, ours: Mapping) -> list[str]:
+    """A line, "train.steps: 10 there, 20 here", for each setting in which two config dicts differ."""
+    return [
+        f"{key}: {json.dumps(there)} there, {json.dumps(here)} here"
+        for key, (there, here) in differences(theirs, ours).items()
+    ]

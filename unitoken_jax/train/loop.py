@@ -24,7 +24,7 @@ from unitoken_jax.train.checkpoint import (
     Checkpoints,
     check_workdir,
     claim_workdir,
-    differences,
+    differing_settings,
     record_data_fingerprint,
 )
 from unitoken_jax.train.logs.goodput import Goodput
@@ -128,7 +128,7 @@ class Programs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RunLogs:
-    """Where a run's numbers go."""
+    """Where a run's numbers go: files, meters and clocks."""
 
     folder: LogFolder
     metrics: MetricsLog | None  # None on every process but the first
@@ -138,7 +138,7 @@ class RunLogs:
     clock: Goodput
 
 
-class _StepInFlight(NamedTuple):
+class _PendingStep(NamedTuple):
     """A step that the devices may still be busy with; its metrics are on the devices."""
 
     step: int
@@ -149,7 +149,18 @@ class _StepInFlight(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run that is ready to start: `run` does it."""
+    """A run that is ready to start; `run` does its steps.
+
+    Args:
+        config: all settings.
+        mesh: the devices.
+        programs: the compiled training and evaluation steps.
+        loader: this process's rows of each batch.
+        checkpoints: where the state is saved.
+        logs: where numbers go.
+        validation: the batches to validate on; None: no validation.
+        samples: what to draw and answer along the way; None: nothing.
+    """
 
     config: Config
     mesh: jax.sharding.Mesh
@@ -169,7 +180,7 @@ class Run:
         """
         settings, clock, profile = self.config.train, self.logs.clock, self.logs.profile
         first = int(state.step) + 1
-        in_flight: list[_StepInFlight] = []  # at most one
+        in_flight: list[_PendingStep] = []  # at most one
         try:
             for step in range(first, settings.steps + 1):
                 with profile.begin(step):
@@ -182,7 +193,7 @@ class Run:
                     counts = self.logs.speed.count(batch)
                     self.checkpoints.check()
                     self.finish(in_flight)  # the step before this one
-                    in_flight.append(_StepInFlight(step, first_row, counts, metrics))
+                    in_flight.append(_PendingStep(step, first_row, counts, metrics))
                 profile.end(step, state)
                 if self._validates_at(step) or self._samples_at(step):
                     self.finish(in_flight, state)
@@ -193,33 +204,34 @@ class Run:
                 if stopping and step < settings.steps:
                     raise Preempted
         except BaseException:
-            for last in in_flight:  # done before what has gone wrong
-                self.write(last, self.measure(last))
+            for pending in in_flight:  # done before what has gone wrong
+                self.write(pending, self.measure(pending))
             raise
         return state
 
-    def finish(self, in_flight: list[_StepInFlight], state: states.State | None = None) -> None:
+    def finish(self, in_flight: list[_PendingStep], state: states.State | None = None) -> None:
         """Takes the step out of `in_flight`, waits for it, writes its numbers down, and checks them.
 
         With `state`, the one after that step, it is also validated and sampled from where it is time to.
         """
         while in_flight:
-            done = in_flight.pop()
-            numbers = self.measure(done)
+            pending = in_flight.pop()
+            numbers = self.measure(pending)
             if state is not None:
-                numbers |= self.maybe_validate_and_sample(done.step, state)
-            self.write(done, numbers)
-            self.logs.skips.check(done.step, done.first_row, numbers)
+                numbers |= self.maybe_validate_and_sample(pending.step, state)
+            self.write(pending, numbers)
+            self.logs.skips.check(pending.step, pending.first_row, numbers)
 
-    def measure(self, done: _StepInFlight) -> dict[str, float]:
+    def measure(self, pending: _PendingStep) -> dict[str, float]:
         """Waits until the devices have done a step: its metrics, speeds and memory."""
-        numbers = {name: float(value) for name, value in done.metrics.items()}
-        return numbers | self.logs.speed.throughput(done.counts, self.logs.clock.complete_step()) | memory()
+        numbers = {name: float(value) for name, value in pending.metrics.items()}
+        speeds = self.logs.speed.throughput(pending.counts, self.logs.clock.complete_step())
+        return numbers | speeds | memory()
 
-    def write(self, done: _StepInFlight, numbers: dict[str, float]) -> None:
+    def write(self, pending: _PendingStep, numbers: dict[str, float]) -> None:
         """Writes the row of a step to the metrics' log, on the process that has one."""
         if self.logs.metrics is not None:
-            self.logs.metrics.write(done.step, numbers | self.logs.clock.metrics())
+            self.logs.metrics.write(pending.step, numbers | self.logs.clock.metrics())
 
     def save(self, state: states.State) -> None:
         """Starts writing a checkpoint of `state`, and sends the logs where they are kept elsewhere."""
@@ -228,8 +240,8 @@ class Run:
         self.logs.clock.lap("save")
 
     def _validates_at(self, step: int) -> bool:
-        every = self.config.train.validate_every
-        return self.validation is not None and every > 0 and step % every == 0
+        interval = self.config.train.validate_every
+        return self.validation is not None and interval > 0 and step % interval == 0
 
     def _samples_at(self, step: int) -> bool:
         return self.samples is not None and step % self.config.train.sample_every == 0
@@ -286,7 +298,7 @@ def _start(config: Config, params, tokenizer, mesh) -> tuple[dict, Tokenizer]:
 def _check_same_network(config: Config, stored) -> None:
     """ValueError naming each setting of a network in which the model directory is another one."""
     free = ("decoder.dropout", "vq.commitment", "sequence.", "generation.")
-    lines = differences(to_dict(stored), to_dict(config.model))
+    lines = differing_settings(to_dict(stored), to_dict(config.model))
     lines = [f"config.model.{line}" for line in lines if not line.startswith(free)]
     if lines:
         raise ValueError(
@@ -297,11 +309,12 @@ def _check_same_network(config: Config, stored) -> None:
 
 
 def _process() -> tuple[int, int]:
+    """(number of this process, how many there are)."""
     return jax.process_index(), jax.process_count()
 
 
 def _resume(clock: Goodput, folder: pathlib.Path, step: int) -> None:
-    """The clock goes on from what the processes before have written."""
+    """Adds to `clock` what earlier processes of the run have written, where this one writes metrics."""
     if jax.process_index() == 0 and (folder / METRICS_FILE).exists():
         clock.resume(read_metrics(folder), step)
 

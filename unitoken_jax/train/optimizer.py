@@ -40,13 +40,13 @@ def peak_rates(paths, groups: tuple[ParameterGroup, ...]) -> dict[str, float]:
     paths = sorted(path for path in paths if not path.startswith("vqgan/"))
     for group in groups:
         try:
-            found = any(re.search(group.pattern, path) for path in paths)
+            matches = any(re.search(group.pattern, path) for path in paths)
         except re.error as error:
             raise ValueError(
                 f"optimizer.groups: {group.pattern!r} is no regular expression: {error}"
             ) from error
         # A model without a part may keep the stages' groups that freeze it.
-        if not found and group.learning_rate:
+        if not matches and group.learning_rate:
             raise ValueError(
                 f"optimizer.groups: {group.pattern!r} finds no parameter. There are {len(paths)}, such as "
                 f"{', '.join(paths[:: max(1, len(paths) // 6)])}"

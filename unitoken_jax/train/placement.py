@@ -34,13 +34,17 @@ def parameter_layout(config: Config, mesh: Mesh) -> dict[str, NamedSharding]:
 
 
 def abstract_state(config: Config, params: dict, rates: dict[str, float], mesh: Mesh) -> states.State:
-    """The state at step 0 of flat `params` (arrays or ShapeDtypeStructs): ShapeDtypeStructs that say where
-    they lie."""
+    """The state at step 0 of flat `params`, as ShapeDtypeStructs with shardings.
+
+    `params` are arrays or ShapeDtypeStructs.
+    """
     abstract = jax.eval_shape(_creator(config, rates), params)
     shardings = states.state_shardings(abstract, parameter_layout(config, mesh), mesh)
-    return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), abstract, shardings
-    )
+
+    def placed(leaf, leaf_sharding):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf_sharding)
+
+    return jax.tree.map(placed, abstract, shardings)
 
 
 def shardings_of(abstract):
@@ -49,7 +53,10 @@ def shardings_of(abstract):
 
 
 def initial_state(config: Config, params: dict, rates: dict[str, float], mesh: Mesh):
-    """(state at step 0, the same abstractly), every array where it belongs."""
+    """(the state at step 0 with every array where it belongs, the same as ShapeDtypeStructs).
+
+    Raises ValueError for parameters that config.model does not have.
+    """
     layout = parameter_layout(config, mesh)
     flat = states.flatten(meta.unbox(params))
     unknown = [path for path in flat if path not in layout]
@@ -75,6 +82,6 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a batch -> global arrays."""
+    """Global arrays of a batch, of which each process gives its own rows."""
     rows = row_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(rows, value) for name, value in batch.items()}

@@ -1,4 +1,4 @@
-"""Which steps are left out: those whose loss or gradient is not finite, or leaps above the last steps'.
+"""Which steps are left out: those whose loss or gradient norm is not finite, or leaps above earlier ones.
 
 A leap is more than `sigma` standard deviations above the mean of the last accepted steps, as in the skip-step
 optimizers of OLMo-core and Levanter. Everything here is pure and runs inside the compiled step.
@@ -43,10 +43,10 @@ def check_step(
     loss_limit = _limit(guard.losses, guard.accepted, sigma)
     norm_limit = _limit(guard.norms, guard.accepted, sigma)
     ok = jnp.isfinite(loss) & jnp.isfinite(norm) & (loss <= loss_limit) & (norm <= norm_limit)
-    place = guard.accepted % guard.losses.size
+    slot = guard.accepted % guard.losses.size
     after = SpikeGuard(
-        losses=guard.losses.at[place].set(jnp.where(ok, loss, guard.losses[place])),
-        norms=guard.norms.at[place].set(jnp.where(ok, norm, guard.norms[place])),
+        losses=guard.losses.at[slot].set(jnp.where(ok, loss, guard.losses[slot])),
+        norms=guard.norms.at[slot].set(jnp.where(ok, norm, guard.norms[slot])),
         accepted=guard.accepted + ok,
         consecutive_skips=jnp.where(ok, 0, guard.consecutive_skips + 1),
     )
@@ -60,7 +60,7 @@ def check_step(
 
 def _limit(values: jax.Array, accepted: jax.Array, sigma: float) -> jax.Array:
     """float32[]: mean + sigma standard deviations of a ring's entries, infinite while there are few."""
-    there = jnp.arange(values.size) < accepted
-    limit = jnp.mean(values, where=there) + sigma * jnp.std(values, where=there, ddof=1)
+    filled = jnp.arange(values.size) < accepted
+    limit = jnp.mean(values, where=filled) + sigma * jnp.std(values, where=filled, ddof=1)
     judged = (accepted >= max(values.size // 2, 2)) & (sigma > 0)
     return jnp.where(judged, limit, jnp.inf)

@@ -73,8 +73,8 @@ def state_shardings(abstract: State, parameter_shardings: dict, mesh: Mesh) -> S
     parameters = {**abstract.params, **abstract.frozen}
     everywhere = NamedSharding(mesh, PartitionSpec())
 
-    def one(path, leaf):
+    def sharding_of(path, leaf):
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
         return flat[names[-1]] if leaf.ndim and names and names[-1] in parameters else everywhere
 
-    return jax.tree_util.tree_map_with_path(one, abstract)
+    return jax.tree_util.tree_map_with_path(sharding_of, abstract)

@@ -20,8 +20,10 @@ from unitoken_jax.train.state import State, merge
 
 
 def make_model(config: Config, rates: dict[str, float], platform: str | None = None) -> UniTokenModel:
-    """The module as `config.train` computes it where `rates` are trained, on "tpu", "gpu", "cpu" (default:
-    what jax runs on)."""
+    """The module that computes as `config.train` says where the parameters in `rates` are trained.
+
+    `platform` is "tpu", "gpu" or "cpu", for the attention kernel; None: what jax runs on.
+    """
     settings = config.train
     kernel: str = settings.attention
     if kernel == "auto":
@@ -135,48 +137,50 @@ def _objective(model: UniTokenModel, config: Config, vocabulary: Vocabulary):
     return objective
 
 
-def _accumulated(objective, parts: int):
-    """f(trained, frozen, batch, dropout key) -> ((loss, LossSums), gradients), in so many parts of the rows.
+def _accumulated(objective, microbatches: int):
+    """f(trained, frozen, batch, dropout key) -> ((loss, LossSums), gradients), by microbatches of rows.
 
-    Each part is divided by the supervised positions of the whole batch, so their sum is what one pass gives.
+    Each microbatch's loss is divided by the supervised positions of the whole batch, so that their sum is
+    what one pass over the batch gives.
     """
     differentiate = jax.value_and_grad(objective, has_aux=True)
-    if parts == 1:
+    if microbatches == 1:
         return differentiate
 
-    def some_rows(x: jax.Array) -> jax.Array:
-        """[B, ...] -> [parts, B / parts, ...], every device's rows split alike."""
-        x = x.reshape(len(x) // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+    def split_rows(x: jax.Array) -> jax.Array:
+        """[B, ...] -> [microbatches, B / microbatches, ...], with rows of every device in each."""
+        x = x.reshape(len(x) // microbatches, microbatches, *x.shape[1:]).swapaxes(0, 1)
         return shard(x, None, "batch", *[None] * (x.ndim - 2))
 
     def differentiated(trained, frozen, batch, dropout):
         count = jnp.sum(targets(batch["labels"], batch["segments"]) >= 0).astype(jnp.float32)
 
-        def add(carry, part):
-            number, rows = part
+        def add(carry, numbered_rows):
+            number, rows = numbered_rows
             key = jax.random.fold_in(dropout, number)
             return jax.tree.map(jnp.add, carry, differentiate(trained, frozen, rows, key, count)), None
 
-        rows = jax.tree.map(some_rows, batch)
+        rows = jax.tree.map(split_rows, batch)
         start = jax.tree.map(
             lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
             jax.eval_shape(differentiate, trained, frozen, jax.tree.map(lambda x: x[0], rows), dropout),
         )
-        return jax.lax.scan(add, start, (jnp.arange(parts), rows))[0]
+        return jax.lax.scan(add, start, (jnp.arange(microbatches), rows))[0]
 
     return differentiated
 
 
 def _choose(ok: jax.Array, new, old):
+    """The tree `new` where `ok` bool[] is true, else `old`."""
     return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
 
 
 def _norms(gradients: dict, params: dict, rates: dict[str, float], factor: jax.Array) -> dict[str, jax.Array]:
-    """Norms and learning rate of each trained part of the model, a part being the first name of a path."""
+    """Norms and learning rate of each trained network; a path's first name is its network's ("decoder")."""
     metrics = {"lr": factor * max(rates.values())}
-    for part in sorted({path.split("/")[0] for path in rates}):
-        paths = [path for path in rates if path.split("/")[0] == part]
-        metrics[f"grad_norm/{part}"] = optax.global_norm([gradients[path] for path in paths])
-        metrics[f"param_norm/{part}"] = optax.global_norm([params[path] for path in paths])
-        metrics[f"lr/{part}"] = factor * max(rates[path] for path in paths)
+    for network in sorted({path.split("/")[0] for path in rates}):
+        paths = [path for path in rates if path.split("/")[0] == network]
+        metrics[f"grad_norm/{network}"] = optax.global_norm([gradients[path] for path in paths])
+        metrics[f"param_norm/{network}"] = optax.global_norm([params[path] for path in paths])
+        metrics[f"lr/{network}"] = factor * max(rates[path] for path in paths)
     return metrics

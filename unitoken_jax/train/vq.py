@@ -23,12 +23,15 @@ from unitoken_jax.model.vqgan import VQModel
 L1_WEIGHT = 0.1
 EDGE_WEIGHT = 1.0  # of differences between neighbouring pixels: without it thin strokes stay blurred
 WARMUP_STEPS = 50
-_UPDATE_RMS, _ORTHOGONAL_STEPS = 0.5, 3  # an update's size in learning rates, Newton-Schulz steps
-CODEBOOK_SAMPLES = 64  # encodings the codebook is filled from, a code
+_UPDATE_RMS = 0.5  # root mean square of an update, in learning rates
+_ORTHOGONAL_STEPS = 3  # Newton-Schulz iterations of Muon
+CODEBOOK_SAMPLES = 64  # encodings for each code that the codebook is first made of
 LLOYD_STEPS = 8
 
 
-class _Progress(NamedTuple):
+class VQState(NamedTuple):
+    """What the training of the image tokenizer carries from step to step."""
+
     params: dict
     opt_state: optax.OptState
     step: jax.Array  # int32[]
@@ -42,40 +45,49 @@ def train_vq(
     params: dict | None = None,
     on_metrics: Callable[[int, dict[str, float]], None] | None = None,
 ) -> tuple[dict, list[dict[str, float]]]:
-    """Trains an image tokenizer; (its parameters, what "vqgan" holds in a model's tree; metrics a step).
+    """Trains an image tokenizer; returns its parameters and the metrics of every step.
 
-    `images` uint8[N, H, W, 3], or an endless iterator of uint8[B, H, W, 3]. `params` to start from
-    (default: random). `on_metrics(step, metrics)` is called for every step, one step late, with loss, l2,
-    psnr, commitment, codes_used, lr. The loss is L2 + 0.1 L1 on [-1, 1] pixels + L2 of the differences
-    between neighbouring pixels (after arXiv 1511.05440) + codebook loss + commitment (arXiv 1711.00937).
-    ValueError for images of another type, fewer than one batch, or of a size the stride does not divide.
+    The loss is L2 + 0.1 L1 on [-1, 1] pixels + L2 of the differences between neighbouring pixels (after arXiv
+    1511.05440) + codebook loss + commitment (arXiv 1711.00937).
+
+    Args:
+        config: the network.
+        train: steps, batch, learning rate and seed.
+        images: uint8[N, H, W, 3], or an endless iterator of uint8[B, H, W, 3].
+        params: the tree to start from, as "vqgan" of a model's parameters is; None: random.
+        on_metrics: is called for every step, one step late, with its number and its loss, l2, psnr,
+            commitment, codes_used and lr.
+
+    Raises ValueError for images of another type, fewer than one batch, or of a size that the network's stride
+    does not divide.
     """
     batches = _batches(images, train)
     if params is None:
         params = init_vqgan(config, train.seed)
-    run = _Programs(config, train)
-    now = run.start(params)
+    programs = VQPrograms(config, train)
+    state = programs.start(params)
     history: list[dict[str, float]] = []
-    waiting = None
+    pending = None
 
     def report():
-        if waiting is not None:
-            history.append({name: float(value) for name, value in waiting.items()})
+        if pending is not None:
+            history.append({name: float(value) for name, value in pending.items()})
             if on_metrics is not None:
                 on_metrics(len(history), history[-1])
 
     for step in range(train.steps):
         batch = next(batches)
         if step == train.autoencoder_steps:
-            now = run.fill(now, batch, batches)
-        now, metrics = run.step(now, batch, jnp.float32(step >= train.autoencoder_steps))
+            state = programs.fill(state, batch, batches)
+        state, metrics = programs.step(state, batch, jnp.float32(step >= train.autoencoder_steps))
         report()
-        waiting = metrics
-        since = step + 1 - train.autoencoder_steps
-        if since > 0 and since % train.revive_every == 0 and step + train.revive_every < train.steps:
-            now = run.revive(now, batch)
+        pending = metrics
+        quantised_steps = step + 1 - train.autoencoder_steps
+        revives = quantised_steps > 0 and quantised_steps % train.revive_every == 0
+        if revives and step + train.revive_every < train.steps:
+            state = programs.revive(state, batch)
     report()
-    return now.params, history
+    return state.params, history
 
 
 def _batches(images, train: VQTrainConfig) -> Iterator[np.ndarray]:
@@ -113,7 +125,7 @@ def _muon(rate: optax.Schedule) -> optax.GradientTransformation:
     )
 
 
-class _Programs:
+class VQPrograms:
     """The compiled parts of the training."""
 
     def __init__(self, config: VQConfig, train: VQTrainConfig):
@@ -126,20 +138,24 @@ class _Programs:
         self.step = jax.jit(self._step, donate_argnums=0)
         self.revive = jax.jit(self._revive)
 
-    def start(self, params: dict) -> _Progress:
-        # Trained in place (donated), so from a copy.
+    def start(self, params: dict) -> VQState:
+        """The state before the first step, with a copy of `params`, as the step donates them."""
         params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), params)
         unused = jnp.zeros(self.config.codes, jnp.int32)
-        return _Progress(params, self.optimizer.init(params), jnp.zeros((), jnp.int32), unused)
+        return VQState(params, self.optimizer.init(params), jnp.zeros((), jnp.int32), unused)
 
     def _losses(self, params, images, quantised):
-        """`quantised` float32[] 0 or 1 mixes latents and their codes, so that both phases are one program."""
+        """(loss float32[], (metrics, codes int32[B, h, w])) of `images` uint8[B, H, W, 3].
+
+        `quantised` float32[] is 0 while latents are decoded as they are, 1 when codes are: a number, so that
+        both phases are one compiled program.
+        """
         apply = functools.partial(self.model.apply, {"params": params})
         latents = apply(images, method="encode").astype(jnp.float32)
         nearest, codes = apply(latents, method="quantize")
         fixed = jax.lax.stop_gradient
-        made = apply(latents + quantised * fixed(nearest - latents), method="decode")
-        error = made.astype(jnp.float32) - to_unit(images, jnp.float32)
+        reconstruction = apply(latents + quantised * fixed(nearest - latents), method="decode")
+        error = reconstruction.astype(jnp.float32) - to_unit(images, jnp.float32)
         l2, l1 = jnp.mean(jnp.square(error)), jnp.mean(jnp.abs(error))
         across, down = jnp.diff(error, axis=2), jnp.diff(error, axis=1)
         edges = jnp.mean(jnp.square(across)) + jnp.mean(jnp.square(down))
@@ -153,41 +169,45 @@ class _Programs:
         )
         return loss, ({"loss": loss, "l2": l2, "commitment": commitment}, codes)
 
-    def _step(self, now: _Progress, images, quantised):
-        gradients, (metrics, codes) = jax.grad(self._losses, has_aux=True)(now.params, images, quantised)
-        updates, opt_state = self.optimizer.update(gradients, now.opt_state, now.params)
-        counts = jnp.zeros_like(now.used).at[codes.reshape(-1)].add(1)
+    def _step(self, state: VQState, images, quantised):
+        """One optimizer step on `images` uint8[B, H, W, 3]: (the state after it, metrics as float32[])."""
+        gradients, (metrics, codes) = jax.grad(self._losses, has_aux=True)(state.params, images, quantised)
+        updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
+        counts = jnp.zeros_like(state.used).at[codes.reshape(-1)].add(1)
         metrics["psnr"] = 10 * jnp.log10(4 / metrics["l2"])
         metrics["codes_used"] = jnp.sum(counts > 0)
-        metrics["lr"] = self.rate(now.step)
-        used = jnp.where(quantised > 0, now.used + counts, now.used)
-        return _Progress(optax.apply_updates(now.params, updates), opt_state, now.step + 1, used), metrics
+        metrics["lr"] = self.rate(state.step)
+        used = jnp.where(quantised > 0, state.used + counts, state.used)
+        return VQState(optax.apply_updates(state.params, updates), opt_state, state.step + 1, used), metrics
 
     @functools.cached_property
     def _encode(self):
-        return jax.jit(lambda params, images: self.model.apply({"params": params}, images, method="encode"))
+        """f(params, uint8[B, H, W, 3]) -> latents [B * h * w, embed_dim], compiled."""
+        encode = functools.partial(self.model.apply, method="encode")
+        return jax.jit(
+            lambda params, images: encode({"params": params}, images).reshape(-1, self.config.embed_dim)
+        )
 
-    def fill(self, now: _Progress, batch, batches: Iterator[np.ndarray]) -> _Progress:
-        """The codebook from encodings of many images."""
-        found = [self._encode(now.params, batch)]
-        while sum(latents[..., 0].size for latents in found) < CODEBOOK_SAMPLES * self.config.codes:
-            found.append(self._encode(now.params, next(batches)))
-        points = jnp.concatenate([latents.reshape(-1, self.config.embed_dim) for latents in found])
+    def fill(self, state: VQState, batch, batches: Iterator[np.ndarray]) -> VQState:
+        """Sets the codebook to centres of the encodings of `batch` and as many more batches as it takes."""
+        points = self._encode(state.params, batch)
+        while len(points) < CODEBOOK_SAMPLES * self.config.codes:
+            points = jnp.concatenate([points, self._encode(state.params, next(batches))])
         codebook = spread(points, self.config.codes, jax.random.key(self.train.seed), LLOYD_STEPS)
-        return now._replace(params={**now.params, "codebook": codebook})
+        return state._replace(params={**state.params, "codebook": codebook})
 
-    def _revive(self, now: _Progress, images) -> _Progress:
+    def _revive(self, state: VQState, images) -> VQState:
         """Moves unused codes to encodings drawn by their squared distance from the nearest code."""
-        encoded: Any = self.model.apply({"params": now.params}, images, method="encode")
+        encoded: Any = self.model.apply({"params": state.params}, images, method="encode")
         latents = encoded.astype(jnp.float32)
-        quantized: Any = self.model.apply({"params": now.params}, latents, method="quantize")
+        quantized: Any = self.model.apply({"params": state.params}, latents, method="quantize")
         nearest, _ = quantized
         points = latents.reshape(-1, self.config.embed_dim)
         weight = jnp.sum(jnp.square(points - nearest.reshape(points.shape)), axis=-1)
-        key = jax.random.fold_in(jax.random.key(self.train.seed), now.step)
+        key = jax.random.fold_in(jax.random.key(self.train.seed), state.step)
         chosen = jax.random.categorical(key, jnp.log(weight + 1e-20), shape=(self.config.codes,))
-        codebook = jnp.where((now.used == 0)[:, None], points[chosen], now.params["codebook"])
-        return now._replace(params={**now.params, "codebook": codebook}, used=jnp.zeros_like(now.used))
+        codebook = jnp.where((state.used == 0)[:, None], points[chosen], state.params["codebook"])
+        return state._replace(params={**state.params, "codebook": codebook}, used=jnp.zeros_like(state.used))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 3))
@@ -226,23 +246,24 @@ def spread(points: jax.Array, number: int, key: jax.Array, lloyd_steps: int) -> 
 def reconstruct(
     config: VQConfig, params: dict, images: np.ndarray, batch: int = 64
 ) -> tuple[np.ndarray, np.ndarray]:
-    """uint8[N, H, W, 3] -> (the same after encoding and decoding, codes int32[N, h, w])."""
+    """Encodes and decodes `images` uint8[N, H, W, 3], `batch` of them at a time.
+
+    Returns what they become, uint8[N, H, W, 3], and their codes int32[N, h, w].
+    """
     model = VQModel(config)
 
     @jax.jit
-    def one(params, images):
+    def reconstruct_batch(params, images):
         latents = model.apply({"params": params}, images, method="encode")
         nearest, codes = model.apply({"params": params}, latents, method="quantize")
-        made = model.apply({"params": params}, nearest, method="decode")
-        return to_pixels(made), codes
+        reconstruction = model.apply({"params": params}, nearest, method="decode")
+        return to_pixels(reconstruction), codes
 
     batch = min(batch, len(images))
     padded = np.concatenate([images, images[: -len(images) % batch]])
-    made = [one(params, padded[i : i + batch]) for i in range(0, len(padded), batch)]
-    rows, codes = (
-        np.concatenate([np.asarray(part) for part in parts])[: len(images)] for parts in zip(*made)
-    )
-    return rows, codes
+    batches = [reconstruct_batch(params, padded[i : i + batch]) for i in range(0, len(padded), batch)]
+    reconstructions, codes = (np.concatenate(arrays)[: len(images)] for arrays in zip(*batches))
+    return reconstructions, codes
 
 
 def psnr(images: np.ndarray, reconstructions: np.ndarray) -> float:

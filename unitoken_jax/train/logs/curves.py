@@ -6,7 +6,7 @@ from typing import Literal
 
 from unitoken_jax.train.logs.metrics import METRICS_FILE, read_metrics
 
-# One panel each: title, what is drawn, logarithmic.
+# Each panel's title, the metrics drawn in it, and whether its scale is logarithmic.
 PANELS = (
     ("loss", ("loss", "validation_loss"), True),
     ("by task", ("understanding_loss", "generation_loss"), True),
@@ -20,10 +20,10 @@ STYLES: tuple[Literal["-"], Literal["--"]] = ("-", "--")
 
 
 def draw_curves(workdirs, out, labels=None) -> pathlib.Path:
-    """Draws metrics.jsonl of one run or several (stages), in one PNG `out`; its path.
+    """Draws the metrics.jsonl of one run or of several (stages) into the PNG file `out`; returns its path.
 
-    `workdirs` a path or paths, `labels` their names in the legend (default: the folders').
-    Raises ValueError if no run has any of the numbers.
+    `workdirs` is a run directory or a list of them, `labels` their names in the legend (None: the folders').
+    Raises ValueError where no run has any of the numbers that PANELS name.
     """
     import matplotlib.figure
 
@@ -31,18 +31,18 @@ def draw_curves(workdirs, out, labels=None) -> pathlib.Path:
         workdirs = [workdirs]
     labels = labels or [pathlib.Path(workdir).name for workdir in workdirs]
     runs = {label: read_metrics(workdir) for label, workdir in zip(labels, workdirs)}
-    found = {
+    recorded = {
         name for rows in runs.values() for row in rows for name, value in row.items() if value is not None
     }
-    panels = [panel for panel in PANELS if found & set(panel[1])]
+    panels = [panel for panel in PANELS if recorded & set(panel[1])]
     if not panels:
         raise ValueError(
             f"nothing to draw: {METRICS_FILE} in {', '.join(map(str, workdirs))} has no known number"
         )
     rows_of_panels = -(-len(panels) // COLUMNS)
     figure = matplotlib.figure.Figure(figsize=(4.6 * COLUMNS, 3.3 * rows_of_panels), layout="constrained")
-    places = figure.subplots(rows_of_panels, COLUMNS, squeeze=False).ravel()
-    for axes, (title, names, logarithmic) in zip(places, panels):
+    grid = figure.subplots(rows_of_panels, COLUMNS, squeeze=False).ravel()
+    for axes, (title, names, logarithmic) in zip(grid, panels):
         axes.set(title=title, xlabel="step", yscale="log" if logarithmic else "linear")
         lines = [
             (rows, name, f"C{number}", style)
@@ -59,13 +59,13 @@ def draw_curves(workdirs, out, labels=None) -> pathlib.Path:
         axes.set_ylim(limits)
         axes.grid(alpha=0.3)
         styles: dict[str, Literal["-", "--"]] = dict(zip(names, STYLES))
-        drawn = [(name, "0.3", style) for name, style in styles.items() if name in found]
+        drawn = [(name, "0.3", style) for name, style in styles.items() if name in recorded]
         if len(drawn) > 1:
             _add_legend(axes, drawn)
-    for axes in places[len(panels) :]:
+    for axes in grid[len(panels) :]:
         axes.axis("off")
     if len(runs) > 1:  # colours mean the same everywhere: one legend, in a free place if there is one
-        free = places[len(panels)] if len(places) > len(panels) else places[0]
+        free = grid[len(panels)] if len(grid) > len(panels) else grid[0]
         _add_legend(free, [(label, f"C{number}", "-") for number, label in enumerate(runs)])
     out = pathlib.Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -5,8 +5,8 @@
     restore     reading a checkpoint                    validation, samples
     productive  steps that count                        lost        steps that a killed run had to do again
 
-`goodput` is the productive share of all of it. What the last save of a run took is in no row any more, nor is
-the time between two processes.
+`goodput` is the productive share of all of it. Not counted: the last save of a run, after which no row is
+written, and the time between two processes.
 """
 
 import time

@@ -40,17 +40,17 @@ class MetricsLog:
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Writes the line of `step`. A number that is not finite becomes null: JSON has no NaN."""
-        shown = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        self._file.write(json.dumps({"step": step, **shown}) + "\n")
+        values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         if step % self._every == 0 or "validation_loss" in metrics:
-            known = {name: value for name, value in shown.items() if value is not None}
-            for name, value in known.items():
+            finite = {name: value for name, value in values.items() if value is not None}
+            for name, value in finite.items():
                 self._board.add_scalar(name, value, step)
             if self._wandb is not None:
-                self._wandb.log(known, step=step)
+                self._wandb.log(finite, step=step)
         if self._progress is not None:
-            self._progress.update(step, shown)
+            self._progress.update(step, values)
 
     def images(self, step: int, named: dict) -> None:
         """Sends images, uint8[H, W, 3] by name, to TensorBoard."""
@@ -74,7 +74,7 @@ class MetricsLog:
 
 
 def append_lines(path: pathlib.Path) -> TextIO:
-    """Opens a file of lines to add to it; a last line that a crash has cut off goes first."""
+    """Opens a file to append lines to; a last line that a crash has cut off is removed first."""
     file = open(path, "ab+")  # noqa: SIM115
     end = file.tell()
     while end and (file.seek(end - 1), file.read(1))[1] != b"\n":
@@ -159,8 +159,8 @@ class Progress:
             self._bar.update(step - self._bar.n)
         elif time.monotonic() - self._said >= LINE_EVERY or step == self._total:
             self._said = time.monotonic()
-            done = max(step - self._start, 1)
-            left = (self._said - self._began) / done * (self._total - step)
+            steps_done = max(step - self._start, 1)
+            left = (self._said - self._began) / steps_done * (self._total - step)
             numbers = "  ".join(f"{name} {value}" for name, value in shown.items())
             line = f"{self._label}: step {step} of {self._total}  {numbers}  {clock(left)} left"
             print(line, file=self._stream, flush=True)

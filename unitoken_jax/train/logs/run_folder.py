@@ -18,8 +18,9 @@ log = logging.getLogger(__name__)
 
 
 class LogFolder:
-    """`path` is where to write, `url` where people find it: both are `workdir`, if that is no URL.
+    """The folder that logs are written to, `path`, and where people find them, `url`.
 
+    Both are `workdir` where that is a path. Where it is a URL, `path` is a local folder that goes at the end.
     Use as a context manager around the run, on every process: each sends what it has written.
     """
 
@@ -50,7 +51,7 @@ class LogFolder:
                 self._sent[file] = state
 
     def _files(self) -> dict[pathlib.Path, tuple[int, int]]:
-        """What changes with each file's content."""
+        """Size in bytes and time of the last change of each file in the local folder."""
         files = [file for file in sorted(self.path.rglob("*")) if file.is_file()]
         return {file: (file.stat().st_size, file.stat().st_mtime_ns) for file in files}
 

@@ -26,15 +26,16 @@ SEARCHED = 64  # first conversations of each validation set in which prompts and
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A held-out question, and the answer that the data has."""
+    """A held-out question, as a conversation of one turn, and the data's answer ("" where it has none)."""
 
-    asked: Conversation
+    conversation: Conversation
     truth: str
 
     @property
     def text(self) -> str:
         """The question, with a mark for each image."""
-        return "".join(part if isinstance(part, str) else "<|image|>" for part in self.asked.turns[0].parts)
+        (turn,) = self.conversation.turns
+        return "".join(part if isinstance(part, str) else "<|image|>" for part in turn.parts)
 
 
 class Samples:
@@ -61,8 +62,10 @@ class Samples:
             )
 
     def make(self, params: dict, step: int) -> dict[str, np.ndarray]:
-        """Draws and answers with `params` on every process; the first writes. uint8[H, W, 3] by name, for
-        TensorBoard."""
+        """Draws and answers with `params` on every process; the first one writes the folder of `step`.
+
+        Returns the images for TensorBoard, {name: uint8[H, W, 3]}.
+        """
         from unitoken_jax.unitoken import UniToken
 
         model = UniToken(
@@ -70,13 +73,14 @@ class Samples:
         )
         drawable = self.prompts and params.get("vqgan", {}).get("decoder")
         images = model.generate(self.prompts) if drawable else []
-        answers = model.answer([question.asked for question in self.questions]) if self.questions else []
+        conversations = [question.conversation for question in self.questions]
+        answers = model.answer(conversations) if conversations else []
         if jax.process_index() == 0:
             self._write(step, images, answers)
         return {f"samples/{i}": np.asarray(image) for i, image in enumerate(images)}
 
     def _write(self, step: int, images: list[Image.Image], answers: list[str]) -> None:
-        """The step's folder: complete, or not at all."""
+        """Writes the folder of `step`, complete or not at all."""
         folder = self._folder / f"step_{step:07d}"
         # A step that is done again after a crash may have one already.
         with atomic_folder(folder, replace=True) as staged:
@@ -91,8 +95,8 @@ class Samples:
             image.save(folder / f"{i}.png")
             lines += [f"![{_line(prompt)}]({i}.png) {_line(prompt)}", ""]
         for i, (question, answer) in enumerate(zip(self.questions, answers)):
-            for j, asked in enumerate(question.asked.images):
-                open_image(image_source(asked)).save(folder / f"question_{i}_{j}.png")
+            for j, image_part in enumerate(question.conversation.images):
+                open_image(image_source(image_part)).save(folder / f"question_{i}_{j}.png")
                 lines += [f"![](question_{i}_{j}.png)"]
             lines += [f"- asked: {_line(question.text)}", f"- answered: {_line(answer)}"]
             lines += [f"- in the data: {_line(question.truth)}"] if question.truth else []
@@ -101,7 +105,7 @@ class Samples:
 
 
 def _first_of(sources: Iterable) -> Iterator[Conversation]:
-    """The first conversations of validation sets, one of each by turns."""
+    """The first SEARCHED conversations of each validation set, taken from the sets by turns."""
     for row in range(SEARCHED):
         for source in sources:
             if row < len(source):
@@ -115,18 +119,20 @@ def _prompts_and_questions(
     prompts: dict[str, None] = {}
     questions: dict[str, Question] = {}
     for conversation in conversations:
-        asked, *answered = conversation.turns
-        parts = answered[0].parts if answered else ()
+        first_turn, *later_turns = conversation.turns
+        parts = later_turns[0].parts if later_turns else ()
         texts = [part for part in parts if isinstance(part, str)]
         text = len(texts) == len(parts)
-        question = Question(dataclasses.replace(conversation, turns=(asked,)), "".join(texts) if text else "")
+        alone = dataclasses.replace(conversation, turns=(first_turn,))
+        question = Question(alone, "".join(texts) if text else "")
         draws = not text or (not parts and question.text.startswith(TEXT_TO_IMAGE_INSTRUCTION))
         if not draws and len(questions) < count:
             questions.setdefault(conversation.source, question)
-        elif draws and not question.asked.images and len(prompts) < count:
+        elif draws and not question.conversation.images and len(prompts) < count:
             prompts.setdefault(question.text)
     return list(prompts), list(questions.values())
 
 
 def _line(text: str) -> str:
+    """`text` in one line."""
     return " ".join(text.split())
