@@ -8,7 +8,7 @@ import pytest
 from tests.helpers.tiny_model import CODES, noise, tiny_model, tiny_params
 from unitoken_jax import UniToken
 from unitoken_jax.generate import text
-from unitoken_jax.generate.image import encode_images
+from unitoken_jax.generate.vq import encode_images
 from unitoken_jax.sequence import build
 from unitoken_jax.sequence.conversation import make_conversation
 

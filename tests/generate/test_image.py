@@ -11,8 +11,8 @@ from tests.generate.test_decode import _full_logits
 from tests.helpers import compiles
 from tests.helpers.tiny_model import CONFIG, noise, tiny_model
 from unitoken_jax.generate.grammar import SAMPLE, image_grammar
-from unitoken_jax.generate.image import decode_codes, encode_images
 from unitoken_jax.generate.sampling import position_keys, sample, stream_keys
+from unitoken_jax.generate.vq import decode_codes, encode_images
 from unitoken_jax.sequence.build import build_text_to_image_prompt
 from unitoken_jax.unitoken import UniToken
 

@@ -19,8 +19,8 @@ from unitoken_jax.data import code_shards
 from unitoken_jax.data.code_shards import CodesError
 from unitoken_jax.data.codes import codes_path, read_codes
 from unitoken_jax.data.loader import Loader
-from unitoken_jax.generate.image import encode_images
 from unitoken_jax.generate.tokenize import tokenize
+from unitoken_jax.generate.vq import encode_images
 from unitoken_jax.sequence.image import discrete_crop, open_image
 
 

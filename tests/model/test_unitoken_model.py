@@ -11,7 +11,7 @@ import pytest
 from tests.helpers.networks import DECODER, MODEL, VQ, random_params
 from unitoken_jax.model.decoder import init_cache
 from unitoken_jax.model.init import abstract_params, init_params, init_vqgan
-from unitoken_jax.model.unitoken import UniTokenModel, insert_vq_tokens
+from unitoken_jax.model.unitoken import UniTokenModel, insert_codes, insert_vq_tokens
 from unitoken_jax.model.vqgan import VQModel
 
 T, PATCHES = 8, 9
@@ -119,8 +119,11 @@ def test_inserts_vq_tokens(params, online):
     code_ids = np.random.default_rng(4).permutation(VQ.codes).astype(np.int32) + 20
     filled = jax.jit(lambda batch: insert_vq_tokens(params, MODEL, code_ids, batch))(online)
     vq = VQModel(VQ)
-    latents = vq.apply({"params": params["vqgan"]}, online["images"].reshape(4, 4, 4, 3), method="encode")
-    codes = np.asarray(vq.apply({"params": params["vqgan"]}, latents, method="quantize")[1]).reshape(2, 8)
+    images = online["images"].reshape(4, 4, 4, 3)
+    latents = vq.apply({"params": params["vqgan"]}, images, method="encode")
+    codes = np.asarray(vq.apply({"params": params["vqgan"]}, latents, method="quantize")[1])
+    np.testing.assert_array_equal(vq.apply({"params": params["vqgan"]}, images, method="tokenize"), codes)
+    codes = codes.reshape(2, 8)
     assert len(np.unique(codes)) > 3
     for b, t in np.ndindex(2, T):
         index = online["code_index"][b, t]
@@ -129,6 +132,10 @@ def test_inserts_vq_tokens(params, online):
         expected = old if index < 0 else (here, here if old[1] != -1 else -1)
         assert (filled["tokens"][b, t], filled["labels"][b, t]) == expected
     assert set(filled) == set(online) - {"images", "code_index"}
+    on_host = insert_codes(online["tokens"], online["labels"], online["code_index"], codes, code_ids)
+    for name, rows in zip(("tokens", "labels"), on_host):
+        assert isinstance(rows, np.ndarray)
+        np.testing.assert_array_equal(rows, filled[name])
 
 
 def test_inserting_codes_leaves_other_batches(params, batch, online):

@@ -14,7 +14,7 @@ siglip = pytest.importorskip("transformers.models.siglip", reason="needs the par
 
 from tests.helpers.torch_weights import randomise  # noqa: E402
 from unitoken_jax.convert.from_torch import convert  # noqa: E402
-from unitoken_jax.generate.image import encode_images  # noqa: E402
+from unitoken_jax.generate.vq import encode_images  # noqa: E402
 from unitoken_jax.unitoken import UniToken  # noqa: E402
 
 pytestmark = pytest.mark.parity

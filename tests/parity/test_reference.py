@@ -19,7 +19,7 @@ from tests.helpers.torch_names import disassemble
 from unitoken_jax.config import Config, DataConfig, OptimizerConfig, ParameterGroup, TrainConfig
 from unitoken_jax.convert.from_torch import convert
 from unitoken_jax.data.packing import batch_of
-from unitoken_jax.generate.image import decode_codes, encode_images
+from unitoken_jax.generate.vq import decode_codes, encode_images
 from unitoken_jax.inspection.score import score
 from unitoken_jax.model.decoder import stack_layers
 from unitoken_jax.sequence import build

@@ -24,7 +24,7 @@ from unitoken_jax.config import DataConfig  # noqa: E402
 from unitoken_jax.convert.from_torch import convert  # noqa: E402
 from unitoken_jax.convert.to_torch import export  # noqa: E402
 from unitoken_jax.data.packing import batch_of  # noqa: E402
-from unitoken_jax.generate.image import encode_images  # noqa: E402
+from unitoken_jax.generate.vq import encode_images  # noqa: E402
 from unitoken_jax.inspection.score import score  # noqa: E402
 from unitoken_jax.model.decoder import stack_layers  # noqa: E402
 from unitoken_jax.sequence.build import build_example  # noqa: E402

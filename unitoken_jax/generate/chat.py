@@ -14,6 +14,7 @@ from PIL import Image
 from unitoken_jax.generate import decode, image, scheduler, text
 from unitoken_jax.generate.grammar import ImageGrammar
 from unitoken_jax.generate.runtime import Runtime
+from unitoken_jax.generate.vq import decode_codes
 from unitoken_jax.sequence.conversation import Conversation, GeneratedImage
 from unitoken_jax.sequence.vocabulary import Vocabulary
 
@@ -72,12 +73,13 @@ def chat(
     lead = model.tokenizer.encode(model.config.sequence.text_before_image) if draws else []
     answers = [_Answer(limit, max_images, lead, "image" if draws else "text") for _ in asked]
     clock, begin = decode.Clock(), model.tokenizer.vocabulary.begin_of_image
+    known: dict[bytes, np.ndarray] = {}  # codes of the questions' images, encoded in the first round
 
     def begun(mode: str) -> tuple[list[_Answer], list[decode.Prompt]]:
         """The answers that go on with `mode`, and what the model reads to do so."""
         numbers = [i for i, one in enumerate(answers) if one.mode == mode]
         parts = [answers[i].parts for i in numbers]
-        prompts = text.build_prompts(model, [asked[i] for i in numbers], batch, artist.codes, parts)
+        prompts = text.build_prompts(model, [asked[i] for i in numbers], batch, parts, known)
         return [answers[i] for i in numbers], prompts
 
     while any(one.mode != "over" for one in answers):
@@ -116,7 +118,7 @@ class _Answer:
 
 
 class _ImageGenerator:
-    """Reads and draws the images of a call."""
+    """Draws the images of a call."""
 
     def __init__(self, model: Runtime, seed: int, batch: int, *, size=None, **settings):
         unknown = settings.keys() - {"guidance", "top_k", "temperature", "speculate"}
@@ -128,14 +130,6 @@ class _ImageGenerator:
         self.model, self.seed, self.batch = model, seed, batch
         self.settings = image.resolve_settings(model.config, **settings)
         self.grammar = image.grammar_of(model, size)
-        self.known: dict[bytes, np.ndarray] = {}
-
-    def codes(self, crop: np.ndarray) -> np.ndarray:
-        """VQ codes int32[h, w] of a discrete crop uint8[H, W, 3]; each is read once, however many rounds."""
-        key = crop.tobytes()
-        if key not in self.known:
-            (self.known[key],) = image.encode_images(self.model, crop[None])
-        return self.known[key]
 
     def draw(self, prompts: Sequence[decode.Prompt], clock: decode.Clock) -> list[GeneratedImage]:
         """An image after each of `prompts`."""
@@ -152,9 +146,7 @@ class _ImageGenerator:
         ):
             ids[job] = tokens
         codes = self.grammar.codes(self.grammar.tokens(ids))
-        return [
-            GeneratedImage(*pair) for pair in zip(image.decode_codes(self.model, codes, self.batch), codes)
-        ]
+        return [GeneratedImage(*pair) for pair in zip(decode_codes(self.model, codes, self.batch), codes)]
 
 
 def _reply(model: Runtime, answer: _Answer, grammar: ImageGrammar, timing: decode.Timing) -> Reply:

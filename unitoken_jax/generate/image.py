@@ -5,7 +5,6 @@ ids are forced, then codes alone are chosen, with new-lines and end forced (refe
 """
 
 import dataclasses
-import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -21,7 +20,7 @@ from unitoken_jax.generate.grammar import SAMPLE, ImageGrammar, image_grammar
 from unitoken_jax.generate.runtime import Runtime
 from unitoken_jax.generate.sampling import check_sampling
 from unitoken_jax.generate.scheduler import BATCH
-from unitoken_jax.model.layers import to_pixels
+from unitoken_jax.generate.vq import decode_codes
 from unitoken_jax.sequence import build
 
 WINDOW = 16  # tokens a pass reads on an accelerator; the weights take longer to read than they to compute
@@ -214,39 +213,3 @@ def default_top_k(config: ModelConfig) -> int:
 
 def _prompt(model: Runtime, text: str) -> decode.Prompt:
     return text_prompt(build.build_text_to_image_prompt(text, model.tokenizer, model.config).tokens)
-
-
-def decode_codes(model: Runtime, codes: np.ndarray, batch: int = BATCH) -> list[Image.Image]:
-    """Images of VQ codes int32[M, h, w], `batch` at one time."""
-    model.require("vqgan/decoder", "decoding images")
-    groups = _in_groups(model, _pixels, np.asarray(codes, np.int32), batch)
-    return [Image.fromarray(one) for pixels in groups for one in pixels]
-
-
-@functools.partial(jax.jit, static_argnames=("vq",))
-def _pixels(vq, params, codes):
-    """uint8[B, H, W, 3] of codes int32[B, h, w]."""
-    return to_pixels(vq.apply({"params": params}, codes, method="decode"))
-
-
-def encode_images(model: Runtime, crops: np.ndarray, batch: int = BATCH) -> np.ndarray:
-    """VQ codes int32[M, h, w] of discrete crops uint8[M, H, W, 3]."""
-    model.require("vqgan/encoder", "reading discrete image tokens")
-    return np.concatenate(list(_in_groups(model, _codes, np.asarray(crops, np.uint8), batch)))
-
-
-@functools.partial(jax.jit, static_argnames=("vq",))
-def _codes(vq, params, crops):
-    latents = vq.apply({"params": params}, crops, method="encode")
-    return vq.apply({"params": params}, latents, method="quantize")[1]
-
-
-def _in_groups(model: Runtime, program: Callable, inputs: np.ndarray, batch: int) -> Iterator[np.ndarray]:
-    """What the VQ-GAN's `program` makes of `inputs` [M, ...], `batch` at one time, padded as compiled."""
-    for start in range(0, len(inputs), batch):
-        group = inputs[start : start + batch]
-        padded = np.zeros((model.rows(len(group)), *group.shape[1:]), inputs.dtype)
-        padded[: len(group)] = group
-        yield model.fetch(model.run(program, model.vq, model.vq_params, model.shard_batch(padded)))[
-            : len(group)
-        ]

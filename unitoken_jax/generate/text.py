@@ -8,13 +8,12 @@ from typing import NamedTuple
 import numpy as np
 
 from unitoken_jax.generate import decode, scheduler
-from unitoken_jax.generate.image import encode_images
 from unitoken_jax.generate.runtime import Runtime
 from unitoken_jax.generate.sampling import check_sampling
 from unitoken_jax.generate.scheduler import BATCH
+from unitoken_jax.generate.vq import encode_example_images
 from unitoken_jax.sequence import build
 from unitoken_jax.sequence.conversation import Conversation, make_conversation
-from unitoken_jax.sequence.sequence_writer import CodeLookup
 
 LEAST_ROOM = 32
 STREAMED = 4  # tokens between two pieces of a streamed answer
@@ -154,31 +153,24 @@ def build_prompts(
     model: Runtime,
     conversations: Sequence,
     batch: int,
-    codes: CodeLookup | None = None,
     begun: Sequence[Sequence] | None = None,
+    known: dict[bytes, np.ndarray] | None = None,
 ) -> list[decode.Prompt]:
-    """Every conversation as the model reads it, its images' codes made on the device unless `codes` has
-    them. `begun`: each answer's parts so far (`sequence.prompt`)."""
+    """Every conversation as the model reads it, its images encoded, `batch` at one time.
+
+    `begun`: the parts of each answer so far (`sequence.build.build_prompt`). `known`: codes of images that
+    earlier calls have encoded (`vq.encode_example_images`).
+    """
     examples = []
     for number, parts in enumerate(conversations):
         answer = begun[number] if begun else ()
         examples.append(
-            build.build_prompt(as_asked(parts, number), model.tokenizer, model.config, codes, answer=answer)
+            build.build_prompt(as_asked(parts, number), model.tokenizer, model.config, answer=answer)
         )
     if any(len(example.crops) for example in examples):
         model.require("siglip", "reading images")
-    images = [example.images for example in examples if len(example.images)]
-    made = encode_images(model, np.concatenate(images), batch) if images else np.zeros(0, np.int32)
-    prompts, used = [], 0
-    for example in examples:
-        tokens = example.tokens
-        if len(example.images):
-            own = made[used : used + len(example.images)].reshape(-1)
-            used += len(example.images)
-            code = own[np.maximum(example.code_index, 0)]
-            tokens = np.where(example.code_index < 0, tokens, model.tokenizer.vocabulary.code_ids[code])
-        prompts.append(decode.Prompt(tokens, example.image_feature_index, example.crops))
-    return prompts
+    examples = encode_example_images(model, examples, batch, known)
+    return [decode.Prompt(example.tokens, example.image_feature_index, example.crops) for example in examples]
 
 
 def as_asked(parts, number: int) -> Conversation:

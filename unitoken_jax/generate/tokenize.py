@@ -17,8 +17,9 @@ from unitoken_jax.data.codes import codes_name, codes_needed, codes_path, crop_t
 from unitoken_jax.data.image_store import name_hash
 from unitoken_jax.data.index import data_digest, index_folder
 from unitoken_jax.data.readers import kind_of
-from unitoken_jax.generate.image import BATCH, encode_images
 from unitoken_jax.generate.runtime import Runtime
+from unitoken_jax.generate.scheduler import BATCH
+from unitoken_jax.generate.vq import encode_images
 from unitoken_jax.sequence.conversation import ConversationError, ImageFile, parse_conversation
 from unitoken_jax.sequence.image import ImageError
 from unitoken_jax.storage.atomic import save_array

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unitoken_jax.batch import NO_INDEX
-from unitoken_jax.generate.image import encode_images
+from unitoken_jax.generate.vq import encode_example_images
 from unitoken_jax.model.decoder import DecoderBlock
 from unitoken_jax.model.layers import apply_rope, rope_table
 from unitoken_jax.sequence import build
@@ -18,11 +18,9 @@ def example_of(model, *turns) -> Example:
 
     The discrete tokens of its images are filled in.
     """
-
-    def codes(crop: np.ndarray) -> np.ndarray:
-        return np.asarray(encode_images(model, crop[None]))[0]
-
-    return build.build_example(make_conversation(list(turns)), model.tokenizer, model.config, codes)
+    example = build.build_example(make_conversation(list(turns)), model.tokenizer, model.config)
+    (example,) = encode_example_images(model, [example], 1)
+    return example
 
 
 def attention_weights(model, example: Example) -> np.ndarray:

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from unitoken_jax.batch import Batch
 from unitoken_jax.config import DataConfig, ModelConfig
 from unitoken_jax.data.packing import batch_of
-from unitoken_jax.generate.image import encode_images
+from unitoken_jax.generate.vq import encode_example_images
 from unitoken_jax.sequence import build
 from unitoken_jax.sequence.conversation_file import read_conversations
 from unitoken_jax.sequence.example import Example
@@ -34,7 +33,8 @@ def score(model: UniToken | str | os.PathLike, data: str | os.PathLike) -> Itera
     model = model if isinstance(model, UniToken) else UniToken.load(model)
     params = model.network_params
     for index, conversation in enumerate(read_conversations(data)):
-        example = build.build_example(conversation, model.tokenizer, model.config, codes=_codes(model))
+        example = build.build_example(conversation, model.tokenizer, model.config)
+        (example,) = encode_example_images(model, [example], 1)
         row = _row(example, model.config)
         sums = jax.device_get(model.run(_sums, model.module, params, row))
         count = int(sums.count.sum())
@@ -55,14 +55,6 @@ def score_file(
     out = pathlib.Path(out)
     out.write_text("".join(lines), encoding="utf-8")
     return out
-
-
-def _codes(model: UniToken):
-    def codes(crop: np.ndarray) -> np.ndarray:
-        model.require("vqgan/encoder", "reading images")
-        return encode_images(model, crop[None], 1)[0]
-
-    return codes
 
 
 def _row(example: Example, config: ModelConfig) -> Batch:

@@ -91,6 +91,24 @@ class UniTokenModel(nn.Module):
         return self.decoder.extend(self.embed(tokens, image_feature_index, features), positions, cache)
 
 
+def insert_codes(tokens, labels, code_index, codes, code_ids) -> tuple[Any, Any]:
+    """VQ codes into token rows: (`tokens`, `labels`) with the codes' ids where `code_index` points.
+
+    Works on numpy arrays on the host and on (traced) jax arrays alike.
+
+    Args:
+      tokens: int32[..., T].
+      labels: int32[..., T]; what is not learnt (NO_LABEL) stays so.
+      code_index: int32[..., T]; which of the row's codes goes here, NO_INDEX: none.
+      codes: int32[..., K]; the row's codes, those of all its images one after another.
+      code_ids: int32[codes]; the token id of each code.
+    """
+    xp = codes.__array_namespace__()
+    ids = xp.take_along_axis(xp.asarray(code_ids)[codes], xp.maximum(code_index, 0), axis=-1)
+    learnt = (code_index >= 0) & (labels != NO_LABEL)
+    return xp.where(code_index >= 0, ids, tokens), xp.where(learnt, ids, labels)
+
+
 def insert_vq_tokens(params, config: ModelConfig, code_ids: jax.Array, batch):
     """Encodes a batch's `images` and puts the codes' token ids where `code_index` points; pure.
 
@@ -107,16 +125,11 @@ def insert_vq_tokens(params, config: ModelConfig, code_ids: jax.Array, batch):
         return batch
     model = VQModel(config.vq)
 
-    def encode(images: jax.Array) -> jax.Array:
-        latents = model.apply({"params": params["vqgan"]}, images, method="encode")
-        quantized: Any = model.apply({"params": params["vqgan"]}, latents, method="quantize")
-        return quantized[1].reshape(B, -1)
+    def tokenize(images: jax.Array) -> jax.Array:
+        codes: Any = model.apply({"params": params["vqgan"]}, images, method="tokenize")
+        return codes.reshape(B, -1)
 
     # One image of every row at a time: at 512 px each needs half a gigabyte for its activations.
-    codes = jax.lax.map(encode, images.swapaxes(0, 1)).swapaxes(0, 1).reshape(B, -1)
-    ids = jnp.asarray(code_ids)[codes]
-    ids = jnp.take_along_axis(ids, jnp.maximum(index, 0), axis=1)
-    learnt = (index >= 0) & (batch["labels"] != NO_LABEL)
-    batch["tokens"] = jnp.where(index >= 0, ids, batch["tokens"])
-    batch["labels"] = jnp.where(learnt, ids, batch["labels"])
+    codes = jax.lax.map(tokenize, images.swapaxes(0, 1)).swapaxes(0, 1).reshape(B, -1)
+    batch["tokens"], batch["labels"] = insert_codes(batch["tokens"], batch["labels"], index, codes, code_ids)
     return batch

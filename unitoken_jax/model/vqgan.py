@@ -241,6 +241,10 @@ class VQModel(nn.Module):
         codes = jnp.argmin(distances, axis=-1).astype(jnp.int32)
         return jnp.take(book, codes, axis=0), codes
 
+    def tokenize(self, images: jax.Array) -> jax.Array:
+        """Codes int32[B, h, w] of images uint8[B, H, W, 3], normalised here (or as `encode` takes them)."""
+        return self.quantize(self.encode(images))[1]
+
     def decode(self, latents: jax.Array) -> jax.Array:
         """Vectors float[B, h, w, E] (quantized or not) or codes int[B, h, w] -> [B, H, W, 3], ~[-1, 1]."""
         if jnp.issubdtype(latents.dtype, jnp.integer):
