@@ -36,22 +36,25 @@ def write_page(path: str | os.PathLike, title: str, body: Iterable[str]) -> None
 
 
 def heading(text: str) -> str:
+    """A heading of the second order."""
     return f"<h2>{html.escape(text)}</h2>"
 
 
 def paragraph(text: str) -> str:
+    """A paragraph of plain text."""
     return f"<p>{html.escape(text)}</p>"
 
 
 def table(header: Sequence, rows: Iterable[Sequence]) -> str:
-    """Cells of any type, as their text."""
+    """A table; cells of any type are shown as their text."""
     lines = ["".join(f"<th>{html.escape(str(cell))}</th>" for cell in header)]
     lines += ["".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in rows]
     return "<table>" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
 
-def cards(made: Iterable[str]) -> str:
-    return '<div class="cards">' + "\n".join(made) + "</div>"
+def cards(html_cards: Iterable[str]) -> str:
+    """Cards (`card`) side by side, as many in a row as fit."""
+    return '<div class="cards">' + "\n".join(html_cards) + "</div>"
 
 
 def card(jpegs: Sequence[str], lines: Mapping[str, str], verdict: str = "") -> str:

@@ -19,7 +19,7 @@ from unitoken_jax.storage.atomic import write_text
 from unitoken_jax.storage.paths import as_path
 
 FORMAT = 1
-MAY_DIFFER = ("versions", "device")  # from a recipe that is repeated: said, not refused
+MAY_DIFFER = ("versions", "device")  # Keys in which a repeated run may differ: it is told, not refused.
 
 
 def weights_id(model: str | os.PathLike) -> dict:
@@ -98,29 +98,38 @@ def load(path: str | os.PathLike) -> dict:
     return recipe
 
 
-def check_same(expected: Mapping, found: Mapping, where: str, may_differ: tuple[str, ...] = ()) -> list[str]:
-    """Raises ValueError where `found` is not the recipe `expected` of `where`; lines on what may differ."""
-    lines: list[str] = []
+def check_same(
+    expected: Mapping, actual: Mapping, source: str, may_differ: tuple[str, ...] = ()
+) -> list[str]:
+    """Lines on how the recipe `actual` differs from `expected`, which `source` names, in what may differ.
+
+    `may_differ` are top-level keys. Raises ValueError where anything else differs, apart from names of files
+    and models.
+    """
+    refused: list[str] = []
     notes: list[str] = []
-    for key, (old, new) in sorted(differences(expected, found).items()):
+    for key, (old, new) in sorted(differences(expected, actual).items()):
         # A file may be called otherwise as long as it holds the same; a model may, and come from other files.
         if key.startswith(("model.name", "model.weights.sources")) or (
             key.startswith("data.") and key.endswith(".file")
         ):
             continue
-        destination = notes if key.split(".")[0] in may_differ else lines
+        destination = notes if key.split(".")[0] in may_differ else refused
         destination.append(f"{key}: {old!r} there, {new!r} here")
-    if lines:
-        raise ValueError(f"{where} is another run's:\n  " + "\n  ".join(lines))
+    if refused:
+        raise ValueError(f"{source} is another run's:\n  " + "\n  ".join(refused))
     return notes
 
 
-def settings_of(recipe: Mapping, given: Mapping, where: str) -> dict:
-    """The recipe's settings. ValueError where one of `given` (None: not given) says something else."""
-    for key, value in given.items():
+def settings_of(recipe: Mapping, choices: Mapping, source: str) -> dict:
+    """The settings of `recipe`, which `source` names.
+
+    Raises ValueError where one of `choices`, None where the user gave none, says something else.
+    """
+    for key, value in choices.items():
         if value is not None and recipe["settings"].get(key) != value:
             raise ValueError(
-                f"{key} {value!r} was asked for, but {where} says {recipe['settings'].get(key)!r}: "
+                f"{key} {value!r} was asked for, but {source} says {recipe['settings'].get(key)!r}: "
                 "leave one of them out"
             )
     return dict(recipe["settings"])

@@ -45,12 +45,12 @@ def find_benchmark(name: str) -> Benchmark:
 
     Raises ValueError listing what there is for an unknown name.
     """
-    wanted = name.casefold()
+    folded = name.casefold()
     for benchmark in BENCHMARKS:
-        if wanted in (known.casefold() for known in (benchmark.name, *benchmark.aliases)):
+        if folded in (spelling.casefold() for spelling in (benchmark.name, *benchmark.aliases)):
             return benchmark
-    known = [known for benchmark in BENCHMARKS for known in (benchmark.name, *benchmark.aliases)]
-    near = difflib.get_close_matches(name, known, n=1)
+    spellings = [spelling for benchmark in BENCHMARKS for spelling in (benchmark.name, *benchmark.aliases)]
+    near = difflib.get_close_matches(name, spellings, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     questions = ", ".join(benchmark.name for benchmark in UNDERSTANDING_BENCHMARKS)
     images = ", ".join(benchmark.name for benchmark in DRAWING_BENCHMARKS)
@@ -73,14 +73,13 @@ def find_understanding(name: str, *files: str | os.PathLike) -> tuple[Understand
 
     The data set is the one that is `name`, else the one that the names of `files` (D.tsv, or MODEL_D.tsv)
     end with, else the benchmark's usual one. Raises ValueError as `find_benchmark`, and where a file bears
-    another
-    benchmark's or data set's name: many have the same columns, and would be scored by wrong rules without a
-    word.
+    another benchmark's or data set's name: many have the same columns, and would be scored by wrong rules
+    without a word.
     """
     benchmark = find_benchmark(name)
     if not isinstance(benchmark, UnderstandingBenchmark):
         raise ValueError(f"{name!r} is no benchmark of questions about images, but of images to draw")
-    by_name = {known.casefold(): known for known in benchmark.datasets}
+    by_name = {spelling.casefold(): spelling for spelling in benchmark.datasets}
     # A name that is both the benchmark's and a data set's leaves the choice to the files.
     chosen = name.casefold() != benchmark.name.casefold()
     dataset = by_name[name.casefold()] if chosen else benchmark.datasets[0]
@@ -90,10 +89,10 @@ def find_understanding(name: str, *files: str | os.PathLike) -> tuple[Understand
             chosen |= named is not None
             continue
         if chosen or named not in benchmark.datasets:
-            wanted = dataset if chosen else benchmark.name
+            requested = dataset if chosen else benchmark.name
             raise ValueError(
-                f"{file} bears the name of {named}, but {wanted} was asked for: give --benchmark {named}, or "
-                "rename the file if its name is wrong"
+                f"{file} bears the name of {named}, but {requested} was asked for: "
+                f"give --benchmark {named}, or rename the file if its name is wrong"
             )
         dataset, chosen = named, True
     return benchmark, dataset

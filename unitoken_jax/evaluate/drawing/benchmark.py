@@ -50,8 +50,7 @@ class DrawingBenchmark(Benchmark):
 
         `rewritten`: a file of what to draw instead, one prompt a line in the same order, as text or as JSON
         (a string, or an object with "prompt"). Raises PromptError naming file and line, also where the two
-        files
-        have different numbers of prompts.
+        files have different numbers of prompts.
         """
         number = self.number if number is None else number
         prompts = [self.prompt_at(line, number) for line in read_lines(pathlib.Path(data))]

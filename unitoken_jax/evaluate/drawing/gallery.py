@@ -81,7 +81,7 @@ def _scores(run_folder: pathlib.Path, benchmark: DrawingBenchmark) -> dict[str, 
 
 
 def _beside_paper(benchmark: DrawingBenchmark, scores: Mapping[str, float]) -> tuple[list, list]:
-    """Header and rows."""
+    """Header and rows of the table of scores, here and in the paper."""
     rows = []
     for name in dict.fromkeys((*benchmark.paper, *scores)):
         here = f"{scores[name]:.4f}" if name in scores else "by its authors' scorer"
@@ -90,19 +90,20 @@ def _beside_paper(benchmark: DrawingBenchmark, scores: Mapping[str, float]) -> t
 
 
 def _cards(image_root: pathlib.Path, shown: Sequence[tuple], verdicts: Mapping[str, dict]) -> str:
+    """HTML of a card for each (prompt, files) of `shown`, with the verdicts (by file) on its images."""
     cards = []
     for prompt, files in shown:
         images = []
         for file in files:
             with Image.open(image_root / file) as image:
                 images.append(page.small_jpeg(image))
-        known = [verdicts[file] for file in files if file in verdicts]
+        file_verdicts = [verdicts[file] for file in files if file in verdicts]
         lines = {"prompt": prompt.text}
-        if reasons := [reason for verdict in known for reason in verdict.get("reasons", ())]:
+        if reasons := [reason for verdict in file_verdicts for reason in verdict.get("reasons", ())]:
             lines["not as asked"] = "; ".join(reasons)
-        if scores := [f"{verdict['score']:.3f}" for verdict in known if "score" in verdict]:
+        if scores := [f"{verdict['score']:.3f}" for verdict in file_verdicts if "score" in verdict]:
             lines["score"] = ", ".join(scores)
-        judged = [verdict["ok"] for verdict in known if "ok" in verdict]
+        judged = [verdict["ok"] for verdict in file_verdicts if "ok" in verdict]
         verdict = "" if not judged else "right" if all(judged) else "wrong"
         cards.append(page.card(images, lines, verdict))
     return page.cards(cards)

@@ -25,7 +25,7 @@ def draw_benchmark(
     *,
     rewritten: str | os.PathLike | None = None,
     recipe: str | os.PathLike | None = None,
-    **given,
+    **choices,
 ) -> list[str]:
     """Draws every prompt of file `data` with model directory `model`; lines for the user.
 
@@ -42,7 +42,7 @@ def draw_benchmark(
     Raises ValueError for what cannot be used.
     """
     earlier = None if recipe is None else recipes.load(recipe)
-    drawing, settings = _choose(benchmark, earlier, str(recipe), given)
+    drawing, settings = _choose(benchmark, earlier, str(recipe), choices)
     if not isinstance(settings["number"], int) or settings["number"] < 1:
         raise ValueError(f"number is {settings['number']}; expected at least 1 image a prompt")
     prompts = drawing.read(data, settings["number"], rewritten)
@@ -55,11 +55,11 @@ def draw_benchmark(
     if rewritten is not None:
         files["rewritten"] = pathlib.Path(rewritten)
     template = {"lead": TEXT_TO_IMAGE_INSTRUCTION}
-    this = recipes.make(drawing.name, pathlib.Path(data).stem, files, template, settings, str(model))
-    notes = [] if earlier is None else recipes.check_same(earlier, this, str(recipe), recipes.MAY_DIFFER)
+    current = recipes.make(drawing.name, pathlib.Path(data).stem, files, template, settings, str(model))
+    notes = [] if earlier is None else recipes.check_same(earlier, current, str(recipe), recipes.MAY_DIFFER)
     out = pathlib.Path(out)
     run_folder = drawing.run_folder(data, out)
-    _write_recipe(run_folder / "recipe.json", this)
+    _write_recipe(run_folder / "recipe.json", current)
     write_drawn(run_folder, prompts)
     count = drawing.run(loaded, prompts, out, run_folder / ".part.png", settings)
     total = sum(len(prompt.files) for prompt in prompts)
@@ -79,46 +79,49 @@ def draw_benchmark(
 
 
 def _choose(
-    benchmark: str | None, earlier: Mapping | None, recipe: str, given: Mapping
+    benchmark: str | None, earlier: Mapping | None, recipe: str, choices: Mapping
 ) -> tuple[DrawingBenchmark, dict]:
-    """The benchmark, and the settings as far as they are known without the model, None where not."""
+    """The benchmark, and the settings; those that only the model knows are None.
+
+    `earlier` is the recipe to repeat, from file `recipe`; None: a run of its own.
+    """
     if earlier is not None:
         drawing = find_drawing(earlier["benchmark"])
         if benchmark is not None and find_drawing(benchmark) is not drawing:
             raise ValueError(f"{recipe} is for {earlier['benchmark']}, not for {benchmark}")
-        return drawing, recipes.settings_of(earlier, given, recipe)
+        return drawing, recipes.settings_of(earlier, choices, recipe)
     if benchmark is None:
         raise ValueError("which benchmark? give its name, or an earlier run's recipe")
     drawing = find_drawing(benchmark)
-    settings = {name: given.get(name) for name in CHOICES}
+    settings = {name: choices.get(name) for name in CHOICES}
     if settings["number"] is None:
         settings["number"] = drawing.number
     return drawing, settings
 
 
-def _settings(benchmark: DrawingBenchmark, model, chosen: Mapping) -> dict:
-    """`chosen` with the paper's and the model's values where it is None."""
+def _settings(benchmark: DrawingBenchmark, model, choices: Mapping) -> dict:
+    """The settings of a run: `choices`, and where they are None the paper's or the model's values."""
     from unitoken_jax.generate.image import default_top_k
 
-    own = model.config.generation
+    generation = model.config.generation
     default = {
         "seed": 0,
-        "guidance": own.guidance if benchmark.guidance is None else benchmark.guidance,
+        "guidance": generation.guidance if benchmark.guidance is None else benchmark.guidance,
         "top_k": default_top_k(model.config),
-        "temperature": own.temperature,
+        "temperature": generation.temperature,
         "batch": BATCH,
     }
-    settings = {name: default[name] if value is None else value for name, value in chosen.items()}
+    settings = {name: default[name] if value is None else value for name, value in choices.items()}
     size = list(model.config.sequence.image_size)
     return settings | {"size": size, "dtype": str(model.module.dtype)}
 
 
-def _write_recipe(path: pathlib.Path, made: Mapping) -> None:
+def _write_recipe(path: pathlib.Path, recipe: Mapping) -> None:
     """Writes the recipe before the first image; ValueError where another run's images are there."""
     if path.exists():
-        recipes.check_same(recipes.load(path), made, f"{path.parent} (choose another --out)")
+        recipes.check_same(recipes.load(path), recipe, f"{path.parent} (choose another --out)")
     path.parent.mkdir(parents=True, exist_ok=True)
-    recipes.write_json(path, made)
+    recipes.write_json(path, recipe)
 
 
 def _check(model: str | os.PathLike, prompts: Sequence[BenchmarkPrompt]) -> None:

@@ -76,13 +76,13 @@ class T2ICompBench(DrawingBenchmark):
         files = [file for prompt in prompts for file in prompt.files]
         try:
             entries = json.loads(read_scores(scores))
-            given = [(int(entry["question_id"]), float(entry["answer"])) for entry in entries]
+            numbered_scores = [(int(entry["question_id"]), float(entry["answer"])) for entry in entries]
         except (ValueError, KeyError, TypeError) as error:
             raise ScoresError(
                 f'{scores}: expected [{{"question_id": 0, "answer": 0.5}}, ...] ({error!r})'
             ) from None
         values: dict[int, float] = {}
-        for number, value in given:
+        for number, value in numbered_scores:
             if not 0 <= number < len(files):
                 raise ScoresError(
                     f"{scores}: question_id {number}, but the run has {len(files)} images, from 0"

@@ -24,10 +24,16 @@ def answer_rows(
     journal: pathlib.Path,
     recipe: Mapping,
 ) -> list[tuple[str, bool]]:
-    """(answer, whether the model ended it) of rows 0 .. `rows` - 1; `conversation(row)` says what is asked.
+    """(answer, whether the model ended it) of every row.
 
-    `model`: a UniToken; how it answers is the recipe's `settings`. Raises ValueError where `journal` belongs
-    to a run with another recipe.
+    Args:
+        model: a UniToken.
+        conversation: the question of a row, by its number.
+        rows: how many rows there are.
+        journal: the file that chunks of answers are kept in.
+        recipe: what the journal must belong to; its `settings` say how the model answers.
+
+    Raises ValueError where `journal` belongs to a run with another recipe.
     """
     settings = {name: value for name, value in recipe["settings"].items() if name != "dtype"}
     answers = _resume(journal, recipe, rows)
@@ -37,8 +43,8 @@ def answer_rows(
         with tqdm(total=rows, initial=len(answers), unit="question", disable=None) as bar:
             while len(answers) < rows:
                 start = len(answers)
-                asked = [conversation(row) for row in range(start, min(start + CHUNK, rows))]
-                replies = model.reply(asked, **settings)
+                conversations = [conversation(row) for row in range(start, min(start + CHUNK, rows))]
+                replies = model.reply(conversations, **settings)
                 chunk = [(reply.text, reply.complete) for reply in replies]
                 _append(file, {"start": start, "answers": chunk})
                 answers += chunk
@@ -47,6 +53,7 @@ def answer_rows(
 
 
 def _append(file, entry: Mapping) -> None:
+    """Writes a line of the journal, and returns when it is on disk."""
     file.write(json.dumps(entry, ensure_ascii=False) + "\n")
     file.flush()
     os.fsync(file.fileno())
@@ -64,7 +71,7 @@ def _resume(journal: pathlib.Path, recipe: Mapping, rows: int) -> list[tuple[str
             if entry is None:
                 break
             if whole == 0:
-                recipes.check_same(entry["recipe"], json.loads(json.dumps(recipe)), _where(journal))
+                recipes.check_same(entry["recipe"], json.loads(json.dumps(recipe)), _advice(journal))
             elif entry["start"] != len(answers) or len(answers) + len(entry["answers"]) > rows:
                 break
             else:
@@ -74,7 +81,8 @@ def _resume(journal: pathlib.Path, recipe: Mapping, rows: int) -> list[tuple[str
     return answers
 
 
-def _where(journal: pathlib.Path) -> str:
+def _advice(journal: pathlib.Path) -> str:
+    """Names the journal in an error, with what to do about it."""
     return f"{journal} (remove it to start anew, or choose another --out)"
 
 

@@ -39,15 +39,18 @@ CHOICE_COLUMNS = ("A", "B", "answer")
 class UnderstandingBenchmark(Benchmark):
     """A benchmark of questions; its own rules are `score_answers`, and `question_text` if it asks otherwise.
 
-    `datasets`: VLMEvalKit's names of its files, the usual one first; `group`: the paper's average it enters;
-    `columns`: needed besides `index`, `question` and `image`; `paper`: the scores of UniToken after stages II
-    and III, None where the paper has none; `per_point`: what its score is divided by to lie in 0..100;
-    `unanswered`: the data sets whose public file holds no answers, as they go to the benchmark's server.
+    Args:
+        datasets: VLMEvalKit's names of its files, the usual one first.
+        group: the average of the paper's tables that it enters.
+        columns: those it needs besides `index`, `question` and `image`.
+        paper: the scores of UniToken after stages II and III; None where the paper has none.
+        per_point: what its score is divided by to lie in 0..100.
+        unanswered: the data sets whose public file holds no answers, as they go to the benchmark's server.
     """
 
     verb: ClassVar[str] = "run"
-    needs_judge: ClassVar[bool] = False  # whether the benchmark's own score needs an LLM judge
-    answers_are_choices: ClassVar[bool] = True  # whether it means something to count equal answers
+    needs_judge: ClassVar[bool] = False  # Whether the benchmark's own score needs an LLM judge.
+    answers_are_choices: ClassVar[bool] = True  # Whether counting equal answers makes sense.
 
     datasets: tuple[str, ...]
     group: Group

@@ -14,9 +14,10 @@ _LONGEST = 600  # Characters of a text that are shown.
 
 
 def choose(table: Table, scored: Scored, images: Callable[[int], Sequence[Image.Image]] | None) -> list[dict]:
-    """The first MAX_OF_KIND rows of every kind, in the file's order; not the best, not the worst.
+    """The first MAX_OF_KIND rows of every kind ("right", "wrong", ...), in the file's order.
 
-    `images(row)` opens a row's images; None where there are none at hand. Plain values, for JSON.
+    `images(row)` opens a row's images; None where there are none at hand. Each example is a dict of plain
+    values, for JSON: `kind`, `images` (small JPEGs in base64), and `lines`, {label: text}.
     """
     kinds: dict[str, list[int]] = {"right": [], "wrong": [], "names no single option": [], "for a judge": []}
     for row, (match, hit) in enumerate(zip(scored.matches, scored.hits)):

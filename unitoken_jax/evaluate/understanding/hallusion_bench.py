@@ -22,10 +22,10 @@ class HallusionBench(UnderstandingBenchmark):
         matches, hits = match_yes_nos(table)
         figures, questions = defaultdict(list), defaultdict(list)
         for number, row in enumerate(table.rows):
-            pieces = row[INDEX].split("_")
-            if len(pieces) < 6:
+            fields = row[INDEX].split("_")
+            if len(fields) < 6:
                 raise table.fault(number, INDEX, "expected at least six parts between underscores")
-            group, figure, question = pieces[3:6]
+            group, figure, question = fields[3:6]
             figures[row["l2-category"], group, figure].append(hits[number])
             questions[row["l2-category"], group, question].append(hits[number])
         parts = {

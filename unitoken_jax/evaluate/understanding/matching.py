@@ -31,6 +31,7 @@ def match_option(answer: str, options: Mapping[str, str]) -> str | None:
 
 
 def _letter(answer: str, options: Mapping[str, str]) -> str | None:
+    """The one option letter among the last words of `answer`, REFUSED for a refusal, else None."""
     if _FAILED in answer:
         return None
     if any(refusal in answer for refusal in _REFUSALS):
@@ -43,10 +44,11 @@ def _letter(answer: str, options: Mapping[str, str]) -> str | None:
 
 
 def _option_text(answer: str, options: Mapping[str, str]) -> str | None:
+    """The letter of the one option whose text stands in `answer`, if that is not much longer; else None."""
     if len(answer) > 2 * sum(len(text) for text in options.values()):
         return None
-    found = [letter for letter, text in options.items() if text.lower() in answer.lower()]
-    return found[0] if len(found) == 1 else None
+    letters = [letter for letter, text in options.items() if text.lower() in answer.lower()]
+    return letters[0] if len(letters) == 1 else None
 
 
 def match_yes_no(answer: str) -> str | None:

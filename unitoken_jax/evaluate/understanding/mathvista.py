@@ -10,7 +10,7 @@ from unitoken_jax.evaluate.understanding.prompts import Template
 from unitoken_jax.evaluate.understanding.scoring import JUDGE, Scored, by_column, mean
 from unitoken_jax.evaluate.understanding.table import PREDICTION, QUESTION, Table, literal_list
 
-LOWER_BOUND = "no-judge, a lower bound"  # The part of a result that needs no judge.
+LOWER_BOUND = "no-judge, a lower bound"  # Name of the score over rows that need no judge.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +23,9 @@ class MathVista(UnderstandingBenchmark):
         return row[QUESTION]  # It already says how to answer.
 
     def score_answers(self, table: Table) -> Scored:
-        """What can be told without a judge: options, and predictions that are a number and nothing else."""
-        told = [_match_row(table, number) for number in range(len(table.rows))]
-        matches, hits = [match for match, _ in told], [hit for _, hit in told]
+        """Options are matched, numbers compared; whatever else was predicted is left for a judge."""
+        outcomes = [_match_row(table, number) for number in range(len(table.rows))]
+        matches, hits = [match for match, _ in outcomes], [hit for _, hit in outcomes]
         left = matches.count(JUDGE)
         parts = {LOWER_BOUND: mean(hits)} | by_column(table, "task", range(len(hits)), hits)
         return Scored(None, parts, matches, hits, [f"{left} of {len(hits)} rows need an LLM judge"])
@@ -44,6 +44,10 @@ MATH_VISTA = MathVista(
 
 
 def _match_row(table: Table, number: int) -> tuple[str, bool]:
+    """(what row `number`'s prediction is taken for, or JUDGE; whether that is right).
+
+    Raises TableError for a row whose type or right answer is not MathVista's.
+    """
     row = table.rows[number]
     if row["question_type"] == "multi_choice":
         choices = literal_list(table, number, "choices")
@@ -57,16 +61,16 @@ def _match_row(table: Table, number: int) -> tuple[str, bool]:
         raise table.fault(
             number, "question_type", f"{row['question_type']!r}; expected multi_choice or free_form"
         )
-    kinds: dict[str, Callable] = {"integer": int, "float": float}
-    if row["answer_type"] not in kinds:
+    number_types: dict[str, Callable] = {"integer": int, "float": float}
+    if row["answer_type"] not in number_types:
         return JUDGE, False
-    kind = kinds[row["answer_type"]]
+    number_type = number_types[row["answer_type"]]
     try:
-        gold = kind(row["answer"])
+        gold = number_type(row["answer"])
     except ValueError:
         raise table.fault(number, "answer", f"{row['answer']!r} is no {row['answer_type']}") from None
     try:
-        hit = kind(row[PREDICTION]) == gold
+        hit = number_type(row[PREDICTION]) == gold
     except ValueError:
         hit = False
     return (row[PREDICTION], True) if hit else (JUDGE, False)

@@ -48,9 +48,9 @@ class Mme(UnderstandingBenchmark):
                         "image_path",
                         f"{len(numbers)} questions about {path!r}; MME asks two an image",
                     )
-            own = [hits[number] for numbers in by_image.values() for number in numbers]
+            category_hits = [hits[number] for numbers in by_image.values() for number in numbers]
             both = [all(hits[number] for number in numbers) for numbers in by_image.values()]
-            points[category] = mean(own) + mean(both)
+            points[category] = mean(category_hits) + mean(both)
         parts, notes = {}, []
         for name, categories in (("perception", PERCEPTION), ("reasoning", REASONING)):
             if all(category in points for category in categories):

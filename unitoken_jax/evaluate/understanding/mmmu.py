@@ -30,17 +30,21 @@ class Mmmu(UnderstandingBenchmark):
         if not _IMAGE_MARK.search(text):
             return [*images, text]
         parts: list[str | Image.Image] = []
-        for order, piece in enumerate(_IMAGE_MARK.split(text)):  # text, number, text, number, ..., text
-            if order % 2 == 0:
-                parts += [piece] if piece else []
-            elif 1 <= int(piece) <= len(images):
-                parts.append(images[int(piece) - 1])
-            else:
-                raise table.fault(number, IMAGE, f"{len(images)} images, but the text names <image {piece}>")
+        before, *marked = _IMAGE_MARK.split(text)  # text, then image number and text in alternation
+        parts += [before] if before else []
+        for image_number, after in zip(marked[::2], marked[1::2]):
+            if not 1 <= int(image_number) <= len(images):
+                message = f"{len(images)} images, but the text names <image {image_number}>"
+                raise table.fault(number, IMAGE, message)
+            parts.append(images[int(image_number) - 1])
+            parts += [after] if after else []
         return parts
 
     def score_answers(self, table: Table) -> Scored:
-        """An open question (no options) becomes: A the right answer, B "Other Answers"."""
+        """Accuracy over the validation split, as far as the file says which rows these are.
+
+        An open question, which has no options, gets two: A is the right answer, B "Other Answers".
+        """
         matches, hits, lost = [], [], 0
         for number, row in enumerate(table.rows):
             gold = row["answer"]
@@ -69,10 +73,10 @@ class Mmmu(UnderstandingBenchmark):
         else:
             notes.append("no column 'split': all rows count, the paper's number is the validation split's")
         parts = by_column(table, "split", range(len(hits)), hits)
-        own = [hits[number] for number in numbers]
+        counted = [hits[number] for number in numbers]
         for column in ("l2-category", "category"):
-            parts |= by_column(table, column, numbers, own)
-        return Scored(mean(own), parts, matches, hits, notes)
+            parts |= by_column(table, column, numbers, counted)
+        return Scored(mean(counted), parts, matches, hits, notes)
 
 
 MMMU = Mmmu("MMMU", ("MMMU_DEV_VAL",), "General", CHOICE_COLUMNS, (34.2, 32.8))

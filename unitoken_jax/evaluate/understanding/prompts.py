@@ -9,7 +9,7 @@ from unitoken_jax.evaluate.understanding.table import QUESTION
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """What follows the options of a multiple-choice question, and a yes/no or reading question."""
+    """A wording: `choice` follows the options of a question, `short` a question to answer in a word."""
 
     name: str
     choice: str

@@ -1,5 +1,6 @@
 """Results as JSON; of all a model's results one report beside the paper's numbers, Markdown and HTML."""
 
+import dataclasses
 import json
 import pathlib
 from collections import Counter
@@ -21,26 +22,39 @@ from unitoken_jax.storage.atomic import write_text
 # Table 6's first and third rows (2M + 2M and 10M + 10M examples), models without any-res images.
 PAPER_GROUPS: dict[Group, tuple[float, float]] = {"General": (49.8, 53.3), "TextRead": (42.9, 49.5)}
 JUDGED = "judged.json"
-_MAX_UNMATCHED = 5  # Predictions that name no option, of which this many are quoted in the results.
+_MAX_UNMATCHED = 5  # How many of the predictions that name no option are quoted in the results.
 _SUFFIX = "_results.json"
 _EXAMPLES_SUFFIX = "_examples.json"
 
 
-def write_results(
-    out: pathlib.Path,
-    model: str,
-    benchmark: UnderstandingBenchmark,
-    dataset: str,
-    table: Table,
-    scored: Scored,
-    cut_off: int,
-    images: Callable[[int], Sequence[Image.Image]] | None = None,
-) -> dict:
-    """Writes results, examples, what every row was taken for, and what is left for a judge; the results.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictions:
+    """A model's answers to the questions of one file.
 
-    `cut_off`: answers that the limit of tokens ended; `images`: see `examples.choose`.
+    Args:
+        model: the model's name, with which the names of its files begin.
+        benchmark: what the file belongs to.
+        dataset: VLMEvalKit's name of the file.
+        table: the file's rows, with a column `prediction`.
+        cut_off: how many answers the limit of tokens ended.
+        images: opens a row's images, for examples; None where they are not at hand.
     """
-    stem = out / f"{model}_{dataset}"
+
+    model: str
+    benchmark: UnderstandingBenchmark
+    dataset: str
+    table: Table
+    cut_off: int = 0
+    images: Callable[[int], Sequence[Image.Image]] | None = None
+
+
+def write_results(out: pathlib.Path, predictions: Predictions, scored: Scored) -> dict:
+    """Writes results, examples, what every row was taken for, and the rows left for a judge to folder `out`.
+
+    Returns the results, as they are in MODEL_DATASET_results.json.
+    """
+    benchmark, table, cut_off = predictions.benchmark, predictions.table, predictions.cut_off
+    stem = out / f"{predictions.model}_{predictions.dataset}"
     missed = unmatched(table, scored)
     notes = list(scored.notes)
     if table.without_image:
@@ -53,8 +67,8 @@ def write_results(
         notes.append(f"{cut_off} answers reached the limit of tokens")
     results = {
         "benchmark": benchmark.name,
-        "dataset": dataset,
-        "model": model,
+        "dataset": predictions.dataset,
+        "model": predictions.model,
         "rows": len(table.rows),
         "score": scored.score,
         "points": None if scored.score is None else scored.score / benchmark.per_point,
@@ -68,7 +82,7 @@ def write_results(
             for row in missed[:_MAX_UNMATCHED]
         ],
     }
-    write_json(pathlib.Path(f"{stem}{_EXAMPLES_SUFFIX}"), examples.choose(table, scored, images))
+    write_json(pathlib.Path(f"{stem}{_EXAMPLES_SUFFIX}"), examples.choose(table, scored, predictions.images))
     write_json(pathlib.Path(f"{stem}{_SUFFIX}"), results)
     verdicts = [
         (row[INDEX], row.get("answer", ""), row[PREDICTION], match or "", str(int(hit)))
@@ -88,13 +102,13 @@ def read_judged(out: pathlib.Path) -> dict[str, float]:
     if not path.exists():
         return {}
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(given, dict):
+    if not isinstance(content, dict):
         raise ValueError(f'{path}: expected {{"MathVista": 41.6, "MMVet": 30.0}}')
     judged = {}
-    for name, value in given.items():
+    for name, value in content.items():
         benchmark, _ = find_understanding(name)
         if not benchmark.needs_judge or isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{path}: {name}: expected a number, for MathVista or MMVet")
@@ -153,7 +167,7 @@ _REMARKS = (
 
 
 def _scores(results: Mapping, judged: Mapping) -> tuple[list, list[list]]:
-    """Header and rows: a benchmark each."""
+    """Header and rows of the table of scores, a row for each benchmark that has one."""
     rows = []
     for benchmark in UNDERSTANDING_BENCHMARKS:
         result = results.get(benchmark.name)
@@ -173,7 +187,7 @@ def _scores(results: Mapping, judged: Mapping) -> tuple[list, list[list]]:
 
 
 def _averages(groups: Mapping) -> tuple[list, list[list]]:
-    """Header and rows: General and TextRead."""
+    """Header and rows of the table of averages: General and TextRead."""
     rows = [
         [group, *map(_number, [average["average"], *PAPER_GROUPS[group]]), ", ".join(average["missing"])]
         for group, average in groups.items()
@@ -182,4 +196,5 @@ def _averages(groups: Mapping) -> tuple[list, list[list]]:
 
 
 def _number(value: float | None) -> str:
+    """A score with one decimal; empty where there is none."""
     return "" if value is None else f"{value:.1f}"

@@ -15,7 +15,6 @@ Scoring imports no jax. In folder `out`, for model M and data set D:
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable
 
 from PIL import Image
 
@@ -24,7 +23,7 @@ from unitoken_jax.evaluate.devices import load_model
 from unitoken_jax.evaluate.registry import find_understanding
 from unitoken_jax.evaluate.understanding.benchmark import UnderstandingBenchmark
 from unitoken_jax.evaluate.understanding.prompts import Template, find_template
-from unitoken_jax.evaluate.understanding.report import write_report, write_results
+from unitoken_jax.evaluate.understanding.report import Predictions, write_report, write_results
 from unitoken_jax.evaluate.understanding.table import (
     IMAGE,
     INDEX,
@@ -54,16 +53,16 @@ def score_predictions(
     TableError where a file lacks columns, or where the two are not about the same rows; ValueError where a
     file's name is another benchmark's.
     """
-    scoring, dataset = find_understanding(benchmark, predictions, *([] if data is None else [data]))
+    understanding, dataset = find_understanding(benchmark, predictions, *([] if data is None else [data]))
     if data is None:
-        table = scoring.read_predictions(predictions, dataset)
+        table = understanding.read_predictions(predictions, dataset)
     else:
-        answers = scoring.read(data, dataset, images=False)
+        answers = understanding.read(data, dataset, images=False)
         table = _joined(answers, read_table(predictions, (PREDICTION,), images=False))
     name = pathlib.Path(predictions).stem
     ending = f"_{dataset}".casefold()
     model = name[: -len(ending)] if name.casefold().endswith(ending) and len(name) > len(ending) else name
-    return _finish(pathlib.Path(out), model, scoring, dataset, table, 0)
+    return _score_and_report(pathlib.Path(out), Predictions(model, understanding, dataset, table))
 
 
 def run_benchmark(
@@ -87,37 +86,40 @@ def run_benchmark(
         benchmark, template = _same_choice(earlier, benchmark, template, str(recipe))
     elif benchmark is None:
         raise ValueError("which benchmark? give its name, or an earlier run's recipe")
-    asking, dataset = find_understanding(benchmark, data)
+    understanding, dataset = find_understanding(benchmark, data)
     wording = find_template(template or "vlmevalkit")
-    table = asking.read(data, dataset)
+    table = understanding.read(data, dataset)
     cells = row_images(table)
-    _check(model, asking, table, wording)
+    _check(model, understanding, table, wording)
     check_images(table, cells)
 
-    given = {"max_tokens": max_tokens, "batch": batch}
+    choices = {"max_tokens": max_tokens, "batch": batch}
     if earlier is None:
         loaded = load_model(model)
-        settings = _settings(loaded, given)
+        settings = _settings(loaded, choices)
     else:
-        settings = recipes.settings_of(earlier, given, str(recipe))
+        settings = recipes.settings_of(earlier, choices, str(recipe))
         loaded = load_model(model, dtype=settings["dtype"])
     files = {"data": table.path}
-    this = recipes.make(asking.name, dataset, files, dataclasses.asdict(wording), settings, str(model))
-    notes = [] if earlier is None else recipes.check_same(earlier, this, str(recipe), recipes.MAY_DIFFER)
+    wording_fields = dataclasses.asdict(wording)
+    current = recipes.make(understanding.name, dataset, files, wording_fields, settings, str(model))
+    notes = [] if earlier is None else recipes.check_same(earlier, current, str(recipe), recipes.MAY_DIFFER)
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    name = this["model"]["name"]
+    name = current["model"]["name"]
     stem = out / f"{name}_{dataset}"
-    answers = asking.run(loaded, table, wording, pathlib.Path(f"{stem}_answers.jsonl"), this)
-    recipes.write_json(pathlib.Path(f"{stem}_recipe.json"), this)
-    done = with_predictions(table, [text for text, _ in answers])
-    write_table(f"{stem}.tsv", done.columns, ([row[name] for name in done.columns] for row in done.rows))
+    answers = understanding.run(loaded, table, wording, pathlib.Path(f"{stem}_answers.jsonl"), current)
+    recipes.write_json(pathlib.Path(f"{stem}_recipe.json"), current)
+    with_answers = with_predictions(table, [text for text, _ in answers])
+    columns = with_answers.columns
+    write_table(f"{stem}.tsv", columns, ([row[name] for name in columns] for row in with_answers.rows))
     cut_off = sum(not complete for _, complete in answers)
 
     def images(row: int) -> list[Image.Image]:
         return [decode_image(table, row, text) for text in cells[row]]
 
-    return [*notes, f"predictions: {stem}.tsv", *_finish(out, name, asking, dataset, done, cut_off, images)]
+    predictions = Predictions(name, understanding, dataset, with_answers, cut_off, images)
+    return [*notes, f"predictions: {stem}.tsv", *_score_and_report(out, predictions)]
 
 
 def _check(
@@ -134,19 +136,19 @@ def _check(
         example_size(benchmark.conversation(table, cells, template, row), tokenizer, config)
 
 
-def _settings(model, given: dict) -> dict:
+def _settings(model, choices: dict) -> dict:
     """What decides an answer besides question and weights; greedy, as in the paper's section 3.4."""
     default = {"max_tokens": model.config.generation.max_answer_tokens, "batch": BATCH}
-    chosen = {name: default[name] if value is None else value for name, value in given.items()}
+    chosen = {name: default[name] if value is None else value for name, value in choices.items()}
     return {"temperature": 0.0, "top_k": None, "seed": 0, **chosen, "dtype": str(model.module.dtype)}
 
 
-def _same_choice(recipe: dict, benchmark: str | None, template: str | None, where: str) -> tuple[str, str]:
+def _same_choice(recipe: dict, benchmark: str | None, template: str | None, source: str) -> tuple[str, str]:
     """The recipe's data set and template, checked against what was asked for."""
     if benchmark is not None and find_understanding(benchmark)[0].name != recipe["benchmark"]:
-        raise ValueError(f"{where} is for {recipe['benchmark']}, not for {benchmark}")
+        raise ValueError(f"{source} is for {recipe['benchmark']}, not for {benchmark}")
     if template is not None and template != recipe["template"]["name"]:
-        raise ValueError(f"{where} is for template {recipe['template']['name']}, not for {template}")
+        raise ValueError(f"{source} is for template {recipe['template']['name']}, not for {template}")
     return recipe["dataset"], recipe["template"]["name"]
 
 
@@ -160,63 +162,53 @@ def with_predictions(table: Table, predictions: list[str]) -> Table:
     return dataclasses.replace(table, rows=rows, columns=columns)
 
 
-def _joined(answers: Table, given: Table) -> Table:
-    """`answers` with the predictions of `given`. TableError where they are not about the same questions."""
-    known = {row[INDEX]: number for number, row in enumerate(given.rows)}
+def _joined(answers: Table, predictions: Table) -> Table:
+    """`answers` with the column `prediction` of `predictions`; TableError where their questions differ."""
+    number_of = {row[INDEX]: number for number, row in enumerate(predictions.rows)}
+    texts = []
     for number, row in enumerate(answers.rows):
-        if row[INDEX] not in known:
-            raise answers.fault(number, INDEX, f"{given.path} has no prediction for it")
-        other = given.rows[known[row[INDEX]]]
-        if QUESTION in other and other[QUESTION] != row[QUESTION]:
-            raise given.fault(
-                known[row[INDEX]],
-                QUESTION,
-                f"{other[QUESTION][:60]!r}; {answers.path} asks {row[QUESTION][:60]!r} there: predictions of "
-                "another file",
-            )
-        if not _same_answer(other.get("answer", ""), row.get("answer", "")):
-            raise given.fault(
-                known[row[INDEX]],
-                "answer",
-                f"{other['answer'][:60]!r}; {answers.path} says {row['answer'][:60]!r}: predictions of "
-                "another file",
-            )
-    if len(known) > len(answers.rows):
-        wanted = {row[INDEX] for row in answers.rows}
-        surplus = next(number for number, row in enumerate(given.rows) if row[INDEX] not in wanted)
-        raise given.fault(surplus, INDEX, f"{answers.path} has no such row: predictions of another file")
-    return with_predictions(answers, [given.rows[known[row[INDEX]]][PREDICTION] for row in answers.rows])
+        if row[INDEX] not in number_of:
+            raise answers.fault(number, INDEX, f"{predictions.path} has no prediction for it")
+        predicted = predictions.rows[number_of[row[INDEX]]]
+        texts.append(predicted[PREDICTION])
+        problem = ""
+        if QUESTION in predicted and predicted[QUESTION] != row[QUESTION]:
+            column, problem = QUESTION, f"asks {row[QUESTION][:60]!r} there"
+        elif not _same_answer(predicted.get("answer", ""), row.get("answer", "")):
+            column, problem = "answer", f"says {row['answer'][:60]!r}"
+        if problem:
+            message = f"{predicted[column][:60]!r}; {answers.path} {problem}: predictions of another file"
+            raise predictions.fault(number_of[row[INDEX]], column, message)
+    indices = {row[INDEX] for row in answers.rows}
+    for number, row in enumerate(predictions.rows):
+        if row[INDEX] not in indices:
+            message = f"{answers.path} has no such row: predictions of another file"
+            raise predictions.fault(number, INDEX, message)
+    return with_predictions(answers, texts)
 
 
-def _same_answer(one: str, other: str) -> bool:
+def _same_answer(first: str, second: str) -> bool:
     """Whether two cells may mean the same: pandas writes numbers anew, and drops "None"."""
-    if not one.strip() or not other.strip() or one.strip() == other.strip():
+    if not first.strip() or not second.strip() or first.strip() == second.strip():
         return True
     try:
-        return float(one) == float(other)
+        return float(first) == float(second)
     except ValueError:
         return False
 
 
-def _finish(
-    out: pathlib.Path,
-    model: str,
-    benchmark: UnderstandingBenchmark,
-    dataset: str,
-    table: Table,
-    cut_off: int,
-    images: Callable[[int], list[Image.Image]] | None = None,
-) -> list[str]:
-    """Scores, writes and reports."""
+def _score_and_report(out: pathlib.Path, predictions: Predictions) -> list[str]:
+    """Scores `predictions`, writes results and the model's report to folder `out`; lines for the user."""
+    benchmark, table = predictions.benchmark, predictions.table
     if not table.rows:
         raise TableError(f"{table.path}: no rows to score")
     scored = benchmark.score(table)
     out.mkdir(parents=True, exist_ok=True)
-    results = write_results(out, model, benchmark, dataset, table, scored, cut_off, images)
-    report = write_report(out, model)
+    results = write_results(out, predictions, scored)
+    report = write_report(out, predictions.model)
     shown = f"{results['score']:.2f}" if results["score"] is not None else "none (see the notes)"
     if results["score"] is None and (benchmark.needs_judge or "answer" not in table.columns):
         shown = "none without a judge or server"
-    lines = [f"{benchmark.name} ({dataset}, {results['rows']} rows): score {shown}"]
+    lines = [f"{benchmark.name} ({predictions.dataset}, {results['rows']} rows): score {shown}"]
     lines += [f"  {name}: {value:.2f}" for name, value in results["parts"].items() if ": " not in name]
     return [*lines, *(f"  note: {note}" for note in results["notes"]), f"report: {report}"]

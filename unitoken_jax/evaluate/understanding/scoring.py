@@ -18,8 +18,12 @@ JUDGE = "judge"  # What a row's match says where only an LLM judge can tell.
 class Scored:
     """A benchmark's outcome.
 
-    `score`: as the paper's tables count it, None where the rows do not decide it; `parts`: what it is made
-    of; `matches`: what each row's prediction was taken for (None: for nothing), `hits` whether that is right.
+    Args:
+        score: as the paper's tables count it; None where the rows do not decide it.
+        parts: other scores by name, such as those of categories, of which it is made or which explain it.
+        matches: what each row's prediction was taken for, JUDGE, or None for nothing.
+        hits: whether each match is right.
+        notes: sentences for the report.
     """
 
     score: float | None

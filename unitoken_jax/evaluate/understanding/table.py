@@ -43,9 +43,9 @@ class Table:
         row = f"{self.path}:{self.lines[number]} (index {self.rows[number][INDEX]})"
         return row if column is None else f"{row}, column {column!r}"
 
-    def fault(self, number: int, column: str, what: str) -> TableError:
+    def fault(self, number: int, column: str, problem: str) -> TableError:
         """The error "`what` is wrong in `column` of row `number`"."""
-        return TableError(f"{self.location(number, column)}: {what}")
+        return TableError(f"{self.location(number, column)}: {problem}")
 
 
 def read_table(path: str | os.PathLike, need: Iterable[str] = (), images: bool = True) -> Table:
