@@ -71,15 +71,15 @@ def test_extras_of_a_requirement_count(monkeypatch):
 def test_exit_code_and_report(monkeypatch):
     lines = []
     monkeypatch.setattr(doctor, "versions", list)
-    monkeypatch.setattr(doctor, "look", lambda: Machine("cpu", ""))
+    monkeypatch.setattr(doctor, "this_machine", lambda: Machine("cpu", ""))
     assert doctor.run(lines.append) == 0
     assert "backend cpu" in lines[0]
-    monkeypatch.setattr(doctor, "look", lambda: Machine("cpu", "", nvidia_devices=("/dev/nvidia0",)))
+    monkeypatch.setattr(doctor, "this_machine", lambda: Machine("cpu", "", nvidia_devices=("/dev/nvidia0",)))
     assert doctor.run(lines.append) == 1
     assert any(line.startswith("WRONG jax runs on the CPU, though there is /dev/nvidia0") for line in lines)
     assert any('-> pip install -U "jax[cuda12]"' in line for line in lines)
 
 
 def test_a_full_disk_is_noted(tmp_path):
-    assert doctor._room(0.5, 2, "disk").level == "note"
-    assert doctor.room(tmp_path)[0].text.endswith("GiB disk free")
+    assert doctor._resource(0.5, 2, "disk").level == "note"
+    assert doctor.resources(tmp_path)[0].text.endswith("GiB disk free")

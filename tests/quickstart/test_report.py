@@ -68,12 +68,12 @@ def test_markdown_rows_survive_any_answer(run):
 def test_frames_tell_right_from_wrong(run):
     _, results = run
     sheet = np.asarray(report.generated_sheet(results.prompts, results.drawn, results.verdicts))
-    frames = {colour: (sheet == np.array(colour)).all(-1).sum() for colour in (report._RIGHT, report._WRONG)}
+    frames = {colour: (sheet == np.array(colour)).all(-1).sum() for colour in (report.RIGHT, report.WRONG)}
     assert all(count > 300 for count in frames.values())
     only_right = [verdict for verdict in results.verdicts if verdict.ok]
     prompts = [prompt for prompt, verdict in zip(results.prompts, results.verdicts) if verdict.ok]
     sheet = np.asarray(report.generated_sheet(prompts, results.drawn[: len(prompts)], only_right))
-    assert not (sheet == np.array(report._WRONG)).all(-1).any()
+    assert not (sheet == np.array(report.WRONG)).all(-1).any()
 
 
 def test_few_reconstructions(run):

@@ -54,17 +54,17 @@ FINDINGS: tuple[tuple[str, dict[str, int]], ...] = (
         {"unified-joint-2to1": 1, "unified-joint": -1, "unified-small-2to1": -1, "unified-small": 1},
     ),
 )
-# Points that a difference in the paper has at least; its text takes those of up to 1.7 for none.
+# The smallest difference of points that counts in the paper, whose text takes those of up to 1.7 for none.
 LITTLE = 2.0
-# Of the intervals given, in which the true difference lies with this probability.
+# The probability with which the true difference lies in an interval.
 _CONFIDENCE = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Points of several seeds: `spread` is their standard deviation, `half` half of the mean's 95 % interval.
+    """Points (0 to 100) of several seeds.
 
-    Both are nan with one seed.
+    `values` are the seeds' points, `half` is half of their mean's 95 % interval, nan with one seed.
     """
 
     values: tuple[float, ...]
@@ -76,6 +76,7 @@ class Measured:
 
     @property
     def spread(self) -> float:
+        """Standard deviation of the seeds' points; nan with one seed."""
         return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
 
     @property
@@ -103,7 +104,7 @@ def contrast(rows: Sequence[Mapping], terms: Mapping[str, int], metric: str) -> 
 
 
 def _points(rows: Sequence[Mapping], metric: str) -> dict[int, dict[str, float]]:
-    """{seed: {model: points of 100}}."""
+    """{seed: {cell: points from 0 to 100}} of the rows that have `metric`."""
     points: dict[int, dict[str, float]] = {}
     for row in rows:
         if metric in row:
@@ -119,10 +120,9 @@ def _interval(points: Mapping[int, Mapping[str, float]]) -> float:
     """
     from scipy.stats import t
 
-    most = max(map(len, points.values()))
-    seeds = [
-        seed for seed, scores in points.items() if len(scores) == most
-    ]  # an unfinished one does not count
+    most_models = max(map(len, points.values()))
+    # A seed that is not finished does not count.
+    seeds = [seed for seed, scores in points.items() if len(scores) == most_models]
     models = set.intersection(*(set(points[seed]) for seed in seeds))
     freedom = (len(seeds) - 1) * (len(models) - 1)
     if freedom < 1:
@@ -133,7 +133,7 @@ def _interval(points: Mapping[int, Mapping[str, float]]) -> float:
 
 
 def claimed(terms: Mapping[str, int], metric: str) -> float | None:
-    """The paper's difference in points; None where it has none."""
+    """The sum of the paper's points with the signs of `terms`; None where it lacks one of them."""
     column = tuple(METRICS).index(metric)
     total = 0.0
     for model, sign in terms.items():
@@ -144,7 +144,7 @@ def claimed(terms: Mapping[str, int], metric: str) -> float | None:
 
 
 def verdict(paper: float | None, here: Measured) -> str:
-    """How what came out here stands to the paper's difference."""
+    """Whether the difference measured here agrees with the paper's, in a few words."""
     if paper is None:
         return "not in the paper"
     if len(here.values) < 2:
@@ -218,17 +218,19 @@ def lines(rows: Sequence[Mapping]) -> list[str]:
 
 
 def _score(here: Measured | None, paper: float | None) -> str:
+    """A cell of a table: the mean, its spread, and the paper's points in brackets."""
     if here is None:
         return "-"
     return _with(f"{here.mean:.1f}", here.spread) + ("" if paper is None else f" ({paper})")
 
 
 def _with(number: str, error: float) -> str:
+    """`number` with its error, where there is one."""
     return number if math.isnan(error) else f"{number} ± {error:.1f}"
 
 
 def draw(rows: Sequence[Mapping], out: Path) -> None:
-    """A panel a table and metric: a dot a seed, a bar at their mean, a diamond where the paper is."""
+    """Draws a panel for each table and metric: dots are seeds, bars their means, diamonds the paper."""
     import matplotlib.figure
 
     figure = matplotlib.figure.Figure(figsize=(13, 11), layout="constrained")

@@ -54,6 +54,7 @@ PRETRAINING = (
 
 
 def _stage_one(encoding: Encoding) -> Stage:
+    """Stage I for models that read images by `encoding`."""
     purpose = "SigLIP and the adapter align with the frozen decoder"
     return Stage(
         encoding, purpose, 40, {"train_captions": 1.0}, muon("siglip|adapter", 2.5e-4), encoding=encoding
@@ -61,6 +62,7 @@ def _stage_one(encoding: Encoding) -> Stage:
 
 
 def _stage_two(cell: Cell) -> Stage:
+    """The training run whose result a cell of the tables is."""
     mixture = {"train_generation": float(cell.generation), "train_understanding": float(cell.understanding)}
     return Stage(
         cell.name,
@@ -80,8 +82,8 @@ def run(out: str | os.PathLike, scale: float = 1.0, seeds: int = 3, first_seed: 
     `scale` multiplies data and steps. Raises ValueError where `out` holds something else, or other settings.
     """
     if not scale > 0 or seeds < 1 or first_seed < 0:
-        given = f"--scale is {scale}, --seeds {seeds}, --first-seed {first_seed}"
-        raise ValueError(f"{given}; expected numbers above 0, and a first seed of 0 or more")
+        options = f"--scale is {scale}, --seeds {seeds}, --first-seed {first_seed}"
+        raise ValueError(f"{options}; expected numbers above 0, and a first seed of 0 or more")
     ablation = Ablation(pathlib.Path(out).absolute(), float(scale))
     settings = {"scale": float(scale), "steps": STEPS_PER_MILLION, "model": to_dict(recipe.model_config())}
     init_run_dir(ablation.out, settings, "run of `unitoken ablate`")
@@ -179,7 +181,7 @@ class Ablation:
         return max(4, round(stage.steps * self.scale))
 
     def _score(self, cell: Cell, model: pathlib.Path, seed: int) -> dict:
-        """Scores of what the cell was trained for: "general", "textread", "generation", and their parts."""
+        """Scores of what the cell was trained for: "general", "textread", "generation", and those by kind."""
         from unitoken_jax.unitoken import UniToken
 
         loaded, dataset = UniToken.load(model), self.shared.dataset

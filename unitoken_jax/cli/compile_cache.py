@@ -21,11 +21,11 @@ def enable(environ: MutableMapping[str, str] = os.environ) -> pathlib.Path | Non
     programs compiled for one may not run on another, and homes are shared between machines. A
     folder that cannot be written is left alone: a cache only saves time.
     """
-    wanted = environ.get(VARIABLE, "")
-    if environ.get(JAX_VARIABLE) or wanted.lower() == "off":
+    name = environ.get(VARIABLE, "")
+    if environ.get(JAX_VARIABLE) or name.lower() == "off":
         return None
-    if wanted:
-        folder = pathlib.Path(wanted)
+    if name:
+        folder = pathlib.Path(name)
     else:
         home = environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         folder = pathlib.Path(home, "unitoken_jax")

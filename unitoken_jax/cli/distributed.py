@@ -69,7 +69,8 @@ def _detect() -> None:
             raise
 
 
-def _number(environ: Mapping[str, str], name: str, least: int) -> int:
-    if not environ[name].isdigit() or int(environ[name]) < least:
-        raise ValueError(f"{name} is {environ[name]!r}; expected a whole number, {least} or more")
+def _number(environ: Mapping[str, str], name: str, minimum: int) -> int:
+    """The whole number in variable `name`; ValueError for another text, or a number below `minimum`."""
+    if not environ[name].isdigit() or int(environ[name]) < minimum:
+        raise ValueError(f"{name} is {environ[name]!r}; expected a whole number, {minimum} or more")
     return int(environ[name])

@@ -32,10 +32,19 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What the CPU-fallback check looks at, gathered by `look` (tests make their own)."""
+    """What shows whether jax uses the accelerator of a machine; `this_machine` gathers it.
+
+    Args:
+        backend: what jax runs on: "cpu", "gpu" or "tpu".
+        platforms: what JAX_PLATFORMS says.
+        nvidia_devices: device files of NVIDIA GPUs.
+        tpu_signs: device files and environment variables that a TPU machine has.
+        gpu_plugins: installed packages by which jax runs on GPUs.
+        tpu_plugin: whether libtpu is installed.
+    """
 
     backend: str
-    platforms: str  # what JAX_PLATFORMS says
+    platforms: str
     nvidia_devices: tuple[str, ...] = ()
     tpu_signs: tuple[str, ...] = ()
     gpu_plugins: tuple[str, ...] = ()
@@ -44,7 +53,7 @@ class Machine:
 
 def run(report: Callable[[str], None] = print) -> int:
     """Prints the whole report; 1 if anything is wrong, else 0."""
-    findings = [*versions(), *devices(), *room(pathlib.Path.cwd())]
+    findings = [*versions(), *devices(), *resources(pathlib.Path.cwd())]
     for finding in findings:
         report(f"{_MARKS[finding.level]} {finding.text}")
         if finding.fix:
@@ -78,8 +87,8 @@ def versions() -> list[Finding]:
             extras.setdefault(match[1], []).extend([requirement, *_implied(requirement)])
         else:
             findings.append(_requirement(requirement))
-    for extra, needed in extras.items():
-        missing = sorted({_name(requirement) for requirement in needed if _installed(requirement) is None})
+    for extra, needs in extras.items():
+        missing = sorted({_name(requirement) for requirement in needs if _installed(requirement) is None})
         if missing:
             findings.append(
                 Finding("note", f"extra '{extra}' lacks {', '.join(missing)} (only if you need it)")
@@ -90,20 +99,22 @@ def versions() -> list[Finding]:
 
 
 def _name(requirement: str) -> str:
+    """The package that a requirement such as "jax[tpu]>=0.10" is of."""
     return re.split(r"[\s\[<>=!~]", requirement.strip(), maxsplit=1)[0]
 
 
 def _implied(requirement: str) -> list[str]:
-    """What the extra of "jax[tpu]" asks for: jax itself being there says nothing about it."""
-    wanted = re.search(r"\[([^]]+)\]", requirement)
-    if not wanted or _installed(requirement) is None:
+    """The packages that a requirement's extras bring, such as those of "jax[tpu]"."""
+    extras_match = re.search(r"\[([^]]+)\]", requirement)
+    if not extras_match or _installed(requirement) is None:
         return []
     lines = [text.partition(";") for text in importlib.metadata.requires(_name(requirement)) or []]
-    extras = {name.strip() for name in wanted[1].split(",")}
+    extras = {name.strip() for name in extras_match[1].split(",")}
     return [text for text, _, marker in lines if (extra := _EXTRA.search(marker)) and extra[1] in extras]
 
 
 def _installed(requirement: str) -> str | None:
+    """The installed version of a requirement's package; None where it is missing."""
     try:
         return importlib.metadata.version(_name(requirement))
     except importlib.metadata.PackageNotFoundError:
@@ -111,19 +122,20 @@ def _installed(requirement: str) -> str | None:
 
 
 def _requirement(requirement: str) -> Finding:
+    """Whether a requirement of the package is met."""
     from packaging.requirements import Requirement
 
-    version, wanted = _installed(requirement), Requirement(requirement)
+    version, parsed = _installed(requirement), Requirement(requirement)
     if version is None:
-        return Finding("wrong", f"{wanted.name} is missing", f'pip install "{requirement.strip()}"')
-    if not wanted.specifier.contains(version, prereleases=True):
-        text = f"{wanted.name} {version} is outside the tested range {wanted.specifier}"
+        return Finding("wrong", f"{parsed.name} is missing", f'pip install "{requirement.strip()}"')
+    if not parsed.specifier.contains(version, prereleases=True):
+        text = f"{parsed.name} {version} is outside the tested range {parsed.specifier}"
         return Finding("wrong", text, f'pip install "{requirement.strip()}"')
-    return Finding("ok", f"{wanted.name} {version}")
+    return Finding("ok", f"{parsed.name} {version}")
 
 
-def look() -> Machine:
-    """This machine. Starts jax's backend."""
+def this_machine() -> Machine:
+    """What this machine shows. Starts jax's backend."""
     import jax
 
     names = {
@@ -181,7 +193,7 @@ def devices() -> list[Finding]:
     import jax.numpy as jnp
 
     try:
-        machine = look()
+        machine = this_machine()
         kinds = [device.device_kind for device in jax.devices()]
         total = float(jax.jit(lambda x: (x @ x).sum())(jnp.ones((8, 8))))
     except Exception as error:  # any failure to start or compute is what the user came to hear about
@@ -207,17 +219,18 @@ def devices() -> list[Finding]:
     return [*findings, fallback] if fallback else findings
 
 
-def room(folder: pathlib.Path) -> list[Finding]:
+def resources(folder: pathlib.Path) -> list[Finding]:
     """Free disk where the user stands, cores, and free memory."""
     disk = shutil.disk_usage(folder).free / 2**30
-    findings = [_room(disk, DISK_GIB, "disk")]
+    findings = [_resource(disk, DISK_GIB, "disk")]
     memory = free_host_bytes()
     if memory is not None:
-        findings.append(_room(memory / 2**30, QUICKSTART_GIB, "memory"))
+        findings.append(_resource(memory / 2**30, QUICKSTART_GIB, "memory"))
     return [*findings, Finding("ok", f"{os.cpu_count()} CPU cores")]
 
 
-def _room(free: float, wanted: float, what: str) -> Finding:
-    if free < wanted:
-        return Finding("note", f"{free:.1f} GiB {what} free; the quickstart needs about {wanted} GiB")
-    return Finding("ok", f"{free:.1f} GiB {what} free")
+def _resource(free: float, needed: float, resource: str) -> Finding:
+    """Whether as much is free, in GiB, as the quickstart needs."""
+    if free < needed:
+        return Finding("note", f"{free:.1f} GiB {resource} free; the quickstart needs about {needed} GiB")
+    return Finding("ok", f"{free:.1f} GiB {resource} free")

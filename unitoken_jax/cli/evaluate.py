@@ -72,6 +72,7 @@ def with_word(argv: Sequence[str]) -> list[str]:
 
 
 def _meant_word(options: argparse.Namespace) -> str:
+    """The word of `evaluate` that options given without one mean."""
     if options.scores:
         return "import"
     if options.predictions:
@@ -94,12 +95,14 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _run_options(arguments: argparse.Namespace, *names: str) -> dict:
+    """Recipe, batch and the options `names` as keyword arguments; ValueError without benchmark and recipe."""
     if not arguments.benchmark and not arguments.recipe:
         raise ValueError("which benchmark? --benchmark NAME, or --recipe FILE to repeat a run")
     return {name: getattr(arguments, name) for name in ("recipe", "batch", *names)}
 
 
 def _run(arguments: argparse.Namespace) -> list[str]:
+    """`unitoken evaluate run`."""
     from unitoken_jax.evaluate.understanding.run import run_benchmark
 
     options = _run_options(arguments, "template", "max_tokens")
@@ -109,6 +112,7 @@ def _run(arguments: argparse.Namespace) -> list[str]:
 
 
 def _draw(arguments: argparse.Namespace) -> list[str]:
+    """`unitoken evaluate draw`."""
     from unitoken_jax.evaluate.drawing.run import draw_benchmark
 
     names = ("rewritten", "number", "seed", "guidance", "top_k", "temperature")
@@ -119,6 +123,7 @@ def _draw(arguments: argparse.Namespace) -> list[str]:
 
 
 def _score(arguments: argparse.Namespace) -> list[str]:
+    """`unitoken evaluate score`."""
     from unitoken_jax.evaluate.drawing.benchmark import DrawingBenchmark
     from unitoken_jax.evaluate.registry import find_benchmark
 
@@ -133,6 +138,7 @@ def _score(arguments: argparse.Namespace) -> list[str]:
 
 
 def _import(arguments: argparse.Namespace) -> list[str]:
+    """`unitoken evaluate import`."""
     from unitoken_jax.evaluate.drawing.scorers import import_scores
 
     return import_scores(arguments.scores, arguments.out, arguments.benchmark)

@@ -101,12 +101,15 @@ def run_generate(arguments: argparse.Namespace) -> None:
 
 
 def image_files(out: str, number: int) -> list[pathlib.Path]:
-    """Where the images go, checked before minutes are spent drawing them."""
+    """The files that `number` images go to, checked before minutes are spent drawing them.
+
+    Raises ValueError for an ending that no image format has, FileNotFoundError for a missing folder.
+    """
     from PIL import Image
 
     path = pathlib.Path(out)
-    known = Image.registered_extensions()
-    if known.get(path.suffix.lower()) not in Image.SAVE:
+    formats = Image.registered_extensions()
+    if formats.get(path.suffix.lower()) not in Image.SAVE:
         raise ValueError(f"--out {out}: no image format is known by the ending {path.suffix!r}; use .png")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"--out {out}: the folder {path.parent} does not exist")
@@ -117,16 +120,16 @@ def image_files(out: str, number: int) -> list[pathlib.Path]:
 
 def run_answer(arguments: argparse.Namespace) -> None:
     """`unitoken answer`: prints the answer."""
-    asked = question_of(arguments.question, arguments.image)
+    conversation = question_of(arguments.question, arguments.image)
     if arguments.stream:
         if arguments.timing or arguments.save_tokens:
             raise ValueError("--stream prints the text alone: leave out --timing and --save-tokens")
         loaded = _load(arguments)
-        for _, piece in loaded.stream([asked], max_tokens=arguments.max_tokens):
-            print(piece, end="", flush=True)
+        for _, text in loaded.stream([conversation], max_tokens=arguments.max_tokens):
+            print(text, end="", flush=True)
         print()
         return
-    (reply,) = _load(arguments).reply([asked], max_tokens=arguments.max_tokens)
+    (reply,) = _load(arguments).reply([conversation], max_tokens=arguments.max_tokens)
     print(reply.text)
     if arguments.timing:
         print(reply.timing, file=sys.stderr)
@@ -144,12 +147,12 @@ def run_chat(arguments: argparse.Namespace) -> None:
     if arguments.conversation and arguments.image:
         raise ValueError("--image belongs to --question; a --conversation names its own images")
     if arguments.conversation:
-        asked = read_conversations(arguments.conversation, need_answers=False)
+        conversations = read_conversations(arguments.conversation, need_answers=False)
     else:
-        asked = [question_of(arguments.question, arguments.image)]
+        conversations = [question_of(arguments.question, arguments.image)]
     (out,) = image_files(arguments.out, 1)
     replies = _load(arguments).chat(
-        asked,
+        conversations,
         draws=arguments.draw,
         max_tokens=arguments.max_tokens,
         drawing={"guidance": arguments.guidance},
@@ -180,10 +183,12 @@ def question_of(text: str, images: list[str]) -> "Conversation":
 
 
 def _load(arguments: argparse.Namespace) -> "UniToken":
+    """The model that --model and --quantize name."""
     from unitoken_jax.unitoken import UniToken
 
     return UniToken.load(model_directory(arguments), quantize=arguments.quantize)
 
 
 def _save_tokens(path: str, values: dict) -> None:
+    """Writes `values` to the JSON file of --save-tokens."""
     pathlib.Path(path).write_text(json.dumps(values) + "\n", encoding="utf-8")

@@ -43,6 +43,7 @@ def run_inspect(arguments: argparse.Namespace) -> None:
 
 
 def _inspect_model(model: str, against: str | None) -> list[str]:
+    """What a model directory holds, or where it differs from the record `against`."""
     if against:
         from unitoken_jax.inspection.compare import compare
 
@@ -63,6 +64,7 @@ def _looks_like_data(path_or_pattern: str) -> bool:
 
 
 def _inspect_data(arguments: argparse.Namespace) -> list[str]:
+    """How training sees the rows of a data set."""
     from unitoken_jax.checkpoint.model_directory import load_settings
     from unitoken_jax.config import SourceConfig
     from unitoken_jax.inspection.show import inspect_data

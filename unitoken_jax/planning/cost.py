@@ -17,15 +17,22 @@ _KERNELS = ("tpu_custom_call", "triton", "mosaic_gpu", "fmha")
 # The compiler's cycles of what it has no estimate of: gathers on a SparseCore.
 _UNKNOWN_CYCLES = 2**63 - 1
 _TARGET = r'custom_call_target="([^"]+)"'
-# Parts of the model, by what flax writes into the names of their operations.
-_MODEL_PARTS = {"vq": "VQModel", "siglip": "/siglip/", "adapter": "/adapter/", "decoder": "/decoder/"}
+# Networks by what flax writes into the names of their operations.
+_NETWORKS = {"vq": "VQModel", "siglip": "/siglip/", "adapter": "/adapter/", "decoder": "/decoder/"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """All collectives of a kind over groups of so many devices: `calls` in the program, `runs` in a step.
+    """All collectives of one kind over groups of one size, on one device in one step.
 
-    Bytes are a device's and step's; `exposed_bytes` are of those sent that nothing else runs beside.
+    Args:
+        kind: "all-gather", "all-reduce", ...
+        group: devices that take part together.
+        calls: such instructions in the program.
+        runs: how often they run.
+        bytes: their payload.
+        sent_bytes: what the device sends.
+        exposed_bytes: as much of that as is sent while nothing else runs.
     """
 
     kind: str
@@ -51,11 +58,15 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """A step on one device. `flops`: of matrix products and convolutions that XLA makes, without `kernels`.
+    """What one device does in a step.
 
-    `cycles` are the TPU compiler's own estimate of everything but kernels and collectives, empty elsewhere;
-    both by part of the model. `traffic`: bytes from and to main memory, as far as the program's text shows
-    it. `kernels`: name -> runs. `loops`: trips of each loop, 0 for one whose length is data.
+    Args:
+        flops: of matrix products and convolutions by network, without those in `kernels`.
+        cycles: the TPU compiler's estimate, by network, of all but kernels and collectives; empty elsewhere.
+        traffic: bytes from and to main memory, as far as the program's text shows them.
+        collectives: what is sent between devices, by kind and group.
+        kernels: how often each attention kernel runs, by name.
+        loops: trips of each loop, 0 for one whose length is data.
     """
 
     flops: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -80,7 +91,7 @@ def count_cost(text: str, devices: int, unknown_trips: float = 1, start: str = "
         computation = program.computations[name]
         for instruction in computation.values():
             if instruction_flops := _flops(instruction, computation):
-                flops[_model_part(instruction)] += times * instruction_flops
+                flops[_network(instruction)] += times * instruction_flops
             if instruction.op == "custom-call" and any(
                 kernel in instruction.attribute(_TARGET) for kernel in _KERNELS
             ):
@@ -90,7 +101,7 @@ def count_cost(text: str, devices: int, unknown_trips: float = 1, start: str = "
             traffic += times * instruction_traffic(instruction, computation, program)
             estimate = instruction.attribute(r'"estimated_cycles":"(\d+)"')
             if estimate and int(estimate) != _UNKNOWN_CYCLES:
-                cycles[_model_part(instruction)] += times * int(estimate)
+                cycles[_network(instruction)] += times * int(estimate)
     return Cost(
         flops=dict(flops),
         cycles=dict(cycles),
@@ -101,10 +112,10 @@ def count_cost(text: str, devices: int, unknown_trips: float = 1, start: str = "
     )
 
 
-def _model_part(instruction: Instruction) -> str:
-    """Which part of the model an instruction comes from, as flax names it; "rest": loss and optimizer."""
+def _network(instruction: Instruction) -> str:
+    """The network that an instruction comes from; "rest": the loss and the optimizer."""
     operation = instruction.attribute(r'op_name="([^"]*)"')
-    return next((part for part, name in _MODEL_PARTS.items() if name in operation), "rest")
+    return next((network for network, name in _NETWORKS.items() if name in operation), "rest")
 
 
 def _collectives(program: Program, devices: int) -> list[Collective]:
@@ -153,14 +164,14 @@ def _group(instruction: Instruction, devices: int) -> int:
     if match := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", instruction.attributes):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", match[1]))
         axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", match[2])
-        return math.prod(int(part or sizes[axis]) for axis, part in axes)
+        return math.prod(int(size or sizes[axis]) for axis, size in axes)
     if match := re.search(r"replica_groups=\{\{([\d,]*)\}", instruction.attributes):
         return len(match[1].split(","))
     return devices
 
 
 def _flops(instruction: Instruction, computation: Computation) -> float:
-    """Of a dot, a convolution, or a library call that does one; 0 of everything else."""
+    """FLOPs of a dot, a convolution, or a library call that does one; 0 of everything else."""
     target = instruction.attribute(_TARGET) if instruction.op == "custom-call" else ""
     if instruction.op == "convolution" or target.startswith("__cudnn$conv"):
         lhs, rhs = (computation[name].shapes[0].sizes for name in instruction.operands[:2])
@@ -242,7 +253,7 @@ def _read_bytes(fused: Computation, index: int, program: Program) -> float:
 
 
 def _written_bytes(instruction: Instruction, fused: Computation) -> float:
-    """What a fusion writes: of what it updates in place, the updates."""
+    """Bytes that a fusion writes; of an array that it updates in place, those of the update."""
     root = fused.get(fused.root)
     results = [fused.get(name) for name in root.operands] if root and root.op == "tuple" else [root]
     total = 0.0

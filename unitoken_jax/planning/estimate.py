@@ -31,23 +31,23 @@ class Time:
 
     @property
     def limit(self) -> float:
-        """No step is faster: what the busiest resource needs."""
+        """What the busiest resource needs: no step can be faster."""
         return max(self.compute, self.hbm, self.interconnect)
 
     @property
     def estimate(self) -> float:
-        """Everything that does not overlap, one after another."""
+        """The sum of what does not overlap, and at least `limit`."""
         return max(self.products + self.kernels + self.exposed, self.limit)
 
 
 def estimate_time(
     cost: Cost, kernel_flops: float, peaks: flops.Device, tpu_slice: topology.Slice | None
 ) -> Time:
-    """The time of a step that does `cost`, and `kernel_flops` in kernels that XLA sees no FLOPs in.
+    """The time of a step on one device.
 
-    `tpu_slice`: how the devices are wired, where they are a slice's.
+    `cost` is what XLA counts, `kernel_flops` what attention kernels do besides; `peaks` are the device's
+    published speeds; `tpu_slice` says how the devices are wired, None where they are no TPU slice.
     """
-    link_rates = [_link_rate(collective.group, peaks, tpu_slice) for collective in cost.collectives]
     product_flops = sum(cost.flops.values())
     if cost.cycles:
         products = sum(cost.cycles.values()) / (peaks.flops / _FLOPS_PER_CYCLE[peaks.name])
@@ -56,10 +56,16 @@ def estimate_time(
     return Time(
         compute=(product_flops + kernel_flops) / peaks.flops,
         hbm=cost.traffic / peaks.hbm_bandwidth,
-        interconnect=sum(each.sent_bytes / rate for each, rate in zip(cost.collectives, link_rates)),
+        interconnect=sum(
+            collective.sent_bytes / _link_rate(collective.group, peaks, tpu_slice)
+            for collective in cost.collectives
+        ),
         products=products,
         kernels=kernel_flops / peaks.flops / KERNEL_SHARE,
-        exposed=sum(each.exposed_bytes / rate for each, rate in zip(cost.collectives, link_rates)),
+        exposed=sum(
+            collective.exposed_bytes / _link_rate(collective.group, peaks, tpu_slice)
+            for collective in cost.collectives
+        ),
     )
 
 

@@ -13,7 +13,7 @@ import pathlib
 import re
 from typing import NamedTuple
 
-# Bytes of the dtypes whose names do not end in their bits, or in those of one of two parts.
+# Bytes of the dtypes whose size does not follow from the number in their name.
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "c64": 8, "c128": 16}
 # "bf16[512,2048]{1,0:T(8,128)S(1)}": dtype, sizes, layout.
 _SHAPE = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\](\{[^}]*\})?")
@@ -24,7 +24,7 @@ _NAMES = re.compile(r"%([\w.\-]+)")
 
 
 class Shape(NamedTuple):
-    """`space`: 0 is a device's main memory, 1 a TPU's scratch memory (VMEM), 5 the host's."""
+    """An array's dtype, sizes and memory space: 0 a device's main memory, 1 a TPU's VMEM, 5 the host's."""
 
     dtype: str
     sizes: tuple[int, ...]
@@ -32,11 +32,12 @@ class Shape(NamedTuple):
 
     @property
     def bytes(self) -> float:
-        """Of the whole array, without padding."""
+        """Bytes of the whole array, without padding."""
         return _dtype_bytes(self.dtype) * math.prod(self.sizes)
 
 
 def _dtype_bytes(dtype: str) -> float:
+    """Bytes of an element; ValueError for a dtype that is not known."""
     bits = re.match(r"[a-z]+(\d+)", dtype)
     if dtype not in _BYTES and bits is None:
         raise ValueError(f"HLO has an array of dtype {dtype!r}, whose size is not known")
@@ -71,7 +72,7 @@ class Instruction(NamedTuple):
 
     @property
     def bytes(self) -> float:
-        """Of all its results."""
+        """Bytes of all its results."""
         return sum(shape.bytes for shape in self.shapes)
 
 
@@ -135,7 +136,7 @@ def parse(text: str, unknown_trips: float = 1, start: str = "") -> Program:
 
 
 def _joined(text: str) -> list[str]:
-    """Lines; instructions that metadata break over several are put together again."""
+    """The lines of `text`; an instruction that metadata break over several becomes one again."""
     starts = ("  %", "  ROOT ", "%", "ENTRY ", "HloModule", "}")
     lines: list[str] = []
     for line in text.splitlines():
@@ -148,12 +149,12 @@ def _joined(text: str) -> list[str]:
 
 
 def _instruction(name: str, rest: str) -> Instruction:
-    """ "bf16[8]{0} add(%a, %b), metadata=..." -> its parts."""
+    """Instruction `name`, whose line goes on with `rest`: "bf16[8]{0} add(%a, %b), metadata=..."."""
     cut = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
-    kind, rest = rest[:cut], rest[cut:].lstrip()
+    result_type, rest = rest[:cut], rest[cut:].lstrip()
     shapes = tuple(
         Shape(dtype, tuple(map(int, filter(None, sizes.split(",")))), _space(layout))
-        for dtype, sizes, layout in _SHAPE.findall(kind)
+        for dtype, sizes, layout in _SHAPE.findall(result_type)
     )
     opening = rest.index("(")
     closing = _closing(rest, opening)
@@ -200,8 +201,8 @@ def _run(program: Program, name: str, times: float, unknown_trips: float, contex
 
 def _trips(computations: dict[str, Computation], computation: str, loop: Instruction) -> float:
     """How often a counting loop runs, by its condition's constant, start and step; 0 where there is none."""
-    if known := loop.attribute(r'"known_trip_count":\{"n":"(\d+)"'):
-        return int(known)
+    if known_trips := loop.attribute(r'"known_trip_count":\{"n":"(\d+)"'):
+        return int(known_trips)
     condition = loop.attribute(r"condition=%?([\w.\-]+)")
     limits, todo = [], [condition]
     while todo:

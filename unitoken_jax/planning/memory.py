@@ -18,11 +18,19 @@ _REPORT_LINE = re.compile(r"\s*[\d.]+\w+\(\s*\d+%\);\s*([\d.]+)([KMG]iB|B)[^;]*;
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of one device. None: nobody says (of `limit`), or the compiler does not (of the others).
+    """Bytes that a step takes of one device's memory.
 
-    `parameters` (trained), `frozen`, `optimizer` and `batch` are the step's arguments; `whole` is what every
-    device holds all of among them, as its sizes do not divide by the mesh. `peak`, `temporaries`, `program`
-    are the compiler's; `largest` are the largest temporaries as (bytes, shapes).
+    Args:
+        parameters: trained parameters, as an argument of the step.
+        frozen: frozen parameters, as an argument.
+        optimizer: the optimizer's state, as an argument.
+        batch: the batch, as an argument.
+        whole: as much of the arguments as is not split, as its sizes do not divide by the mesh.
+        limit: what a program may use; None where nobody says.
+        peak: the most that is used at one time; None where the compiler does not say, as for the next two.
+        temporaries: what lives within the step.
+        program: the program's code.
+        largest: the largest temporaries, (bytes, shapes).
     """
 
     parameters: float = 0
@@ -42,7 +50,7 @@ class Memory:
         return self.peak is not None and (self.limit is None or self.peak <= self.limit)
 
     def compiled(self, analysis, report_folder: str) -> "Memory":
-        """With what the compiler planned: its `memory_analysis()`, and its report in the dump folder."""
+        """A copy with what the compiler planned: its `memory_analysis()`, and its report in a folder."""
         return dataclasses.replace(
             self,
             peak=analysis.peak_memory_in_bytes,
@@ -52,7 +60,7 @@ class Memory:
         )
 
     def refused(self, message: str) -> "Memory":
-        """With what the compiler's out-of-memory error says the step would have needed, where it does."""
+        """A copy with what the step would have needed, where the compiler's out-of-memory error says it."""
         if match := re.search(r"temporaries \(([\d.]+)([KMGT])\)", message):
             temporaries = _bytes(match[1], match[2])
             arguments = self.parameters + self.frozen + self.optimizer + self.batch

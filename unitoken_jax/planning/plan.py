@@ -51,17 +51,24 @@ class CompiledStep:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What `plan` finds. Either `compiled`, or `error`: what the compiler refused the step with.
+    """What a training step takes on a topology.
 
     Args:
-        topology: as given, "local" or a slice's name.
-        device: jax's name of the kind of device; `devices` is how many there are.
+        topology: "local", or a slice's name.
+        device: jax's name of the kind of device.
+        devices: how many of them there are.
         mesh: devices along each axis.
-        rows: rows of a global batch, of `row_length` tokens and `row_crops` crops each.
-        row_images: images a row holds that are encoded in the step.
+        rows: rows of a global batch.
+        row_length: tokens in a row.
+        row_crops: crops in a row.
+        row_images: images in a row that are encoded in the step.
+        remat: what a layer keeps for its backward pass (`TrainConfig.remat`).
         trained: names of the networks that train.
-        flops: a device's FLOPs of a step by part of the model, by formula.
+        memory: bytes of one device.
+        flops: a device's FLOPs in a step by network, by formula.
         versions: of the packages that compiled.
+        compiled: what the compiler made of the step; None where it refused it.
+        error: what it refused the step with; empty where it did not.
     """
 
     topology: str
@@ -112,9 +119,10 @@ class Plan:
 
 
 def plan(config: Config, topology_name: str = LOCAL) -> Plan:
-    """Compiles the step of `config` for a topology: "local", or a TPU slice such as "v5e:16x16".
+    """Compiles the training step of `config` for a topology: "local", or a TPU slice such as "v5e:16x16".
 
-    ValueError for what cannot be; a step that the compiler refuses for its memory is a result.
+    Raises ValueError for settings or a topology that cannot be. A step that needs too much memory is a
+    result, whose `error` is the compiler's.
     """
     tpu_slice = None if topology_name == LOCAL else topology.parse(topology_name)
     devices = topology.devices(tpu_slice) if tpu_slice else jax.devices()
@@ -165,7 +173,7 @@ def plan(config: Config, topology_name: str = LOCAL) -> Plan:
 
 
 class _AbstractStep(NamedTuple):
-    """A train step, its arguments as ShapeDtypeStructs that say where they lie, and what networks train."""
+    """A train step, its arguments as ShapeDtypeStructs with shardings, and the networks that train."""
 
     function: Any  # a jitted function
     state: State
@@ -207,7 +215,7 @@ def _abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruc
 
 
 def _formula_flops(config: Config, trained: list[str], devices: int) -> dict[str, float]:
-    """FLOPs by part, a device's share: full rows, each one long example."""
+    """A device's FLOPs in a step by network, where every row is one example that fills it."""
     data = config.data
     images = data.row_images if data.codes == "online" else 0
     supervised = SUPERVISED * data.row_length

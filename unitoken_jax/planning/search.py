@@ -1,5 +1,4 @@
-"""`unitoken plan`: one plan, or with --search which mesh, remat policy and number of rows is the fastest that
-fits."""
+"""`unitoken plan`: the plan of a config; with --search, the fastest mesh, remat policy and number of rows."""
 
 import dataclasses
 import json
@@ -12,7 +11,7 @@ import jax
 
 from unitoken_jax.config import Config, MeshConfig
 from unitoken_jax.planning.plan import LOCAL, Plan, plan
-from unitoken_jax.planning.report import line, lines
+from unitoken_jax.planning.report import report_lines, summary_line
 from unitoken_jax.planning.topology import parse
 from unitoken_jax.storage.atomic import write_text
 
@@ -50,11 +49,11 @@ def run(
         plans = search(config, topology, report)
         report("\nfastest first, by estimate:")
         for candidate in plans:
-            report(line(candidate))
+            report(summary_line(candidate))
         report("\nthe fastest in full")
     else:
         plans = [plan(config, topology)]
-    for text in lines(plans[0]):
+    for text in report_lines(plans[0]):
         report(text)
     if json_file:
         values = {"plans": [candidate.to_dict() for candidate in plans]}
@@ -68,10 +67,10 @@ def search(
     report: Callable[[str], None],
     compile: Callable[[Config, str], Plan] = plan,
 ) -> list[Plan]:
-    """For every mesh and number of rows the fastest remat policy that fits: fastest plan first, what does not
-    fit last.
+    """Plans, for every mesh and number of rows, the fastest remat policy that fits.
 
-    `report` gets a line a plan, as it is done: one that fits takes the compiler minutes, another seconds.
+    Returns the plans that fit, the fastest first, and then the others. `report` gets a line for each as soon
+    as it is compiled: a plan that fits takes the compiler minutes, another one seconds.
     """
     plans: list[Plan] = []
     devices = len(jax.devices()) if topology == LOCAL else parse(topology).chips
@@ -80,7 +79,7 @@ def search(
             for remat in REMAT:
                 candidate = compile(_with(config, mesh, rows, remat), topology)
                 plans.append(candidate)
-                report(line(candidate))
+                report(summary_line(candidate))
                 if candidate.memory.fits:
                     break
             else:

@@ -28,7 +28,10 @@ SHAPES = {"v5e": _FLAT, "v6e": _FLAT, "v5p": ("2x2x1", "2x2x2", "2x2x4", "2x4x4"
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """One slice: `chip` as in `flops.DEVICES`, chips along each axis, which axes are closed to a ring."""
+    """A TPU slice.
+
+    `chip` is a name of `flops.DEVICES`, `sides` the chips along each axis, `wrap` which axes are rings.
+    """
 
     name: str
     chip: str
@@ -41,7 +44,7 @@ class Slice:
 
 
 def parse(name: str) -> Slice:
-    """ "v5e:16x16" -> Slice. ValueError, listing what there is, for another name."""
+    """The slice called `name`, such as "v5e:16x16". ValueError, listing what there is, for another name."""
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", name)
     chip, shape = match.groups() if match else ("", "")
     sides = tuple(map(int, shape.split("x"))) if match else ()

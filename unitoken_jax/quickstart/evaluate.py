@@ -18,9 +18,18 @@ BATCH = 64
 class Results:
     """What was answered and drawn, and how well.
 
-    `questions`: the rows with `given`; `answers`, `images`: scores; `drawn`, `verdicts`: one a prompt.
-
-    `originals`, `reconstructions` uint8[n, H, W, 3]: held-out images before and after the VQ tokenizer.
+    Args:
+        questions: the held-out questions' rows, with the model's answer as `given`.
+        answers: scores of the answers, as `score_answers` gives them.
+        prompts: the held-out prompts.
+        drawn: uint8[n, H, W, 3], an image for each prompt.
+        verdicts: the checker's, on each image.
+        images: scores of the images, as `score_images` gives them.
+        originals: uint8[m, H, W, 3], held-out images.
+        reconstructions: uint8[m, H, W, 3], the same after the VQ tokenizer.
+        vq_psnr_db: peak signal-to-noise ratio of the reconstructions, in dB.
+        vq_readable: share of held-out images that the checker reads the same after the tokenizer.
+        vq_codes_used: how many codes occur in them.
     """
 
     questions: list[dict]
@@ -32,7 +41,7 @@ class Results:
     originals: np.ndarray
     reconstructions: np.ndarray
     vq_psnr_db: float
-    vq_readable: float  # share of held-out images that the checker reads the same after the tokenizer
+    vq_readable: float
     vq_codes_used: int
 
 
@@ -69,15 +78,15 @@ def evaluate(model, dataset: Dataset, seed: int) -> Results:
 def answer_questions(model, dataset: Dataset) -> list[dict]:
     """The held-out questions' rows with the model's answer as `given`."""
     rows = dataset.held_out_questions()
-    asked = [[dataset.root / row["image"], row["question"]] for row in rows]
-    return [row | {"given": given} for row, given in zip(rows, model.answer(asked, batch=BATCH))]
+    questions = [[dataset.root / row["image"], row["question"]] for row in rows]
+    return [row | {"given": answer} for row, answer in zip(rows, model.answer(questions, batch=BATCH))]
 
 
 def draw_prompts(model, prompts: list[Requirement], seed: int, **settings) -> np.ndarray:
     """uint8[n, H, W, 3]: one image a prompt. In one call, so that equal prompts get different images."""
     texts = [prompt.prompt for prompt in prompts]
     return np.stack(
-        [np.asarray(drawn) for drawn in model.generate(texts, seed=seed, batch=BATCH, **settings)]
+        [np.asarray(image) for image in model.generate(texts, seed=seed, batch=BATCH, **settings)]
     )
 
 

@@ -29,7 +29,7 @@ from unitoken_jax.config import (
 from unitoken_jax.scenes.dataset import Dataset, DatasetSettings
 from unitoken_jax.scenes.scene import CELL, SIZE
 
-BUDGET = 15.0  # minutes the numbers below are for
+BUDGET = 15.0  # Minutes that the numbers below are for.
 VQ_IMAGES = 8000  # training images the VQ tokenizer sees
 VOCABULARY = 1024  # text tokens, codes and control tokens together
 
@@ -59,9 +59,15 @@ def model_config() -> ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One training run. `steps` in BUDGET minutes; `mixture` weights the data set's files by name.
+    """One training run.
 
-    `encoding` is how it reads the images of questions (`SequenceConfig.encoding`).
+    Args:
+        name: of its folder.
+        purpose: what it is for, as the terminal shows it.
+        steps: optimizer steps in a quickstart of BUDGET minutes.
+        mixture: weights of the data set's files, by the names of `Dataset`'s properties.
+        optimizer: what is trained, and how fast.
+        encoding: how it reads the images of questions (`SequenceConfig.encoding`).
     """
 
     name: str
@@ -72,9 +78,9 @@ class Stage:
     encoding: Literal["unified", "discrete", "continuous"] = "unified"
 
 
-def muon(parts: str, rate: float) -> OptimizerConfig:
-    """Muon at peak rate `rate` for parameters in `parts` ("siglip|adapter"); the rest is frozen."""
-    groups = (ParameterGroup(parts, rate),)
+def muon(pattern: str, rate: float) -> OptimizerConfig:
+    """Muon at peak rate `rate` for parameters that `pattern` finds ("siglip|adapter"); the rest is frozen."""
+    groups = (ParameterGroup(pattern, rate),)
     return OptimizerConfig(name="muon", groups=groups, clip_norm=1.0, warmup_fraction=0.03, weight_decay=0.1)
 
 
@@ -121,6 +127,7 @@ STAGES = (
 
 
 def dataset_settings(minutes: float, seed: int) -> DatasetSettings:
+    """Sizes of the data set for a quickstart of `minutes`; there are never too few examples to train on."""
     share = min(1.0, minutes / BUDGET)
     return DatasetSettings(
         seed=seed,
@@ -134,6 +141,7 @@ def dataset_settings(minutes: float, seed: int) -> DatasetSettings:
 
 
 def vq_train_config(minutes: float, seed: int) -> VQTrainConfig:
+    """The training of the image tokenizer in a quickstart of `minutes`."""
     steps = max(30, round(1800 * minutes / BUDGET))
     return VQTrainConfig(
         steps=steps, batch=16, learning_rate=2e-3, autoencoder_steps=round(steps * 0.2), seed=seed
@@ -143,7 +151,7 @@ def vq_train_config(minutes: float, seed: int) -> VQTrainConfig:
 def stage_config(stage: Stage, out: pathlib.Path, minutes: float, seed: int) -> Config:
     """The run of `stage` in the quickstart's directory `out`, from where the stage before it ended."""
     dataset = Dataset(out / "data", dataset_settings(minutes, seed))
-    start = ["start", *(f"{each.name}/model" for each in STAGES)][STAGES.index(stage)]
+    start = ["start", *(f"{earlier.name}/model" for earlier in STAGES)][STAGES.index(stage)]
     steps = max(4, round(stage.steps * minutes / BUDGET))
     return run_config(stage, dataset, out / start, steps, seed)
 

@@ -16,7 +16,7 @@ from unitoken_jax.scenes.prompts import CATEGORIES, Requirement
 from unitoken_jax.scenes.questions import QUESTIONS, is_right, majority_guess, score_answers
 
 _PAPER, _TEXT, _FAINT = (250, 250, 248), (35, 35, 40), (125, 125, 130)
-_RIGHT, _WRONG = (40, 160, 75), (210, 60, 50)
+RIGHT, WRONG = (40, 160, 75), (210, 60, 50)
 _GAP = 14  # pixels between things on a sheet
 _TITLES = {
     "single": "one object",
@@ -48,9 +48,9 @@ def write_report(out: Path, dataset: Dataset, results) -> None:
 def generated_sheet(
     prompts: Sequence[Requirement], images: np.ndarray, verdicts: Sequence[Verdict], columns: int = 8
 ) -> Image.Image:
-    """Contact sheet: a row a category, each image over its prompt, framed by the checker's verdict.
+    """A sheet with a row for each category: images over their prompts, framed by the checker's verdict.
 
-    `images` uint8[n, h, w, 3], one a prompt.
+    `images` is uint8[n, h, w, 3], an image for each prompt; `columns` how many of a category are shown.
     """
     scores = score_images(prompts, verdicts)
     side, line = 5 * images.shape[2], 15
@@ -67,18 +67,21 @@ def generated_sheet(
         for column, index in enumerate(chosen):
             x, y = _GAP + column * cell, top + 24
             verdict = verdicts[index]
-            _paste_framed(sheet, pen, images[index], (x, y), 5, _RIGHT if verdict.ok else _WRONG)
+            _paste_framed(sheet, pen, images[index], (x, y), 5, RIGHT if verdict.ok else WRONG)
             lines = [(text, _TEXT) for text in textwrap.wrap(prompts[index].prompt, 20)[:3]]
-            lines += [(text, _WRONG) for text in textwrap.wrap("; ".join(verdict.reasons), 21)]
-            for place, (text, ink) in enumerate(lines[:4]):
-                pen.text((x, y + side + 5 + place * line), text, ink, _font(12))
+            lines += [(text, WRONG) for text in textwrap.wrap("; ".join(verdict.reasons), 21)]
+            for line_number, (text, ink) in enumerate(lines[:4]):
+                pen.text((x, y + side + 5 + line_number * line), text, ink, _font(12))
     return sheet
 
 
 def reconstruction_sheet(
     originals: np.ndarray, rebuilt: np.ndarray, columns: int = 10, rows: int = 4
 ) -> Image.Image:
-    """Originals uint8[n, h, w, 3] over what the VQ tokenizer makes of them (same shape), evenly chosen."""
+    """A sheet of evenly chosen `originals`, each over what the VQ tokenizer makes of it.
+
+    `originals` and `rebuilt` are uint8[n, h, w, 3].
+    """
     side = 4 * originals.shape[2]
     cell, row = side + _GAP, 2 * side + 4 + _GAP
     chosen = np.unique(np.linspace(0, len(originals) - 1, min(columns * rows, len(originals))).astype(int))
@@ -93,7 +96,10 @@ def reconstruction_sheet(
 
 
 def answers_sheet(rows: Sequence[dict], root: Path, columns: int = 4) -> Image.Image:
-    """Cards of image, question, true and given answer; a row a kind. `rows` as for `score_answers`."""
+    """A sheet with a row for each kind of question: images, questions, and given and true answers.
+
+    `rows` are as for `score_answers`, their images below `root`.
+    """
     scores = score_answers(rows)
     kinds = [kind for kind in QUESTIONS if kind in scores["kinds"]]
     cell, row = 300, 122
@@ -102,27 +108,28 @@ def answers_sheet(rows: Sequence[dict], root: Path, columns: int = 4) -> Image.I
     pen.text((_GAP, 12), f"Held-out questions, answered right: {shares}", _TEXT, _font(15))
     for number, kind in enumerate(kinds):
         top = 42 + number * row
-        group = [each for each in rows if each["kind"] == kind]
+        group = [example for example in rows if example["kind"] == kind]
         pen.text((_GAP, top), f"{kind}   {scores['kinds'][kind]:.0%}   ({group[0]['set']})", _TEXT, _font(13))
-        for column, each in enumerate(group[:columns]):
-            _card(sheet, pen, each, root, (_GAP + column * cell, top + 22))
+        for column, example in enumerate(group[:columns]):
+            _card(sheet, pen, example, root, (_GAP + column * cell, top + 22))
     return sheet
 
 
 def _card(
     sheet: Image.Image, pen: ImageDraw.ImageDraw, row: dict, root: Path, corner: tuple[int, int]
 ) -> None:
+    """Draws a question with its image at `corner` (x, y) of `sheet`."""
     x, y = corner
-    ink = _RIGHT if is_right(row["given"], row["answer"]) else _WRONG
+    ink = RIGHT if is_right(row["given"], row["answer"]) else WRONG
     with Image.open(root / row["image"]) as file:
         pixels = np.asarray(file.convert("RGB"))
     _paste_framed(sheet, pen, pixels, corner, 3, ink)
     lines = [(text, _TEXT) for text in textwrap.wrap(row["question"], 30)[:2]]
-    if ink == _WRONG:
+    if ink == WRONG:
         lines += [(text, _FAINT) for text in textwrap.wrap(f"true: {row['answer']}", 32)[:2]]
     lines += [(text, ink) for text in textwrap.wrap(row["given"], 32)[:3]] or [("(nothing)", ink)]
-    for place, (text, colour) in enumerate(lines[:6]):
-        pen.text((x + 3 * pixels.shape[1] + 10, y - 3 + place * 15), text, colour, _font(12))
+    for line_number, (text, colour) in enumerate(lines[:6]):
+        pen.text((x + 3 * pixels.shape[1] + 10, y - 3 + line_number * 15), text, colour, _font(12))
 
 
 def answers_table(rows: Sequence[dict]) -> str:
@@ -180,6 +187,7 @@ def summary_text(out: Path, summary: dict) -> str:
 
 
 def _blank(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """An empty sheet of so many pixels, and what draws on it."""
     sheet = Image.new("RGB", (width, height), _PAPER)
     return sheet, ImageDraw.Draw(sheet)
 
@@ -190,6 +198,7 @@ def _font(size: int):
 
 
 def _enlarged(pixels: np.ndarray, factor: int) -> Image.Image:
+    """uint8[h, w, 3] with each pixel a square of `factor` pixels a side."""
     image = Image.fromarray(pixels)
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
