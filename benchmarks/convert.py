@@ -43,10 +43,10 @@ def tensors(model) -> Iterator[tuple[str, Tensor]]:
     pattern = np.random.default_rng(0).normal(0, 0.02, 2**25).astype(ml_dtypes.bfloat16)
     for path, shape in expected_shapes(model).items():
         if not path.startswith("vqgan/"):
-            for place in rules.places(path, shape):
+            for mapping in rules.tensor_mappings(path, shape):
                 prefix = "vit." if path.startswith("siglip/") else ""
-                read = functools.partial(np.resize, pattern, place.shape)
-                yield prefix + place.torch, Tensor(place.torch, place.shape, pattern.dtype, "", read)
+                read = functools.partial(np.resize, pattern, mapping.shape)
+                yield prefix + mapping.torch, Tensor(mapping.torch, mapping.shape, pattern.dtype, "", read)
 
 
 def write_checkpoint(folder: pathlib.Path, model) -> None:

@@ -1,6 +1,7 @@
 """Who may import whom: rooms in order, host code without jax, model code without data libraries."""
 
 import ast
+import importlib
 import pathlib
 import subprocess
 import sys
@@ -147,6 +148,21 @@ def test_importing_host_code_reaches_no_jax(path):
     for found, asked_by in reached(path).items():
         names = {name.split(".")[0] for name in imported(found, anywhere=False)}
         assert not names & BRINGS_JAX, f"{found} (imported by {asked_by}) imports {names & BRINGS_JAX}"
+
+
+ROOMS_WITH_NAMES = [path for path in sorted(PACKAGE.rglob("__init__.py")) if "lazy_api" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", ROOMS_WITH_NAMES, ids=module_of)
+def test_every_public_name_of_a_room_is_there(path):
+    room = importlib.import_module(module_of(path))
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith(room.__name__ + "."):
+            for alias in node.names:
+                assert alias.name in dir(room)
+                assert getattr(room, alias.name) is getattr(importlib.import_module(node.module), alias.name)
+    with pytest.raises(AttributeError, match="no attribute 'missing'"):
+        room.missing  # noqa: B018
 
 
 def test_the_reader_of_imports_sees_what_it_should(tmp_path):

@@ -45,7 +45,7 @@ def tensors_of(pairs) -> dict:
 
 
 def value_of(parameter) -> np.ndarray:
-    pieces = {piece.place.layer: piece.read() for piece in parameter.pieces}
+    pieces = {piece.mapping.layer: piece.read() for piece in parameter.pieces}
     value = pieces[None] if None in pieces else np.stack([pieces[i] for i in range(len(pieces))])
     assert (value.shape, value.dtype) == (parameter.shape, parameter.dtype)
     return value
@@ -80,8 +80,8 @@ def test_names_and_layouts():
 
 
 def test_a_path_without_a_rule():
-    with pytest.raises(KeyError, match=r"no rule of convert/rules\.py names decoder/new"):
-        rules.places("decoder/new", (1,))
+    with pytest.raises(KeyError, match=r"no rule of convert/torch/rules\.py names decoder/new"):
+        rules.tensor_mappings("decoder/new", (1,))
 
 
 def test_every_problem_is_listed_once_with_both_shapes():

@@ -38,7 +38,7 @@ def names(pool, rows):
 
 @pytest.mark.parametrize("block", [65536, 4])
 def test_an_epoch_holds_every_example_once(data, monkeypatch, block):
-    monkeypatch.setattr(mixture, "BLOCK", block)
+    monkeypatch.setattr(mixture, "MAX_BLOCK", block)
     pool = make_pool(data)
     place, orders = 0, []
     for epoch in range(3):
@@ -64,7 +64,7 @@ def test_rows_can_be_entered_anywhere(data):
 
 def test_prompt_dropout(data):
     source = make_pool(data, prompt_dropout=0.5).sources[0]
-    stretch = source.stretch(0, 60 * len(KINDS))
+    stretch = source.slice(0, 60 * len(KINDS))
     drops = np.zeros((60, len(KINDS)), bool)
     drops[stretch.epochs, stretch.indices] = stretch.drops
     drawings = np.array([kind == DRAWING for kind in KINDS])
@@ -74,11 +74,11 @@ def test_prompt_dropout(data):
     whole, dropped = source.example(0, 1, False), source.example(0, 1, True)
     assert dropped.tokens[0] == TOKENIZER.vocabulary.begin_of_image
     assert len(dropped.tokens) < len(whole.tokens)
-    later = make_pool(data, prompt_dropout=0.5).sources[0].stretch(100, 50)
+    later = make_pool(data, prompt_dropout=0.5).sources[0].slice(100, 50)
     np.testing.assert_array_equal(later.drops, stretch.drops[100:150])
     np.testing.assert_array_equal(later.lengths, stretch.lengths[100:150])
-    assert not make_pool(data, prompt_dropout=0.0).sources[0].stretch(0, 100).drops.any()
-    assert not make_pool(data, seed=None, prompt_dropout=0.5).sources[0].stretch(0, 100).drops.any()
+    assert not make_pool(data, prompt_dropout=0.0).sources[0].slice(0, 100).drops.any()
+    assert not make_pool(data, seed=None, prompt_dropout=0.5).sources[0].slice(0, 100).drops.any()
 
 
 @settings(max_examples=60, deadline=None)
@@ -104,7 +104,7 @@ def test_shuffles_look_random():
 
 def test_examples_of_all_sources_are_packed_together(tmp_path, monkeypatch):
     """Weights are shares of examples then, and no example comes back before all have come."""
-    monkeypatch.setattr(mixture, "BLOCK", 40)
+    monkeypatch.setattr(mixture, "MAX_BLOCK", 40)
     one = write_data(tmp_path / "one", [TEXT] * 7)
     other = write_data(tmp_path / "other", [QUESTION] * 11)
     pool = make_pool(one, other, weights=[1.0, 3.0])
@@ -125,7 +125,7 @@ def test_a_share_of_a_set_is_always_the_same(tmp_path):
         config = data_config(sources=(SourceConfig(str(path), ratio=0.3),))
         source = Source(config.sources[0], 0, config, CONFIG, TOKENIZER, seed)
         assert source.skipped == 0
-        kept[seed] = set(source.stretch(0, len(source)).indices.tolist())
+        kept[seed] = set(source.slice(0, len(source)).indices.tolist())
     assert kept[0] == kept[1]
     assert len(kept[0]) == pytest.approx(60, abs=25)
     with pytest.raises(ValueError, match=r"ratio of .* is 2.0; expected more than 0, at most 1"):
@@ -166,7 +166,7 @@ def test_mixture_keeps_proportions_and_order(weights):
     counts = np.zeros(len(weights), int)
     for k, (which, place) in enumerate(rows):
         assert place == counts[which]
-        assert mixture.reached(k) == counts.tolist()
+        assert mixture.rows_before(k) == counts.tolist()
         counts[which] += 1
         if k % 97 == 0:
             assert np.abs(counts - shares * (k + 1)).max() < len(weights) + 3 * (1 + k // 1024)

@@ -12,6 +12,6 @@ def disassemble(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Our parameter -> its torch tensors (name, contiguous array): the inverse of `assemble`."""
     before = (prefix or {}).get(path.split("/")[0], "")
-    for place in rules.places(path, value.shape):
-        layer = value if place.layer is None else value[place.layer]
-        yield before + place.torch, np.ascontiguousarray(place.layout.to_torch(layer))
+    for mapping in rules.tensor_mappings(path, value.shape):
+        layer = value if mapping.layer is None else value[mapping.layer]
+        yield before + mapping.torch, np.ascontiguousarray(mapping.layout.to_torch(layer))

@@ -2,7 +2,6 @@
 
 import pytest
 
-from unitoken_jax import storage
 from unitoken_jax.storage.atomic import atomic_folder, backup_path, staging_path
 
 
@@ -54,10 +53,3 @@ def test_what_a_killed_process_left_is_not_taken_over(tmp_path):
         (folder / "new").touch()
     assert names(tmp_path) == ["folder"]
     assert names(tmp_path / "folder") == ["new"]
-
-
-def test_every_public_name_is_there():
-    for name in dir(storage):
-        assert getattr(storage, name).__module__.startswith("unitoken_jax.storage.")
-    with pytest.raises(AttributeError, match="no attribute 'missing'"):
-        storage.missing  # noqa: B018

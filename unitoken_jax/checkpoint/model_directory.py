@@ -86,18 +86,18 @@ def save_model(
         params = {**params, "decoder": stack_layers(params["decoder"])}
     _check_params(config, params, f"the parameters for {path}")
     check_destination(path)
-    part = staging_path(path)
+    staged = staging_path(path)
     main = jax.process_index() == 0
     if main and is_remote(path):
-        write_text(part / UNFINISHED, "")  # says that what is here may go, in place of the manifest
-        (part / MANIFEST).unlink(missing_ok=True)
+        write_text(staged / UNFINISHED, "")  # says that what is here may go, in place of the manifest
+        (staged / MANIFEST).unlink(missing_ok=True)
     elif main:
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir()
     _wait("save_model: directory made")
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(part / PARAMS, params, save_args=_save_args(params), force=True)
+        checkpointer.save(staged / PARAMS, params, save_args=_save_args(params), force=True)
     if main:
         finalize(path, config, tokenizer, manifest)
     _wait("save_model: done")
@@ -124,14 +124,14 @@ def finalize(
 ) -> None:
     """Makes the model directory `path` of `part_of(path)`, which holds the parameters already."""
     path = absolute(path)
-    part = staging_path(path)
-    _write_json(part / CONFIG, to_dict(config))
-    tokenizer.save(part / TOKENIZER)
-    _write_json(part / MANIFEST, _manifest() | dict(manifest or {}))  # last: a URL becomes one with it
-    if part == path:
+    staged = staging_path(path)
+    _write_json(staged / CONFIG, to_dict(config))
+    tokenizer.save(staged / TOKENIZER)
+    _write_json(staged / MANIFEST, _manifest() | dict(manifest or {}))  # last: a URL becomes one with it
+    if staged == path:
         (path / UNFINISHED).unlink()
         return
-    atomic.replace_folder(part, path)
+    atomic.replace_folder(staged, path)
 
 
 def check_destination(path: str | os.PathLike) -> None:
@@ -237,11 +237,11 @@ def _check_directory(path) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of this package and of what its results depend on, as far as they are installed."""
-    found = {}
+    installed = {}
     for name in _VERSIONS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            installed[name] = importlib.metadata.version(name)
+    return installed
 
 
 def _manifest() -> dict:
@@ -253,11 +253,11 @@ def _write_json(path, values: Mapping) -> None:
     write_text(path, json.dumps(values, indent=1) + "\n")
 
 
-def _wait(where: str) -> None:
+def _wait(barrier: str) -> None:
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
-        multihost_utils.sync_global_devices(where)
+        multihost_utils.sync_global_devices(barrier)
 
 
 @functools.cache
@@ -272,32 +272,32 @@ def _flat(tree) -> dict[str, Any]:
     return traverse_util.flatten_dict(dict(tree), sep="/")
 
 
-def _check_params(config: ModelConfig, params: Mapping, where: str) -> None:
+def _check_params(config: ModelConfig, params: Mapping, source: str) -> None:
     """Raises ValueError listing every missing, surplus or misshapen parameter of `params`."""
-    expected, found = _flat(meta.unbox(_abstract(config))), _flat(params)
+    expected, stored = _flat(meta.unbox(_abstract(config))), _flat(params)
     may_lack = OPTIONAL + (("siglip", "adapter") if config.sequence.encoding == "discrete" else ())
-    absent = [group + "/" for group in may_lack if not any(name.startswith(group + "/") for name in found)]
+    absent = [group + "/" for group in may_lack if not any(name.startswith(group + "/") for name in stored)]
     problems = []
     for name, leaf in expected.items():
-        if name not in found:
+        if name not in stored:
             if not name.startswith(tuple(absent)):
                 problems.append(f"missing: {name} {leaf.shape}")
-        elif tuple(found[name].shape) != tuple(leaf.shape):
+        elif tuple(stored[name].shape) != tuple(leaf.shape):
             problems.append(
-                f"shape: {name} is {tuple(found[name].shape)}, the config says {tuple(leaf.shape)}"
+                f"shape: {name} is {tuple(stored[name].shape)}, the config says {tuple(leaf.shape)}"
             )
-    problems += [f"surplus: {name} {tuple(found[name].shape)}" for name in found if name not in expected]
+    problems += [f"surplus: {name} {tuple(stored[name].shape)}" for name in stored if name not in expected]
     if problems:
         lines = "\n  ".join(problems)
-        raise ValueError(f"{where} does not fit its config, {len(problems)} problems:\n  {lines}")
+        raise ValueError(f"{source} does not fit its config, {len(problems)} problems:\n  {lines}")
 
 
 def _targets(config: ModelConfig, stored: Mapping, mesh, dtype) -> dict:
     """What to restore: the stored shapes with dtype and placement."""
     boxed = _abstract(config)
     if mesh is None:
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        placed = dict.fromkeys(_flat(meta.unbox(boxed)), here)
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        placed = dict.fromkeys(_flat(meta.unbox(boxed)), device)
     else:
         placed = _flat(sharding.shardings(mesh, boxed))
     targets = {}

@@ -92,14 +92,14 @@ class ParamStore:
         with self._lock:
             if path not in self._open:
                 spec = self.arrays[path]
-                wanted = {
+                zarr = {
                     "driver": "zarr",
                     "kvstore": {"driver": "file", "path": str(self._place(path))},
                     "context": {"file_io_sync": False},  # `publish` syncs once
                     "metadata": {"shape": spec.shape, "chunks": spec.chunks, "compressor": None},
                     "dtype": spec.dtype.name,
                 }
-                self._open[path] = tensorstore.open(wanted, open=True, create=True).result()
+                self._open[path] = tensorstore.open(zarr, open=True, create=True).result()
             return self._open[path]
 
     def _place(self, path: str) -> pathlib.Path:
@@ -161,7 +161,7 @@ class StoredParams:
                 return array.read().result()
             if array.chunk_layout.read_chunk.shape[0] == 1:
                 return array[layer].read().result()
-            self._kept = {each: kept for each, kept in self._kept.items() if kept.nbytes <= SMALL_BYTES}
+            self._kept = {name: kept for name, kept in self._kept.items() if kept.nbytes <= SMALL_BYTES}
             self._kept[path] = array.read().result()
         return self._kept[path] if layer is None else self._kept[path][layer]
 
@@ -208,9 +208,9 @@ class ArraySpec:
         """One chunk of at most CHUNK_BYTES: rows of one layer."""
         if math.prod(self.shape) * self.dtype.itemsize <= SMALL_BYTES:
             return self.shape
-        rows, *rest = self.piece_shape
+        rows, *other_sides = self.piece_shape
         parts = min(rows, -(-self.piece_bytes // CHUNK_BYTES))
-        return (1,) * self.stacked + (-(-rows // parts), *rest)
+        return (1,) * self.stacked + (-(-rows // parts), *other_sides)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,13 +232,13 @@ def contiguous(value: np.ndarray, dtype: np.dtype) -> np.ndarray:
     A tile is copied first and turned then: rows of a matrix lie powers of two apart, so what is read down its
     columns would push itself out of the cache.
     """
-    made = np.empty(value.shape, dtype)
+    copy = np.empty(value.shape, dtype)
     if value.ndim != 2 or value.strides[0] >= value.strides[1]:
-        made[...] = value
-        return made
+        copy[...] = value
+        return copy
     source = value.T
     for row in range(0, source.shape[0], _TILE[0]):
         for column in range(0, source.shape[1], _TILE[1]):
             tile = source[row : row + _TILE[0], column : column + _TILE[1]].copy()
-            made[column : column + _TILE[1], row : row + _TILE[0]] = tile.T
-    return made
+            copy[column : column + _TILE[1], row : row + _TILE[0]] = tile.T
+    return copy

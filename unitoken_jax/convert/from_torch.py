@@ -1,4 +1,4 @@
-"""Published PyTorch weights -> a model directory (`export` goes back). Both read `convert/rules.py`.
+"""Published PyTorch weights -> a model directory (`export` goes back). Both read `convert/torch/rules.py`.
 
 `convert/` reads and names weights with numpy alone; here they meet the networks' shapes and Orbax.
 """
@@ -163,9 +163,9 @@ def _work(
     arrays, values = {}, []
     for path, parameter in lazy.items():
         kind = parameter.dtype if dtype is None or path.startswith("vqgan/") else DTYPES[dtype]
-        arrays[path] = ArraySpec(parameter.shape, kind, parameter.pieces[0].place.layer is not None)
+        arrays[path] = ArraySpec(parameter.shape, kind, parameter.pieces[0].mapping.layer is not None)
         for piece in parameter.pieces:
-            values.append(_Value(path, piece.place.layer, piece.tensor.file, piece.read))
+            values.append(_Value(path, piece.mapping.layer, piece.tensor.file, piece.read))
     for network in sources.fresh:
         tree = {network: init_network(sources.config, network, seed)}
         for path, value in traverse_util.flatten_dict(tree, sep="/").items():

@@ -41,7 +41,7 @@ def export(
         raise FileExistsError(f"{out} exists and is not empty: choose another place, or remove it")
     config, params, tokenizer, _ = open_model(model)
     heads = config.decoder if per_head else None
-    tensors = [each for path in params.shapes for each in _tensors(params, path, heads)]
+    tensors = [tensor for path in params.shapes for tensor in _tensors(params, path, heads)]
     codec = [tensor for tensor in tensors if tensor.file == "vqgan"]
     if vqgan and not codec:
         raise ConversionError("this model directory has no VQ-GAN to export: convert it with --vqgan")
@@ -64,14 +64,14 @@ def _tensors(params: StoredParams, path: str, heads: DecoderConfig | None) -> It
         rows = heads.heads // shape[1]
     if heads is not None and "/k_norm/" in path:
         rows = heads.kv_heads // shape[1]
-    for place in rules.places(path, shape):
+    for mapping in rules.tensor_mappings(path, shape):
 
-        def read(place=place) -> np.ndarray:
-            value = place.layout.to_torch(params.read(path, place.layer))
+        def read(mapping=mapping) -> np.ndarray:
+            value = mapping.layout.to_torch(params.read(path, mapping.layer))
             return contiguous(value if rows == 1 else value.repeat(rows, axis=0), dtype)
 
-        made = (place.shape[0] * rows, *place.shape[1:]) if rows > 1 else place.shape
-        yield Tensor(_PREFIX.get(network, "") + place.torch, made, dtype, network, read)
+        torch_shape = (mapping.shape[0] * rows, *mapping.shape[1:]) if rows > 1 else mapping.shape
+        yield Tensor(_PREFIX.get(network, "") + mapping.torch, torch_shape, dtype, network, read)
 
 
 def _with_a_bar(tensors: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:

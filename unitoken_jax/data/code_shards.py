@@ -73,8 +73,8 @@ def building(path: pathlib.Path, about: dict) -> Iterator[pathlib.Path]:
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder / SETTINGS
     if settings.exists():
-        found = json.loads(settings.read_text(encoding="utf-8"))
-        if differing := [name for name in about if found.get(name) != about[name]]:
+        stored = json.loads(settings.read_text(encoding="utf-8"))
+        if differing := [name for name in about if stored.get(name) != about[name]]:
             raise CodesError(
                 f"{folder} holds the shards of an unfinished run with another {' and '.join(differing)}: "
                 "delete it to begin again, or repeat that run to finish it"
@@ -87,10 +87,10 @@ def building(path: pathlib.Path, about: dict) -> Iterator[pathlib.Path]:
 def is_complete(path: pathlib.Path, about: dict) -> bool:
     """Whether `path` holds all codes already, made as `about` says and with no image left out."""
     try:
-        found = json.loads((path / ABOUT).read_text(encoding="utf-8"))
+        stored = json.loads((path / ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return not found.get("left_out") and all(found.get(name) == about[name] for name in about)
+    return not stored.get("left_out") and all(stored.get(name) == about[name] for name in about)
 
 
 def has_shard(folder: pathlib.Path, shard: int, count: int) -> bool:
@@ -110,10 +110,10 @@ def write_shard(
     Raises OSError where the disk is full: shards that were complete stay.
     """
     path = folder / shard_name(shard, count)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    staged = path.with_name(f".{path.name}.{os.getpid()}.part")
     names, largest = [], -1
     try:
-        writer = array_record_module().ArrayRecordWriter(str(part), "group_size:1")
+        writer = array_record_module().ArrayRecordWriter(str(staged), "group_size:1")
         try:
             for name, table in codes:
                 writer.write(encode_record(name, table))
@@ -122,15 +122,15 @@ def write_shard(
         finally:
             writer.close()
         # The library does not always say that a write failed: count what can be read.
-        stored = array_record_module().ArrayRecordReader(str(part)).num_records()
+        stored = array_record_module().ArrayRecordReader(str(staged)).num_records()
         if stored != len(names):
             raise OSError(errno.ENOSPC, f"{stored} of {len(names)} records can be read again")
-        with open(part, "rb") as file:
+        with open(staged, "rb") as file:
             os.fsync(file.fileno())
         notes = {"largest": largest, "left_out": left_out}
         hashes, text = name_hashes(names), np.array(json.dumps(notes))
         atomic_write(_side(path), lambda out: np.savez(out, hashes=hashes, notes=text))
-        os.replace(part, path)
+        os.replace(staged, path)
     except OSError as error:
         raise explain_os_error(error, path) from error
     except RuntimeError as error:  # what the library raises for a failed write
@@ -139,7 +139,7 @@ def write_shard(
             OSError(errno.ENOSPC if full else errno.EIO, str(error), str(path)), path
         ) from error
     finally:
-        part.unlink(missing_ok=True)
+        staged.unlink(missing_ok=True)
 
 
 def _side(path: pathlib.Path) -> pathlib.Path:
@@ -173,11 +173,11 @@ def _join(folder: pathlib.Path, shards: list[pathlib.Path]) -> None:
             hashes.append(side["hashes"])
             notes = json.loads(str(side["notes"]))
         largest, left_out = max(largest, notes["largest"]), left_out + notes["left_out"]
-    sizes = [[len(part), shard.stat().st_size] for part, shard in zip(hashes, shards)]
+    sizes = [[len(shard_hashes), shard.stat().st_size] for shard_hashes, shard in zip(hashes, shards)]
     joined = np.concatenate(hashes)
     order = np.argsort(joined, kind="stable")
     save_array(folder / NAMES, np.stack([joined[order].view(np.int64), order], 1))
-    write_text(folder / LEFT_OUT, "".join(json.dumps(each) + "\n" for each in left_out))
+    write_text(folder / LEFT_OUT, "".join(json.dumps(entry) + "\n" for entry in left_out))
     about = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     about |= {"images": len(joined), "largest": largest, "left_out": len(left_out), "shards": sizes}
     write_metadata(folder, about)

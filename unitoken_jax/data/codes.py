@@ -69,7 +69,10 @@ def write_codes(
 
 
 class Codes(Mapping):
-    """Image name -> int32[h, w], read where asked. Picklable; `about` as in about.json."""
+    """VQ codes int32[h, w] by image name, each read when it is asked for.
+
+    Picklable, for data workers. `about` is what about.json says of their making.
+    """
 
     def __init__(self, path: pathlib.Path, about: dict):
         self.path, self.about = path, about
@@ -92,10 +95,11 @@ class Codes(Mapping):
             yield self._read(record)[0]
 
     def _find(self, name: str) -> int | None:
-        wanted = np.uint64(name_hash(name))
-        place = int(np.searchsorted(self._hashes, wanted))
-        found = place < len(self._hashes) and self._hashes[place] == wanted
-        return int(self._names[place, 1]) if found else None
+        """The record that holds the codes of image `name`; None: there is none."""
+        wanted_hash = np.uint64(name_hash(name))
+        i = int(np.searchsorted(self._hashes, wanted_hash))
+        present = i < len(self._hashes) and self._hashes[i] == wanted_hash
+        return int(self._names[i, 1]) if present else None
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self._find(name) is not None
@@ -110,6 +114,7 @@ class Codes(Mapping):
         return codes
 
     def _read(self, record: int) -> tuple[str, np.ndarray]:
+        """(image name, codes int32[h, w]) of record `record`. Raises CodesError where it is damaged."""
         shard = bisect.bisect_right(self._ends, record)
         file = self.path / code_shards.shard_name(shard, len(self._ends))
         if shard not in self._readers:
@@ -130,9 +135,11 @@ def read_codes(path: str | os.PathLike, config: ModelConfig) -> Codes:
     try:
         about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
         sizes = [size for _, size in about["shards"]]
-        found = [(path / code_shards.shard_name(i, len(sizes))).stat().st_size for i in range(len(sizes))]
-        if sizes != found:
-            raise ValueError(f"shard sizes are {found}, written were {sizes}")
+        actual_sizes = [
+            (path / code_shards.shard_name(i, len(sizes))).stat().st_size for i in range(len(sizes))
+        ]
+        if sizes != actual_sizes:
+            raise ValueError(f"shard sizes are {actual_sizes}, written were {sizes}")
         codes = Codes(path, about)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CodesError(f"{path} is damaged ({error}): run `unitoken tokenize` again") from None
@@ -158,11 +165,11 @@ def codes_needed(conversation: Conversation, config: ModelConfig) -> list[ImageF
 
 def images_to_encode(conversations: Iterable[Conversation], config: ModelConfig) -> list[ImageFile]:
     """The distinct images that have discrete tokens, in order of first appearance."""
-    found: dict[str, ImageFile] = {}
+    images: dict[str, ImageFile] = {}
     for conversation in conversations:
         for image in codes_needed(conversation, config):
-            found.setdefault(image.name, image)
-    return list(found.values())
+            images.setdefault(image.name, image)
+    return list(images.values())
 
 
 def crop_to_encode(image: ImageFile, config: ModelConfig, seed: int = 0) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 from unitoken_jax.sequence.image import ImageError
 from unitoken_jax.storage.paths import FileSlice, RandomFile, as_path, expand, size_of
 
-# What is told of each thing that is left out: a shard, a row, an image.
+# Called with the error of what is left out: a shard, a row, an image.
 OnError = Callable[[Exception], None]
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def is_tar(images: str | os.PathLike) -> bool:
 
 
 class Tars:
-    """Images in tar shards, by member name."""
+    """Images in tar shards, by member name: `tars / name` is a FileSlice, or Missing."""
 
     def __init__(self, shards: list, table: np.ndarray):
         """`table` int64[N, 4]: name hash (sorted as uint64), shard, first byte, bytes; see `scan_tars`."""
@@ -57,11 +57,11 @@ class Tars:
         self._set_up(state["shards"], state["table"])
 
     def __truediv__(self, name: str) -> "FileSlice | Missing":
-        wanted = np.uint64(name_hash(_plain(name)))
-        place = int(np.searchsorted(self._hashes, wanted))
-        if place == len(self._hashes) or self._hashes[place] != wanted:
+        wanted_hash = np.uint64(name_hash(_member_name(name)))
+        i = int(np.searchsorted(self._hashes, wanted_hash))
+        if i == len(self._hashes) or self._hashes[i] != wanted_hash:
             return Missing(f"{name} (in {len(self._shards)} tar shards, {self._shards[0].path} ...)")
-        _, shard, start, size = self._table[place].tolist()
+        _, shard, start, size = self._table[i].tolist()
         return FileSlice(f"{self._shards[shard].path}:{name}", self._shards[shard], start, size)
 
 
@@ -96,14 +96,15 @@ def scan_tars(images: str, on_error: OnError | None = None) -> np.ndarray:
     shards = expand(images)
     rows: list[tuple[int, int, int, int]] = []
     for number, shard in enumerate(shards):
-        found, problem = _members(shard)
-        rows += [(name_hash(name), number, start, size) for name, start, size in found]
+        members, problem = _members(shard)
+        rows += [(name_hash(name), number, start, size) for name, start, size in members]
         if problem is not None:
             error = ImageError(f"{shard} {problem}: copy the shard again", "corrupt_image")
             if on_error is None:
                 raise error
             on_error(error)
-    table = np.array([(h - (1 << 64) if h >> 63 else h, *rest) for h, *rest in rows], np.int64)
+    # As int64 that has the same bits.
+    table = np.array([(h - (1 << 64) if h >> 63 else h, *values) for h, *values in rows], np.int64)
     table = table.reshape(-1, 4)
     hashes = table[:, 0].copy().view(np.uint64)
     table, hashes = table[np.argsort(hashes, kind="stable")], np.sort(hashes)
@@ -117,27 +118,28 @@ def scan_tars(images: str, on_error: OnError | None = None) -> np.ndarray:
     return table
 
 
-def _plain(name: str) -> str:
+def _member_name(name: str) -> str:
+    """ "a.png" of "./a.png": `tar` writes both."""
     return name.removeprefix("./")
 
 
 def _members(shard: pathlib.Path) -> tuple[list[tuple[str, int, int]], str | None]:
     """((name, first byte, bytes) of each whole file in `shard`, what is wrong with it or None)."""
-    found: list[tuple[str, int, int]] = []
+    members: list[tuple[str, int, int]] = []
     size, end = size_of(shard), 0
     try:
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK * member.isreg()
                 if end > size:
-                    return found, f"is truncated within {member.name} (member {len(found) + 1})"
+                    return members, f"is truncated within {member.name} (member {len(members) + 1})"
                 if member.isreg():
-                    found.append((_plain(member.name), member.offset_data, member.size))
+                    members.append((_member_name(member.name), member.offset_data, member.size))
     except (tarfile.TarError, EOFError) as error:
-        return found, f"is damaged after {len(found)} members ({error})"
+        return members, f"is damaged after {len(members)} members ({error})"
     if size < end + _BLOCK:  # tarfile takes a file that stops between two members for a whole one
-        return found, f"is truncated after {len(found)} members: it has no end mark"
-    return found, None
+        return members, f"is truncated after {len(members)} members: it has no end mark"
+    return members, None
 
 
 def store_files(images: str) -> list[pathlib.Path]:

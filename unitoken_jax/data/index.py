@@ -3,12 +3,12 @@
 Made once, from text and image headers alone, into `<data>.index/<key>/` and memory-mapped from there, so
 that twenty million examples cost no memory. The key covers the data, the tokenizer and the geometry: when one
 of them changes, another index is made. Images in a folder are not looked at again: an example that no
-longer has the length it had is an error when it is built (source.py).
+longer has the length it had is an error when it is built (sources.py).
 
-    lengths.npy   int32[N, 5]   tokens, crops, images, suffix (see sequence.Lengths), tokens without the
+    lengths.npy   int32[N, 5]   tokens, crops, images, suffix (ExampleSize), tokens without the
                                 prompt; a bad row has 0 tokens
-    records.npy   int64[N, 3]   where each record of a JSON file lies (records.py)
-    images.npy  int64[M, 4]   where each image of tar shards lies (image_store.py)
+    records.npy   int64[N, 3]   where each record of a JSON file lies (sequence/conversation_file.py)
+    images.npy    int64[M, 4]   where each image of tar shards lies (image_store.py)
     bad.jsonl                   one object a bad row: row, where, reason, message
     about.json                  what the key was made of; written last
 """
@@ -110,18 +110,18 @@ def open_index(
     base = index_folder(config, folder)
     about = describe(config, model, tokenizer, base)
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    place = base / key[:16]
+    path = base / key[:16]
     job = index_build.IndexBuildSpec(config, model, tokenizer, base / f"{key[:16]}.building", key)
-    if not (place / ABOUT).exists():
+    if not (path / ABOUT).exists():
         try:
             index_build.measure_all(job, workers, share, on_error)
-            _finish(job, place, about)
+            _finish(job, path, about)
         except Exception:  # whatever comes of a folder that vanishes under our hands
-            if not (place / ABOUT).exists():  # else another process was faster, and has cleaned up behind us
+            if not (path / ABOUT).exists():  # else another process was faster, and has cleaned up behind us
                 raise
-    index = Index(config, place, key)
-    if on_error is None and index.bad() and index_build.measure_again(job, place):
-        index = Index(config, place, key)
+    index = Index(config, path, key)
+    if on_error is None and index.bad() and index_build.measure_again(job, path):
+        index = Index(config, path, key)
     report_bad(index.bad(), index.report, on_error)
     return index
 
@@ -130,14 +130,14 @@ def report_bad(bad: list[index_build.InvalidRow], report: pathlib.Path, on_error
     """Raises the first of `bad` with a count of the others, or hands them to `on_error`, the first ones."""
     if not bad:
         return
-    reasons = collections.Counter(each.reason for each in bad)
+    reasons = collections.Counter(row.reason for row in bad)
     counts = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
     if on_error is None:
         more = f"\n{len(bad)} bad rows in all ({counts}): {report} lists them" if len(bad) > 1 else ""
         hint = '\n(data.on_error="skip" leaves bad rows out)'
         raise bad[0].error(more + hint)
-    for each in bad[:SHOWN]:
-        on_error(each.error())
+    for row in bad[:SHOWN]:
+        on_error(row.error())
     if len(bad) > SHOWN:
         log.warning("left out: %d bad rows (%s); %s lists them all", len(bad), counts, report)
 
@@ -207,11 +207,11 @@ def _stamped(path: str, base: pathlib.Path) -> str:
     return digest
 
 
-def _finish(job: index_build.IndexBuildSpec, place: pathlib.Path, about: dict) -> None:
+def _finish(job: index_build.IndexBuildSpec, path: pathlib.Path, about: dict) -> None:
     """Joins the measured chunks into the index's folder, which appears whole or not at all."""
     # Several processes may get here at the same time.
-    staging = place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}.part")
-    with atomic_folder(place, staging=staging) as folder:
+    staging = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
+    with atomic_folder(path, staging=staging) as folder:
         index_build.join(job, folder)
         write_text(folder / ABOUT, json.dumps(about, indent=1))
     shutil.rmtree(job.folder, ignore_errors=True)

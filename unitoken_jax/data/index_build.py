@@ -78,9 +78,9 @@ class LengthIndexer:
     def rows(self, rows: Sequence[int]) -> tuple[np.ndarray, list[InvalidRow]]:
         """(int32[n, 5] as in index.py, the bad ones)."""
         table, bad = np.zeros((len(rows), 5), np.int32), []
-        for place, row in enumerate(rows):
+        for i, row in enumerate(rows):
             try:
-                table[place] = self._row(row)
+                table[i] = self._row(row)
             except (ConversationError, ImageError) as error:
                 bad.append(InvalidRow(int(row), self.records.location(row), error.reason, str(error)))
         return table, bad
@@ -147,7 +147,7 @@ def chunks_of(job: IndexBuildSpec, measurer: LengthIndexer, index: int, count: i
         path = job.chunk(number)
         if not path.exists():
             table, bad = measurer.rows(range(number * CHUNK, min((number + 1) * CHUNK, rows)))
-            notes = np.frombuffer("".join(_line(each) for each in bad).encode(), np.uint8)
+            notes = np.frombuffer("".join(_line(row) for row in bad).encode(), np.uint8)
             atomic_write(path, functools.partial(np.savez, lengths=table, bad=notes))
         yield number
 
@@ -220,17 +220,17 @@ def join(job: IndexBuildSpec, folder: pathlib.Path) -> None:
             shutil.copyfile(job.folder / name, folder / name)  # another process may still read it
 
 
-def measure_again(job: IndexBuildSpec, place: pathlib.Path) -> bool:
+def measure_again(job: IndexBuildSpec, path: pathlib.Path) -> bool:
     """Measures an index's bad rows again (a missing image may be there now); whether any has changed."""
-    before = read_bad(place / BAD)
-    rows = [each.row for each in before]
-    table, bad = LengthIndexer(job, place).rows(rows)
+    before = read_bad(path / BAD)
+    rows = [row.row for row in before]
+    table, bad = LengthIndexer(job, path).rows(rows)
     if bad == before:
         return False
-    lengths = np.load(place / LENGTHS)
+    lengths = np.load(path / LENGTHS)
     lengths[rows] = table
-    save_array(place / LENGTHS, lengths)
-    write_bad(place / BAD, bad)
+    save_array(path / LENGTHS, lengths)
+    write_bad(path / BAD, bad)
     return True
 
 
@@ -242,7 +242,7 @@ def read_bad(path: pathlib.Path) -> list[InvalidRow]:
 
 def write_bad(path: pathlib.Path, bad: list[InvalidRow]) -> None:
     """Lists bad rows in file `path`, one JSON object a line."""
-    write_text(path, "".join(_line(each) for each in bad))
+    write_text(path, "".join(_line(row) for row in bad))
 
 
 def _line(bad: InvalidRow) -> str:

@@ -78,7 +78,7 @@ class Loader:
         }
 
     def fingerprint(self) -> str:
-        """Changes when the sequence of rows would: data, its bad rows, weights, budgets, seed."""
+        """Changes when the sequence of rows would: data, its bad rows, weights, row capacity, seed."""
         names = ("row_length", "row_crops", "row_images", "codes", "prompt_dropout", "mix", "mixture_start")
         settings = {name: getattr(self._config, name) for name in names} | {"seed": self._seed}
         sources = [
@@ -153,7 +153,7 @@ class Loader:
                 flags.FLAGS.mark_as_parsed()
             workers = grain.MultiprocessingOptions(num_workers=self._config.workers)
         start = self._start - self._config.mixture_start
-        for pool, row in zip(self.pools, self._mixture.reached(start)):
+        for pool, row in zip(self.pools, self._mixture.rows_before(start)):
             pool.locate(row)  # counts the rows before it once, not in every worker
         rows = _Rows(self._mixture, self._config, self._model, start, count)
         stream = experimental.ElasticIterator(
@@ -176,7 +176,7 @@ def _check_split(config: DataConfig, process_index: int, process_count: int) -> 
 
 @dataclasses.dataclass
 class _Rows:
-    """The random-access source that grain reads: element i is one row as a dict of arrays."""
+    """The random-access source that grain reads: element i is a row, as a dict of arrays."""
 
     mixture: Mixture
     config: DataConfig
@@ -192,14 +192,14 @@ class _Rows:
         return sys.maxsize // 2
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        # Process p reads i = p, p + P, ...; give it the p-th contiguous part of each global batch instead,
+        # Process p reads i = p, p + P, ...; give it the p-th contiguous share of each global batch instead,
         # so that the global batch does not depend on P.
-        batch, place = divmod(int(i), self.config.rows)
+        batch, offset = divmod(int(i), self.config.rows)
         share = self.config.rows // self.process_count
-        place = place % self.process_count * share + place // self.process_count
-        examples = self.mixture.row(self.start + batch * self.config.rows + place)
-        made = packing.batch_of([examples], self.config, self.model)
-        return {name: np.asarray(array)[0] for name, array in made.items()}
+        offset = offset % self.process_count * share + offset // self.process_count
+        examples = self.mixture.row(self.start + batch * self.config.rows + offset)
+        fields = packing.batch_of([examples], self.config, self.model)
+        return {name: np.asarray(array)[0] for name, array in fields.items()}
 
 
 def _end_with_parent() -> None:

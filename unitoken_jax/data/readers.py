@@ -1,8 +1,8 @@
 """The records of a data set, whatever holds them: JSON or JSONL, ArrayRecord, or a TFDS data set.
 
-Every kind has a length and random access, `records.read(i)`, to a raw conversation (a dict in the public
-format, see conversation.py) and to words for messages on where it stands. Nothing holds conversations in
-memory: a JSON file is read through a table of byte positions.
+Every kind has a length, random access with `records.read(i)` to a raw conversation (a dict in the public
+format of sequence/conversation.py), and `records.location(i)`, which says in messages where that stands.
+Nothing holds conversations in memory: a JSON file is read through a table of byte positions.
 """
 
 import bisect
@@ -55,26 +55,28 @@ class ArrayRecords:
         return self._ends[-1]
 
     def locate(self, i: int) -> tuple[int, int]:
-        """(file, record in it) of record `i`."""
+        """(file, number in it) of record `i`."""
         shard = bisect.bisect_right(self._ends, i)
         return shard, i - (self._ends[shard - 1] if shard else 0)
 
     def location(self, i: int) -> str:
-        shard, place = self.locate(i)
-        return f"{self._paths[shard]}:record {place}"
+        """ "file:record n" of record `i`."""
+        shard, record = self.locate(i)
+        return f"{self._paths[shard]}:record {record}"
 
     def raw(self, i: int) -> bytes:
         """The record's bytes. Raises ConversationError where the file is damaged there."""
-        shard, place = self.locate(i)
+        shard, record = self.locate(i)
         if self._readers[shard] is None:
             self._readers[shard] = array_record_module().ArrayRecordReader(self._paths[shard])
         try:
-            (data,) = self._readers[shard].read([place])
+            (data,) = self._readers[shard].read([record])
         except (RuntimeError, IndexError, ValueError) as error:
             raise ConversationError(f"{self.location(i)}: cannot be read ({error})", "json") from None
         return data
 
     def read(self, i: int) -> Any:
+        """The record as JSON says it. Raises ConversationError where it is not JSON."""
         return decode_json(self.raw(i), self.location(i))
 
 
@@ -117,9 +119,11 @@ class TfdsRecords:
         return len(self._examples)
 
     def location(self, i: int) -> str:
+        """ "data set[split]:example i"."""
         return f"{self.path}[{self.split}]:example {i}"
 
     def read(self, i: int) -> Any:
+        """Example `i` as the mapping makes it. Raises ConversationError where that fails."""
         try:
             return self._map(self._examples[i])
         except Exception as error:  # the mapping is the user's own code
@@ -175,20 +179,21 @@ def count_records(path: str) -> int:
 
 
 def mapping_function(name: str) -> Callable[[dict], Any]:
-    """The function `name` says: "package.module:function" or "path/file.py:function"."""
-    module, colon, function = name.rpartition(":")
+    """The function that `name` says: "package.module:function" or "path/file.py:function"."""
+    module, colon, attribute = name.rpartition(":")
     if not colon:
         raise ValueError(f"mapping {name!r}: expected package.module:function or file.py:function")
     if module.endswith(".py"):
-        found = runpy.run_path(module).get(function)
+        function = runpy.run_path(module).get(attribute)
     else:
-        found = getattr(importlib.import_module(module), function, None)
-    if not callable(found):
-        raise ValueError(f"mapping {name!r}: {module} has no function {function!r}")
-    return found
+        function = getattr(importlib.import_module(module), attribute, None)
+    if not callable(function):
+        raise ValueError(f"mapping {name!r}: {module} has no function {attribute!r}")
+    return function
 
 
 def _image_features(tfds: Any, features: Any) -> list[str]:
+    """Names of a data set's features that are images."""
     return [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
 
 

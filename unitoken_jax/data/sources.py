@@ -1,4 +1,4 @@
-"""A data set as an endless stream of examples: which one stands at place n, and how it looks there.
+"""A data set as an endless stream of examples: which one is the n-th, and how it looks in that epoch.
 
 Everything is decided by (seed, source, epoch, example number), so any example can be made alone, on any
 process.
@@ -34,8 +34,11 @@ _ORDER, _DROP, _RATIO = 0x0A, 0x0D, 0x0F
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ExampleSlice:
-    """Examples one after another. epochs, indices int64[n]; drops bool[n]: which go without their prompt;
-    lengths int64[n, 4]: the ExampleSize of each."""
+    """Examples of a stream one after another, n of them.
+
+    epochs, indices int64[n] say which example each is, and in which epoch; drops bool[n] which of them go
+    without their prompt; lengths int64[n, 4] are their ExampleSizes.
+    """
 
     epochs: np.ndarray
     indices: np.ndarray
@@ -59,7 +62,7 @@ class Source:
         """Opens the index, or measures the data; images are not decoded.
 
         Args:
-          number: the source's place among its siblings, part of every random decision.
+          number: the source's index among its siblings, on which every random decision depends.
           seed: None for validation: file order, no dropout, centre crops.
           share: (index, count) of this process among those that measure together.
         Raises ConversationError, ImageError or CodesError, or skips and reports, as `data.on_error` says.
@@ -84,9 +87,9 @@ class Source:
         """Examples in an epoch."""
         return len(self.index) if self._rows is None else len(self._rows)
 
-    def conversation(self, place: int) -> Conversation:
-        """The `place`-th usable conversation of the data, as it is written there."""
-        return self.index.conversation(place if self._rows is None else int(self._rows[place]))
+    def conversation(self, i: int) -> Conversation:
+        """Usable conversation `i` of the data, as it is written there."""
+        return self.index.conversation(i if self._rows is None else int(self._rows[i]))
 
     def fingerprint(self) -> str:
         """Changes when the examples or their order would."""
@@ -94,6 +97,7 @@ class Source:
         return hashlib.sha256(self.index.fingerprint().encode() + rows).hexdigest()
 
     def _skip(self, error: Exception) -> None:
+        """Counts and logs an example that is left out."""
         self.skipped += 1
         log.warning("left out: %s", error)
 
@@ -116,18 +120,19 @@ class Source:
         usable &= ~over
         if self.codes is not None:
             bad += self._without_codes(usable, self.codes)
-        usable[[each.row for each in bad]] = False
-        bad.sort(key=lambda each: each.row)
+        usable[[invalid.row for invalid in bad]] = False
+        bad.sort(key=lambda invalid: invalid.row)
         if bad:
             write_bad(self.index.folder / REPORT, bad)
         report_bad(bad, self.index.folder / REPORT, on_error)
         return usable
 
     def _over_long(self, row: int) -> InvalidRow:
-        where = self.index.records.location(row)
+        """Row `row` of the data as one that no row of a batch holds."""
+        location = self.index.records.location(row)
         lengths = self._needs(self.index.lengths[row : row + 1])[0]
         reason = packing.explain_overflow(ExampleSize(*lengths.tolist()), self.data)
-        return InvalidRow(row, where, "over_long", f"{where}: {reason}")
+        return InvalidRow(row, location, "over_long", f"{location}: {reason}")
 
     def _needs(self, lengths: np.ndarray) -> np.ndarray:
         """int64[n, 4]: the ExampleSize of these examples of the index (int32[n, 5])."""
@@ -136,15 +141,15 @@ class Source:
             needs[:, 2] = 0  # no images to encode
         return needs
 
-    def stretch(self, start: int, count: int) -> ExampleSlice:
-        """The `count` examples from place `start` of the endless stream."""
-        places = np.arange(start, start + count)
-        epochs, within = np.divmod(places, len(self))
+    def slice(self, start: int, count: int) -> ExampleSlice:
+        """Examples `start` to `start + count` of the endless stream."""
+        stream_index = np.arange(start, start + count)
+        epochs, within = np.divmod(stream_index, len(self))
         if self.seed is not None:
             for epoch in np.unique(epochs):
-                here = epochs == epoch
+                in_epoch = epochs == epoch
                 key = shuffle.key_of((self.seed, self.number, int(epoch), _ORDER))
-                within[here] = shuffle.permute_index(within[here], len(self), key)
+                within[in_epoch] = shuffle.permute_index(within[in_epoch], len(self), key)
         indices = within if self._rows is None else self._rows[within]
         measured = self.index.lengths[indices].astype(np.int64)
         drops = np.zeros(count, bool)
@@ -172,7 +177,7 @@ class Source:
             self._skip(error)
             return None
         if rng is None:
-            self._keep((index, drop), example)
+            self._cache_example((index, drop), example)
         return example
 
     def _build(
@@ -200,19 +205,22 @@ class Source:
             return bad  # made from this very data, and complete
         for row in np.flatnonzero(usable).tolist():
             conversation = self.index.conversation(row)
-            for part in codes_needed(conversation, self.model):
-                if part.name not in codes:
-                    where = conversation.source
-                    message = f"no VQ codes for {part.name} in {codes.path}"
+            for image in codes_needed(conversation, self.model):
+                if image.name not in codes:
+                    location = conversation.source
+                    message = f"no VQ codes for {image.name} in {codes.path}"
                     bad.append(
                         InvalidRow(
-                            row, where, "missing_codes", f"{where}: {message}: run `unitoken tokenize` again"
+                            row,
+                            location,
+                            "missing_codes",
+                            f"{location}: {message}: run `unitoken tokenize` again",
                         )
                     )
                     break
         return bad
 
-    def _keep(self, key: tuple[int, bool], example: Example) -> None:
+    def _cache_example(self, key: tuple[int, bool], example: Example) -> None:
         if (size := _bytes(example)) > CACHED_EXAMPLE_BYTES:
             return
         self._cache[key] = example
@@ -222,4 +230,5 @@ class Source:
 
 
 def _bytes(example: Example) -> int:
+    """Memory that an example takes: four arrays of its length, and pixels."""
     return example.tokens.nbytes * 4 + example.crops.nbytes + example.images.nbytes

@@ -19,7 +19,7 @@ from PIL import Image
 
 from unitoken_jax.storage import paths
 
-_PLACE = re.compile(r"<\|image\|>|<image>")
+_IMAGE_MARK = re.compile(r"<\|image\|>|<image>")
 _ROLES = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer"}
 
 
@@ -101,6 +101,7 @@ def make_conversation(turns: Sequence[Sequence], source: str = "the prompt") -> 
 
 
 def _part(part: object, source: str) -> Part:
+    """A part as `make_conversation` takes it. Raises ConversationError where it is none."""
     if isinstance(part, os.PathLike):
         return ImageFile(os.fspath(part), pathlib.Path(part))
     if isinstance(part, Image.Image | ImageFile | GeneratedImage):
@@ -109,7 +110,7 @@ def _part(part: object, source: str) -> Part:
         raise ConversationError(
             f"{source}: a part is a {type(part).__name__}; expected text, a PIL image or a pathlib.Path"
         )
-    if mark := _PLACE.search(part):
+    if mark := _IMAGE_MARK.search(part):
         raise ConversationError(
             f"{source}: {mark[0]} in a text part; put the image itself between two text parts instead"
         )
@@ -130,17 +131,18 @@ def parse_conversation(record: Any, source: str, root: Any, need_answers: bool =
         raise ConversationError(f'{source}: "image" must be a path or a list of paths, found {names!r:.200}')
     files = [_image(name, f"{source}, image {i}", root) for i, name in enumerate(names, 1)]
     values = [_value(turn, number, source) for number, turn in enumerate(record["conversations"])]
-    places = sum(len(_PLACE.findall(value)) for value in values)
-    if places != len(files):
+    mark_count = sum(len(_IMAGE_MARK.findall(value)) for value in values)
+    if mark_count != len(files):
         raise ConversationError(
-            f'{source}: {places} <|image|> in the turns but {len(files)} images in "image"; they must agree',
+            f'{source}: {mark_count} <|image|> in the turns but {len(files)} images in "image"; they must '
+            "agree",
             "placeholders",
         )
-    turns, rest = [], iter(files)
+    turns, remaining_files = [], iter(files)
     for number, value in enumerate(values):
         parts: list[Part] = []
-        for piece, text in enumerate(_PLACE.split(value)):
-            parts += [next(rest)] if piece else []
+        for i, text in enumerate(_IMAGE_MARK.split(value)):
+            parts += [next(remaining_files)] if i else []
             parts += [text] if text else []
         turns.append(Turn(("question", "answer")[number % 2], tuple(parts)))
         _check_turn(turns[-1], source)
@@ -175,6 +177,7 @@ def _value(turn: Any, number: int, source: str) -> str:
 
 
 def _check_turn(turn: Turn, source: str) -> None:
+    """Raises ConversationError where a turn says nothing."""
     if not any(not isinstance(part, str) or part.strip() for part in turn.parts):
         reason = "unsupervised" if turn.role == "answer" else "format"
         raise ConversationError(f"{source}: empty {turn.role}; write one, or drop the conversation", reason)

@@ -109,11 +109,11 @@ def train_tokenizer(
     Raises ValueError where `vocab_size` cannot hold control tokens and bytes.
     """
     names = control_names(codes)
-    least = len(names) + 256 + len(phrases)
-    if vocab_size < least:
+    smallest_size = len(names) + 256 + len(phrases)
+    if vocab_size < smallest_size:
         raise ValueError(
             f"vocab_size {vocab_size} is too small: {len(names)} control tokens, {len(phrases)} phrases "
-            f"and 256 bytes need {least}"
+            f"and 256 bytes need {smallest_size}"
         )
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -67,10 +67,10 @@ class Vocabulary:
         for name, token in ids.items():
             if match := _CODE.fullmatch(name):
                 codes[int("".join(str(_LETTERS.index(letter)) for letter in match[1]))] = token
-        wanted = [name for name in control_names(0) if name not in ids]
-        wanted += [code_name(code) for code in range(max(codes, default=0) + 1) if code not in codes]
-        if wanted:
-            shown = ", ".join(wanted[:8]) + (f" and {len(wanted) - 8} more" if len(wanted) > 8 else "")
+        missing = [name for name in control_names(0) if name not in ids]
+        missing += [code_name(code) for code in range(max(codes, default=0) + 1) if code not in codes]
+        if missing:
+            shown = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
             raise ValueError(
                 f"{source} lacks control tokens: {shown}. It must be Chameleon's text_tokenizer.json, or one "
                 "made by unitoken_jax.sequence.tokenizer.train_tokenizer."

@@ -17,15 +17,15 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ParamPart:
-    """What one torch tensor gives of a parameter: the layer `place.layer`, or (None) all of it."""
+class ParameterPiece:
+    """What one torch tensor gives of a parameter: the layer `mapping.layer`, or (None) all of it."""
 
-    place: rules.Place
+    mapping: rules.TensorMapping
     tensor: Tensor
 
     def read(self) -> np.ndarray:
         """The array in our layout, in the file's dtype: mostly a transposed view of the mapped file."""
-        return self.place.layout.to_ours(_collapse(self.tensor.read(), self.place.shape))
+        return self.mapping.layout.to_ours(_collapse(self.tensor.read(), self.mapping.shape))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class Parameter:
     path: str
     shape: tuple[int, ...]
     dtype: np.dtype  # as stored; where its pieces have several, the first one's
-    pieces: tuple[ParamPart, ...]
+    pieces: tuple[ParameterPiece, ...]
 
 
 def assemble(
@@ -47,26 +47,28 @@ def assemble(
 ) -> dict[str, Parameter]:
     """Parameters of `expected` (our path -> shape) out of `tensors` (by torch name).
 
-    `prefix` is what stands before a network's torch names here: {"siglip": "vit."}. What is missing, surplus,
-    misshapen or no float tensor goes to `report`; the parameters it concerns are left out. So does, where
-    `one_dtype`, a tensor of another dtype than most of its network.
+    Args:
+      report: gets what is missing, surplus, misshapen or no float tensor; the parameters it concerns are left
+        out.
+      prefix: what stands before a network's torch names here: {"siglip": "vit."}.
+      one_dtype: a tensor of another dtype than most of its network is a problem too.
     """
-    made, used = {}, set()
+    parameters, used = {}, set()
     for path, shape in expected.items():
-        before = (prefix or {}).get(path.split("/")[0], "")
-        parts = []
-        places = rules.places(path, tuple(shape))
-        for place in places:
-            name = before + place.torch
+        network_prefix = (prefix or {}).get(path.split("/")[0], "")
+        pieces = []
+        mappings = rules.tensor_mappings(path, tuple(shape))
+        for mapping in mappings:
+            name = network_prefix + mapping.torch
             tensor = tensors.get(name)
             if tensor is None:
-                report.add("missing", f"{name} {place.shape}, for {path}")
+                report.add("missing", f"{name} {mapping.shape}, for {path}")
                 continue
             used.add(name)
-            if _fits(tensor, place, report):
-                parts.append(ParamPart(place, tensor))
-        if parts and len(parts) == len(places):
-            made[path] = Parameter(path, tuple(shape), parts[0].tensor.dtype, tuple(parts))
+            if _fits(tensor, mapping, report):
+                pieces.append(ParameterPiece(mapping, tensor))
+        if pieces and len(pieces) == len(mappings):
+            parameters[path] = Parameter(path, tuple(shape), pieces[0].tensor.dtype, tuple(pieces))
     for name in sorted(tensors.keys() - used):
         if reason := rules.ignored(name):
             report.ignore(reason, name)
@@ -75,14 +77,17 @@ def assemble(
             file = pathlib.Path(tensor.file).name
             report.add("surplus", f"{name} {tensor.shape} in {file}: no rule uses or ignores it")
     if one_dtype:
-        _check_dtypes(made, report)
-    return made
+        _check_dtypes(parameters, report)
+    return parameters
 
 
-def _check_dtypes(made: Mapping[str, Parameter], report: ProblemCollector) -> None:
-    """Another dtype than most of the network's is no one's intention; the VQ-GAN's is stored as it comes."""
-    networks: dict[str, list[ParamPart]] = collections.defaultdict(list)
-    for path, parameter in made.items():
+def _check_dtypes(parameters: Mapping[str, Parameter], report: ProblemCollector) -> None:
+    """Reports tensors of another dtype than most of their network, which is no one's intention.
+
+    The VQ-GAN's are stored as they come.
+    """
+    networks: dict[str, list[ParameterPiece]] = collections.defaultdict(list)
+    for path, parameter in parameters.items():
         networks[path.split("/")[0]] += parameter.pieces
     networks.pop("vqgan", None)
     for network, pieces in networks.items():
@@ -95,29 +100,30 @@ def _check_dtypes(made: Mapping[str, Parameter], report: ProblemCollector) -> No
             )
 
 
-def _fits(tensor: Tensor, place: rules.Place, report: ProblemCollector) -> bool:
+def _fits(tensor: Tensor, mapping: rules.TensorMapping, report: ProblemCollector) -> bool:
+    """Whether `tensor` has the dtype and shape that are expected; if not, `report` says why."""
     file = pathlib.Path(tensor.file).name
     if tensor.dtype not in FLOATS:
         report.add("dtype", f"{tensor.name} in {file} is {tensor.dtype}; expected a float type")
         return False
-    if tensor.shape == place.shape:
+    if tensor.shape == mapping.shape:
         return True
-    if _per_head(tensor.shape, place):
-        rows = rearrange(tensor.read(), "(shard head) dim -> shard head dim", shard=place.shape[0])
+    if _per_head(tensor.shape, mapping):
+        rows = rearrange(tensor.read(), "(shard head) dim -> shard head dim", shard=mapping.shape[0])
         if np.array_equal(rows, np.broadcast_to(rows[:, :1], rows.shape)):
             return True
         report.add("shape", f"{tensor.name} in {file} has a row a head, which differ within a shard")
         return False
     report.add(
-        "shape", f"{tensor.name} in {file} is {tensor.shape}; expected {place.shape}, for {place.path}"
+        "shape", f"{tensor.name} in {file} is {tensor.shape}; expected {mapping.shape}, for {mapping.path}"
     )
     return False
 
 
-def _per_head(shape: tuple[int, ...], place: rules.Place) -> bool:
+def _per_head(shape: tuple[int, ...], mapping: rules.TensorMapping) -> bool:
     """Whether this is a QK-norm with a row a head, as `transformers` writes it, instead of a row a shard."""
-    is_norm = "/q_norm/" in place.path or "/k_norm/" in place.path
-    return is_norm and len(shape) == 2 and shape[1] == place.shape[1] and shape[0] % place.shape[0] == 0
+    is_norm = "/q_norm/" in mapping.path or "/k_norm/" in mapping.path
+    return is_norm and len(shape) == 2 and shape[1] == mapping.shape[1] and shape[0] % mapping.shape[0] == 0
 
 
 def _collapse(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

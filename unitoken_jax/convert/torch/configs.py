@@ -22,87 +22,93 @@ _SIGLIP_DEFAULTS = {
 }
 ANYRES, BASE = "ChameleonXLLMXForConditionalGenerationAnyRes", "ChameleonXLLMXForConditionalGeneration"
 REQUIRED = object()
-_MOST_LAYERS, _MOST_BLOCKS, _MOST_LEVELS = 1000, 100, 12
+_MAX_LAYERS, _MAX_BLOCKS, _MAX_LEVELS = 1000, 100, 12
 
 
 def _get(
-    values: Mapping, key: str, kind: type | tuple[type, ...], where: str, default: Any = REQUIRED
+    values: Mapping, key: str, kind: type | tuple[type, ...], location: str, default: Any = REQUIRED
 ) -> Any:
-    """values[key] of type `kind`; ConversionError naming `where` and key."""
+    """The value of `key`, which must be of type `kind`. Raises ConversionError naming `location` and key."""
     value = values.get(key, default)
     if value is REQUIRED:
-        raise ConversionError(f"{where} has no {key!r}; expected {_name(kind)}")
+        raise ConversionError(f"{location} has no {key!r}; expected {_name(kind)}")
     if value is not default and (
         not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool)
     ):
-        raise ConversionError(f"{where}: {key!r} is {value!r}; expected {_name(kind)}")
+        raise ConversionError(f"{location}: {key!r} is {value!r}; expected {_name(kind)}")
     return value
 
 
 def _count(
-    values: Mapping, key: str, where: str, default: Any = REQUIRED, most: int = 2**20, least: int = 1
+    values: Mapping, key: str, location: str, default: Any = REQUIRED, maximum: int = 2**20, minimum: int = 1
 ) -> int:
-    """values[key], `least` to `most`: a damaged size must not become a shape that takes all memory to
-    describe."""
-    value = _get(values, key, int, where, default)
-    if value is None or not least <= value <= most:
-        raise ConversionError(f"{where}: {key!r} is {value}; expected {least} to {most}")
+    """The whole number values[key], `minimum` to `maximum`.
+
+    A damaged size must not become a shape that takes all memory to describe.
+    """
+    value = _get(values, key, int, location, default)
+    if value is None or not minimum <= value <= maximum:
+        raise ConversionError(f"{location}: {key!r} is {value}; expected {minimum} to {maximum}")
     return value
 
 
-def _positive(values: Mapping, key: str, where: str, default: float) -> float:
-    value = _get(values, key, (int, float), where, default)
+def _positive(values: Mapping, key: str, location: str, default: float) -> float:
+    """The positive number values[key]."""
+    value = _get(values, key, (int, float), location, default)
     if not 0 < value < 1e30:
-        raise ConversionError(f"{where}: {key!r} is {value}; expected a positive number")
+        raise ConversionError(f"{location}: {key!r} is {value}; expected a positive number")
     return float(value)
 
 
-def _name(kind) -> str:
-    return " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
+def _name(kind: type | tuple[type, ...]) -> str:
+    """ "int or float": a type, or several, for messages."""
+    return " or ".join(member.__name__ for member in (kind if isinstance(kind, tuple) else (kind,)))
 
 
-def decoder_config(values: Mapping, where: str) -> DecoderConfig:
-    """The decoder that a checkpoint's config.json describes."""
+def decoder_config(values: Mapping, location: str) -> DecoderConfig:
+    """The decoder that a checkpoint's config.json describes.
 
-    whole = functools.partial(_count, values, where=where)
-    refused = (
+    Raises ConversionError where a setting would change the computation in a way that is not known here.
+    """
+    count = functools.partial(_count, values, location=location)
+    known_values = (
         ("rope_scaling", None),
         ("hidden_act", "silu"),
         ("attention_bias", False),
         ("mlp_bias", False),
         ("mask_image_logits", False),
     )
-    for key, known in refused:
+    for key, known in known_values:
         if values.get(key, known) != known:
-            raise ConversionError(f"{where}: {key!r} is {values[key]!r}; only {known!r} is known here")
-    heads = whole("num_attention_heads")
+            raise ConversionError(f"{location}: {key!r} is {values[key]!r}; only {known!r} is known here")
+    heads = count("num_attention_heads")
     config = DecoderConfig(
-        vocab_size=whole("vocab_size"),
-        width=whole("hidden_size"),
-        depth=whole("num_hidden_layers", most=_MOST_LAYERS),
+        vocab_size=count("vocab_size"),
+        width=count("hidden_size"),
+        depth=count("num_hidden_layers", maximum=_MAX_LAYERS),
         heads=heads,
-        kv_heads=whole("num_key_value_heads", default=heads),
-        mlp=whole("intermediate_size"),
-        norm_eps=_positive(values, "rms_norm_eps", where, 1e-5),
-        rope_theta=_positive(values, "rope_theta", where, 10000.0),
-        qk_norm_shards=whole("model_parallel_size", default=1),
-        norm="output" if _get(values, "swin_norm", bool, where, False) else "pre",
-        dropout=float(_get(values, "dropout", (int, float), where, 0.05)),
+        kv_heads=count("num_key_value_heads", default=heads),
+        mlp=count("intermediate_size"),
+        norm_eps=_positive(values, "rms_norm_eps", location, 1e-5),
+        rope_theta=_positive(values, "rope_theta", location, 10000.0),
+        qk_norm_shards=count("model_parallel_size", default=1),
+        norm="output" if _get(values, "swin_norm", bool, location, False) else "pre",
+        dropout=float(_get(values, "dropout", (int, float), location, 0.05)),
     )
     if not 0 <= config.dropout < 1:
-        raise ConversionError(f"{where}: 'dropout' is {config.dropout}; expected 0 to less than 1")
-    for what, number in (("num_attention_heads", heads), ("num_key_value_heads", config.kv_heads)):
+        raise ConversionError(f"{location}: 'dropout' is {config.dropout}; expected 0 to less than 1")
+    for name, number in (("num_attention_heads", heads), ("num_key_value_heads", config.kv_heads)):
         if config.width % heads or number % config.qk_norm_shards or heads % config.kv_heads:
             raise ConversionError(
-                f"{where}: hidden_size {config.width}, {what} {number} and model_parallel_size "
+                f"{location}: hidden_size {config.width}, {name} {number} and model_parallel_size "
                 f"{config.qk_norm_shards} do not divide evenly"
             )
     return config
 
 
-def is_tied(values: Mapping, where: str) -> bool:
+def is_tied(values: Mapping, location: str) -> bool:
     """Whether a checkpoint's output layer is its embeddings."""
-    return _get(values, "tie_word_embeddings", bool, where, False)
+    return _get(values, "tie_word_embeddings", bool, location, False)
 
 
 def siglip_config(folder: str | os.PathLike) -> SiglipConfig:
@@ -118,7 +124,7 @@ def siglip_config(folder: str | os.PathLike) -> SiglipConfig:
     for key, default in _SIGLIP_DEFAULTS.items():
         read = _positive if isinstance(default, float) else _count
         sizes[key] = read(vision, key, str(path), default)
-    if sizes["num_hidden_layers"] > _MOST_LAYERS or sizes["hidden_size"] % sizes["num_attention_heads"]:
+    if sizes["num_hidden_layers"] > _MAX_LAYERS or sizes["hidden_size"] % sizes["num_attention_heads"]:
         raise ConversionError(
             f"{path}: {sizes['num_hidden_layers']} layers of width {sizes['hidden_size']} with "
             f"{sizes['num_attention_heads']} heads are no vision tower"
@@ -141,7 +147,7 @@ def siglip_config(folder: str | os.PathLike) -> SiglipConfig:
 
 
 def check_preprocessor(folder: str | os.PathLike, config: SiglipConfig) -> None:
-    """ConversionError where a SigLIP folder's preprocessor_config.json, if it has one, prepares other pixels.
+    """Raises ConversionError where a SigLIP folder's preprocessor_config.json, if any, prepares other pixels.
 
     Here they are as published: the whole image to a square, bicubic, 0..255 to -1..1.
     """
@@ -171,7 +177,7 @@ def siglip_of_shapes(tensors: Mapping[str, Tensor]) -> SiglipConfig:
     depth = 1 + max(
         (int(name.split(".")[3]) for name in tensors if name.startswith("vit.encoder.layers.")), default=-1
     )
-    found = (
+    shapes = (
         shape("embeddings.patch_embedding.weight"),
         shape("embeddings.position_embedding.weight"),
         shape("encoder.layers.0.mlp.fc1.weight"),
@@ -179,10 +185,10 @@ def siglip_of_shapes(tensors: Mapping[str, Tensor]) -> SiglipConfig:
     )
     c = so400m
     known = ((c.width, 3, c.patch_size, c.patch_size), (c.patches, c.width), (c.mlp, c.width), c.depth)
-    if found != known:
+    if shapes != known:
         raise ConversionError(
             "the checkpoint says nothing about its vision tower's heads and image size, and its shapes "
-            f"{found} are not SO400M/14-384's {known}: give --siglip, the SigLIP folder it was trained from"
+            f"{shapes} are not SO400M/14-384's {known}: give --siglip, the SigLIP folder it was trained from"
         )
     return so400m
 
@@ -201,110 +207,114 @@ def vq_config_of_yaml(path: str | os.PathLike) -> VQConfig:
         raise ConversionError(
             f"{path} has no model.params.ddconfig ({error}): it is not a VQ-GAN's"
         ) from None
-    where = f"{path} (ddconfig)"
-    odd = {"double_z": False, "in_channels": 3, "out_ch": 3}
-    for key, known in odd.items():
+    location = f"{path} (ddconfig)"
+    known_values = {"double_z": False, "in_channels": 3, "out_ch": 3}
+    for key, known in known_values.items():
         if table.get(key, known) != known:
-            raise ConversionError(f"{where}: {key!r} is {table[key]!r}; only {known!r} is known here")
+            raise ConversionError(f"{location}: {key!r} is {table[key]!r}; only {known!r} is known here")
     return VQConfig(
         codes=_count(params, "n_embed", str(path)),
         embed_dim=_count(params, "embed_dim", str(path)),
-        latent_channels=_count(table, "z_channels", where),
-        base_channels=_count(table, "ch", where),
-        channel_multipliers=_levels(table, "ch_mult", where),
-        res_blocks=_count(table, "num_res_blocks", where, most=_MOST_BLOCKS, least=0),
-        resolution=_count(table, "resolution", where),
-        attention_resolutions=_numbers(table, "attn_resolutions", where),
-        mid_attention=_get(table, "attn_type", str, where, "vanilla") == "vanilla",
-        norm_groups=_groups(table, where),
+        latent_channels=_count(table, "z_channels", location),
+        base_channels=_count(table, "ch", location),
+        channel_multipliers=_levels(table, "ch_mult", location),
+        res_blocks=_count(table, "num_res_blocks", location, maximum=_MAX_BLOCKS, minimum=0),
+        resolution=_count(table, "resolution", location),
+        attention_resolutions=_numbers(table, "attn_resolutions", location),
+        mid_attention=_get(table, "attn_type", str, location, "vanilla") == "vanilla",
+        norm_groups=_groups(table, location),
     )
 
 
-def _numbers(values: Mapping, key: str, where: str) -> tuple[int, ...]:
-    found = _get(values, key, (list, tuple), where)
-    if not all(type(value) is int for value in found):
-        raise ConversionError(f"{where}: {key!r} is {found!r}; expected whole numbers")
-    return tuple(found)
+def _numbers(values: Mapping, key: str, location: str) -> tuple[int, ...]:
+    """The list of whole numbers values[key]."""
+    numbers = _get(values, key, (list, tuple), location)
+    if not all(type(value) is int for value in numbers):
+        raise ConversionError(f"{location}: {key!r} is {numbers!r}; expected whole numbers")
+    return tuple(numbers)
 
 
-def _levels(values: Mapping, key: str, where: str) -> tuple[int, ...]:
-    found = _numbers(values, key, where)
-    if not 1 <= len(found) <= _MOST_LEVELS or not all(1 <= number <= 1024 for number in found):
-        raise ConversionError(f"{where}: {key!r} is {list(found)}; expected 1 to {_MOST_LEVELS} multipliers")
-    return found
+def _levels(values: Mapping, key: str, location: str) -> tuple[int, ...]:
+    """The channel multipliers values[key], one for each level of the VQ-GAN."""
+    multipliers = _numbers(values, key, location)
+    if not 1 <= len(multipliers) <= _MAX_LEVELS or not all(1 <= number <= 1024 for number in multipliers):
+        raise ConversionError(
+            f"{location}: {key!r} is {list(multipliers)}; expected 1 to {_MAX_LEVELS} multipliers"
+        )
+    return multipliers
 
 
-def _groups(values: Mapping, where: str) -> int:
-    """Not a published setting: without it there are 32."""
-    groups = _get(values, "norm_groups", int, where, VQConfig.norm_groups)
-    return groups if groups == 0 else _count(values, "norm_groups", where, VQConfig.norm_groups)
+def _groups(values: Mapping, location: str) -> int:
+    """Groups of the GroupNorms, 0 for none: a setting of ours, without which there are 32 as published."""
+    groups = _get(values, "norm_groups", int, location, VQConfig.norm_groups)
+    return groups if groups == 0 else _count(values, "norm_groups", location, VQConfig.norm_groups)
 
 
-def vq_config_of_json(values: Mapping, where: str) -> VQConfig:
+def vq_config_of_json(values: Mapping, location: str) -> VQConfig:
     """The VQ-GAN that config.json's `vq_config` describes; `transformers`' defaults where it is silent."""
     table = values.get("vq_config") or {}
     if not isinstance(table, dict):
-        raise ConversionError(f"{where}: 'vq_config' is {table!r}; expected a table")
-    where = f"{where} (vq_config)"
-    multipliers = _levels(table, "channel_multiplier", where) if "channel_multiplier" in table else None
-    attend = _numbers(table, "attn_resolutions", where) if table.get("attn_resolutions") else ()
+        raise ConversionError(f"{location}: 'vq_config' is {table!r}; expected a table")
+    location = f"{location} (vq_config)"
+    multipliers = _levels(table, "channel_multiplier", location) if "channel_multiplier" in table else None
+    attend = _numbers(table, "attn_resolutions", location) if table.get("attn_resolutions") else ()
     return VQConfig(
-        codes=_count(table, "num_embeddings", where, 8192),
-        embed_dim=_count(table, "embed_dim", where, 256),
-        latent_channels=_count(table, "latent_channels", where, 256),
-        base_channels=_count(table, "base_channels", where, 128),
+        codes=_count(table, "num_embeddings", location, 8192),
+        embed_dim=_count(table, "embed_dim", location, 256),
+        latent_channels=_count(table, "latent_channels", location, 256),
+        base_channels=_count(table, "base_channels", location, 128),
         channel_multipliers=multipliers or (1, 1, 2, 2, 4),
-        res_blocks=_count(table, "num_res_blocks", where, 2, _MOST_BLOCKS, least=0),
-        resolution=_count(table, "resolution", where, 512),
+        res_blocks=_count(table, "num_res_blocks", location, 2, _MAX_BLOCKS, minimum=0),
+        resolution=_count(table, "resolution", location, 512),
         attention_resolutions=attend,
-        mid_attention=_get(table, "attn_type", str, where, "vanilla") == "vanilla",
-        norm_groups=_groups(table, where),
+        mid_attention=_get(table, "attn_type", str, location, "vanilla") == "vanilla",
+        norm_groups=_groups(table, location),
     )
 
 
-def resolution_of(values: Mapping, where: str) -> Literal["anyres", "base"]:
+def resolution_of(values: Mapping, location: str) -> Literal["anyres", "base"]:
     """ "anyres" or "base", by the checkpoint's `architectures`."""
     names = values.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConversionError(f"{where}: 'architectures' is {names!r}; expected a list of names")
+        raise ConversionError(f"{location}: 'architectures' is {names!r}; expected a list of names")
     if not names:
         raise ConversionError(
-            f"{where} names no 'architectures', which say any-res or base: give --resolution"
+            f"{location} names no 'architectures', which say any-res or base: give --resolution"
         )
     return "anyres" if any("anyres" in name.lower() for name in names) else "base"
 
 
 def published_config(config: ModelConfig, names: Mapping[str, int], dtype: str) -> dict:
     """config.json in the published layout; `names` is the tokenizer's vocabulary, `dtype` the weights'."""
-    d, vq = config.decoder, config.vq
+    decoder, vq = config.decoder, config.vq
     return {
         "architectures": [ANYRES if config.sequence.resolution == "anyres" else BASE],
         "attention_bias": False,
         "attention_dropout": 0.0,
         "bos_token_id": names.get("<s>", 0),
-        "dropout": d.dropout,
+        "dropout": decoder.dropout,
         "eos_token_id": names.get("</s>", 2),
         "hidden_act": "silu",
-        "hidden_size": d.width,
+        "hidden_size": decoder.width,
         "initializer_range": 0.02,
-        "intermediate_size": d.mlp,
+        "intermediate_size": decoder.mlp,
         "mask_image_logits": False,
         "max_position_embeddings": 4096,
         "mlp_bias": False,
-        "model_parallel_size": d.qk_norm_shards,
+        "model_parallel_size": decoder.qk_norm_shards,
         "model_type": "chameleon",
-        "num_attention_heads": d.heads,
-        "num_hidden_layers": d.depth,
-        "num_key_value_heads": d.kv_heads,
+        "num_attention_heads": decoder.heads,
+        "num_hidden_layers": decoder.depth,
+        "num_key_value_heads": decoder.kv_heads,
         "pad_token_id": names.get("<pad>", 1),
-        "rms_norm_eps": d.norm_eps,
+        "rms_norm_eps": decoder.norm_eps,
         "rope_scaling": None,
-        "rope_theta": d.rope_theta,
-        "swin_norm": d.norm == "output",
+        "rope_theta": decoder.rope_theta,
+        "swin_norm": decoder.norm == "output",
         "tie_word_embeddings": False,
         "torch_dtype": dtype,
         "use_cache": True,
-        "vocab_size": d.vocab_size,
+        "vocab_size": decoder.vocab_size,
         "vocabulary_map": dict(names),
         "vq_config": {
             "attn_resolutions": list(vq.attention_resolutions) or None,
@@ -344,7 +354,7 @@ def _other_groups(config: VQConfig) -> dict:
 
 
 def published_vq(config: VQConfig) -> dict:
-    """vqgan.yaml's content."""
+    """The content of the vqgan.yaml that describes `config`."""
     ddconfig = {
         "attn_resolutions": list(config.attention_resolutions),
         "ch": config.base_channels,
@@ -368,7 +378,7 @@ def published_vq(config: VQConfig) -> dict:
 
 
 def check_stride(config: VQConfig, size: tuple[int, int]) -> None:
-    """ConversionError where a side of the discrete crop is no multiple of the VQ-GAN's stride."""
+    """Raises ConversionError where a side of the discrete crop is no multiple of the VQ-GAN's stride."""
     for side in size:
         if side < 1 or side % config.stride:
             raise ConversionError(

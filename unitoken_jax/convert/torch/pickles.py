@@ -47,7 +47,7 @@ _INERT_NAMES = {
 }
 _BUILTINS = {"list": list, "set": set, "int": int, "float": float, "tuple": tuple}
 _DICTS = {("collections", "OrderedDict"), ("builtins", "dict"), ("__builtin__", "dict")}
-_MOST_INDEX_BYTES = 2**28  # a 34B model's data.pkl has a few hundred kilobytes
+_MAX_INDEX_BYTES = 2**28  # a 34B model's data.pkl has a few hundred kilobytes
 
 
 class _StorageType(NamedTuple):
@@ -63,11 +63,11 @@ class _Storage(NamedTuple):
 class _Table(collections.OrderedDict):
     """What a pickle's dicts become: a key twice is an error, where a dict would keep the last value alone."""
 
-    where = ""
+    location = ""
 
     def __setitem__(self, key, value):
         if key in self:
-            raise ConversionError(f"{type(self).where} has the key {key!r} twice: the file is damaged")
+            raise ConversionError(f"{type(self).location} has the key {key!r} twice: the file is damaged")
         super().__setitem__(key, value)
 
 
@@ -108,13 +108,13 @@ def read_pickle(path: str | os.PathLike) -> dict[str, Tensor]:
         raise ConversionError(
             f"{path} holds a {type(content).__name__}; expected a dict of tensors, or one under 'state_dict'"
         )
-    found = {}
+    tensors = {}
     for name, value in content.items():
         if isinstance(value, Tensor) and isinstance(name, str):
-            found[name] = Tensor(name, value.shape, value.dtype, value.file, value.read)
-    if not found:
+            tensors[name] = Tensor(name, value.shape, value.dtype, value.file, value.read)
+    if not tensors:
         raise ConversionError(f"{path} holds no tensors by name; expected a state dict")
-    return found
+    return tensors
 
 
 class _Archive:
@@ -155,31 +155,33 @@ class _Archive:
     def member(self, name: str, check: bool = True) -> np.ndarray:
         """uint8[n], a view of the file; its CRC compared where `check`."""
         info = self._members.get(name)
-        where = f"{self.path}, member {name}"
+        location = f"{self.path}, member {name}"
         if info is None:
-            raise ConversionError(f"{where} is missing: the file is damaged")
+            raise ConversionError(f"{location} is missing: the file is damaged")
         if (
             info.compress_type != zipfile.ZIP_STORED
             or info.flag_bits & 1
             or info.compress_size != info.file_size
         ):
-            raise ConversionError(f"{where} is compressed or encrypted; torch stores members as they are")
+            raise ConversionError(f"{location} is compressed or encrypted; torch stores members as they are")
         header = map_bytes(self.path, info.header_offset, 30).tobytes()
         if len(header) < 30 or header[:4] != b"PK\x03\x04":
             raise ConversionError(
-                f"{where}: no local header at byte {info.header_offset}: the file is damaged"
+                f"{location}: no local header at byte {info.header_offset}: the file is damaged"
             )
         name_length, extra_length = struct.unpack("<HH", header[26:30])
         start = info.header_offset + 30 + name_length + extra_length
         data = map_bytes(self.path, start, info.file_size)
         if len(data) != info.file_size:
-            raise ConversionError(f"{where} is cut short: {len(data)} of {info.file_size} bytes are there")
+            raise ConversionError(f"{location} is cut short: {len(data)} of {info.file_size} bytes are there")
         if check and zlib.crc32(data.data) != info.CRC:
-            raise ConversionError(f"{where} does not match its checksum: the file is damaged, fetch it again")
+            raise ConversionError(
+                f"{location} does not match its checksum: the file is damaged, fetch it again"
+            )
         return data
 
     def size(self, name: str) -> int:
-        """Bytes of a member; ConversionError where it is missing, compressed or cut short."""
+        """Bytes of a member. Raises ConversionError where it is missing, compressed or cut short."""
         return len(self.member(name, check=False))
 
 
@@ -190,13 +192,13 @@ class _Reader(pickle._Unpickler):
 
     def __init__(self, archive: _Archive):
         index = archive.member("data.pkl")
-        if len(index) > _MOST_INDEX_BYTES:
+        if len(index) > _MAX_INDEX_BYTES:
             raise ConversionError(f"{archive.path}: data.pkl has {len(index)} bytes, too many for an index")
         super().__init__(io.BytesIO(index.tobytes()), encoding="utf-8")
         self._archive = archive
         self._checked: set[str] = set()
         # A class of its own for each file: a pickle can set attributes on what it is given.
-        self._table = type("Table", (_Table,), {"where": f"{archive.path}: data.pkl"})
+        self._table = type("Table", (_Table,), {"location": f"{archive.path}: data.pkl"})
 
     def load_content(self) -> Any:
         try:

@@ -31,7 +31,7 @@ _DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
-_MOST_HEADER_BYTES = 100_000_000  # the format's own limit
+_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 # Index, single file, shards; in the order they are looked for.
 _LAYOUTS = (
     ("model.safetensors.index.json", "model.safetensors", "model-*.safetensors"),
@@ -47,12 +47,12 @@ def read_json(path: str | os.PathLike) -> dict:
     return _json(path.read_bytes(), str(path))
 
 
-def _json(data: bytes, where: str) -> dict:
+def _json(data: bytes, location: str) -> dict:
     def unique(pairs):
         values = dict(pairs)
         if len(values) < len(pairs):
             [(key, _)] = collections.Counter(key for key, _ in pairs).most_common(1)
-            raise ConversionError(f"{where}: duplicate key {key!r}")
+            raise ConversionError(f"{location}: duplicate key {key!r}")
         return values
 
     try:
@@ -60,9 +60,9 @@ def _json(data: bytes, where: str) -> dict:
     except ConversionError:
         raise
     except (ValueError, RecursionError) as error:
-        raise ConversionError(f"{where} is not valid JSON ({error}): it is damaged") from None
+        raise ConversionError(f"{location} is not valid JSON ({error}): it is damaged") from None
     if not isinstance(values, dict):
-        raise ConversionError(f"{where} holds a {type(values).__name__}; expected a JSON object")
+        raise ConversionError(f"{location} holds a {type(values).__name__}; expected a JSON object")
     return values
 
 
@@ -75,14 +75,14 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
         if len(start) < 8:
             raise ConversionError(f"{path} has {size} bytes: no safetensors file, or cut short")
         (length,) = struct.unpack("<Q", start)
-        if length > min(_MOST_HEADER_BYTES, size - 8):
+        if length > min(_MAX_HEADER_BYTES, size - 8):
             raise ConversionError(
                 f"{path}: its header is said to have {length} bytes, the file has {size}: no "
                 "safetensors file, or cut short"
             )
         header = _json(file.read(length), f"{path} (header)")
     header.pop("__metadata__", None)
-    found, ranges = {}, []
+    tensors, ranges = {}, []
     for name, entry in header.items():
         dtype, shape, begin, end = _entry(path, name, entry)
         ranges.append((begin, end, name))
@@ -91,26 +91,30 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
         def read(first=first, count=end - begin, dtype=dtype, shape=shape) -> np.ndarray:
             return map_bytes(path, first, count).view(dtype).reshape(shape)
 
-        found[name] = Tensor(name, shape, dtype, str(path), read)
-    place = 0
+        tensors[name] = Tensor(name, shape, dtype, str(path), read)
+    offset = 0
     for begin, end, name in sorted(ranges):
-        if begin != place:
-            raise ConversionError(f"{path}: {name} starts at byte {begin}, expected {place}: it is damaged")
-        place = end
-    if 8 + length + place != size:
+        if begin != offset:
+            raise ConversionError(f"{path}: {name} starts at byte {begin}, expected {offset}: it is damaged")
+        offset = end
+    if 8 + length + offset != size:
         raise ConversionError(
-            f"{path} has {size} bytes, its header describes {8 + length + place}: it is cut short or damaged"
+            f"{path} has {size} bytes, its header describes {8 + length + offset}: it is cut short or damaged"
         )
-    return found
+    return tensors
 
 
 def _entry(path: pathlib.Path, name: str, entry) -> tuple[np.dtype, tuple[int, ...], int, int]:
-    """dtype, shape, begin, end of a header's entry."""
+    """(dtype, shape, begin, end) of a header's entry. Raises ConversionError where it makes no sense."""
 
-    def whole(values) -> bool:
+    def whole_numbers(values) -> bool:
         return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
-    if not isinstance(entry, dict) or not whole(entry.get("shape")) or not whole(entry.get("data_offsets")):
+    if (
+        not isinstance(entry, dict)
+        or not whole_numbers(entry.get("shape"))
+        or not whole_numbers(entry.get("data_offsets"))
+    ):
         raise ConversionError(f"{path}: the header's entry for {name} is {entry!r}: it is damaged")
     if entry.get("dtype") not in _DTYPES or len(entry["data_offsets"]) != 2:
         raise ConversionError(
@@ -154,17 +158,17 @@ def weight_files(
                 if pathlib.PurePath(name).name != name:
                     report.add("file", f"{folder / index} points outside its folder: {name!r}")
                 elif not path.is_file():
-                    lost = sum(file == name for file in table.values())
+                    count = sum(file == name for file in table.values())
                     report.add(
-                        "file", f"{folder / index} points to {name}, which is not there ({lost} tensors)"
+                        "file", f"{folder / index} points to {name}, which is not there ({count} tensors)"
                     )
                 else:
                     files.append(path)
             return files, table
         if (folder / single).is_file():
             return [folder / single], {}
-        if found := sorted(folder.glob(shards)):
-            return found, {}
+        if shard_files := sorted(folder.glob(shards)):
+            return shard_files, {}
     raise ConversionError(
         f"{folder} has no weights; looked for model.safetensors, model-*.safetensors, pytorch_model.bin and "
         "pytorch_model-*.bin, with or without their index"
@@ -188,7 +192,7 @@ def read_folder(folder: str | os.PathLike, report: ProblemCollector) -> Folder:
     if not folder.is_dir():
         raise ConversionError(f"{folder} is no folder")
     files, table = weight_files(folder, report)
-    found: dict[str, Tensor] = {}
+    by_name: dict[str, Tensor] = {}
     read = set()
     for path in files:
         try:
@@ -198,13 +202,13 @@ def read_folder(folder: str | os.PathLike, report: ProblemCollector) -> Folder:
             continue
         read.add(path.name)
         for name, tensor in tensors.items():
-            if name in found:
-                report.add("duplicate", f"{name} is in {found[name].file} and in {path}")
-            found[name] = tensor
+            if name in by_name:
+                report.add("duplicate", f"{name} is in {by_name[name].file} and in {path}")
+            by_name[name] = tensor
             if table and name not in table:
                 report.add("file", f"{name} is in {path}, but not in the index")
     for name, file in table.items():
-        here = found.get(name)
-        if file in read and (here is None or pathlib.Path(here.file).name != file):
+        indexed = by_name.get(name)
+        if file in read and (indexed is None or pathlib.Path(indexed.file).name != file):
             report.add("missing", f"{name}: the index says {file}, which does not hold it")
-    return Folder(found, files, frozenset(found) | frozenset(table))
+    return Folder(by_name, files, frozenset(by_name) | frozenset(table))

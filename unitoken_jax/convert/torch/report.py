@@ -1,4 +1,4 @@
-"""What is wrong with a conversion, collected until all of it is known, and the tensors files hold."""
+"""Tensors in files, not read yet, and what is wrong with a conversion, collected until all of it is known."""
 
 import dataclasses
 import os
@@ -55,9 +55,9 @@ class ProblemCollector:
         """Notes that the tensor `name` is left out, and why."""
         self.ignored.setdefault(reason, []).append(name)
 
-    def check(self, where: str) -> None:
+    def check(self, source: str) -> None:
         """Raises ConversionError with all problems, if there are any."""
         if self.problems:
             lines = "\n  ".join(self.problems)
             number = f"{len(self.problems)} problem" + "s" * (len(self.problems) > 1)
-            raise ConversionError(f"{where} cannot be converted, {number}:\n  {lines}")
+            raise ConversionError(f"{source} cannot be converted, {number}:\n  {lines}")

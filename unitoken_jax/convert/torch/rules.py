@@ -50,7 +50,7 @@ PATCH = Layout(  # torch [W, 3, p, p], ours [p * p * 3, W]
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One line of a table."""
+    """A parameter's path here, the name of its tensor (or tensors) in torch, and how the arrays differ."""
 
     ours: str
     torch: str
@@ -58,21 +58,24 @@ class Rule:
 
     @property
     def stacked(self) -> bool:
+        """Whether every layer is a tensor of its own in torch, and all are one array here."""
         return "{i}" in self.torch and "{i}" not in self.ours
 
 
 def _pair(ours: str, torch: str, layout: Layout, bias: bool = True) -> list[Rule]:
-    """kernel <-> weight, and the bias."""
+    """Rules of a layer's kernel, torch's `weight`, and its bias."""
     rules = [Rule(f"{ours}/kernel", f"{torch}.weight", layout)]
     return rules + ([Rule(f"{ours}/bias", f"{torch}.bias")] if bias else [])
 
 
 def _norm(ours: str, torch: str, bias: bool = True) -> list[Rule]:
+    """Rules of a normalisation's scale, torch's `weight`, and its bias."""
     rules = [Rule(f"{ours}/scale", f"{torch}.weight")]
     return rules + ([Rule(f"{ours}/bias", f"{torch}.bias")] if bias else [])
 
 
 def _decoder() -> Iterable[Rule]:
+    """Torch names as in `transformers`' Chameleon."""
     yield Rule("decoder/embed/embedding", "model.embed_tokens.weight")
     yield Rule("decoder/lm_head/kernel", "lm_head.weight", LINEAR)
     yield from _norm("decoder/norm", "model.norm", bias=False)
@@ -102,6 +105,7 @@ def _siglip() -> Iterable[Rule]:
 
 
 def _block(ours: str, torch: str) -> Iterable[Rule]:
+    """Rules of a residual block of the VQ-GAN."""
     for number in "12":
         yield from _norm(f"{ours}/norm{number}", f"{torch}.norm{number}")
         yield from _pair(f"{ours}/conv{number}", f"{torch}.conv{number}", CONV)
@@ -109,6 +113,7 @@ def _block(ours: str, torch: str) -> Iterable[Rule]:
 
 
 def _attention(ours: str, torch: str) -> Iterable[Rule]:
+    """Rules of an attention block of the VQ-GAN."""
     yield from _norm(f"{ours}/norm", f"{torch}.norm")
     for name in "qkvo":
         yield from _pair(f"{ours}/{name}", f"{torch}.{'proj_out' if name == 'o' else name}", CONV)
@@ -119,14 +124,18 @@ def _vqgan() -> Iterable[Rule]:
     yield Rule("vqgan/codebook", "quantize.embedding.weight")
     yield from _pair("vqgan/quant_conv", "quant_conv", CONV)
     yield from _pair("vqgan/post_quant_conv", "post_quant_conv", CONV)
-    for side, way in (("encoder", "down"), ("decoder", "up")):
+    for side, direction in (("encoder", "down"), ("decoder", "up")):
         ours = f"vqgan/{side}"
         yield from _pair(f"{ours}/conv_in", f"{side}.conv_in", CONV)
         yield from _pair(f"{ours}/conv_out", f"{side}.conv_out", CONV)
         yield from _norm(f"{ours}/norm_out", f"{side}.norm_out")
-        yield from _pair(f"{ours}/{way}sample_{{i}}", f"{side}.{way}.{{i}}.{way}sample.conv", CONV)
-        yield from _block(f"{ours}/{way}_{{i}}/block_{{j}}", f"{side}.{way}.{{i}}.block.{{j}}")
-        yield from _attention(f"{ours}/{way}_{{i}}/attention_{{j}}", f"{side}.{way}.{{i}}.attn.{{j}}")
+        yield from _pair(
+            f"{ours}/{direction}sample_{{i}}", f"{side}.{direction}.{{i}}.{direction}sample.conv", CONV
+        )
+        yield from _block(f"{ours}/{direction}_{{i}}/block_{{j}}", f"{side}.{direction}.{{i}}.block.{{j}}")
+        yield from _attention(
+            f"{ours}/{direction}_{{i}}/attention_{{j}}", f"{side}.{direction}.{{i}}.attn.{{j}}"
+        )
         yield from _block(f"{ours}/mid/block_{{i}}", f"{side}.mid.block_{{i}}")
         yield from _attention(f"{ours}/mid/attention", f"{side}.mid.attn_1")
 
@@ -156,9 +165,10 @@ def ignored(name: str) -> str | None:
 
 
 def _pattern(template: str) -> re.Pattern:
-    parts = re.split(r"\{([ij])\}", template)
+    """A template as a regular expression with groups "i" and "j"."""
+    pieces = re.split(r"\{([ij])\}", template)
     return re.compile(
-        "".join(f"(?P<{part}>[0-9]+)" if k % 2 else re.escape(part) for k, part in enumerate(parts))
+        "".join(f"(?P<{piece}>[0-9]+)" if k % 2 else re.escape(piece) for k, piece in enumerate(pieces))
     )
 
 
@@ -167,8 +177,8 @@ _NO_NUMBERS = {ours: rule for ours, (_, rule) in _BY_OURS.items() if "{" not in 
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """Where a torch tensor belongs: layer `layer` (None: the whole) of our parameter `path`."""
+class TensorMapping:
+    """One torch tensor and what it is here: layer `layer` (None: the whole) of our parameter `path`."""
 
     path: str
     layer: int | None
@@ -177,7 +187,7 @@ class Place:
     layout: Layout
 
 
-def places(path: str, shape: Shape) -> list[Place]:
+def tensor_mappings(path: str, shape: Shape) -> list[TensorMapping]:
     """The torch tensors that make our parameter `path` of `shape`, in order. KeyError: no rule names it."""
     rule, numbers = _NO_NUMBERS.get(path), {}
     if rule is None:
@@ -186,14 +196,14 @@ def places(path: str, shape: Shape) -> list[Place]:
                 rule, numbers = candidate, match.groupdict()
                 break
         else:
-            raise KeyError(f"no rule of convert/rules.py names {path}")
+            raise KeyError(f"no rule of convert/torch/rules.py names {path}")
     if rule.stacked:
         inner = rule.layout.shape(shape[1:])
         return [
-            Place(path, layer, rule.torch.replace("{i}", str(layer)), inner, rule.layout)
+            TensorMapping(path, layer, rule.torch.replace("{i}", str(layer)), inner, rule.layout)
             for layer in range(shape[0])
         ]
     torch = rule.torch
     for name, number in numbers.items():
         torch = torch.replace(f"{{{name}}}", number)
-    return [Place(path, None, torch, rule.layout.shape(shape), rule.layout)]
+    return [TensorMapping(path, None, torch, rule.layout.shape(shape), rule.layout)]

@@ -55,10 +55,10 @@ def open_sources(
     """
     checkpoint = pathlib.Path(checkpoint)
     values = read_json(checkpoint / "config.json")
-    where = str(checkpoint / "config.json")
+    location = str(checkpoint / "config.json")
     tensors, weights, names = read_folder(checkpoint, report)
     unified = any(name.startswith(("vit.", "adapter.")) for name in names)
-    if configs.is_tied(values, where):
+    if configs.is_tied(values, location):
         tensors = _tied(tensors, report)
     files = {f"checkpoint/{path.name}": path for path in [checkpoint / "config.json", *weights]}
     notes = []
@@ -67,7 +67,7 @@ def open_sources(
             report.check(str(checkpoint))  # what is missing, before what its shapes would say
         vision = configs.siglip_of_shapes(tensors) if siglip is None else configs.siglip_config(siglip)
         groups = [(["decoder", "adapter", "siglip"], {"siglip": "vit."})]
-        sequence = published_sequence(resolution=resolution or configs.resolution_of(values, where))
+        sequence = published_sequence(resolution=resolution or configs.resolution_of(values, location))
     else:
         if siglip is None:
             raise ConversionError(
@@ -82,7 +82,7 @@ def open_sources(
         configs.check_preprocessor(siglip, vision)
         files["siglip/config.json"] = pathlib.Path(siglip) / "config.json"
     inside = {name: tensor for name, tensor in tensors.items() if name.startswith(VQ_IN_CHECKPOINT)}
-    vq, vq_groups, absent = _vq(vqgan, values, where, inside, report, files)
+    vq, vq_groups, absent = _vq(vqgan, values, location, inside, report, files)
     outside = {name: tensor for name, tensor in tensors.items() if name not in inside}
     network_groups = [Group(outside, tuple(networks), prefix) for networks, prefix in groups]
     if not unified:
@@ -92,7 +92,7 @@ def open_sources(
     size = (height, width)
     configs.check_stride(vq, size)
     sequence = dataclasses.replace(sequence, image_size=size)
-    config = ModelConfig(vision, vq, configs.decoder_config(values, where), sequence)
+    config = ModelConfig(vision, vq, configs.decoder_config(values, location), sequence)
     if "vqgan/decoder" in absent or "vqgan" in absent:
         notes.append("no VQ decoder: the model answers, but cannot draw (give --vqgan)")
     tokenizer = _tokenizer(checkpoint, vqgan, files)
@@ -116,7 +116,7 @@ def _tied(tensors: dict[str, Tensor], report: ProblemCollector) -> dict[str, Ten
     return tensors | {_HEAD: dataclasses.replace(tensors[_EMBEDDINGS], name=_HEAD)}
 
 
-def _vq(vqgan, values, where, inside, report, files):
+def _vq(vqgan, values, location, inside, report, files):
     """(VQConfig, groups, absent parameter groups): from the VQ-GAN folder, else `inside` the checkpoint."""
     if vqgan is not None:
         folder = pathlib.Path(vqgan)
@@ -129,7 +129,7 @@ def _vq(vqgan, values, where, inside, report, files):
         for name in inside:
             report.ignore("the VQ-GAN's folder has it", name)
         return config, [Group(read_file(weights[0]), ("vqgan",), {"vqgan": ""})], ()
-    config = configs.vq_config_of_json(values, where)
+    config = configs.vq_config_of_json(values, location)
     if not inside:
         return config, [], ("vqgan",)
     absent = tuple(
@@ -141,14 +141,14 @@ def _vq(vqgan, values, where, inside, report, files):
 
 
 def _tokenizer(checkpoint: pathlib.Path, vqgan, files: dict[str, pathlib.Path]) -> pathlib.Path:
-    places = [checkpoint / "tokenizer.json"]
+    candidates = [checkpoint / "tokenizer.json"]
     if vqgan is not None:
-        places.append(pathlib.Path(vqgan) / "text_tokenizer.json")
-    for path in places:
+        candidates.append(pathlib.Path(vqgan) / "text_tokenizer.json")
+    for path in candidates:
         if path.is_file():
             files[f"tokenizer/{path.name}"] = path
             return path
-    raise ConversionError(f"no text tokenizer: looked for {' and '.join(map(str, places))}")
+    raise ConversionError(f"no text tokenizer: looked for {' and '.join(map(str, candidates))}")
 
 
 def parameters(
@@ -160,13 +160,13 @@ def parameters(
     """
     lazy: dict[str, Parameter] = {}
     for group in sources.groups:
-        wanted = {
+        group_shapes = {
             path: shape
             for path, shape in expected.items()
             if path.split("/")[0] in group.networks
             and not any(path.startswith(lack + "/") for lack in sources.absent)
         }
-        lazy |= assemble(group.tensors, wanted, report, group.prefix, one_dtype)
+        lazy |= assemble(group.tensors, group_shapes, report, group.prefix, one_dtype)
     return lazy
 
 
