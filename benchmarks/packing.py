@@ -14,7 +14,7 @@ import argparse
 import time
 
 import numpy as np
-from paper_mixture import paper_lengths
+from paper_mixture import five_crop_example, paper_lengths
 
 from unitoken_jax.config import ModelConfig
 from unitoken_jax.data import packing
@@ -74,7 +74,7 @@ def main() -> None:
 def stage_one(chosen: np.ndarray) -> None:
     """Stage I's FLOPs a sample over stage II's, for rows as configs/stage1.py has them and other prefixes."""
     length, crops, images = 8192, 10, 8
-    whole = flops.five_crop_example(MODEL)
+    whole = five_crop_example(MODEL)
     ratio = _flops(whole, STAGE_1) / _flops(whole, STAGE_2)
     print(f"stage I / stage II in FLOPs: one five-crop sample without padding {ratio:.3f}")
     for name, table in (("five-crop samples", chosen[chosen[:, 1] == 5]), ("all of stage I", chosen)):

@@ -42,9 +42,9 @@ def test_cpu_that_was_asked_for_is_only_noted():
 
 
 def test_requirements_missing_or_outside_their_range_are_wrong():
-    assert doctor._requirement("numpy>=1").level == "ok"
-    assert doctor._requirement("numpy>=999").level == "wrong"
-    missing = doctor._requirement("surely-not-installed>=1")
+    assert doctor.check_requirement("numpy>=1").level == "ok"
+    assert doctor.check_requirement("numpy>=999").level == "wrong"
+    missing = doctor.check_requirement("surely-not-installed>=1")
     assert (missing.level, missing.fix) == ("wrong", 'pip install "surely-not-installed>=1"')
 
 
@@ -64,8 +64,8 @@ def test_missing_extras_are_notes(monkeypatch):
 def test_extras_of_a_requirement_count(monkeypatch):
     needs = ["numpy", 'surely-not-installed>=1; extra == "tpu"', 'other; extra == "gpu"']
     monkeypatch.setattr(importlib.metadata, "requires", lambda _: needs)
-    assert doctor._implied("numpy[tpu]>=1") == ["surely-not-installed>=1"]
-    assert doctor._implied("numpy>=1") == []
+    assert doctor.implied_requirements("numpy[tpu]>=1") == ["surely-not-installed>=1"]
+    assert doctor.implied_requirements("numpy>=1") == []
 
 
 def test_exit_code_and_report(monkeypatch):
@@ -81,5 +81,5 @@ def test_exit_code_and_report(monkeypatch):
 
 
 def test_a_full_disk_is_noted(tmp_path):
-    assert doctor._resource(0.5, 2, "disk").level == "note"
+    assert doctor.check_resource(0.5, 2, "disk").level == "note"
     assert doctor.resources(tmp_path)[0].text.endswith("GiB disk free")

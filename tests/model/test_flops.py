@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from paper_mixture import five_crop_example
 
 from tests.helpers.tiny_model import CONFIG as TINY
 from unitoken_jax.config import ModelConfig
@@ -42,7 +43,7 @@ def test_crops_and_images():
 
 def test_a_five_crop_example():
     """232.9 TF in stage II with the head everywhere, without encoding; stage I at most 0.65 of stage II."""
-    work = flops.five_crop_example(MODEL)
+    work = five_crop_example(MODEL)
     assert work.tokens == pytest.approx(5010, abs=5)
     everywhere = work._replace(supervised=work.tokens, images=0)
     assert total(everywhere, ALL) / TERA == pytest.approx(232.9, rel=0.003)

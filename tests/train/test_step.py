@@ -13,7 +13,7 @@ from tests.helpers.tiny_model import tiny_params, tiny_tokenizer
 from unitoken_jax.config import Config, DataConfig, OptimizerConfig, ParameterGroup, TrainConfig
 from unitoken_jax.train.optimizer import peak_rates, schedule, transformation
 from unitoken_jax.train.state import create
-from unitoken_jax.train.step import _objective, make_evaluation_step, make_model, make_train_step
+from unitoken_jax.train.step import make_evaluation_step, make_model, make_objective, make_train_step
 
 ROWS, LENGTH = 8, 24
 CONFIG = Config(
@@ -162,7 +162,7 @@ def test_no_gradient_is_lost_where_none_is_computed():
 
     def run(trains):
         model = make_model(config, trains)
-        differentiate = jax.value_and_grad(_objective(model, config, VOCABULARY), has_aux=True)
+        differentiate = jax.value_and_grad(make_objective(model, config, VOCABULARY), has_aux=True)
         compiled = jax.jit(differentiate).lower(trained, frozen, batch, None).compile()
         return compiled(trained, frozen, batch, None), compiled.cost_analysis()["flops"]
 

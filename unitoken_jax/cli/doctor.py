@@ -84,9 +84,9 @@ def versions() -> list[Finding]:
     for text in requirements:
         requirement, _, marker = text.partition(";")
         if match := _EXTRA.search(marker):
-            extras.setdefault(match[1], []).extend([requirement, *_implied(requirement)])
+            extras.setdefault(match[1], []).extend([requirement, *implied_requirements(requirement)])
         else:
-            findings.append(_requirement(requirement))
+            findings.append(check_requirement(requirement))
     for extra, needs in extras.items():
         missing = sorted({_name(requirement) for requirement in needs if _installed(requirement) is None})
         if missing:
@@ -103,7 +103,7 @@ def _name(requirement: str) -> str:
     return re.split(r"[\s\[<>=!~]", requirement.strip(), maxsplit=1)[0]
 
 
-def _implied(requirement: str) -> list[str]:
+def implied_requirements(requirement: str) -> list[str]:
     """The packages that a requirement's extras bring, such as those of "jax[tpu]"."""
     extras_match = re.search(r"\[([^]]+)\]", requirement)
     if not extras_match or _installed(requirement) is None:
@@ -121,7 +121,7 @@ def _installed(requirement: str) -> str | None:
         return None
 
 
-def _requirement(requirement: str) -> Finding:
+def check_requirement(requirement: str) -> Finding:
     """Whether a requirement of the package is met."""
     from packaging.requirements import Requirement
 
@@ -222,14 +222,14 @@ def devices() -> list[Finding]:
 def resources(folder: pathlib.Path) -> list[Finding]:
     """Free disk where the user stands, cores, and free memory."""
     disk = shutil.disk_usage(folder).free / 2**30
-    findings = [_resource(disk, DISK_GIB, "disk")]
+    findings = [check_resource(disk, DISK_GIB, "disk")]
     memory = free_host_bytes()
     if memory is not None:
-        findings.append(_resource(memory / 2**30, QUICKSTART_GIB, "memory"))
+        findings.append(check_resource(memory / 2**30, QUICKSTART_GIB, "memory"))
     return [*findings, Finding("ok", f"{os.cpu_count()} CPU cores")]
 
 
-def _resource(free: float, needed: float, resource: str) -> Finding:
+def check_resource(free: float, needed: float, resource: str) -> Finding:
     """Whether as much is free, in GiB, as the quickstart needs."""
     if free < needed:
         return Finding("note", f"{free:.1f} GiB {resource} free; the quickstart needs about {needed} GiB")

@@ -57,20 +57,6 @@ def _causal(length):
     return length * (length + 1) / 2
 
 
-def five_crop_example(model: ModelConfig, text: int = 250) -> Work:
-    """An image in a square any-resolution grid of 2 x 2 tiles with `text` tokens of question and answer.
-
-    Discrete tokens first, then SEP, the base crop and the tiles with a new-line a row; half of the text is
-    learnt.
-    """
-    h, w = (side // model.vq.stride for side in model.sequence.image_size)
-    discrete = h * (w + 1) + 3  # a new-line a row, begin and two sizes
-    grid = model.siglip.grid
-    soft = grid**2 + 2 * grid * (2 * grid + 1)
-    prefix = discrete + 1
-    return example(prefix + soft + text, text // 2, prefix, crops=5, images=1)
-
-
 def batch_work(model: ModelConfig, batch: Mapping[str, Any]) -> Work:
     """The work of a batch's own examples, crops and images; `batch` as batch.py says (numpy).
 

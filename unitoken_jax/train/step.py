@@ -72,7 +72,7 @@ def make_train_step(
     on (train.seed, step) and `train.accumulate` alone.
     """
     optimizer = transformation(config.optimizer)
-    differentiate = _accumulated(_objective(model, config, vocabulary), config.train.accumulate)
+    differentiate = _accumulated(make_objective(model, config, vocabulary), config.train.accumulate)
 
     def compiled(state: State, frozen: dict, batch: dict):
         dropout = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
@@ -101,7 +101,7 @@ def make_evaluation_step(
     model: UniTokenModel, config: Config, vocabulary: Vocabulary
 ) -> Callable[[State, Mapping], LossSums]:
     """sums(state, batch) -> LossSums of the batch without dropout, jitted; add them up over batches."""
-    objective = _objective(model, config, vocabulary)
+    objective = make_objective(model, config, vocabulary)
 
     def sums(state: State, batch: Mapping) -> LossSums:
         return objective(state.params, state.frozen, batch, None)[1]
@@ -109,7 +109,7 @@ def make_evaluation_step(
     return jax.jit(sums)
 
 
-def _objective(model: UniTokenModel, config: Config, vocabulary: Vocabulary):
+def make_objective(model: UniTokenModel, config: Config, vocabulary: Vocabulary):
     """f(trained, frozen, batch, dropout key or None, count) -> (mean loss with z-loss, LossSums)."""
     image_tokens = image_token_table(vocabulary, config.model.decoder.vocab_size)
 

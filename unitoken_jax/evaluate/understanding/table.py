@@ -44,7 +44,7 @@ class Table:
         return row if column is None else f"{row}, column {column!r}"
 
     def fault(self, number: int, column: str, problem: str) -> TableError:
-        """The error "`what` is wrong in `column` of row `number`"."""
+        """The error that `problem` is wrong with `column` of row `number`, to be raised."""
         return TableError(f"{self.location(number, column)}: {problem}")
 
 
