@@ -45,13 +45,6 @@ def make_mesh(name):
     return sharding.make_mesh(config, jax.devices()[: config.data * config.fsdp * config.tensor])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Stages II and III train the same parameters: one program on each mesh."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Questions, drawings and text, with their codes beside them."""

@@ -82,3 +82,8 @@ def start(folder: pathlib.Path, workdir, processes=1, devices=1, *more: str, log
     train = ["-m", "unitoken_jax", "train", "--config", str(folder / "config.py")]
     train += ["--workdir", str(workdir), *more]
     return launch(train, log or workdir, processes, devices, **variables)
+
+
+def log_of(workdir, process: int = 0) -> str:
+    """What a process that `start` began has written, for a failing assertion to show."""
+    return pathlib.Path(f"{workdir}.{process}.log").read_text()

@@ -1,6 +1,5 @@
 """Runs that are killed, told to stop, or cannot save: real processes, signals and file systems."""
 
-import pathlib
 import random
 import re
 import resource
@@ -11,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.helpers.tiny_run import start, write_run
+from tests.helpers.tiny_run import log_of, start, write_run
 from unitoken_jax.checkpoint.model_directory import load_model
 from unitoken_jax.train.logs.metrics import read_metrics
 from unitoken_jax.train.loop import RESUMABLE
@@ -48,10 +47,6 @@ def end(running) -> None:
         process.wait()
 
 
-def said(workdir, index=0) -> str:
-    return pathlib.Path(f"{workdir}.{index}.log").read_text()
-
-
 def losses(workdir):
     return [(row["step"], row["loss"]) for row in read_metrics(workdir)]
 
@@ -76,7 +71,7 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(folder, undisturbed)
         end(running)
         torn += any(saves.glob("*.orbax-checkpoint-tmp"))
     (process,) = start(folder, workdir)
-    assert process.wait(timeout=300) == 0, said(workdir)
+    assert process.wait(timeout=300) == 0, log_of(workdir)
     assert torn > 2
     assert losses(workdir) == losses(undisturbed)
     assert sorted(path.name for path in saves.iterdir()) == ["11", "12"]
@@ -89,14 +84,14 @@ def test_sigterm_on_one_of_two_processes_stops_both_at_one_step(folder, undistur
     """The last process gets it; one process alone, on another mesh, goes on from there."""
     workdir = folder / "told"
     running = start(folder, workdir, processes=2, devices=2)
-    assert wait_for((workdir / "metrics.jsonl").exists, running), said(workdir)
+    assert wait_for((workdir / "metrics.jsonl").exists, running), log_of(workdir)
     running[1].send_signal(signal.SIGTERM)
-    assert [process.wait(timeout=300) for process in running] == [RESUMABLE] * 2, said(workdir)
+    assert [process.wait(timeout=300) for process in running] == [RESUMABLE] * 2, log_of(workdir)
     reached = losses(workdir)[-1][0]
     assert reached < 12
     assert max(int(path.name) for path in (workdir / "checkpoints").iterdir()) == reached
     (process,) = start(folder, workdir)
-    assert process.wait(timeout=300) == 0, said(workdir)
+    assert process.wait(timeout=300) == 0, log_of(workdir)
     found, expected = losses(workdir), losses(undisturbed)
     assert [step for step, _ in found] == [step for step, _ in expected]
     np.testing.assert_allclose([x for _, x in found], [x for _, x in expected], atol=1e-5)
@@ -108,11 +103,11 @@ def test_a_save_that_fails_on_one_of_two_processes_ends_it_at_once(folder):
     workdir = folder / "full"
     running = start(folder, workdir, processes=2)
     try:
-        assert wait_for((workdir / "checkpoints/1").exists, running), said(workdir)
+        assert wait_for((workdir / "checkpoints/1").exists, running), log_of(workdir)
         resource.prlimit(running[1].pid, resource.RLIMIT_FSIZE, (1 << 17, 1 << 17))
         assert running[1].wait(timeout=100) == 1
     finally:
         end(running)
-    assert "process 1 of 2 failed" in said(workdir, 1)
-    assert re.search(r"could not be written to .*/checkpoints: .*File too large", said(workdir, 1))
-    assert re.search(r"The checkpoint of step \d+ is intact", said(workdir, 1))
+    assert "process 1 of 2 failed" in log_of(workdir, 1)
+    assert re.search(r"could not be written to .*/checkpoints: .*File too large", log_of(workdir, 1))
+    assert re.search(r"The checkpoint of step \d+ is intact", log_of(workdir, 1))

@@ -10,21 +10,15 @@ import jax
 import numpy as np
 import pytest
 
-from tests.cli.test_distributed import free_port
 from tests.helpers.host_data import DRAWING, QUESTION, TEXT, data_config, write_data
 from tests.helpers.tiny_model import CONFIG, tiny_params, tiny_tokenizer
+from tests.helpers.tiny_run import log_of, start
 from unitoken_jax.checkpoint.model_directory import load_model, save_model
 from unitoken_jax.config import Config, MeshConfig, OptimizerConfig, TrainConfig, to_dict
 from unitoken_jax.train.logs.metrics import read_metrics
 from unitoken_jax.train.optimizer import stage_groups
 
 ROOT = pathlib.Path(__file__).parents[2]
-ENVIRONMENT = os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "PYTHONPATH": os.pathsep.join(sys.path),
-    # What it leaves out is LLVM's, which knows no mesh, and most of the time to compile.
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
-}
 
 
 @pytest.mark.slow
@@ -39,33 +33,17 @@ def test_on_eight_devices():
         "no:cacheprovider",
         ROOT / "tests/helpers/on_eight_devices.py",
     ]
-    environment = ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": "8"}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "full rematerialization" not in done.stderr
 
 
-def run(folder: pathlib.Path, processes: int, devices: int) -> pathlib.Path:
-    """Trains with the command line, each process with `devices` devices; the run's directory."""
+def train_with(folder: pathlib.Path, processes: int, devices: int) -> pathlib.Path:
+    """The directory of a run by the command line, each process with `devices` devices."""
     workdir = folder / f"{processes} processes"
-    variables = {"UNITOKEN_CPU_DEVICES": str(devices)}
-    if processes > 1:
-        variables |= {
-            "UNITOKEN_COORDINATOR": f"localhost:{free_port()}",
-            "UNITOKEN_PROCESSES": str(processes),
-        }
-    command = [sys.executable, "-m", "unitoken_jax", "train", "--config", folder / "config.py"]
-    running = [
-        subprocess.Popen(
-            [*command, "--workdir", workdir],
-            env=ENVIRONMENT | variables | ({"UNITOKEN_PROCESS": str(i)} if processes > 1 else {}),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(processes)
-    ]
-    errors = [process.communicate()[1] for process in running]
-    assert [process.returncode for process in running] == [0] * processes, "\n".join(errors)
+    running = start(folder, workdir, processes, devices)
+    assert [process.wait(timeout=300) for process in running] == [0] * processes, log_of(workdir)
     return workdir
 
 
@@ -91,7 +69,7 @@ def test_two_processes_train_as_one(tmp_path):
     )
     (tmp_path / "config.py").write_text(f"def get_config():\n    return {to_dict(config)!r}\n")
 
-    one, two = run(tmp_path, 1, 4), run(tmp_path, 2, 2)
+    one, two = train_with(tmp_path, 1, 4), train_with(tmp_path, 2, 2)
     expected, found = read_metrics(one), read_metrics(two)
     assert [row["step"] for row in found] == [1, 2, 3, 4]
     for name in ("loss", "grad_norm", "validation_loss"):
