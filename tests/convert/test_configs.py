@@ -50,14 +50,13 @@ def reads(read, *arguments) -> bool:
     return True
 
 
-@settings(max_examples=150, deadline=None)
 @given(damaged(DECODER))
 def test_a_damaged_config(values):
     for read in (configs.decoder_config, configs.vq_config_of_json, configs.resolution_of):
         reads(read, values, "config.json")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=damaged(SIGLIP), vq=damaged(VQ))
 def test_damaged_folders(tmp_path, values, vq):
     (tmp_path / "config.json").write_text(json.dumps(values))

@@ -206,7 +206,7 @@ def test_a_directory_that_lies_about_its_place(good, tmp_path):
         read_pickle(tmp_path / "bad.bin")
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_damage_is_an_error_or_harmless(good, tmp_path, data):
     content = bytearray(good.read_bytes())
@@ -226,7 +226,7 @@ def test_damage_is_an_error_or_harmless(good, tmp_path, data):
         np.testing.assert_array_equal(found[name], expected[name])
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_damaged_pickle_in_an_intact_zip(good, tmp_path, data):
     """Here the checksum is right, so the reader of pickles itself must hold."""

@@ -79,7 +79,7 @@ def test_files_that_are_none(tmp_path, data):
         read_safetensors(tmp_path / "bad.safetensors")
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_damaged_headers_are_an_error_or_consistent(tmp_path, data):
     path = tmp_path / "a.safetensors"
@@ -102,7 +102,7 @@ def test_damaged_headers_are_an_error_or_consistent(tmp_path, data):
     assert sum(tensor.read().nbytes for tensor in found.values()) == sum(x.nbytes for x in TENSORS.values())
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=60))
 def test_any_bytes_as_json(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)

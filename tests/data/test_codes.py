@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.host_data import DRAWING, QUESTION, TEXT, with_sequence, write_data
@@ -52,7 +52,6 @@ def test_tfds_reads_them(tmp_path, monkeypatch):
         assert example["codes"].dtype == np.int32
 
 
-@settings(deadline=None)
 @given(st.text(), st.lists(st.integers(0, 2**31 - 1)))
 def test_a_record_is_read_as_it_was_written(name, codes):
     stored, values = decode_record(encode_record(name, np.array(codes, np.int32)))

@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.host_data import DRAWING, QUESTION, TEXT, data_config, with_sequence, write_data
@@ -81,7 +81,6 @@ def test_prompt_dropout(data):
     assert not make_pool(data, seed=None, prompt_dropout=0.5).sources[0].slice(0, 100).drops.any()
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 5000), st.integers(0, 2**63), st.data())
 def test_shuffles_are_permutations_entered_anywhere(count, key, data):
     whole = shuffle.permute_index(np.arange(count), count, key)
@@ -157,7 +156,6 @@ def test_decoded_examples_are_kept_within_bounds(data, monkeypatch):
     assert make_pool(data).sources[0].example(0, 0, False) is not None
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(0.1, 10), min_size=1, max_size=5))
 def test_mixture_keeps_proportions_and_order(weights):
     shares = np.array(weights) / sum(weights)

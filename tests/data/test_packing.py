@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from paper_mixture import paper_lengths
 
@@ -29,7 +29,6 @@ lengths = st.lists(
 ).map(lambda values: np.array(values))
 
 
-@settings(deadline=None)
 @given(lengths, st.none() | st.lists(st.integers(0, 2**31), min_size=1, max_size=3))
 def test_every_example_once_and_no_row_overfull(lengths, seed):
     plan = packing.make_plan(lengths, ROW, seed)
@@ -166,7 +165,6 @@ def test_a_row_holds_its_examples_side_by_side(order):
         assert (batch[name][0] == value).all()
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 2), max_size=4), st.integers(0, 191))
 def test_a_rows_first_places_hold_what_no_continuous_token_precedes(order, prefix):
     made = [examples()[i] for i in order]

@@ -150,7 +150,7 @@ variants = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(suppress_health_check=[HealthCheck.filter_too_much])
 @given(dialogues, variants, st.booleans())
 def test_length_is_known_beforehand(turns, config, online):
     conversation = make_conversation(turns)
@@ -266,7 +266,7 @@ def test_only_text_to_image_prompts_can_be_dropped(turns):
         build.build_example(make_conversation(turns), TOKENIZER, CONFIG, drop_prompt=True)
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(suppress_health_check=[HealthCheck.filter_too_much])
 @given(dialogues, variants)
 def test_a_prompt_is_the_beginning_of_its_training_sequence(turns, config):
     whole = build.build_example(make_conversation(turns), TOKENIZER, config)

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from unitoken_jax.sequence import conversation_file
@@ -43,7 +43,6 @@ def test_lines_and_arrays(tmp_path, monkeypatch, bom, block):
     assert read_all(tmp_path / "wrong.json")[0] == VALUES
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.lists(st.recursive(st.text() | st.integers(), st.lists, max_leaves=5), max_size=6), st.data())
 def test_any_array_in_any_block_size(tmp_path_factory, values, data):
     path = tmp_path_factory.getbasetemp() / "any.json"

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -167,7 +167,6 @@ def test_damaged_and_foreign_files(tmp_path):
             function(tmp_path)
 
 
-@settings(max_examples=60)
 @given(st.integers(8, 1200), st.integers(0, 255))
 def test_a_damaged_byte_never_escapes_as_another_error(place, value):
     buffer = io.BytesIO()
@@ -200,7 +199,6 @@ def test_extreme_shapes_are_refused():
     assert open_image(Image.new("RGB", (1, 100))).size == (1, 100)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 200), st.integers(1, 200), st.sampled_from([(16, 16), (8, 24)]))
 def test_discrete_crop_fits_and_offsets_stay_inside(height, width, size):
     image = Image.fromarray(ramp(height, width))
@@ -225,7 +223,6 @@ def test_large_images_are_halved_first():
     assert (found != np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC))).any()
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(4, 120), st.integers(4, 120), st.sampled_from(["anyres", "base"]))
 def test_siglip_crops_are_as_many_as_promised(height, width, resolution):
     sequence = dataclasses.replace(SEQUENCE, resolution=resolution)

@@ -64,7 +64,7 @@ def test_equals_the_definition_with_gradients(chunk):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 100), supervised=st.sampled_from([0.02, 0.3, 1.0]))
 def test_any_number_of_supervised_positions(seed, supervised):
     hidden, head, labels, segments = example(seed, supervised)
