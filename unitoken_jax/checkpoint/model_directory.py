@@ -10,7 +10,6 @@ Nothing else is needed to run it, and nothing in it is code.
 
 import contextlib
 import datetime
-import functools
 import importlib.metadata
 import json
 import os
@@ -27,6 +26,7 @@ from unitoken_jax.checkpoint.param_store import SMALL_BYTES, StoredParams
 from unitoken_jax.config import ModelConfig, from_dict, to_dict
 from unitoken_jax.model import sharding
 from unitoken_jax.model.decoder import stack_layers
+from unitoken_jax.model.init import abstract_params
 from unitoken_jax.model.quantize import QUANTIZED_KERNELS, QuantizedKernel, bits_of, quantize_kernel
 from unitoken_jax.sequence.tokenizer import Tokenizer
 from unitoken_jax.storage import atomic
@@ -260,21 +260,13 @@ def _wait(barrier: str) -> None:
         multihost_utils.sync_global_devices(barrier)
 
 
-@functools.cache
-def _abstract(config: ModelConfig):
-    """Boxed abstract parameters; a 7B takes seconds to trace."""
-    from unitoken_jax.model.init import abstract_params
-
-    return abstract_params(config)
-
-
 def _flat(tree) -> dict[str, Any]:
     return traverse_util.flatten_dict(dict(tree), sep="/")
 
 
 def _check_params(config: ModelConfig, params: Mapping, source: str) -> None:
     """Raises ValueError listing every missing, surplus or misshapen parameter of `params`."""
-    expected, stored = _flat(meta.unbox(_abstract(config))), _flat(params)
+    expected, stored = _flat(meta.unbox(abstract_params(config))), _flat(params)
     may_lack = OPTIONAL + (("siglip", "adapter") if config.sequence.encoding == "discrete" else ())
     absent = [group + "/" for group in may_lack if not any(name.startswith(group + "/") for name in stored)]
     problems = []
@@ -294,7 +286,7 @@ def _check_params(config: ModelConfig, params: Mapping, source: str) -> None:
 
 def _targets(config: ModelConfig, stored: Mapping, mesh, dtype) -> dict:
     """What to restore: the stored shapes with dtype and placement."""
-    boxed = _abstract(config)
+    boxed = abstract_params(config)
     if mesh is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         placed = dict.fromkeys(_flat(meta.unbox(boxed)), device)

@@ -1,6 +1,7 @@
 """Random and abstract parameters: one plain dict {"siglip", "adapter", "decoder", "vqgan"}."""
 
 import concurrent.futures
+import dataclasses
 import functools
 import zlib
 
@@ -35,18 +36,26 @@ def init_vqgan(config: VQConfig, seed: int = 0) -> dict:
 
 
 def abstract_params(config: ModelConfig) -> dict:
-    """ShapeDtypeStructs in `sharding.LogicallyPartitioned` boxes; no memory, a second for 34B.
+    """ShapeDtypeStructs in `sharding.LogicallyPartitioned` boxes; no memory, a second for 34B, once a config.
 
     `nn.meta.unbox` takes the boxes off.
     """
+    decoder = dataclasses.replace(config.decoder, dropout=0.0)  # has no parameters
+    traced = _abstract_model(dataclasses.replace(config, decoder=decoder))
+    boxes = {**traced, "vqgan": _abstract_vqgan(config.vq)}
+    return jax.tree.map(lambda leaf: leaf, boxes)  # dicts that are the caller's own
+
+
+@functools.cache
+def _abstract_model(config: ModelConfig) -> dict:
     side = config.siglip.image_size
     token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     batch = dict.fromkeys(("tokens", "segments", "positions", "image_feature_index"), token)
     batch["crops"] = jax.ShapeDtypeStruct((1, 1, side, side, 3), jnp.uint8)
-    model = jax.eval_shape(UniTokenModel(config).init, jax.random.key(0), batch)
-    return {**model["params"], "vqgan": _abstract_vqgan(config.vq)}
+    return jax.eval_shape(UniTokenModel(config).init, jax.random.key(0), batch)["params"]
 
 
+@functools.cache
 def _abstract_vqgan(config: VQConfig) -> dict:
     image = jax.ShapeDtypeStruct((1, config.stride, config.stride, 3), jnp.uint8)
     return jax.eval_shape(VQModel(config).init, jax.random.key(0), image)["params"]

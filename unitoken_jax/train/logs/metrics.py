@@ -106,8 +106,15 @@ def wandb_run(project: str, workdir, config: dict):
 
 
 def _summary_writer(path):
-    from tensorboardX import SummaryWriter
-
+    # tensorboardX imports torch where it is installed: for seconds, and for nothing that is written here.
+    unimported = "torch" not in sys.modules
+    if unimported:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # importing it fails
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if unimported:
+            del sys.modules["torch"]
     return SummaryWriter(str(path))
 
 
