@@ -13,7 +13,7 @@ chameleon = pytest.importorskip("transformers.models.chameleon", reason="needs t
 siglip = pytest.importorskip("transformers.models.siglip", reason="needs the parity extra")
 
 from tests.helpers.torch_weights import randomise  # noqa: E402
-from unitoken_jax.convert.from_torch import convert  # noqa: E402
+from unitoken_jax.convert.from_torch import ConvertOptions, convert  # noqa: E402
 from unitoken_jax.generate.vq import encode_images  # noqa: E402
 from unitoken_jax.unitoken import UniToken  # noqa: E402
 
@@ -101,7 +101,8 @@ def test_the_same_numbers(name, tmp_path):
     decoder.save_pretrained(tmp_path / "decoder", max_shard_size="40kB")
     tower.save_pretrained(tmp_path / "siglip")
     tiny_tokenizer().save(tmp_path / "decoder" / "tokenizer.json")
-    convert(tmp_path / "decoder", tmp_path / "siglip", out=tmp_path / "model", image_size=32, verify=True)
+    options = ConvertOptions(image_size=32, verify=True)
+    convert(tmp_path / "decoder", tmp_path / "siglip", out=tmp_path / "model", options=options)
     model = UniToken.load(tmp_path / "model", dtype="float32")
 
     rng = np.random.default_rng(0)

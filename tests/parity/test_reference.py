@@ -17,7 +17,7 @@ from PIL import Image
 from tests.helpers.reference import REFERENCE, needs_reference
 from tests.helpers.torch_names import disassemble
 from unitoken_jax.config import Config, DataConfig, OptimizerConfig, ParameterGroup, TrainConfig
-from unitoken_jax.convert.from_torch import convert
+from unitoken_jax.convert.from_torch import ConvertOptions, convert
 from unitoken_jax.data.packing import batch_of
 from unitoken_jax.generate.vq import decode_codes, encode_images
 from unitoken_jax.inspection.score import score
@@ -45,7 +45,8 @@ def golden():
 def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("converted") / "model"
     tokenizer = REFERENCE / "chameleon" / "tokenizer"
-    convert(REFERENCE, REFERENCE / "SigLIP", tokenizer, path, image_size=64, verify=True)
+    options = ConvertOptions(image_size=64, verify=True)
+    convert(REFERENCE, REFERENCE / "SigLIP", tokenizer, path, options)
     return UniToken.load(path, dtype="float32")
 
 

@@ -21,7 +21,7 @@ from tests.helpers.published import GUIDANCE, PROMPT, WRITTEN, Judge, Reader, Re
 from tests.helpers.torch_names import disassemble  # noqa: E402
 from unitoken_jax.checkpoint.model_directory import load_model  # noqa: E402
 from unitoken_jax.config import DataConfig  # noqa: E402
-from unitoken_jax.convert.from_torch import convert  # noqa: E402
+from unitoken_jax.convert.from_torch import ConvertOptions, convert  # noqa: E402
 from unitoken_jax.convert.to_torch import export  # noqa: E402
 from unitoken_jax.data.packing import batch_of  # noqa: E402
 from unitoken_jax.generate.vq import encode_images  # noqa: E402
@@ -86,7 +86,7 @@ def write(judge: Judge, folder) -> dict:
     (folder / "config.json").write_text(json.dumps(config))
     shuffled_tokenizer(folder / "tokenizer.json")
     judge.tower.save_pretrained(folder / "SigLIP")
-    found = {"siglip": folder / "SigLIP", "image_size": 32}
+    found = {"siglip": folder / "SigLIP", "options": ConvertOptions(image_size=32, verify=True)}
     if not release.vq_inside:
         found["vqgan"] = write_vqgan(judge, folder / "vq")
     return found
@@ -133,7 +133,7 @@ def conversations(folder) -> list[list[list]]:
 def test_a_release(name, tmp_path):
     judge = Judge(RELEASES[name])
     given = write(judge, tmp_path / "release")
-    lines = convert(tmp_path / "release", out=tmp_path / "model", verify=True, **given)
+    lines = convert(tmp_path / "release", out=tmp_path / "model", **given)
     assert any("cannot draw" in line for line in lines) is judge.release.vq_inside
     model = UniToken.load(tmp_path / "model", dtype="float32")
     reader, turns = Reader(judge, tmp_path / "release" / "tokenizer.json", CODES), conversations(tmp_path)

@@ -37,19 +37,16 @@ def add_verbs(add_verb: AddVerb) -> None:
 
 def run_convert(arguments: argparse.Namespace) -> None:
     """`unitoken convert`: prints what it read and wrote."""
-    from unitoken_jax.convert.from_torch import convert
+    from unitoken_jax.convert.from_torch import ConvertOptions, convert
 
-    lines = convert(
-        arguments.checkpoint,
-        arguments.siglip,
-        arguments.vqgan,
-        arguments.out,
+    options = ConvertOptions(
         dtype=arguments.dtype,
         image_size=arguments.image_size,
         resolution=arguments.resolution,
         stage_one_start=arguments.stage_one_start,
         verify=arguments.verify,
     )
+    lines = convert(arguments.checkpoint, arguments.siglip, arguments.vqgan, arguments.out, options)
     print("\n".join(lines))
 
 

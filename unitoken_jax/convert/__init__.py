@@ -5,6 +5,6 @@ and writes its files with numpy alone, by one table of names for both directions
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from unitoken_jax.convert.from_torch import convert, inspect
+    from unitoken_jax.convert.from_torch import ConvertOptions, convert, inspect
     from unitoken_jax.convert.to_torch import export
     from unitoken_jax.convert.torch.report import ConversionError

@@ -46,18 +46,32 @@ LICENCES = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class ConvertOptions:
+    """How weights are converted; what is None is as the checkpoint says."""
+
+    dtype: str | None = (
+        None  # Of the stored weights: "float32", "bfloat16" or "float16"; not of the VQ-GAN's.
+    )
+    image_size: int | tuple[int, int] = 512  # Side of the discrete crop in pixels, or (height, width).
+    resolution: Literal["anyres", "base"] | None = None  # Of an image's features.
+    stage_one_start: bool = False  # Whether the image columns of `lm_head` become zero.
+    seed: int = 0  # Of the random adapter, where a decoder alone is converted.
+    verify: bool = False  # Whether the result is read again and every value compared with the sources.
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ConversionError(f"--dtype {self.dtype!r} is unknown; expected one of {', '.join(DTYPES)}")
+        if self.resolution not in (None, "anyres", "base"):
+            raise ConversionError(f"--resolution {self.resolution!r} is unknown; expected anyres or base")
+
+
 def convert(
     checkpoint: str | os.PathLike,
     siglip: str | os.PathLike | None = None,
     vqgan: str | os.PathLike | None = None,
     out: str | os.PathLike = "model",
-    *,
-    dtype: str | None = None,
-    image_size: int | tuple[int, int] = 512,
-    resolution: Literal["anyres", "base"] | None = None,
-    stage_one_start: bool = False,
-    verify: bool = False,
-    seed: int = 0,
+    options: ConvertOptions = ConvertOptions(),
 ) -> list[str]:
     """Writes the model directory `out`, complete or not at all; lines that say what was done.
 
@@ -65,37 +79,30 @@ def convert(
       checkpoint: a UniToken checkpoint, or a decoder alone (Lumina-mGPT, Chameleon): folder, or hub id.
       siglip: SigLIP folder. Its weights are used where the checkpoint has none, else its config alone.
       vqgan: Meta's `chameleon/tokenizer` folder; without it the VQ encoder may come from the checkpoint.
-      dtype: of the stored weights ("float32", "bfloat16", "float16"), the VQ-GAN's apart; None: as they come.
-      image_size: side of the discrete crop in pixels, or (height, width).
-      resolution: "anyres" or "base"; None: by the checkpoint's `architectures`.
-      stage_one_start: zero the image rows of `lm_head`.
-      verify: read the directory again and compare every value with the sources.
-      seed: of the random adapter, where a decoder alone is converted.
+      out: the model directory, or an older one that is replaced.
+      options: dtype, image size and the like.
     Raises ConversionError listing every problem found.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise ConversionError(f"--dtype {dtype!r} is unknown; expected one of {', '.join(DTYPES)}")
-    if resolution not in (None, "anyres", "base"):
-        raise ConversionError(f"--resolution {resolution!r} is unknown; expected anyres or base")
     check_destination(out)  # before minutes of reading
     report = ProblemCollector()
-    folder = _local(checkpoint)
-    siglip, vqgan = (source if source is None else _local(source) for source in (siglip, vqgan))
-    sources = open_sources(folder, siglip, vqgan, report, image_size=image_size, resolution=resolution)
-    lazy = parameters(sources, expected_shapes(sources.config), report, one_dtype=dtype is None)
+    folder = _local_folder(checkpoint)
+    siglip, vqgan = (source if source is None else _local_folder(source) for source in (siglip, vqgan))
+    sources = open_sources(
+        folder, siglip, vqgan, report, image_size=options.image_size, resolution=options.resolution
+    )
+    lazy = parameters(sources, expected_shapes(sources.config), report, one_dtype=options.dtype is None)
     report.check(str(folder))
     tokenizer = Tokenizer.load(sources.tokenizer)
     validate_config(sources.config, tokenizer.vocabulary)
-    work = _work(lazy, sources, tokenizer, stage_one_start, dtype, seed)
-    options = {"dtype": dtype, "stage_one_start": stage_one_start, "seed": seed}
-    store = ParamStore(staging_path(out), work.arrays, _purpose(sources, options))
+    plan = _plan_writes(lazy, sources, tokenizer, options)
+    store = ParamStore(staging_path(out), plan.arrays, _purpose(sources, options))
     try:
-        _write(store, work.values, sources.files)
-        if verify:
-            _verify(store, work.values)
+        _write(store, plan.values, sources.files)
+        if options.verify:
+            _verify(store, plan.values)
         store.publish(store.folder / PARAMS)
         manifest = {
-            "sources": {name: store.done[_digest(name)] for name in sources.files},
+            "sources": {name: store.done[_checksum_key(name)] for name in sources.files},
             "left_out": {reason: len(names) for reason, names in report.ignored.items()},
             "notes": list(sources.notes),
             "licences": list(LICENCES),
@@ -104,7 +111,7 @@ def convert(
     except Exception:  # an interrupt keeps what was done, for the next call
         shutil.rmtree(store.folder, ignore_errors=True)
         raise
-    total = sum(math.prod(spec.shape) for spec in work.arrays.values())
+    total = sum(math.prod(spec.shape) for spec in plan.arrays.values())
     return [f"{out}: {total:,} parameters", *describe(report, sources.notes)]
 
 
@@ -116,7 +123,7 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {path: tuple(leaf.shape) for path, leaf in flat.items()}
 
 
-def _local(source: str | os.PathLike) -> pathlib.Path:
+def _local_folder(source: str | os.PathLike) -> pathlib.Path:
     """A folder: itself, or the snapshot of a hub id ("owner/name") where huggingface_hub is installed."""
     if pathlib.Path(source).is_dir():
         return pathlib.Path(source)
@@ -136,69 +143,71 @@ def _local(source: str | os.PathLike) -> pathlib.Path:
 
 
 class _Value(NamedTuple):
-    """A layer of a parameter, or (None) all of it."""
+    """A layer of a parameter, or (None) all of it, and the file that `read` reads ("": none)."""
 
     path: str
     layer: int | None
-    file: str  # that it is read from; empty: none
+    file: str
     read: Callable[[], np.ndarray]
 
 
-class _Work(NamedTuple):
+class _WritePlan(NamedTuple):
+    """The arrays of the model directory by path, and the values to write into them."""
+
     arrays: dict[str, ArraySpec]
     values: list[_Value]
 
 
-def _work(
-    lazy: Mapping[str, Parameter],
-    sources: Sources,
-    tokenizer: Tokenizer,
-    stage_one_start: bool,
-    dtype: str | None,
-    seed: int,
-) -> _Work:
+def _plan_writes(
+    lazy: Mapping[str, Parameter], sources: Sources, tokenizer: Tokenizer, options: ConvertOptions
+) -> _WritePlan:
     """What to write: what the files give, what no file gives, and what stage I wants otherwise."""
     from unitoken_jax.model.init import init_network
 
     arrays, values = {}, []
     for path, parameter in lazy.items():
-        kind = parameter.dtype if dtype is None or path.startswith("vqgan/") else DTYPES[dtype]
-        arrays[path] = ArraySpec(parameter.shape, kind, parameter.pieces[0].mapping.layer is not None)
+        dtype = parameter.dtype
+        if options.dtype is not None and not path.startswith("vqgan/"):
+            dtype = DTYPES[options.dtype]
+        arrays[path] = ArraySpec(parameter.shape, dtype, parameter.pieces[0].mapping.layer is not None)
         for piece in parameter.pieces:
             values.append(_Value(path, piece.mapping.layer, piece.tensor.file, piece.read))
     for network in sources.fresh:
-        tree = {network: init_network(sources.config, network, seed)}
+        tree = {network: init_network(sources.config, network, options.seed)}
         for path, value in traverse_util.flatten_dict(tree, sep="/").items():
             arrays[path] = ArraySpec(value.shape, arrays["decoder/lm_head/kernel"].dtype)
             values.append(_Value(path, None, "", functools.partial(np.asarray, value)))
-    if stage_one_start:
+    if options.stage_one_start:
         codes = tokenizer.vocabulary.code_ids
         values = [
-            value._replace(read=functools.partial(_without, codes, value.read))
+            value._replace(read=functools.partial(_with_zero_columns, codes, value.read))
             if value.path == "decoder/lm_head/kernel"
             else value
             for value in values
         ]
-    return _Work(arrays, values)
+    return _WritePlan(arrays, values)
 
 
-def _without(columns: np.ndarray, read: Callable[[], np.ndarray]) -> np.ndarray:
+def _with_zero_columns(columns: np.ndarray, read: Callable[[], np.ndarray]) -> np.ndarray:
+    """What `read` gives, a matrix, with zeros in these columns."""
     value = read()
     value = contiguous(value, value.dtype)
     value[:, columns] = 0
     return value
 
 
-def _purpose(sources: Sources, options: Mapping) -> dict:
+def _purpose(sources: Sources, options: ConvertOptions) -> dict:
     """What the stored values depend on: an interrupted conversion goes on where all of it is the same."""
     files = {
         name: (str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns)
         for name, path in sources.files.items()
     }
-    return {"files": files, "config": to_dict(sources.config), "options": dict(options)}
+    settings = {name: getattr(options, name) for name in ("dtype", "stage_one_start", "seed")}
+    return {"files": files, "config": to_dict(sources.config), "options": settings}
 
 
-def _digest(name: str) -> str:
+def _checksum_key(name: str) -> str:
+    """What the store's journal calls the checksum of the source file `name`."""
     return f"sha256 of {name}"
 
 
@@ -206,21 +215,21 @@ def _write(store: ParamStore, values: Sequence[_Value], files: Mapping[str, path
     """Values file by file, each file's checksum beside them while its bytes are in the system's cache."""
     from tqdm import tqdm
 
-    def put(value: _Value) -> int:
+    def write_value(value: _Value) -> int:
         store.write(value.path, value.layer, value.read())
         return store.arrays[value.path].piece_bytes
 
-    def sum_up(name: str) -> int:
-        store.note(_digest(name), checksum(files[name]))
+    def note_checksum(name: str) -> int:
+        store.note(_checksum_key(name), checksum(files[name]))
         return 0
 
     jobs: list[Callable[[], int]] = []
     for name, path in {**files, "": ""}.items():
-        if name and _digest(name) not in store.done:
-            jobs.append(functools.partial(sum_up, name))
+        if name and _checksum_key(name) not in store.done:
+            jobs.append(functools.partial(note_checksum, name))
         for value in values:
             if value.file == str(path) and not store.is_done(value.path, value.layer):
-                jobs.append(functools.partial(put, value))
+                jobs.append(functools.partial(write_value, value))
     total = sum(store.arrays[value.path].piece_bytes for value in values)
     done = sum(
         store.arrays[value.path].piece_bytes for value in values if store.is_done(value.path, value.layer)
