@@ -12,6 +12,7 @@ from unitoken_jax.config import (
     SequenceConfig,
     SiglipConfig,
     VQConfig,
+    differences,
     from_dict,
     published_sequence,
     to_dict,
@@ -119,3 +120,11 @@ def test_published_sequence_differs_only_where_the_code_does():
 def test_configs_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().train.steps = 3
+
+
+def test_differences_name_whole_keys_and_take_an_absent_section_for_an_empty_one():
+    ours = {"train": {"steps": 20, "seed": 0}, "data": {"rows": [1, 2]}, "same": 1}
+    theirs = {"train": {"steps": 10, "seed": 0}, "data": None, "same": 1, "old": "x"}
+    expected = {"train.steps": (10, 20), "data.rows": (None, [1, 2]), "old": ("x", None)}
+    assert differences(theirs, ours) == expected
+    assert differences(ours, ours) == {}

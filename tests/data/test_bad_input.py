@@ -14,9 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.test_image_store import name as tar_name
-from tests.data.test_image_store import write_tar
-from tests.helpers.host_data import data_config
+from tests.helpers.host_data import data_config, tar_name, write_tar
 from tests.helpers.tiny_model import CONFIG, noise, tiny_tokenizer
 from unitoken_jax.config import SourceConfig
 from unitoken_jax.data.index import open_index

@@ -8,12 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.helpers.host_data import DRAWING, QUESTION, TEXT, with_sequence, write_data
+from tests.helpers.host_data import DRAWING, QUESTION, TEXT, images_with_codes, with_sequence, write_data
 from tests.helpers.tiny_model import CODES, CONFIG
 from unitoken_jax.data import code_shards, codes
 from unitoken_jax.data.code_shards import decode_record, encode_record
 from unitoken_jax.data.codes import CodesError, codes_path, read_codes, write_codes
-from unitoken_jax.sequence.conversation_file import read_conversations
 from unitoken_jax.sequence.image import discrete_crop, open_image
 
 
@@ -126,10 +125,9 @@ def test_a_shard_damaged_inside_is_named(tmp_path):
 def test_distinct_images_and_their_crops(tmp_path):
     data = write_data(tmp_path, [QUESTION, DRAWING, TEXT])
     data.write_text(data.read_text() * 2)
-    conversations = read_conversations(data)
-    images = codes.images_to_encode(conversations, CONFIG)
+    images = images_with_codes(data)
     assert [image.name for image in images] == ["data.jsonl-0.png", "data.jsonl-1.png"]
-    continuous = codes.images_to_encode(conversations, with_sequence(encoding="continuous"))
+    continuous = images_with_codes(data, with_sequence(encoding="continuous"))
     assert [image.name for image in continuous] == ["data.jsonl-1.png"]
     for image in images:
         expected = discrete_crop(open_image(image.path), (16, 16))
@@ -137,7 +135,7 @@ def test_distinct_images_and_their_crops(tmp_path):
 
 
 def test_random_crops_depend_on_name_and_seed_alone(tmp_path):
-    images = codes.images_to_encode(read_conversations(write_data(tmp_path, [QUESTION] * 3)), CONFIG)
+    images = images_with_codes(write_data(tmp_path, [QUESTION] * 3))
     config = with_sequence(crop="random")
 
     def crops(seed, chosen):

@@ -1,31 +1,15 @@
 """Images in folders and tar shards, local or behind a URL."""
 
-import io
 import pickle
 import tarfile
 
 import pytest
 
+from tests.helpers.host_data import tar_name, write_tar
 from tests.helpers.tiny_model import noise
 from unitoken_jax.data.image_store import Tars, open_images, scan_tars
 from unitoken_jax.sequence.image import ImageError, image_size, open_image
 from unitoken_jax.storage.paths import expand
-
-
-def write_tar(path, numbers, end=True):
-    with tarfile.open(path, "w") as tar:
-        for number in numbers:
-            data = io.BytesIO()
-            noise(number, 30 + number, 20).save(data, "PNG")
-            info = tarfile.TarInfo(f"./{'d' * 120}/{number}.png" if number % 2 else f"{number}.png")
-            info.size = len(data.getvalue())
-            data.seek(0)
-            tar.addfile(info, data)
-    return path
-
-
-def name(number):
-    return f"{'d' * 120}/{number}.png" if number % 2 else f"{number}.png"
 
 
 def test_tar_shards(tmp_path):
@@ -35,7 +19,7 @@ def test_tar_shards(tmp_path):
     store = pickle.loads(pickle.dumps(open_images(pattern, "x.jsonl", scan_tars(pattern))))
     assert isinstance(store, Tars)
     for number in range(7):
-        image = store / name(number)
+        image = store / tar_name(number)
         assert image_size(image) == (20, 30 + number)
         assert open_image(image).tobytes() == noise(number, 30 + number, 20).tobytes()
     with pytest.raises(ImageError, match=r"none\.png \(in 2 tar shards, .*a\.tar \.\.\.\) does not exist"):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.host_data import DRAWING, QUESTION, TEXT, with_sequence, write_data
+from tests.helpers.processes import is_running
 from tests.helpers.tiny_model import CONFIG, WORDS, tiny_tokenizer
 from unitoken_jax.config import SourceConfig
 from unitoken_jax.data import index, index_build
@@ -167,14 +168,6 @@ def lines_of_text(path, count):
     path.write_text("".join('{"conversations": ' + turns % i + "}\n" for i in range(count)))
 
 
-def runs(process: str) -> bool:
-    """Whether a process is there, and not only waiting for someone to ask how it ended."""
-    try:
-        return pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 BUILD = """
 import sys
 from tests.data.test_index import *
@@ -203,7 +196,7 @@ def test_killed_it_goes_on_with_what_was_done(tmp_path):
     assert len(workers) == 2
     process.send_signal(signal.SIGKILL)
     process.wait()
-    while any(map(runs, workers)):
+    while any(map(is_running, workers)):
         time.sleep(0.01)  # until each has ended the chunk it was at
     kept = {chunk: chunk.stat().st_mtime_ns for chunk in done()}
     assert len(kept) < 15

@@ -15,6 +15,7 @@ from tests.helpers.host_data import (
     TEXT,
     batches_equal,
     data_config,
+    images_with_codes,
     with_sequence,
     write_array_record,
     write_data,
@@ -25,7 +26,6 @@ from unitoken_jax.config import SourceConfig
 from unitoken_jax.data import codes, packing
 from unitoken_jax.data.loader import Loader, Validation
 from unitoken_jax.sequence.conversation import ConversationError
-from unitoken_jax.sequence.conversation_file import read_conversations
 from unitoken_jax.sequence.image import ImageError
 
 TOKENIZER = tiny_tokenizer()
@@ -210,9 +210,7 @@ def test_every_kind_of_source_in_one_mixture(tmp_path):
 
 
 def test_offline_codes(data):
-    conversations = read_conversations(data)
-    images = codes.images_to_encode(conversations, CONFIG)
-    table = {image.name: np.full((4, 4), 7, np.int32) for image in images}
+    table = {image.name: np.full((4, 4), 7, np.int32) for image in images_with_codes(data)}
     codes.write_codes(codes.codes_path(data), table, CONFIG)
     config = data_config(data, codes="offline")
     batch = take(load(config), 1)[0]
@@ -220,7 +218,7 @@ def test_offline_codes(data):
     assert "code_index" not in batch
     found = TOKENIZER.vocabulary.codes_of_ids[batch["tokens"]]
     assert set(found[found >= 0]) == {7}
-    del table[images[0].name]
+    del table["data.jsonl-0.png"]
     codes.write_codes(codes.codes_path(data), table, CONFIG)
     with pytest.raises(ImageError, match=r"data\.jsonl:1: no VQ codes for data\.jsonl-0\.png"):
         load(config)

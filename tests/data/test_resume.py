@@ -12,8 +12,8 @@ import time
 import numpy as np
 import pytest
 
-from tests.data.test_index import runs
 from tests.helpers.host_data import DRAWING, QUESTION, TEXT, data_config, write_data
+from tests.helpers.processes import is_running
 from tests.helpers.tiny_model import CONFIG, tiny_tokenizer
 from unitoken_jax.config import SourceConfig
 from unitoken_jax.data.loader import Loader
@@ -89,7 +89,7 @@ def run(folder, count, workers, state, steps):
                 assert all(process.poll() is None for process in running)
                 time.sleep(0.02)
             told = [child for process in running for child in children(process.pid)]
-            assert made == 1 or all(map(runs, told))
+            assert made == 1 or all(map(is_running, told))
             for child in told:
                 os.kill(int(child), signal.SIGTERM)  # as to a whole group; it is not for workers
     finally:
@@ -97,7 +97,7 @@ def run(folder, count, workers, state, steps):
         for process in running:
             process.kill()
             process.wait()
-    while any(map(runs, started)):
+    while any(map(is_running, started)):
         time.sleep(0.01)  # workers end with the process that started them
     return lines(folder, count)
 

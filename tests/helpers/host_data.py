@@ -1,13 +1,19 @@
 """Conversation files with images on disk, for tests of the data pipeline."""
 
 import dataclasses
+import io
 import json
 import pathlib
+import tarfile
+from collections.abc import Iterable
 
 import numpy as np
 
 from tests.helpers.tiny_model import CONFIG, noise
 from unitoken_jax.config import DataConfig, ModelConfig, SourceConfig
+from unitoken_jax.data.codes import codes_needed
+from unitoken_jax.sequence.conversation import ImageFile
+from unitoken_jax.sequence.conversation_file import read_conversations
 
 QUESTION, DRAWING, TEXT = "question", "drawing", "text"
 
@@ -93,6 +99,34 @@ def data_config(*paths: pathlib.Path, **changes) -> DataConfig:
 def with_sequence(**changes) -> ModelConfig:
     """The tiny model's config with these changes to its SequenceConfig."""
     return dataclasses.replace(CONFIG, sequence=dataclasses.replace(CONFIG.sequence, **changes))
+
+
+def images_with_codes(data: pathlib.Path, config: ModelConfig = CONFIG) -> list[ImageFile]:
+    """The distinct images of a conversation file that have discrete tokens, in order of first appearance."""
+    images = {
+        image.name: image
+        for conversation in read_conversations(data)
+        for image in codes_needed(conversation, config)
+    }
+    return list(images.values())
+
+
+def write_tar(path: pathlib.Path, numbers: Iterable[int]) -> pathlib.Path:
+    """A tar shard of images: number n is 30 + n px wide, and called as `tar_name` says."""
+    with tarfile.open(path, "w") as tar:
+        for number in numbers:
+            data = io.BytesIO()
+            noise(number, 30 + number, 20).save(data, "PNG")
+            info = tarfile.TarInfo(f"./{tar_name(number)}" if number % 2 else tar_name(number))
+            info.size = len(data.getvalue())
+            data.seek(0)
+            tar.addfile(info, data)
+    return path
+
+
+def tar_name(number: int) -> str:
+    """An image's name in `write_tar`'s shard; every other one is longer than a tar header's field."""
+    return f"{'d' * 120}/{number}.png" if number % 2 else f"{number}.png"
 
 
 def batches_equal(a, b) -> bool:

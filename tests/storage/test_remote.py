@@ -5,9 +5,15 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from tests.data.test_image_store import name as tar_name
-from tests.data.test_image_store import write_tar
-from tests.helpers.host_data import DRAWING, QUESTION, batches_equal, data_config, write_data
+from tests.helpers.host_data import (
+    DRAWING,
+    QUESTION,
+    batches_equal,
+    data_config,
+    tar_name,
+    write_data,
+    write_tar,
+)
 from tests.helpers.tiny_model import CONFIG, noise, tiny_tokenizer
 from unitoken_jax.config import SourceConfig
 from unitoken_jax.data.code_shards import CodesError

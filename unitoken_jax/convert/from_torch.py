@@ -50,9 +50,7 @@ LICENCES = (
 class ConvertOptions:
     """How weights are converted; what is None is as the checkpoint says."""
 
-    dtype: str | None = (
-        None  # Of the stored weights: "float32", "bfloat16" or "float16"; not of the VQ-GAN's.
-    )
+    dtype: str | None = None  # Of the stored weights but the VQ-GAN's: a key of DTYPES.
     image_size: int | tuple[int, int] = 512  # Side of the discrete crop in pixels, or (height, width).
     resolution: Literal["anyres", "base"] | None = None  # Of an image's features.
     stage_one_start: bool = False  # Whether the image columns of `lm_head` become zero.

@@ -12,7 +12,7 @@ import json
 import os
 import pathlib
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -161,15 +161,6 @@ def codes_needed(conversation: Conversation, config: ModelConfig) -> list[ImageF
     """The image files of a conversation that have discrete tokens, in reading order."""
     turns = [turn for turn in conversation.turns if has_codes(turn, config)]
     return [part for turn in turns for part in turn.parts if isinstance(part, ImageFile)]
-
-
-def images_to_encode(conversations: Iterable[Conversation], config: ModelConfig) -> list[ImageFile]:
-    """The distinct images that have discrete tokens, in order of first appearance."""
-    images: dict[str, ImageFile] = {}
-    for conversation in conversations:
-        for image in codes_needed(conversation, config):
-            images.setdefault(image.name, image)
-    return list(images.values())
 
 
 def crop_to_encode(image: ImageFile, config: ModelConfig, seed: int = 0) -> np.ndarray:

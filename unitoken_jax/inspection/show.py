@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from unitoken_jax.batch import NO_INDEX
 from unitoken_jax.config import ModelConfig, SourceConfig
 from unitoken_jax.data.index import Index, open_index
-from unitoken_jax.sequence import build
+from unitoken_jax.sequence import anyres, build
 from unitoken_jax.sequence.conversation import Conversation, image_source
 from unitoken_jax.sequence.example import Example
 from unitoken_jax.sequence.image import on_white, open_image
@@ -159,7 +159,7 @@ def image_sheet(conversation: Conversation, example: Example, model: ModelConfig
             if has_codes(turn, model):
                 strip.append(("discrete", Image.fromarray(next(images))))
             if has_features(turn, model):
-                count = build.crop_count(image.height, image.width, model)
+                count = anyres.crop_count(image.height, image.width, model.siglip, model.sequence)
                 strip += [(f"crop {i}", Image.fromarray(next(crops))) for i in range(count)]
             strips.append(strip)
     width = max((len(strip) for strip in strips), default=1) * (_SIDE + _GAP) + _GAP

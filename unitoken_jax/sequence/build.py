@@ -168,11 +168,6 @@ def image_sizes(conversation: Conversation) -> list[tuple[int, int]]:
     return [_sized(image, conversation.source) for image in conversation.images]
 
 
-def crop_count(height: int, width: int, config: ModelConfig) -> int:
-    """SigLIP crops of a height x width px image that has continuous tokens."""
-    return anyres.crop_count(height, width, config.siglip, config.sequence)
-
-
 def _sized(image: ImageLike, source: str) -> tuple[int, int]:
     try:
         return image_size(image_source(image))

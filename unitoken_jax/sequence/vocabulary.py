@@ -50,7 +50,6 @@ class Vocabulary:
 
     bos: int
     pad: int
-    eos: int
     begin_of_image: int
     end_of_image: int
     sep: int
@@ -79,7 +78,6 @@ class Vocabulary:
         return cls(
             bos=ids[BOS],
             pad=ids[PAD],
-            eos=ids[EOS],
             begin_of_image=ids[BEGIN_OF_IMAGE],
             end_of_image=ids[END_OF_IMAGE],
             sep=ids[SEP],
