@@ -60,23 +60,23 @@ def write_checkpoint(folder: pathlib.Path, model) -> None:
 
 def copy(source: pathlib.Path) -> float:
     """Seconds."""
-    made = source.with_name("copy")
+    copy_path = source.with_name("copy")
     start = time.monotonic()
-    subprocess.run(["cp", "-r", source, made], check=True)
+    subprocess.run(["cp", "-r", source, copy_path], check=True)
     os.sync()
     took = time.monotonic() - start
-    shutil.rmtree(made)
+    shutil.rmtree(copy_path)
     return took
 
 
 def unitoken(*arguments) -> tuple[float, float]:
     """Seconds of `unitoken ARGUMENTS`, and its peak in GiB."""
     start = time.monotonic()
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", COMMAND, *arguments], check=True, stdout=subprocess.PIPE, text=True
     )
     os.sync()
-    return time.monotonic() - start, int(done.stdout.split()[-2]) / 2**20
+    return time.monotonic() - start, int(process.stdout.split()[-2]) / 2**20
 
 
 def main() -> None:

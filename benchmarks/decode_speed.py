@@ -49,10 +49,10 @@ LABELS = {"size": "parameters", "batch": "rows at one time", "context": "tokens 
 def grid(base: dict, panels: dict, weights: list[str]) -> list[dict]:
     """The points, each once; those that share weights lie together."""
     points = [base | {name: value} for name, values in panels.items() for value in values]
-    found = {json.dumps({"weights": kind} | point): None for kind in weights for point in points}
+    unique = {json.dumps({"weights": kind} | point): None for kind in weights for point in points}
     sizes = panels["size"]
     order = sorted(
-        map(json.loads, found), key=lambda p: (sizes.index(p["size"]), weights.index(p["weights"]))
+        map(json.loads, unique), key=lambda p: (sizes.index(p["size"]), weights.index(p["weights"]))
     )
     return order
 
@@ -74,7 +74,7 @@ def measure(config: DecoderConfig, params: dict, weights: str, batch: int, conte
     rules = decode_timing.make_rules(np.full(context - PROMPT, decode.MODEL_CHOOSES), None, top_k=1)
     passes = int(np.clip(1e9 / parameters(config), 6, min(64, context - PROMPT - 4)))
     start = context - PROMPT - 1 - passes
-    found = decode_timing.timed(
+    timing = decode_timing.timed(
         module,
         params,
         decode.pad_prompts(prompts, batch, PROMPT),
@@ -83,12 +83,12 @@ def measure(config: DecoderConfig, params: dict, weights: str, batch: int, conte
         [start] * 3,
         passes,
     )
-    seconds = statistics.median(run["seconds"] / run["passes"] for run in found["runs"])
+    seconds = statistics.median(run["seconds"] / run["passes"] for run in timing["runs"])
     return {
         "tokens_per_second": batch / seconds,
         "pass_milliseconds": 1e3 * seconds,
         "passes": passes,
-        "compile_seconds": found["compile_seconds"],
+        "compile_seconds": timing["compile_seconds"],
     }
 
 
@@ -101,11 +101,11 @@ def draw(results: dict, base: dict, panels: dict, sizes: dict, out: str) -> None
     for axes, (name, values) in zip(figure.subplots(1, len(panels)), panels.items()):
         others = {key: value for key, value in base.items() if key != name}
         for weights in dict.fromkeys(point["weights"] for point in points):
-            wanted = others | {"weights": weights}
-            own = [point for point in points if wanted.items() <= point.items() and point[name] in values]
-            own.sort(key=lambda point: values.index(point[name]))
-            x = [parameters(sizes[point[name]]) if name == "size" else point[name] for point in own]
-            axes.plot(x, [point["tokens_per_second"] for point in own], marker=".", label=weights)
+            fixed = others | {"weights": weights}
+            curve = [point for point in points if fixed.items() <= point.items() and point[name] in values]
+            curve.sort(key=lambda point: values.index(point[name]))
+            x = [parameters(sizes[point[name]]) if name == "size" else point[name] for point in curve]
+            axes.plot(x, [point["tokens_per_second"] for point in curve], marker=".", label=weights)
         title = ", ".join(f"{key} {value}" for key, value in others.items())
         axes.set(title=title, xlabel=LABELS[name], xscale="log", yscale="log")
         if name != "size":
@@ -126,26 +126,26 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--png", help="the three panels")
     parser.add_argument("--weights", help="default: float32,int8 on a CPU, bfloat16,int8 elsewhere")
     parser.add_argument("--small", action="store_true", help="a tiny grid, to see that it runs")
-    given = parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
     backend = jax.default_backend()
-    weights = (given.weights or ("float32,int8" if backend == "cpu" else "bfloat16,int8")).split(",")
-    known = ("float32", "bfloat16", "int8", "int4")
-    if unknown := [kind for kind in weights if kind not in known]:
-        parser.error(f"--weights names {', '.join(unknown)}; expected some of {', '.join(known)}")
-    sizes, base, panels = (SMALL, SMALL_BASE, SMALL_PANELS) if given.small else (SIZES, BASE, PANELS)
+    weights = (arguments.weights or ("float32,int8" if backend == "cpu" else "bfloat16,int8")).split(",")
+    known_weights = ("float32", "bfloat16", "int8", "int4")
+    if unknown := [kind for kind in weights if kind not in known_weights]:
+        parser.error(f"--weights names {', '.join(unknown)}; expected some of {', '.join(known_weights)}")
+    sizes, base, panels = (SMALL, SMALL_BASE, SMALL_PANELS) if arguments.small else (SIZES, BASE, PANELS)
     machine = {
         "device": jax.devices()[0].device_kind,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "jax": jax.__version__,
     }
-    out, results = pathlib.Path(given.out), {"machine": machine, "points": []}
+    out, results = pathlib.Path(arguments.out), {"machine": machine, "points": []}
     if out.exists():
         results = json.loads(out.read_text(encoding="utf-8"))
         if results["machine"] != machine:
             parser.error(f"{out} holds figures of {results['machine']}, this is {machine}: name another file")
     held, params = None, None
     for point in grid(base, panels, weights):
-        if any(point.items() <= done.items() for done in results["points"]):
+        if any(point.items() <= measured.items() for measured in results["points"]):
             continue
         config = sizes[point["size"]]
         if held != (point["size"], point["weights"]):
@@ -162,8 +162,8 @@ def main(argv: list[str] | None = None) -> int:
             f"({time.perf_counter() - start:.0f} s)",
             flush=True,
         )
-    if given.png:
-        draw(results, base, panels, sizes, given.png)
+    if arguments.png:
+        draw(results, base, panels, sizes, arguments.png)
     return 0
 
 

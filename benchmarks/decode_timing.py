@@ -41,16 +41,16 @@ def random_network(boxes, dtype: str, bits: int | None = None, prefix: str = "")
     flat = traverse_util.flatten_dict(boxes, sep="/")
     # The generator that XLA has built in: threefry's, for 7 billion numbers, takes long to compile and run.
     keys = jax.random.split(jax.random.key(0, impl="unsafe_rbg"), len(flat))
-    made = {}
+    leaves = {}
     for key, (path, box) in zip(keys, flat.items()):
         shape, init = box.value.shape, box.init
         if path.endswith("/kernel"):
             init = Normal(math.prod(shape[int(box.names[0] == "layers") : -1]) ** -0.5)
         if bits and QUANTIZED_KERNELS.match(prefix + path):
-            made[path] = _whole_numbers(key, shape, bits, init.std)
+            leaves[path] = _whole_numbers(key, shape, bits, init.std)
         else:
-            made[path] = _normal(key, init, shape, dtype)
-    return traverse_util.unflatten_dict(made, sep="/")
+            leaves[path] = _normal(key, init, shape, dtype)
+    return traverse_util.unflatten_dict(leaves, sep="/")
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
@@ -77,7 +77,7 @@ def random_decoder(model: ModelConfig, weights: str) -> dict:
 
 
 def timed(
-    module, params, prompts: decode.Prompts, rules, shape: decode.DecodeSpec, starts, most: int
+    module, params, prompts: decode.Prompts, rules, shape: decode.DecodeSpec, starts, max_tokens: int
 ) -> dict:
     """Seconds of compiling, of prompts read (`first_seconds`: to the first token), and of passes; the bytes
     that the passes hold beside weights and cache (`own_bytes`: a copy of either would show).
@@ -111,12 +111,12 @@ def timed(
         state = state._replace(counts=jnp.full_like(state.counts, begin))
         jax.block_until_ready(state)
         start = time.perf_counter()
-        state, passes = jax.block_until_ready(proceed(params, state, rules, one, np.int32(most)))
+        state, passes = jax.block_until_ready(proceed(params, state, rules, one, np.int32(max_tokens)))
         seconds = time.perf_counter() - start
         settled = float(jnp.mean(state.counts)) - begin
         runs.append({"start": begin, "passes": int(passes), "seconds": seconds, "settled": settled})
-    own = proceed.memory_analysis().temp_size_in_bytes
-    return {"compile_seconds": compiling, "first_seconds": first, "own_bytes": own, "runs": runs}
+    temporaries = proceed.memory_analysis().temp_size_in_bytes
+    return {"compile_seconds": compiling, "first_seconds": first, "own_bytes": temporaries, "runs": runs}
 
 
 def make_rules(
@@ -148,8 +148,8 @@ def weight_bytes(config: DecoderConfig, weights: str, columns: int, dtype: str =
     total = 0.0
     for inputs, outputs in kernels(config):
         groups = 0 if bits is None else inputs // GROUP if bits == 4 else 1
-        each = plain if bits is None else bits / 8
-        total += config.depth * outputs * (inputs * each + 4 * groups)
+        bytes_per_weight = plain if bits is None else bits / 8
+        total += config.depth * outputs * (inputs * bytes_per_weight + 4 * groups)
     return total + columns * config.width * plain
 
 

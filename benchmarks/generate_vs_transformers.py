@@ -109,7 +109,7 @@ def make_peer(config: DecoderConfig) -> ChameleonForConditionalGeneration:
 
 def decoder_params(peer, config: DecoderConfig) -> dict:
     """The peer's decoder weights as ours; its QK-norms hold a row a head, equal within each of our shards."""
-    each = config.heads // config.qk_norm_shards
+    shard_heads = config.heads // config.qk_norm_shards
     weights = {name: weight.detach().numpy() for name, weight in peer.named_parameters()}
 
     def stack(name: str, change=lambda weight: weight) -> np.ndarray:
@@ -117,7 +117,9 @@ def decoder_params(peer, config: DecoderConfig) -> dict:
 
     attention = {name: {"kernel": stack(f"self_attn.{name}_proj.weight", np.transpose)} for name in "qkvo"}
     for name in ("q_norm", "k_norm"):
-        scale, bias = (stack(f"self_attn.{name}.{part}", lambda x: x[::each]) for part in ("weight", "bias"))
+        scale, bias = (
+            stack(f"self_attn.{name}.{suffix}", lambda x: x[::shard_heads]) for suffix in ("weight", "bias")
+        )
         attention[name] = {"scale": scale, "bias": bias}
     layers = {
         "attention": attention,

@@ -132,7 +132,7 @@ def _draw(plan: Plan) -> dict:
     window = min(plan.window, shape["drawn"])
     whole = not plan.part
     starts = [1] if whole else [shape["drawn"] * (2 * third + 1) // 6 for third in range(3)]
-    found = decode_timing.timed(
+    timing = decode_timing.timed(
         decode_timing.make_module(model, plan.weights),
         decode_timing.random_decoder(model, plan.weights),
         decode.pad_prompts(prompts, len(prompts), BUCKET),
@@ -141,14 +141,14 @@ def _draw(plan: Plan) -> dict:
         starts,
         shape["drawn"] if whole else min(plan.part, shape["drawn"] // 6),
     )
-    runs = found["runs"]
+    runs = timing["runs"]
     seconds = statistics.mean(run["seconds"] / run["passes"] for run in runs)
     passes = runs[0]["passes"] if whole else shape["codes"] - 1
-    image = found["first_seconds"] + passes * seconds
+    image = timing["first_seconds"] + passes * seconds
     context = statistics.mean(PROMPTS) + shape["drawn"] / 2
     weights = decode_timing.weight_bytes(config, plan.weights, model.vq.codes)
     cache = 2 * number * context * decode_timing.token_bytes(config, plan.weights)
-    return found | {
+    return timing | {
         "passes": passes,
         "pass_seconds": seconds,
         "image_seconds": image / number,
@@ -156,7 +156,7 @@ def _draw(plan: Plan) -> dict:
         "images_per_second": number / image,
         "tokens_per_second": number * shape["drawn"] / image,
         "settled_a_pass": sum(run["settled"] for run in runs) / sum(run["passes"] for run in runs),
-        "seconds_at_published": found["first_seconds"] + shape["codes"] / PUBLISHED * seconds,
+        "seconds_at_published": timing["first_seconds"] + shape["codes"] / PUBLISHED * seconds,
         "pass_bytes": weights + cache,
         "weight_bytes": weights,
     }
@@ -199,20 +199,20 @@ def attempt(name: str, plan: Plan, until: float) -> dict | None:
     """`measure` in a process of its own; None where it ran out of memory or time. Raises RuntimeError."""
     command = [sys.executable, __file__, "--measure", json.dumps(dataclasses.asdict(plan))]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, capture_output=True, text=True, timeout=max(until - time.monotonic(), 1)
         )
     except subprocess.TimeoutExpired:
         print(f"{name}: stopped, no time is left", flush=True)
         return None
-    if done.returncode == 0:
-        figures = {"name": name} | json.loads(done.stdout.splitlines()[-1])
+    if process.returncode == 0:
+        figures = {"name": name} | json.loads(process.stdout.splitlines()[-1])
         print("\n".join(lines_of(figures)), flush=True)
         return figures
-    if "RESOURCE_EXHAUSTED" in done.stderr:
+    if "RESOURCE_EXHAUSTED" in process.stderr:
         print(f"{name}: {plan.images} at one time are out of memory", flush=True)
         return None
-    raise RuntimeError(f"{name} failed:\n{done.stderr[-4000:]}")
+    raise RuntimeError(f"{name} failed:\n{process.stderr[-4000:]}")
 
 
 def measured(name: str, plan: Plan, memory: float | None, begin: float, until: float) -> dict | None:
@@ -236,23 +236,23 @@ def lines_of(figures: dict) -> list[str]:
     if f["what"] != "draw":
         return [f"{name}: {f['images']} at one time, {f['weights']}: {rate}; {compiled}"]
     cache = "int8" if f["weights"].startswith("int") else f["weights"]
-    wanted = f" (goal on an H200: {GOALS[name]})" if goal and name in GOALS and f["window"] == 1 else ""
+    goal_text = f" (goal on an H200: {GOALS[name]})" if goal and name in GOALS and f["window"] == 1 else ""
     share = f", {f['hbm_share']:.0%} of the HBM's bandwidth" if "hbm_share" in f else ""
     lines = [
         f"{name}: {f['images']} at one time, weights {f['weights']}, cache {cache}, window {f['window']}"
         f"{', greedy' if f['greedy'] else ''}",
-        f"  {f['image_seconds']:.3f} s an image{wanted}, {rate}, {f['tokens_per_second']:,.0f} tokens/s",
+        f"  {f['image_seconds']:.3f} s an image{goal_text}, {rate}, {f['tokens_per_second']:,.0f} tokens/s",
         f"  first token after {f['first_seconds']:.3f} s, then {f['passes']} passes of "
         f"{1e3 * f['pass_seconds']:.2f} ms",
         f"  {f['pass_bytes'] / 1e9:.4g} GB a pass by count, {f['weight_bytes'] / 1e9:.4g} of weights{share}",
         f"  {compiled}, {f['own_bytes'] / 1e9:.4g} GB beside weights and cache",
     ]
     if f["window"] > 1:
-        wanted = f" (goal on an H200: {GOALS[name]})" if goal and name in GOALS else ""
+        goal_text = f" (goal on an H200: {GOALS[name]})" if goal and name in GOALS else ""
         lines.insert(
             3,
             f"  random weights settle {f['settled_a_pass']:.2f} tokens a pass; by arithmetic, not measured, "
-            f"{f['seconds_at_published']:.3f} s at {PUBLISHED} codes a pass, as SJD-PAC publishes{wanted}",
+            f"{f['seconds_at_published']:.3f} s at {PUBLISHED} codes a pass, as SJD-PAC publishes{goal_text}",
         )
     return lines
 
@@ -267,27 +267,27 @@ def main(argv: list[str] | None = None) -> int:
         "--minutes", type=float, default=7.5, help="begin no new try after these (default 7.5)"
     )
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # one Plan, as JSON
-    given = parser.parse_args(argv)
-    if given.measure:
-        print(json.dumps(measure(Plan(**json.loads(given.measure)))))
+    arguments = parser.parse_args(argv)
+    if arguments.measure:
+        print(json.dumps(measure(Plan(**json.loads(arguments.measure)))))
         return 0
-    names = given.only.split(",") if given.only else list(MEASUREMENTS)
+    names = arguments.only.split(",") if arguments.only else list(MEASUREMENTS)
     if unknown := [name for name in names if name not in MEASUREMENTS]:
         parser.error(f"--only names {', '.join(unknown)}; expected some of {', '.join(MEASUREMENTS)}")
-    begin = time.monotonic() + 60 * given.minutes
+    begin = time.monotonic() + 60 * arguments.minutes
     until = begin + 90
     memory, results, left = device_memory(), [], []
     for name in names:
-        plan = dataclasses.replace(MEASUREMENTS[name], small=given.small)
-        if plan.images == 0 and given.images:
-            plan = dataclasses.replace(plan, images=given.images)
-        if given.small and plan.what != "draw":
+        plan = dataclasses.replace(MEASUREMENTS[name], small=arguments.small)
+        if plan.images == 0 and arguments.images:
+            plan = dataclasses.replace(plan, images=arguments.images)
+        if arguments.small and plan.what != "draw":
             plan = dataclasses.replace(plan, images=2)
         figures = measured(name, plan, memory, begin, until)
         results += [figures] if figures else []
         left += [] if figures else [name]
-        if given.out and results:  # after each, as a machine may be taken away
-            pathlib.Path(given.out).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        if arguments.out and results:  # after each, as a machine may be taken away
+            pathlib.Path(arguments.out).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if results:
         print(f"on {results[0]['device']}, jax {results[0]['jax']}")
     if left:

@@ -95,10 +95,10 @@ def make_batch(config: configs.Config) -> dict[str, np.ndarray]:
     shape = (rows, layout["length"])
     batch = {name: np.zeros(shape, np.int32) for name in ("tokens", "segments", "positions")}
     batch |= {name: np.full(shape, -1, np.int32) for name in ("labels", "image_feature_index")}
-    own = layout["prefix"] + layout["soft"] + TEXT
+    length = layout["prefix"] + layout["soft"] + TEXT
     places = np.r_[: layout["prefix"], layout["room"] : layout["room"] + layout["soft"] + TEXT]
-    batch["tokens"][:, places] = rng.integers(1, model.decoder.vocab_size, (rows, own))
-    batch["segments"][:, places], batch["positions"][:, places] = 1, np.arange(own)
+    batch["tokens"][:, places] = rng.integers(1, model.decoder.vocab_size, (rows, length))
+    batch["segments"][:, places], batch["positions"][:, places] = 1, np.arange(length)
     # The base crop, then four tiles with a new-line (a token) a row of the grid.
     tiles = np.full((2 * grid, 2 * grid + 1), -1)
     tiles[:, :-1] = np.arange(4 * grid**2).reshape(2 * grid, 2 * grid) + grid**2
@@ -169,7 +169,7 @@ def random_state(config: configs.Config):
 
     def create(key):
         keys = jax.random.split(key, len(boxes))
-        leaves = [box.init(one, box.value.shape) for box, one in zip(boxes, keys)]
+        leaves = [box.init(key, box.value.shape) for box, key in zip(boxes, keys)]
         flat = states.flatten(jax.tree.unflatten(structure, leaves))
         flat = {path: leaf if path in rates else leaf.astype(jnp.bfloat16) for path, leaf in flat.items()}
         return states.create(states.merge(flat, {}), rates, transformation(config.optimizer))
@@ -183,25 +183,34 @@ def random_state(config: configs.Config):
 def attempt(plan: Plan) -> dict | None:
     """`measure` in a process of its own; None where it ran out of memory. Raises RuntimeError otherwise."""
     command = [sys.executable, __file__, "--measure", json.dumps(dataclasses.asdict(plan))]
-    done = subprocess.run(command, capture_output=True, text=True)
+    process = subprocess.run(command, capture_output=True, text=True)
     about = f"stage {plan.stage}, {plan.depth} layers, {plan.rows} rows, remat {plan.remat}"
-    if done.returncode == 0:
-        figures = json.loads(done.stdout.splitlines()[-1])
+    if process.returncode == 0:
+        figures = json.loads(process.stdout.splitlines()[-1])
         print(f"{about}: {figures['step_seconds']:.3f} s a step", flush=True)
         return figures
-    if "RESOURCE_EXHAUSTED" in done.stderr:
+    if "RESOURCE_EXHAUSTED" in process.stderr:
         print(f"{about}: out of memory", flush=True)
         return None
-    raise RuntimeError(f"{about} failed:\n{done.stderr[-4000:]}")
+    raise RuntimeError(f"{about} failed:\n{process.stderr[-4000:]}")
 
 
-def measured(stage: int, given, memory: float | None, until: float) -> list[dict]:
+def measured(stage: int, arguments, memory: float | None, until: float) -> list[dict]:
     """Figures of the deepest model that fits, and where that is not the whole, of half of it."""
-    whole = (SMALL if given.small else configs.ModelConfig()).decoder.depth
-    depths = [given.depth] if given.depth else [whole * part // 8 for part in range(8, 0, -1)]
-    remats = [given.remat] if given.remat else list(KEPT)
+    whole = (SMALL if arguments.small else configs.ModelConfig()).decoder.depth
+    depths = [arguments.depth] if arguments.depth else [whole * eighths // 8 for eighths in range(8, 0, -1)]
+    remats = [arguments.remat] if arguments.remat else list(KEPT)
     plans = [
-        Plan(stage, depth, remat, given.rows, given.steps, given.attention, given.unroll, given.small)
+        Plan(
+            stage=stage,
+            depth=depth,
+            remat=remat,
+            rows=arguments.rows,
+            steps=arguments.steps,
+            attention=arguments.attention,
+            unroll=arguments.unroll,
+            small=arguments.small,
+        )
         for depth in depths
         for remat in remats
     ]
@@ -209,21 +218,21 @@ def measured(stage: int, given, memory: float | None, until: float) -> list[dict
         if (memory and plan.needs() > memory) or time.monotonic() > until:
             continue
         if figures := attempt(plan):
-            found = [figures]
+            results = [figures]
             if plan.depth < whole and plan.depth > 1:
-                found.append(attempt(dataclasses.replace(plan, depth=plan.depth // 2)))
-            return [each for each in found if each]
+                results.append(attempt(dataclasses.replace(plan, depth=plan.depth // 2)))
+            return [result for result in results if result]
     return []
 
 
-def at_depth(found: list[dict], depth: int) -> dict:
+def at_depth(measured_depths: list[dict], depth: int) -> dict:
     """Figures of `depth` layers: measured, or by the layer from two depths; of one other depth, its own."""
-    first = found[0]
+    first = measured_depths[0]
     figures = {name: first[name] for name in ("step_seconds", "flops")}
-    if first["depth"] == depth or len(found) == 1:
+    if first["depth"] == depth or len(measured_depths) == 1:
         depth = first["depth"]
     else:
-        more, less = found
+        more, less = measured_depths
         for name, value in figures.items():
             layer = (value - less[name]) / (more["depth"] - less["depth"])
             figures[name] = value + (depth - more["depth"]) * layer
@@ -237,7 +246,7 @@ def at_depth(found: list[dict], depth: int) -> dict:
         "tflops_per_second": rate / 1e12,
         "mfu": rate / peak if peak else None,
         "tokens_per_second_at_peak": first["tokens"] * peak / figures["flops"] if peak else None,
-        "measured": found,
+        "measured": measured_depths,
     }
 
 
@@ -245,11 +254,11 @@ def report(results: list[dict], small: bool) -> list[str]:
     """What people read."""
     lines = []
     for stage in results:
-        depths = " and ".join(str(each["depth"]) for each in stage["measured"])
-        how = f"by the layer from {depths}" if stage["extrapolated"] else "measured"
+        depths = " and ".join(str(result["depth"]) for result in stage["measured"])
+        source = f"by the layer from {depths}" if stage["extrapolated"] else "measured"
         device = stage["measured"][0]["device"]
         lines += [
-            f"stage {stage['stage']}, {stage['depth']} layers ({how}), on {device}:",
+            f"stage {stage['stage']}, {stage['depth']} layers ({source}), on {device}:",
             f"  {stage['tokens_per_second']:,.0f} tokens/s, {stage['samples_per_second']:.2f} samples/s, "
             f"{stage['step_seconds']:.3f} s a step, {stage['tflops_per_second']:.1f} TFLOP/s",
         ]
@@ -288,23 +297,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=8, help="timed steps (default 8)")
     parser.add_argument("--minutes", type=float, default=7, help="begin no new try after these (default 7)")
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # one Plan, as JSON
-    given = parser.parse_args(argv)
-    if given.measure:
-        print(json.dumps(measure(Plan(**json.loads(given.measure)))))
+    arguments = parser.parse_args(argv)
+    if arguments.measure:
+        print(json.dumps(measure(Plan(**json.loads(arguments.measure)))))
         return 0
-    until = time.monotonic() + 60 * given.minutes
+    until = time.monotonic() + 60 * arguments.minutes
     memory = device_memory()
-    whole = (SMALL if given.small else configs.ModelConfig()).decoder.depth
+    whole = (SMALL if arguments.small else configs.ModelConfig()).decoder.depth
     results = []
-    for stage in map(int, given.stages.split(",")):
-        found = measured(stage, given, memory, until)
-        if not found:
+    for stage in map(int, arguments.stages.split(",")):
+        results_of_stage = measured(stage, arguments, memory, until)
+        if not results_of_stage:
             print(f"stage {stage}: nothing ran: too little memory or time", file=sys.stderr)
             return 1
-        results.append(at_depth(found, whole))
-    print("\n".join(report(results, given.small)))
-    if given.out:
-        pathlib.Path(given.out).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        results.append(at_depth(results_of_stage, whole))
+    print("\n".join(report(results, arguments.small)))
+    if arguments.out:
+        pathlib.Path(arguments.out).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
@@ -313,10 +322,10 @@ def device_memory() -> float | None:
     gives the memory back."""
     ask = "import jax; print((jax.devices()[0].memory_stats() or {}).get('bytes_limit', 0))"
     environ = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    done = subprocess.run([sys.executable, "-c", ask], env=environ, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"jax finds no device:\n{done.stderr[-2000:]}")
-    return float(done.stdout.split()[-1]) or None
+    process = subprocess.run([sys.executable, "-c", ask], env=environ, capture_output=True, text=True)
+    if process.returncode:
+        raise RuntimeError(f"jax finds no device:\n{process.stderr[-2000:]}")
+    return float(process.stdout.split()[-1]) or None
 
 
 if __name__ == "__main__":

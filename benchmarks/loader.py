@@ -69,7 +69,7 @@ def stream(side: str, path: pathlib.Path, workers: int, seconds: float) -> dict:
 
 def measure(side: str, arguments, workers: int) -> tuple[float, float] | None:
     """(examples a second, CPU seconds an example); None where a library is missing."""
-    found = []
+    rates = []
     for seconds in (0, arguments.seconds):
         command = [sys.executable, __file__, str(arguments.folder), "--images", str(arguments.images)]
         command += ["--seconds", str(seconds), "--workers", str(workers), "--one", side]
@@ -78,8 +78,8 @@ def measure(side: str, arguments, workers: int) -> tuple[float, float] | None:
         _, status, used = os.wait4(process.pid, 0)
         if status:
             return None
-        found.append((json.loads(out), used.ru_utime + used.ru_stime))
-    (short, before), (long, after) = found
+        rates.append((json.loads(out), used.ru_utime + used.ru_stime))
+    (short, before), (long, after) = rates
     return long["rate"], (after - before) / max(1, long["examples"] - short["examples"])
 
 

@@ -65,12 +65,12 @@ def abstract_weights(config: ModelConfig, weights: str, mesh) -> dict:
     placed = traverse_util.flatten_dict(sharding.shardings(mesh, boxed), sep="/")
     found = {}
     for path, leaf in traverse_util.flatten_dict(meta.unbox(boxed), sep="/").items():
-        where = placed[path]
+        leaf_sharding = placed[path]
         if not path.startswith("decoder/layers/"):
-            found[path] = jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=where)
+            found[path] = jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=leaf_sharding)
             continue
-        where = where.update(spec=PartitionSpec(*where.spec[1:]))
-        layer = jax.ShapeDtypeStruct(leaf.shape[1:], jnp.bfloat16, sharding=where)
+        leaf_sharding = leaf_sharding.update(spec=PartitionSpec(*leaf_sharding.spec[1:]))
+        layer = jax.ShapeDtypeStruct(leaf.shape[1:], jnp.bfloat16, sharding=leaf_sharding)
         if weights in BITS and QUANTIZED_KERNELS.match(path):
             layer = _quantized(layer, weights)
         for i in range(config.decoder.depth):
@@ -93,8 +93,8 @@ def abstract_cache(module: UniTokenModel, rows: int, slots: int, mesh):
 
     def placed(leaf):
         names = ("batch", "kv_heads", "seq", "head_dim")[: leaf.ndim]
-        where = NamedSharding(mesh, sharding.partition_spec_for(names, leaf.shape, mesh.shape))
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+        leaf_sharding = NamedSharding(mesh, sharding.partition_spec_for(names, leaf.shape, mesh.shape))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf_sharding)
 
     return jax.tree.map(placed, jax.eval_shape(functools.partial(module.init_cache, rows, slots)))
 
@@ -132,15 +132,16 @@ def measure(case: Case, config: ModelConfig = ModelConfig()) -> dict:
     # Loops whose length is data: passes of the window, and without one, also those that a forced id joins and
     # the loop around both.
     bodies = [name for name, trips in hlo.parse(text).loops.items() if trips == 0]
-    each = min((count_cost(text, case.chips, start=name) for name in bodies), key=lambda found: found.traffic)
+    costs = (count_cost(text, case.chips, start=name) for name in bodies)
+    step_cost = min(costs, key=lambda cost: cost.traffic)
     memory = compiled.memory_analysis()
     layers = params["decoder"]["layers"]
     head = config.vq.codes * config.decoder.width * 2 / case.chips
     return {
         "weights": local_bytes(layers) + head,
         "cache": local_bytes(cache),
-        "read": each.traffic,
-        "sent": sum(one.sent_bytes for one in each.collectives),
+        "read": step_cost.traffic,
+        "sent": sum(collective.sent_bytes for collective in step_cost.collectives),
         "arguments": memory.argument_size_in_bytes,
         "held": memory.temp_size_in_bytes,
         "bandwidth": flops.device(topology.parse(case.topology).chip).hbm_bandwidth,
@@ -161,12 +162,12 @@ COLUMNS = ("case", "weights read, GB", "cache, GB", "a pass reads and writes, GB
 COLUMNS += ("inputs, GB", "held beside them, GB", "compiling, s")
 
 
-def row(name: str, found: dict) -> str:
+def row(name: str, figures: dict) -> str:
     """A line of a Markdown table."""
-    needed = found["weights"] + found["cache"]
-    cells = [name, *(f"{found[key] / GB:.2f}" for key in ("weights", "cache", "read"))]
-    cells += [f"{found['read'] / needed:.2f}", f"{1e3 * found['read'] / found['bandwidth']:.2f}"]
-    cells += [f"{found['arguments'] / GB:.2f}", f"{found['held'] / GB:.2f}", f"{found['seconds']:.0f}"]
+    needed = figures["weights"] + figures["cache"]
+    cells = [name, *(f"{figures[key] / GB:.2f}" for key in ("weights", "cache", "read"))]
+    cells += [f"{figures['read'] / needed:.2f}", f"{1e3 * figures['read'] / figures['bandwidth']:.2f}"]
+    cells += [f"{figures['arguments'] / GB:.2f}", f"{figures['held'] / GB:.2f}", f"{figures['seconds']:.0f}"]
     return f"| {' | '.join(cells)} |"
 
 

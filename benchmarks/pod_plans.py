@@ -62,10 +62,10 @@ def run(name: str, out: pathlib.Path) -> dict:
         command = [sys.executable, "-m", "unitoken_jax", "plan", "--config", f"{CONFIGS}/{config}"]
         command += ["--topology", topology, "--json", str(file)]
         command += [f"--config.{key}={value}" for key, value in overrides.items()]
-        done = subprocess.run(command, capture_output=True, text=True)
-        (out / f"{name}.txt").write_text(f"{' '.join(command[1:])}\n\n{done.stdout}{done.stderr}")
+        process = subprocess.run(command, capture_output=True, text=True)
+        (out / f"{name}.txt").write_text(f"{' '.join(command[1:])}\n\n{process.stdout}{process.stderr}")
         if not file.exists():
-            raise RuntimeError(f"{name}: {done.stderr}")
+            raise RuntimeError(f"{name}: {process.stderr}")
     return json.loads(file.read_text())["plans"][0]
 
 

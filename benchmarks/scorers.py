@@ -34,17 +34,17 @@ YES_NO_WORDS = 'yes no Yes No yes. no, not 1,000 - yes- / yes/no . 5 yes.5 .no !
 REPLIES = ("Yes", "No.", "yes, it is", "hm")
 
 
-def functions(path: pathlib.Path, *names: str, **known) -> dict:
+def functions(path: pathlib.Path, *names: str, **namespace) -> dict:
     """The functions `names` of source file `path`, with `known` as what else they see."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    wanted = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in names]
-    space = {"pd": pd, "np": np, "re": re, "string": string, "os": os, "cp": copy, **known}
+    definitions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in names]
+    space = {"pd": pd, "np": np, "re": re, "string": string, "os": os, "cp": copy, **namespace}
     space |= {
         "defaultdict": collections.defaultdict,
         "load": lambda data: data,
         "d2df": lambda values: values,
     }
-    exec(compile(ast.Module(wanted, []), str(path), "exec"), space)
+    exec(compile(ast.Module(definitions, []), str(path), "exec"), space)
     return space
 
 
@@ -52,10 +52,10 @@ def differing(ours, theirs, words: str) -> str:
     rng, differ, matched = random.Random(0), [], 0
     for _ in range(ANSWERS):
         text = rng.choice((" ", " ", "", ". ")).join(rng.choices(words.split(" "), k=rng.randint(0, 8)))
-        own, other = ours(text), theirs(text)
-        matched += own is not None
-        if own != other:
-            differ.append((text, own, other))
+        our_match, their_match = ours(text), theirs(text)
+        matched += our_match is not None
+        if our_match != their_match:
+            differ.append((text, our_match, their_match))
     shown = f", for example {differ[0]!r}" if differ else ""
     return f"{len(differ)} of {ANSWERS} differ ({matched} matched){shown}"
 
@@ -90,9 +90,9 @@ def circular_rows(rng: random.Random) -> list[dict]:
     for question in range(1, 6):
         for rotation in range(rng.randint(1, 4)):
             gold = rng.choice("AB")
-            said = rng.choice((gold, gold, gold, gold, "a cat", "A", "who", "Z"))
+            prediction = rng.choice((gold, gold, gold, gold, "a cat", "A", "who", "Z"))
             rows.append({"index": str(question + rotation * 1_000_000), "A": "cat", "B": "dog"})
-            rows[-1] |= {"question": "?", "answer": gold, "prediction": said}
+            rows[-1] |= {"question": "?", "answer": gold, "prediction": prediction}
     return rows
 
 
@@ -112,7 +112,7 @@ def main(folder: pathlib.Path) -> None:
         return match_option(text, OPTIONS)
 
     def extracted(text):
-        return {"Unknown": None}.get(found := rated["YOrN_Extraction"](text), found)
+        return {"Unknown": None}.get(answer := rated["YOrN_Extraction"](text), answer)
 
     print("options:", differing(own_option, lambda text: infer(text, dict(OPTIONS)) or None, OPTION_WORDS))
     print("yes or no:", differing(match_yes_no, extracted, YES_NO_WORDS))
@@ -123,20 +123,20 @@ def main(folder: pathlib.Path) -> None:
             ("HallusionBench", hallusion_rows),
             ("MMBench_EN", circular_rows),
         ):
-            made = rows(random.Random(seed))
-            own = find_understanding(name)[0].score(table_of(made))
-            frame = pd.DataFrame(made)
-            frame["score"] = [extracted(row["prediction"]) == row["answer"] for row in made]
+            table_rows = rows(random.Random(seed))
+            scored = find_understanding(name)[0].score(table_of(table_rows))
+            frame = pd.DataFrame(table_rows)
+            frame["score"] = [extracted(row["prediction"]) == row["answer"] for row in table_rows]
             if name == "MME":
                 theirs = rated["MME_rating"](frame)
-                pairs = [(own.parts[part], value) for part, value in theirs.items()]
+                pairs = [(scored.parts[key], value) for key, value in theirs.items()]
             elif name == "HallusionBench":
                 theirs = rated["Hallusion_rating"](frame).iloc[0]
-                pairs = [(own.parts[part], theirs[part]) for part in ("aAcc", "fAcc", "qAcc")]
+                pairs = [(scored.parts[key], theirs[key]) for key in ("aAcc", "fAcc", "qAcc")]
             else:
                 frame["GT"], main_index = frame["answer"], frame["index"].astype(int) % 1_000_000
                 hits = [(group(frame[main_index == one]) or {"hit": 0})["hit"] for one in main_index.unique()]
-                pairs = [(own.score, 100 * np.mean(hits))]
+                pairs = [(scored.score, 100 * np.mean(hits))]
             apart[name] = max(apart[name], *(abs(one - other) for one, other in pairs))
     for name, largest in apart.items():
         print(f"{name}: largest difference in {FILES} files {largest:.1e}")

@@ -72,11 +72,13 @@ def make_batch(model: ModelConfig, shape: Shape) -> dict[str, np.ndarray]:
     segments = np.repeat(np.arange(1, 4), lengths)
     positions = np.concatenate([np.arange(length) for length in lengths])
     soft = np.full(shape.tokens, -1)
-    first, own = shape.crops - shape.crops // 2, model.siglip.patches
+    first, patches = shape.crops - shape.crops // 2, model.siglip.patches
     for start, crops, before in ((0, first, 0), (lengths[0], shape.crops - first, first)):
-        if crops * own + 8 > lengths[0]:
-            raise ValueError(f"{shape.crops} crops of {own} patches do not fit rows of {shape.tokens} tokens")
-        soft[start + 4 : start + 4 + crops * own] = np.arange(crops * own) + before * own
+        if crops * patches + 8 > lengths[0]:
+            raise ValueError(
+                f"{shape.crops} crops of {patches} patches do not fit rows of {shape.tokens} tokens"
+            )
+        soft[start + 4 : start + 4 + crops * patches] = np.arange(crops * patches) + before * patches
     tokens = rng.integers(1, model.decoder.vocab_size, size)
     labels = np.where((soft < 0) & (rng.random(size) < 0.5), tokens, -1)
     side = model.siglip.image_size
@@ -107,12 +109,12 @@ def padded(batch: dict, patches: int) -> dict:
         )
     }
     rows = [(row, number) for row, own in enumerate(batch["segments"]) for number in np.unique(own)]
-    made = {name: np.full((len(rows), longest), -1 if name in names[3:] else 0) for name in names}
+    separate = {name: np.full((len(rows), longest), -1 if name in names[3:] else 0) for name in names}
     for i, (row, number) in enumerate(rows):
         own = batch["segments"][row] == number
         for name in names:
-            made[name][i, : own.sum()] = batch[name][row, own]
-    return made
+            separate[name][i, : own.sum()] = batch[name][row, own]
+    return separate
 
 
 class Torch(torch.nn.Module):
@@ -156,12 +158,12 @@ class Torch(torch.nn.Module):
 
 def tensors(batch: dict, crops: np.ndarray) -> dict:
     """What `Torch` takes of a batch whose `image_feature_index` counts in the features of all `crops`."""
-    wanted = np.asarray(targets(batch["labels"], batch["segments"]))
+    next_labels = np.asarray(targets(batch["labels"], batch["segments"]))
     soft = batch["image_feature_index"] >= 0
     whole = (batch["segments"] > 0).all()
     return {
         "tokens": torch.tensor(batch["tokens"], dtype=torch.int64),
-        "wanted": torch.tensor(wanted, dtype=torch.int64),
+        "wanted": torch.tensor(next_labels, dtype=torch.int64),
         "soft": torch.tensor(soft),
         "image_feature_index": torch.tensor(batch["image_feature_index"][soft], dtype=torch.int64),
         "mask": None if whole else torch.tensor(batch["segments"] > 0),
@@ -191,7 +193,7 @@ def params_of(peer: Torch, model: ModelConfig) -> dict:
             "bias": weights[f"{tower}.embeddings.patch_embedding.bias"],
         },
         "position_embed": {"embedding": weights[f"{tower}.embeddings.position_embedding.weight"]},
-        "layers": jax.tree.map(lambda *each: np.stack(each), *layers),
+        "layers": jax.tree.map(lambda *leaves: np.stack(leaves), *layers),
         "norm": leaves(f"{tower}.post_layernorm"),
     }
     adapter = {"up": leaves("adapter.0"), "down": leaves("adapter.2")}
@@ -251,22 +253,22 @@ def compare(model: ModelConfig, shape: Shape, repeats: int, steps: int = 2) -> d
     ours = Ours(model, params_of(peer, model))
     sides = {"padded": (Theirs(peer, True), tensors(alone, batch["crops"]))}
     sides["packed"] = Theirs(peer, False), tensors(rows, batch["crops"])
-    for (name, (side, given)), own in zip(sides.items(), (batch, one_segment(batch))):
+    for (name, (side, side_batch)), our_batch in zip(sides.items(), (batch, one_segment(batch))):
         ours.again()
-        losses = np.array([(ours.step(own), side.step(given)) for _ in range(steps)])
+        losses = np.array([(ours.step(our_batch), side.step(side_batch)) for _ in range(steps)])
         apart = np.abs(losses[:, 0] / losses[:, 1] - 1).max()
         print(f"losses of {steps} steps, ours and {name}: {losses.round(5).tolist()}", flush=True)
         if apart > 1e-4:
             raise AssertionError(f"losses of ours and {name} differ by {apart:.1e}")
     runs = {"ours": lambda: ours.step(batch)}
-    runs |= {name: functools.partial(side.step, given) for name, (side, given) in sides.items()}
+    runs |= {name: functools.partial(side.step, side_batch) for name, (side, side_batch) in sides.items()}
     seconds = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
             start = time.perf_counter(), time.process_time()
             run()
             seconds[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
-    return {name: np.median(each, axis=0) for name, each in seconds.items()}
+    return {name: np.median(times, axis=0) for name, times in seconds.items()}
 
 
 def curves(model: ModelConfig, path: str, repeats: int) -> None:
@@ -275,25 +277,25 @@ def curves(model: ModelConfig, path: str, repeats: int) -> None:
 
     base = Shape()
     sweeps = {
-        "tokens a row": [(each, model, dataclasses.replace(base, tokens=each)) for each in (256, 512, 1024)],
-        "crops a row": [(each, model, dataclasses.replace(base, crops=each)) for each in (0, 2, 4)],
+        "tokens a row": [(n, model, dataclasses.replace(base, tokens=n)) for n in (256, 512, 1024)],
+        "crops a row": [(n, model, dataclasses.replace(base, crops=n)) for n in (0, 2, 4)],
         "decoder layers": [
-            (each, dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, depth=each)), base)
-            for each in (2, 4, 8)
+            (value, dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, depth=value)), base)
+            for value in (2, 4, 8)
         ],
     }
-    figure, done = Figure(figsize=(9, 3), layout="constrained"), {}
-    for axes, (what, points) in zip(figure.subplots(1, 3, sharey=True), sweeps.items()):
+    figure, results = Figure(figsize=(9, 3), layout="constrained"), {}
+    for axes, (axis_name, points) in zip(figure.subplots(1, 3, sharey=True), sweeps.items()):
         for point in points:
-            if point[1:] not in done:
-                done[point[1:]] = compare(*point[1:], repeats, steps=1)
-                print(what, point[0], done[point[1:]], flush=True)
+            if point[1:] not in results:
+                results[point[1:]] = compare(*point[1:], repeats, steps=1)
+                print(axis_name, point[0], results[point[1:]], flush=True)
         for name in ("ours", "padded", "packed"):
             label = "unitoken_jax" if name == "ours" else f"PyTorch, {name}"
             axes.plot(
-                [point[0] for point in points], [done[p[1:]][name][1] for p in points], "o-", label=label
+                [point[0] for point in points], [results[p[1:]][name][1] for p in points], "o-", label=label
             )
-        axes.set(xlabel=what, ylim=0)
+        axes.set(xlabel=axis_name, ylim=0)
     figure.axes[0].set_ylabel("processor seconds a step")
     figure.axes[0].legend(fontsize=7)
     figure.savefig(path, dpi=110)
@@ -304,20 +306,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--small", action="store_true", help="a tiny model, to see that it runs")
     parser.add_argument("--repeats", type=int, default=9, help="timed steps of each side (default 9)")
     parser.add_argument("--curves", metavar="PNG", help="also draw the cost against tokens, crops and layers")
-    given = parser.parse_args(argv)
-    model = SMALL if given.small else FULL
-    shape = Shape(tokens=64, crops=2) if given.small else Shape()
+    arguments = parser.parse_args(argv)
+    model = SMALL if arguments.small else FULL
+    shape = Shape(tokens=64, crops=2) if arguments.small else Shape()
     count = sum(weight.numel() for weight in Torch(model).parameters())
     print(
         f"{count / 1e6:.1f}M parameters, {shape}, float32; jax {jax.__version__}, torch {torch.__version__} "
         f"({torch.get_num_threads()} threads), transformers {transformers.__version__}"
     )
-    seconds = compare(model, shape, given.repeats)
+    seconds = compare(model, shape, arguments.repeats)
     for name, (wall, cpu) in seconds.items():
         ratios = ", ".join(f"{ratio:.2f}" for ratio in seconds[name] / seconds["ours"])
         print(f"{name}: {wall:.3f} s a step, {cpu:.3f} processor seconds; of ours {ratios}", flush=True)
-    if given.curves:
-        curves(model, given.curves, max(given.repeats // 2, 1))
+    if arguments.curves:
+        curves(model, arguments.curves, max(arguments.repeats // 2, 1))
 
 
 if __name__ == "__main__":

@@ -70,23 +70,23 @@ def outputs(layers, run) -> np.ndarray:
     run()
     for hook in hooks:
         hook.remove()
-    states = [each[0] if isinstance(each, tuple) else each for each in kept]
+    states = [state[0] if isinstance(state, tuple) else state for state in kept]
     return np.stack([state[0].float().numpy() for state in states])
 
 
 def decoder(folder: pathlib.Path, tensors: dict, dtype: torch.dtype) -> dict[str, np.ndarray]:
     values = json.loads((folder / "config.json").read_text())
-    known = {key: values[key] for key in KEYS if values.get(key) is not None}
-    config = ChameleonConfig(**known, vocabulary_map={"<image>": 0})  # no images go through
+    present = {key: values[key] for key in KEYS if values.get(key) is not None}
+    config = ChameleonConfig(**present, vocabulary_map={"<image>": 0})  # no images go through
     with torch.device("meta"):
         model = ChameleonForConditionalGeneration(config)
-    parts = torch.nn.ModuleDict({"lm_head": model.lm_head})
+    modules = torch.nn.ModuleDict({"lm_head": model.lm_head})
     for name in ("embed_tokens", "layers", "norm"):
-        parts[name] = getattr(model.model, name)
-    parts.to_empty(device="cpu").to(dtype).eval()
-    load(parts["lm_head"], tensors, "lm_head.")
+        modules[name] = getattr(model.model, name)
+    modules.to_empty(device="cpu").to(dtype).eval()
+    load(modules["lm_head"], tensors, "lm_head.")
     for name in ("embed_tokens", "layers", "norm"):
-        load(parts[name], tensors, f"model.{name}.")
+        load(modules[name], tensors, f"model.{name}.")
     theta = values.get("rope_theta", 10000.0)
     for module in model.model.modules():  # a table, not a weight: made anew off the meta device
         if getattr(module, "inv_freq", None) is not None:
@@ -97,10 +97,10 @@ def decoder(folder: pathlib.Path, tensors: dict, dtype: torch.dtype) -> dict[str
         result = {}
 
         def run():
-            found = model.model(torch.tensor(ids[None].astype(np.int64)), use_cache=False)
-            result["hidden"] = found.last_hidden_state
+            output = model.model(torch.tensor(ids[None].astype(np.int64)), use_cache=False)
+            result["hidden"] = output.last_hidden_state
 
-        states = outputs(parts["layers"], run)
+        states = outputs(modules["layers"], run)
         logits = model.lm_head(result["hidden"][:, -LAST:]).float()[0].numpy()
     hidden = result["hidden"].float()[0].numpy()
     return {

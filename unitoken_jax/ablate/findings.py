@@ -245,6 +245,7 @@ def draw(rows: Sequence[Mapping], out: Path) -> None:
 
 
 def _draw_panel(axes, rows: Sequence[Mapping], models: Sequence[str], metric: str) -> None:
+    """Draws what `models` score in `metric`, as far as they are finished."""
     shown = [(model, here) for model in models if (here := contrast(rows, {model: 1}, metric)) is not None]
     for x, (model, here) in enumerate(shown):
         axes.bar(x, here.mean, 0.6, color=_COLOURS[model.split("-")[0]], alpha=0.45)

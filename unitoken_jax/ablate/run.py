@@ -103,7 +103,7 @@ def run(out: str | os.PathLike, scale: float = 1.0, seeds: int = 3, first_seed: 
 
 
 def _read(path: pathlib.Path) -> dict[str, dict]:
-    """Scores by cell; none where there is no such file yet."""
+    """The scores in a file by cell; {} where there is no such file yet."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
@@ -148,7 +148,7 @@ class Ablation:
         return rows
 
     def _pretrained(self, cell: Cell, seed: int) -> pathlib.Path:
-        """The model directory that `cell` starts from."""
+        """Trains the runs that come before `cell`; returns the model directory that it starts from."""
         from unitoken_jax.checkpoint.model_directory import load_model, save_model
         from unitoken_jax.model.init import init_params
 
@@ -167,6 +167,7 @@ class Ablation:
         return start
 
     def _train(self, stage: Stage, folder: pathlib.Path, start: pathlib.Path, seed: int) -> None:
+        """Trains `stage` in `folder` from the model directory `start`, unless its model is there."""
         import jax
 
         from unitoken_jax.train.loop import train

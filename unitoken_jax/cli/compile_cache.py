@@ -15,7 +15,7 @@ JAX_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
 
 def enable(environ: MutableMapping[str, str] = os.environ) -> pathlib.Path | None:
-    """Points jax, which must not have been imported yet, at the folder; None where there is to be none.
+    """Makes jax, which must not have been imported yet, keep compiled programs; returns the folder, or None.
 
     The default is ~/.cache/unitoken_jax/ (XDG_CACHE_HOME moves it), with a folder for each kind of processor:
     programs compiled for one may not run on another, and homes are shared between machines. A

@@ -47,9 +47,10 @@ def start(environ: Mapping[str, str] = os.environ) -> None:
 
 
 def fail() -> None:
-    """For an `except` block: where there are other processes, says what happened and ends this one at once.
+    """Prints the exception that is being handled and ends this process at once, if it is one of several.
 
-    They can only wait for it now, and it would wait for them to end. The cluster ends them when it is gone.
+    To be called in an `except` block. The other processes can only wait for this one, and it would wait for
+    them to end; the cluster ends them when this one is gone.
     """
     if jax.distributed.is_initialized() and jax.process_count() > 1:
         try:

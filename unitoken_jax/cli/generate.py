@@ -173,7 +173,7 @@ def run_chat(arguments: argparse.Namespace) -> None:
 
 
 def question_of(text: str, images: list[str]) -> "Conversation":
-    """A conversation of one question: images where it says <|image|>, else before it."""
+    """A conversation of one question, with its images where the text says <|image|>, else before the text."""
     from unitoken_jax.sequence.conversation import parse_conversation
 
     marked = "<|image|>" in text or "<image>" in text

@@ -33,7 +33,7 @@ def add_verbs(add_verb: AddVerb) -> None:
 
 
 def run_inspect(arguments: argparse.Namespace) -> None:
-    """`unitoken inspect`: of a data set where it looks like one or --model is given, else of a model."""
+    """`unitoken inspect`: prints what a data set or a model holds; --model says that it is a data set."""
     if arguments.what and (arguments.model or _looks_like_data(arguments.what)):
         lines = _inspect_data(arguments)
     else:
@@ -86,7 +86,7 @@ def _use_colour(option: str) -> bool:
 
 
 def run_score(arguments: argparse.Namespace) -> None:
-    """`unitoken score`: prints a summary."""
+    """`unitoken score`: writes the loss of every conversation, and prints a summary."""
     from unitoken_jax.inspection.score import score_file
 
     print(score_file(model_directory(arguments), arguments.data, arguments.out))

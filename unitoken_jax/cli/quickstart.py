@@ -39,7 +39,7 @@ def run_ablate(arguments: argparse.Namespace) -> None:
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:
-    """`unitoken doctor`: 1 where something is wrong."""
+    """`unitoken doctor`: prints the findings; the exit code is 1 where something is wrong."""
     from unitoken_jax.cli.doctor import run
 
     return run()

@@ -48,7 +48,7 @@ def add_verbs(add_verb: AddVerb) -> None:
 
 
 def run_train(arguments: argparse.Namespace) -> None:
-    """`unitoken train`: one process of as many as the environment says."""
+    """`unitoken train`: runs one process of training, of as many as the environment says."""
     from unitoken_jax.cli import distributed
     from unitoken_jax.config_file import load_config
     from unitoken_jax.train.loop import train
@@ -67,7 +67,7 @@ def run_train(arguments: argparse.Namespace) -> None:
 
 
 def run_plan(arguments: argparse.Namespace) -> int:
-    """`unitoken plan`: 1 where nothing fits."""
+    """`unitoken plan`: prints the plan; the exit code is 1 where nothing fits."""
     if arguments.topology != "local":
         os.environ.setdefault("JAX_PLATFORMS", "cpu")  # else jax looks for the TPU that is only planned for
     from unitoken_jax.config_file import load_config

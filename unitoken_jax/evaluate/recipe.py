@@ -52,7 +52,16 @@ def make(
     settings: Mapping,
     model: str,
 ) -> dict:
-    """The recipe of a run on this machine. `files`: what each is for -> its path."""
+    """The recipe of a run on this machine.
+
+    Args:
+        benchmark: its name.
+        dataset: the name of its data set.
+        files: paths of the files that are read, by what they are for.
+        template: the wording of questions or prompts.
+        settings: what else decides the outcome, such as seed and batch.
+        model: path of the model directory.
+    """
     import jax
     import PIL
 

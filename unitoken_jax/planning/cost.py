@@ -44,7 +44,7 @@ class Collective:
     exposed_bytes: float = 0
 
     def __add__(self, other: "Collective") -> "Collective":
-        """Both together, of one kind and group."""
+        """The sum of two totals of one kind and group."""
         return Collective(
             self.kind,
             self.group,
@@ -229,7 +229,7 @@ def instruction_traffic(instruction: Instruction, computation: Computation, prog
 
 
 def _main_memory_bytes(instruction: Instruction) -> float:
-    """Bytes of those of its results that lie in main memory."""
+    """Bytes of an instruction's results that lie in main memory."""
     return sum(shape.bytes for shape in instruction.shapes if shape.space == 0)
 
 

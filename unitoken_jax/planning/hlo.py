@@ -58,7 +58,7 @@ class Instruction(NamedTuple):
     attributes: str
 
     def attribute(self, pattern: str) -> str:
-        """What `pattern`'s one group finds after the operands; empty if nothing."""
+        """What the one group of `pattern` matches in the attributes; empty where it matches nothing."""
         match = re.search(pattern, self.attributes)
         return match[1] if match else ""
 

@@ -112,5 +112,5 @@ def largest_temporaries(report_folder: str, number: int = 8) -> tuple[tuple[floa
 
 
 def _bytes(number: str, unit: str) -> float:
-    """Bytes of "3.1", "GiB" or "3.1", "G"."""
+    """`number` ("3.1") of a `unit` ("GiB" or "G") in bytes."""
     return float(number) * _UNITS[unit[0]]

@@ -182,6 +182,7 @@ class _AbstractStep(NamedTuple):
 
 
 def _abstract_step(config: Config, mesh: Mesh) -> _AbstractStep:
+    """The step that `train.loop` would run with `config` on `mesh`, with nothing allocated."""
     params: dict[str, Any] = flatten(nn.meta.unbox(abstract_params(config.model)))
     rates = peak_rates(params, config.optimizer.groups)
     # What is frozen comes as it is stored: published weights are bfloat16, those of the VQ-GAN float32.
@@ -202,6 +203,7 @@ def _abstract_step(config: Config, mesh: Mesh) -> _AbstractStep:
 
 
 def _abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """A global batch as `batch.py` says, with its rows split over the mesh."""
     data = config.data
     online = data.codes == "online" and data.row_images > 0
     images = (data.row_images, *config.model.sequence.image_size) if online else ()

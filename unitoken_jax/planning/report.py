@@ -64,7 +64,7 @@ def _short(shapes: str, width: int = 80) -> str:
 
 
 def _si(number: float) -> str:
-    """1.5e12 -> "1.5 T"."""
+    """`number` with a prefix for its size: 1.5e12 is "1.5 T"."""
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
         if number >= size:
             return f"{number / size:.4g} {letter}"

@@ -83,7 +83,7 @@ def answer_questions(model, dataset: Dataset) -> list[dict]:
 
 
 def draw_prompts(model, prompts: list[Requirement], seed: int, **settings) -> np.ndarray:
-    """uint8[n, H, W, 3]: one image a prompt. In one call, so that equal prompts get different images."""
+    """One image for each prompt, uint8[n, H, W, 3]; equal prompts get different images."""
     texts = [prompt.prompt for prompt in prompts]
     return np.stack(
         [np.asarray(image) for image in model.generate(texts, seed=seed, batch=BATCH, **settings)]
@@ -91,7 +91,7 @@ def draw_prompts(model, prompts: list[Requirement], seed: int, **settings) -> np
 
 
 def read_images(paths) -> np.ndarray:
-    """uint8[n, H, W, 3] of PNG files of one size."""
+    """The pixels of PNG files, all of one size: uint8[n, H, W, 3]."""
     images = []
     for path in paths:
         with Image.open(path) as image:

@@ -157,7 +157,15 @@ def stage_config(stage: Stage, out: pathlib.Path, minutes: float, seed: int) -> 
 
 
 def run_config(stage: Stage, dataset: Dataset, start: pathlib.Path, steps: int, seed: int) -> Config:
-    """`steps` steps of `stage` on `dataset`, from the model directory `start`."""
+    """The settings of a training run.
+
+    Args:
+        stage: what is trained, and on which files.
+        dataset: where these files are.
+        start: the model directory to start from.
+        steps: optimizer steps.
+        seed: of the order of examples.
+    """
     sources = tuple(
         SourceConfig(path=str(getattr(dataset, name)), weight=weight)
         for name, weight in stage.mixture.items()

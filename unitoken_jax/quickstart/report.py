@@ -187,7 +187,7 @@ def summary_text(out: Path, summary: dict) -> str:
 
 
 def _blank(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    """An empty sheet of so many pixels, and what draws on it."""
+    """An empty sheet of `width` x `height` pixels, and what draws on it."""
     sheet = Image.new("RGB", (width, height), _PAPER)
     return sheet, ImageDraw.Draw(sheet)
 
@@ -204,7 +204,7 @@ def _enlarged(pixels: np.ndarray, factor: int) -> Image.Image:
 
 
 def _paste_framed(sheet: Image.Image, pen: ImageDraw.ImageDraw, pixels, corner, factor: int, colour) -> None:
-    """Pastes uint8[h, w, 3] enlarged at `corner` with a frame around it."""
+    """Pastes `pixels` uint8[h, w, 3], enlarged by `factor`, at `corner` (x, y) of `sheet`, with a frame."""
     image = _enlarged(pixels, factor)
     x, y = corner
     pen.rectangle((x - 3, y - 3, x + image.width + 2, y + image.height + 2), fill=colour)

@@ -202,6 +202,7 @@ class _Writer:
         return random.Random(f"{self.settings.seed} {purpose} {number}")
 
     def _write_train(self, subset: str, number: int, make_example: _MakeExample) -> None:
+        """Writes `number` conversations of a subset with their images."""
         rows = []
         for index in range(number):
             rng = self._rng(subset, index)
@@ -212,6 +213,7 @@ class _Writer:
         self._write_rows(f"train_{subset}.jsonl", rows)
 
     def _write_questions(self) -> None:
+        """Writes the held-out questions with their images."""
         rows: list[dict] = []
         for kind in questions.QUESTIONS:
             for number in range(self.settings.questions_per_kind):
@@ -223,6 +225,7 @@ class _Writer:
         self._write_rows("held_out_questions.jsonl", rows)
 
     def _write_prompts(self) -> None:
+        """Writes the held-out prompts."""
         pairs = [
             (name, number) for name in CATEGORIES for number in range(self.settings.prompts_per_category)
         ]

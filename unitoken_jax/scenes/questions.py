@@ -170,9 +170,10 @@ def _relation(scene: Scene, rng: random.Random) -> Question | None:
 
 
 def _exists(scene: Scene, rng: random.Random) -> Question:
-    """Is there a red circle? A wrong one mixes the scene's colours and nouns up wherever it can.
+    """Asks whether there is a red circle, or the like; the answer is yes or no, equally often.
 
-    Nouns are as frequent in wrong ones as in right ones: the question alone must not give the answer away.
+    An object that is not there combines a colour and a noun of the scene where it can. Nouns are as frequent
+    with both answers: the question alone must not give the answer away.
     """
     true = {(obj.colour, _noun(obj)) for obj in scene}
     obj = rng.choice(scene)
@@ -211,7 +212,7 @@ def _digit_by_place(scene: Scene, rng: random.Random) -> Question | None:
 
 
 def _digits(scene: Scene, rng: random.Random) -> Question | None:
-    """All digits in reading order."""
+    """Asks for all digits of the scene, which the answer gives in reading order."""
     digits = [obj.kind for obj in sorted(scene) if obj.is_digit]
     if not digits:
         return None
@@ -257,7 +258,7 @@ def is_right(prediction: str, answer: str) -> bool:
 
 
 def score_answers(rows: Iterable[dict]) -> dict:
-    """Rows with `set`, `kind`, `answer` (the true one) and `given` -> accuracies in [0, 1].
+    """Accuracies in [0, 1] of rows with `set`, `kind`, `answer` (the true one) and `given`.
 
     {"general": share of its questions answered right, "textread": ..., "kinds": {kind: ...}}; a set or kind
     without rows is absent.
@@ -273,7 +274,7 @@ def score_answers(rows: Iterable[dict]) -> dict:
 
 
 def majority_guess(rows: Iterable[dict]) -> dict[str, float]:
-    """{kind: share of its most frequent true answer}: what always saying that one would score."""
+    """{kind: share of its most frequent true answer}, which always giving that answer would score."""
     answers: dict[str, collections.Counter] = {}
     for row in rows:
         answers.setdefault(row["kind"], collections.Counter())[row["answer"]] += 1

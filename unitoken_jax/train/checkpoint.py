@@ -94,7 +94,7 @@ class Checkpoints:
         return handler
 
     def latest(self) -> int | None:
-        """The newest complete checkpoint's step."""
+        """The step of the newest complete checkpoint; None where there is none."""
         return self._manager.latest_step()
 
     def save(self, state: State, data: int, config: Config) -> None:

@@ -66,14 +66,19 @@ def train(
     tokenizer: Tokenizer | None = None,
     progress: str | None = "train",
 ) -> states.State:
-    """Trains as `config` says in run directory `workdir`, resuming from what is there; the final state.
+    """Trains as `config` says, resuming from what is in the run directory; returns the final state.
 
-    `workdir` may be a URL (gs://bucket/run), which hosts without a common disk need.
-    Starts from `params` (nested tree) and `tokenizer` where given, else from the model directory
-    `config.train.init_from`, else from random weights and `config.train.tokenizer`. `progress` labels the
-    progress bar; None: silent. Writes `workdir`/model at the end. Raises ValueError for what cannot be done
-    (settings, data, another run's directory) and where nothing is learnt any more (`train.skip_limit`),
-    SaveError where a checkpoint could not be written, Preempted after SIGTERM on any process.
+    Writes `workdir`/model at the end. Raises ValueError for what cannot be done (settings, data, another
+    run's directory) and where nothing is learnt any more (`train.skip_limit`), SaveError where a checkpoint
+    could not be written, Preempted after SIGTERM on any process.
+
+    Args:
+        config: all settings.
+        workdir: the run directory; may be a URL (gs://bucket/run), which hosts without a common disk need.
+        params: the nested tree to start from; None: that of the model directory `config.train.init_from`, or
+            random weights.
+        tokenizer: the model's; None: that of the model directory, or `config.train.tokenizer`.
+        progress: label of the progress bar; None: silent.
     """
     check_workdir(workdir, config)  # before anything slow
     require_wandb(config.train.wandb)
@@ -120,7 +125,7 @@ def train(
 
 
 class Programs(NamedTuple):
-    """The compiled parts of a run."""
+    """The compiled programs of a run: one optimizer step, and the loss of a validation batch."""
 
     step: Callable[[states.State, Mapping], tuple[states.State, dict[str, jax.Array]]]
     evaluate: Callable[[states.State, Mapping], LossSums]
@@ -272,7 +277,7 @@ class Run:
 
 
 def _programs(config: Config, mesh, rates, vocabulary, shardings) -> Programs:
-    """The training step and the evaluation step."""
+    """The compiled training and evaluation steps of `config`."""
     model = make_model(config, rates, mesh.devices.flat[0].platform)
     step = make_train_step(model, config, rates, vocabulary, shardings)
     return Programs(step, make_evaluation_step(model, config, vocabulary))

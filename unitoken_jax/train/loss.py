@@ -87,10 +87,17 @@ def targets(labels: jax.Array, segments: jax.Array) -> jax.Array:
 def cross_entropy_definition(
     hidden: jax.Array, head_kernel: jax.Array, labels: jax.Array, segments: jax.Array, z_loss: float
 ) -> jax.Array:
-    """The loss float32[] by its definition, with arguments as `cross_entropy` takes them.
+    """The loss float32[] by its definition.
 
     It is the mean over supervised positions of `-log softmax(logits)[label] + z_loss * logsumexp(logits)^2`,
     and 0 where there are none.
+
+    Args:
+        hidden: float[B, T, D] after the decoder's last norm.
+        head_kernel: float[D, V].
+        labels: int32[B, T] as in `batch.py`.
+        segments: int32[B, T] as in `batch.py`.
+        z_loss: the weight of the squared logsumexp.
     """
     next_labels = targets(labels, segments)
     logits = jnp.matmul(hidden, head_kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
@@ -121,8 +128,8 @@ def cross_entropy(
         head_kernel: float[D, V], used in hidden's dtype with float32 sums.
         labels: int32[B, T] as in `batch.py`.
         segments: int32[B, T] as in `batch.py`.
-        z_loss: The weight of the squared logsumexp.
-        chunk: Positions whose logits of a vocabulary block a device holds at one time.
+        z_loss: the weight of the squared logsumexp.
+        chunk: positions whose logits of a vocabulary block a device holds at one time.
         image_tokens: bool[V], which ids are image tokens; None: all are text.
         count: float32[], what the sum is divided by where these rows are part of a batch; None: the number of
             their own supervised positions.
@@ -210,7 +217,7 @@ class _Compacted:
 
     @property
     def split(self) -> int:
-        """S."""
+        """S, the devices that split the vocabulary."""
         return self.head.shape[1]
 
     @property
@@ -329,7 +336,7 @@ class _Compacted:
 
 
 def _vocabulary_blocks(size: int) -> tuple[int, int]:
-    """(devices that split the vocabulary, blocks of each one's part)."""
+    """(S devices that split the vocabulary, number of blocks in the share of each)."""
     mesh = jax.sharding.get_abstract_mesh()
     split = 1 if mesh.empty else mesh.shape[RULES["vocab"]]
     split = split if size % split == 0 else 1

@@ -34,12 +34,12 @@ class State:
 
 
 def flatten(params: dict) -> dict[str, jax.Array]:
-    """Nested tree -> {"decoder/lm_head/kernel": array}."""
+    """The leaves of a nested tree by path: {"decoder/lm_head/kernel": array}."""
     return flatten_dict(params, sep="/")
 
 
 def merge(params: dict[str, jax.Array], frozen: dict[str, jax.Array]) -> dict:
-    """Trained and frozen flat dicts -> one nested tree."""
+    """The nested tree of all parameters, from the flat dicts of trained and frozen ones."""
     return unflatten_dict({**params, **frozen}, sep="/")
 
 

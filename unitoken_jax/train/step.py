@@ -63,13 +63,18 @@ def make_train_step(
 ) -> "TrainStep":
     """The compiled step; the state given to it is donated, but not its frozen part.
 
-    `rates` are `optimizer.peak_rates`; `shardings` keep the state where it is (`state.state_shardings`), for
-    calls under `jax.set_mesh`. Metrics are float32 scalars still on the device: `LossSums.means`,
-    `grad_norm`, `lr` (the largest), `skipped`, those of `spike_guard.check_step`, and for each trained part
-    ("decoder") `grad_norm/decoder`, `param_norm/decoder`, `lr/decoder`.
+    Its metrics are float32 scalars still on the device: `LossSums.means`, `grad_norm`, `lr` (the largest),
+    `skipped`, those of `spike_guard.check_step`, and for each trained network, such as the decoder,
+    `grad_norm/decoder`, `param_norm/decoder` and `lr/decoder`. Of a step that the guard leaves out, only
+    `step`, `skipped` and the guard itself change. Dropout depends on (train.seed, step) and
+    `train.accumulate` alone.
 
-    Of a step that the guard leaves out, only `step`, `skipped` and the guard itself change. Dropout depends
-    on (train.seed, step) and `train.accumulate` alone.
+    Args:
+        model: the module, from `make_model`.
+        config: all settings.
+        rates: peak learning rate of each trained parameter, from `optimizer.peak_rates`.
+        vocabulary: the tokenizer's, for the ids of codes.
+        shardings: where the state stays, for calls under `jax.set_mesh`; None: as jax chooses.
     """
     optimizer = transformation(config.optimizer)
     differentiate = _accumulated(make_objective(model, config, vocabulary), config.train.accumulate)

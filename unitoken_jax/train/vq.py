@@ -126,7 +126,7 @@ def _muon(rate: optax.Schedule) -> optax.GradientTransformation:
 
 
 class VQPrograms:
-    """The compiled parts of the training."""
+    """The compiled programs of the image tokenizer's training, and its learning rate."""
 
     def __init__(self, config: VQConfig, train: VQTrainConfig):
         self.config, self.train = config, train

@@ -72,9 +72,14 @@ class DrawingBenchmark(Benchmark):
         staging: pathlib.Path,
         settings: Mapping,
     ) -> int:
-        """Draws what is missing of the prompts' images below `out`; the number of images drawn.
+        """Draws what is missing of the prompts' images; returns the number of images drawn.
 
-        `staging` is the file that each image is first written to; `settings` are the recipe's.
+        Args:
+            model: what draws.
+            prompts: as `read` gives them.
+            out: the folder that their `files` are below.
+            staging: the file that each image is first written to.
+            settings: the recipe's.
         """
         return draw_missing(model, prompts, out, staging, settings)
 

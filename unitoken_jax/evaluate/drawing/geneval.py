@@ -109,7 +109,7 @@ def _check_metadata(metadata: dict) -> None:
 
 
 def _read_entry(source: str, line: str) -> dict:
-    """A line of results.jsonl, its metadata read."""
+    """A line of results.jsonl, with its metadata as a dict. ScoresError where it is none."""
     try:
         entry = json.loads(line)
         metadata = entry["metadata"]

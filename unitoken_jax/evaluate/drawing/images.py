@@ -26,9 +26,14 @@ def draw_missing(
     staging: pathlib.Path,
     settings: Mapping,
 ) -> int:
-    """Draws the images of `prompts` that are not below `out`, each first as file `staging`; how many it drew.
+    """Draws the images of `prompts` that are not there yet; returns how many it drew.
 
-    `settings` are a recipe's: number, seed, guidance, top_k, temperature, size, batch, dtype.
+    Args:
+        model: what draws.
+        prompts: what to draw, and into which files.
+        out: the folder that these files are below.
+        staging: the file that each image is first written to.
+        settings: a recipe's: number, seed, guidance, top_k, temperature, size, batch, dtype.
     """
     texts = [prompt.text for prompt in prompts]
     number, batch = settings["number"], settings["batch"]
@@ -69,7 +74,7 @@ def _finish(saving: list[Future]) -> None:
 
 
 def _prepare_folder(prompt: BenchmarkPrompt, out: pathlib.Path) -> None:
-    """The prompt's folder, with its metadata."""
+    """Makes the prompt's folder, and writes its metadata."""
     (out / prompt.files[0]).parent.mkdir(parents=True, exist_ok=True)
     if prompt.metadata is not None:
         file, content = prompt.metadata

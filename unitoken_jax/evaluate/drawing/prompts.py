@@ -95,6 +95,7 @@ def with_rewritten(
 
 
 def _rewritten_text(line: PromptLine) -> str:
+    """The prompt in a line: text, a JSON string, or a JSON object with "prompt". PromptError without one."""
     text = line.text.rstrip("\r")
     if text.lstrip()[:1] in ("{", '"'):
         try:

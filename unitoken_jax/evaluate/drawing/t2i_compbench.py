@@ -40,6 +40,7 @@ class T2ICompBench(DrawingBenchmark):
     """A folder a list, and the mean score of a list's images."""
 
     def prompt_at(self, line: PromptLine, number: int) -> BenchmarkPrompt:
+        """The prompt up to the first tab; PromptError where it cannot be part of a file's name."""
         prompt = line.text.rstrip("\r").split("\t")[0]
         samples = f"{_list_name(line.path)}/samples"
         names = [f"{prompt}_{line.order * number + sample:06d}.png" for sample in range(number)]

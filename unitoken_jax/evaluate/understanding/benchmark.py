@@ -103,7 +103,15 @@ class UnderstandingBenchmark(Benchmark):
     def run(
         self, model: "UniToken", table: Table, template: Template, journal: pathlib.Path, recipe: Mapping
     ) -> list[tuple[str, bool]]:
-        """(answer, whether the model ended it) of every row; see `answer_rows` for `journal` and `recipe`."""
+        """Asks `model` about every row: (answer, whether the model ended it).
+
+        Args:
+            model: what answers.
+            table: as `read` gives it.
+            template: the wording of questions.
+            journal: the file that keeps answers as they come, so that a killed run goes on.
+            recipe: the run's, whose `settings` say how the model answers.
+        """
         ask = functools.partial(self.conversation, table, row_images(table), template)
         return answer_rows(model, ask, len(table.rows), journal, recipe)
 

@@ -38,6 +38,7 @@ def choose(table: Table, scored: Scored, images: Callable[[int], Sequence[Image.
 
 
 def _example(table: Table, scored: Scored, row: int, kind: str, images) -> dict:
+    """One of the dicts that `choose` returns."""
     cells = table.rows[row]
     options = [f"{letter}. {text}" for letter, text in options_of(cells).items()]
     match = scored.matches[row]
@@ -58,11 +59,12 @@ def _example(table: Table, scored: Scored, row: int, kind: str, images) -> dict:
 
 
 def _cut(text: str) -> str:
+    """The beginning of a text that is too long to show."""
     return text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
 
 
 def cards(examples: Sequence[dict]) -> str:
-    """HTML of what `choose` returned."""
+    """HTML of the examples that `choose` returned, as cards."""
     colour = {"right": "right", "wrong": "wrong"}
     return page.cards(
         page.card(example["images"], example["lines"], colour.get(example["kind"], ""))

@@ -12,7 +12,7 @@ from unitoken_jax.evaluate.understanding.table import QUESTION, Table
 
 @dataclasses.dataclass(frozen=True)
 class MMVet(UnderstandingBenchmark):
-    """Every row is left for a judge."""
+    """Free answers: every row is left for a judge, and no score is given here."""
 
     needs_judge: ClassVar[bool] = True
 

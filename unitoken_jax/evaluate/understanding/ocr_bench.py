@@ -21,7 +21,7 @@ class OcrBench(UnderstandingBenchmark):
         return short_text(row, template)
 
     def score_answers(self, table: Table) -> Scored:
-        """Right readings, of 1,000."""
+        """The number of right readings, scaled to 1,000 rows."""
         readings = [literal_list(table, number, "answer") for number in range(len(table.rows))]
         for number, answers in enumerate(readings):
             if not all(answer.strip() for answer in answers):

@@ -76,10 +76,19 @@ def run_benchmark(
     batch: int | None = None,
     recipe: str | os.PathLike | None = None,
 ) -> list[str]:
-    """Answers every question of `data` with model directory `model`, scores the answers; lines for the user.
+    """Answers every question of a file, scores the answers, and writes a report; returns lines for the user.
 
-    What is None is the default, or what `recipe`, an earlier run's, says; data and weights must then be the
-    same. Called again, a killed run goes on. Raises ValueError (TableError) for what cannot be used.
+    Called again, a killed run goes on. Raises ValueError (TableError) for what cannot be used.
+
+    Args:
+        benchmark: a name that `find_understanding` knows; None: the recipe's.
+        model: a model directory.
+        data: the benchmark's file, as VLMEvalKit has it.
+        out: the folder for everything that is written.
+        template: the name of a wording; None: the recipe's, or VLMEvalKit's.
+        max_tokens: the longest answer; None: the recipe's, or the model's.
+        batch: questions answered at one time; None: the recipe's, or 16.
+        recipe: an earlier run's file; data and weights must then be the same.
     """
     earlier = None if recipe is None else recipes.load(recipe)
     if earlier is not None:

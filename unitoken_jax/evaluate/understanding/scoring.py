@@ -57,7 +57,7 @@ def details(table: Table, numbers: Sequence[int], hits: Sequence[bool]) -> dict[
 
 
 def checked_options(table: Table, number: int) -> dict[str, str]:
-    """The row's options, its gold answer checked to be one of them."""
+    """The options of row `number`. TableError where its right answer is none of them."""
     options, gold = options_of(table.rows[number]), table.rows[number]["answer"]
     if gold not in options:
         raise table.fault(

@@ -77,6 +77,7 @@ def read_table(path: str | os.PathLike, need: Iterable[str] = (), images: bool =
 
 
 def _read(path: pathlib.Path, reader, need: Sequence[str], images: bool) -> Table:
+    """`read_table` of the lines that the csv `reader` gives."""
     header = _next(path, reader)
     if not header:
         raise TableError(f"{path}: empty; expected a header line of column names")
@@ -129,6 +130,7 @@ def _read(path: pathlib.Path, reader, need: Sequence[str], images: bool) -> Tabl
 
 
 def _next(path: pathlib.Path, reader) -> list[str] | None:
+    """The next line's cells; None at the end of the file."""
     line = reader.line_num + 1
     try:
         return next(reader, None)
@@ -155,6 +157,7 @@ def literal_list(table: Table, number: int, column: str) -> list[str]:
 
 
 def _list_of(table: Table, number: int, column: str, cell: str) -> list[str]:
+    """The texts of the Python list in `cell`; the other arguments name the place in an error."""
     try:
         values = ast.literal_eval(cell)
     except (ValueError, SyntaxError, MemoryError, RecursionError):

@@ -78,7 +78,7 @@ def _points(rows: list[dict], name: str) -> list[tuple[int, float]]:
 
 
 def _add_legend(axes, entries: list[tuple[str, str, Literal["-", "--"]]]) -> None:
-    """`entries`: (label, colour, style)."""
+    """Adds a legend of `entries`, (label, colour, line style)."""
     import matplotlib.lines
 
     handles = [

@@ -50,7 +50,7 @@ class Goodput:
         return StepTime(*(now - then for now, then in zip(self._last_completion, before)))
 
     def _step_seconds(self) -> StepTime:
-        """The time of all steps so far."""
+        """The time that all steps so far have taken together."""
         return StepTime(sum(self.seconds[kind] for kind in STEP_KINDS), self.seconds["data"])
 
     def resume(self, rows: Sequence[dict], step: int) -> None:
@@ -67,6 +67,6 @@ class Goodput:
         self._last_completion = self._step_seconds()  # those steps are not this process's
 
     def metrics(self) -> dict[str, float]:
-        """`seconds/KIND` of every kind, and `goodput`."""
+        """The seconds of every kind as `seconds/KIND`, and `goodput`."""
         share = self.seconds["productive"] / max(sum(self.seconds.values()), 1e-9)
         return {_PREFIX + kind: seconds for kind, seconds in self.seconds.items()} | {"goodput": share}

@@ -178,7 +178,7 @@ class Progress:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as "3:05" or "1:02:03"."""
+    """`seconds` as "3:05" (minutes and seconds) or "1:02:03"."""
     hours, rest = divmod(round(seconds), 3600)
     minutes, seconds = divmod(rest, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -89,7 +89,7 @@ class Samples:
     def _write_files(
         self, folder: pathlib.Path, step: int, images: list[Image.Image], answers: list[str]
     ) -> None:
-        """The images, and answers.md, which shows them."""
+        """Writes the images, and answers.md, which shows them with prompts, questions and answers."""
         lines = [f"# Step {step}", ""]
         for i, (prompt, image) in enumerate(zip(self.prompts, images)):
             image.save(folder / f"{i}.png")
