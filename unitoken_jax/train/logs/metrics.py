@@ -105,7 +105,8 @@ def wandb_run(project: str, workdir, config: dict):
     )
 
 
-def _summary_writer(path):
+def _summary_writer(path: pathlib.Path):
+    """The writer of TensorBoard events in the folder `path`."""
     # tensorboardX imports torch where it is installed: for seconds, and for nothing that is written here.
     unimported = "torch" not in sys.modules
     if unimported:
