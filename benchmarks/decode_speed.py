@@ -22,6 +22,7 @@ import numpy as np
 
 from unitoken_jax.config import DecoderConfig, ModelConfig
 from unitoken_jax.generate import decode
+from unitoken_jax.sequence.vocabulary import MODEL_CHOOSES
 
 PROMPT = 64  # tokens
 SIZES = {
@@ -71,14 +72,14 @@ def measure(config: DecoderConfig, params: dict, weights: str, batch: int, conte
         decode.Prompt(rng.integers(0, config.vocab_size, PROMPT, np.int32), np.full(PROMPT, -1, np.int32))
         for _ in range(batch)
     ]
-    rules = decode_timing.make_rules(np.full(context - PROMPT, decode.MODEL_CHOOSES), None, top_k=1)
+    sampling = decode_timing.make_sampling(np.full(context - PROMPT, MODEL_CHOOSES), None, top_k=1)
     passes = int(np.clip(1e9 / parameters(config), 6, min(64, context - PROMPT - 4)))
     start = context - PROMPT - 1 - passes
     timing = decode_timing.timed(
         module,
         params,
         decode.pad_prompts(prompts, batch, PROMPT),
-        rules,
+        sampling,
         decode.DecodeSpec(greedy=True),
         [start] * 3,
         passes,

@@ -77,7 +77,7 @@ def random_decoder(model: ModelConfig, weights: str) -> dict:
 
 
 def timed(
-    module, params, prompts: decode.Prompts, rules, shape: decode.DecodeSpec, starts, max_tokens: int
+    module, params, prompts: decode.Prompts, sampling, spec: decode.DecodeSpec, starts, max_tokens: int
 ) -> dict:
     """Seconds of compiling, of prompts read (`first_seconds`: to the first token), and of passes; the bytes
     that the passes hold beside weights and cache (`own_bytes`: a copy of either would show).
@@ -87,12 +87,12 @@ def timed(
     takes as long.
     """
     rows, length = prompts.tokens.shape
-    rows //= 2 if shape.guided else 1
-    limit = len(rules.forced) - 1
+    rows //= 2 if spec.guided else 1
+    limit = len(sampling.forced) - 1
     start = time.perf_counter()
-    fixed = module, params, prompts, sample_keys(0, range(rows)), np.full(rows, limit, np.int32), rules
-    slots = length + len(rules.forced)
-    prefill = decode.prefill.lower(*fixed, slots=slots, shape=shape).compile()
+    fixed = module, params, prompts, sample_keys(0, range(rows)), np.full(rows, limit, np.int32), sampling
+    slots = length + len(sampling.forced)
+    prefill = decode.prefill.lower(*fixed, slots=slots, spec=spec).compile()
     compiling = time.perf_counter() - start
 
     for _ in range(2):  # the first run loads the program
@@ -103,15 +103,15 @@ def timed(
 
     start = time.perf_counter()
     one = np.int32(1)
-    proceed = decode.decode_loop.lower(module, params, state, rules, one, one, shape=shape).compile()
+    proceed = decode.decode_loop.lower(module, params, state, sampling, one, one, spec=spec).compile()
     compiling += time.perf_counter() - start
-    state, _ = proceed(params, state, rules, one, np.int32(2))
+    state, _ = proceed(params, state, sampling, one, np.int32(2))
     runs = []
     for begin in starts:
         state = state._replace(counts=jnp.full_like(state.counts, begin))
         jax.block_until_ready(state)
         start = time.perf_counter()
-        state, passes = jax.block_until_ready(proceed(params, state, rules, one, np.int32(max_tokens)))
+        state, passes = jax.block_until_ready(proceed(params, state, sampling, one, np.int32(max_tokens)))
         seconds = time.perf_counter() - start
         settled = float(jnp.mean(state.counts)) - begin
         runs.append({"start": begin, "passes": int(passes), "seconds": seconds, "settled": settled})
@@ -119,7 +119,7 @@ def timed(
     return {"compile_seconds": compiling, "first_seconds": first, "own_bytes": temporaries, "runs": runs}
 
 
-def make_rules(
+def make_sampling(
     forced, ids, guidance: float = 3.0, top_k: int = 4000, stride: int = 1
 ) -> decode.SamplingParams:
     """`ids`: those that may be chosen, None: all; nothing ends a row early."""

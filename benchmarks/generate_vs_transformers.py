@@ -143,7 +143,7 @@ def draw_ours(config, params, conditional, unconditional, forced, side, codes, w
     prompts = [np.array([*prompt, *forced[:2]], np.int32) for prompt in (conditional, unconditional)]
     stacked = decode.pad_prompts([decode.Prompt(p, np.full(len(p), -1, np.int32)) for p in prompts], 2)
     drawn = np.array(forced[2:], np.int32)
-    rules = decode.SamplingParams(
+    sampling = decode.SamplingParams(
         top_k=np.int32(1),
         temperature=np.float32(1),
         guidance=np.float32(GUIDANCE),
@@ -152,16 +152,17 @@ def draw_ours(config, params, conditional, unconditional, forced, side, codes, w
         ends=np.zeros(0, np.int32),
         stride=np.int32(side + 1),
     )
-    shape, slots = decode.DecodeSpec(window, guided=True), stacked.tokens.shape[1] + len(drawn)
+    spec, slots = decode.DecodeSpec(window, guided=True), stacked.tokens.shape[1] + len(drawn)
     keys, limits = sample_keys(0, [0]), np.array([len(drawn) - 1], np.int32)
     clock, params = decode.Clock(), {**params, "decoder": with_unstacked_layers(params["decoder"])}
-    arguments = module, params, stacked, keys, limits, rules
-    state = clock.run("first", decode.prefill, *arguments, slots=slots, shape=shape)
-    arguments = module, params, state, rules, np.int32(1), np.int32(len(drawn))
-    state, passes = clock.run("rest", decode.decode_loop, *arguments, shape=shape)
-    clock.steps = int(passes)
+    arguments = module, params, stacked, keys, limits, sampling
+    state = clock.prefill(*arguments, slots=slots, spec=spec)
+    arguments = module, params, state, sampling, np.int32(1), np.int32(len(drawn))
+    state = clock.decode(*arguments, spec=spec)
     print(f"unitoken_jax, window {window}: {clock.timing}", flush=True)
-    return np.array([*forced[:2], *state.tokens[0, : len(drawn)]]), clock.first + clock.rest
+    return np.array(
+        [*forced[:2], *state.tokens[0, : len(drawn)]]
+    ), clock.timing.prefill + clock.timing.decoding
 
 
 class Grammar(transformers.LogitsProcessor):

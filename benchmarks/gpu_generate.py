@@ -117,13 +117,14 @@ def _draw(plan: Plan) -> dict:
     import decode_timing
 
     from unitoken_jax.generate import decode
+    from unitoken_jax.sequence.vocabulary import MODEL_CHOOSES
 
     model, rng = plan.model(), np.random.default_rng(0)
     config, shape, number = model.decoder, geometry(model), plan.images
     # Codes come after the control tokens in the published vocabulary; where does not matter here.
     codes = np.arange(4, 4 + model.vq.codes, dtype=np.int32)
-    row = [decode.MODEL_CHOOSES] * shape["columns"] + [config.vocab_size - 1]
-    rules = decode_timing.make_rules(row * (shape["drawn"] // len(row)), codes, stride=len(row))
+    row = [MODEL_CHOOSES] * shape["columns"] + [config.vocab_size - 1]
+    sampling = decode_timing.make_sampling(row * (shape["drawn"] // len(row)), codes, stride=len(row))
     prompts = [
         decode.Prompt(rng.integers(0, config.vocab_size, n, np.int32), np.full(n, -1, np.int32))
         for n in PROMPTS
@@ -136,7 +137,7 @@ def _draw(plan: Plan) -> dict:
         decode_timing.make_module(model, plan.weights),
         decode_timing.random_decoder(model, plan.weights),
         decode.pad_prompts(prompts, len(prompts), BUCKET),
-        rules,
+        sampling,
         decode.DecodeSpec(window, guided=True, greedy=plan.greedy),
         starts,
         shape["drawn"] if whole else min(plan.part, shape["drawn"] // 6),

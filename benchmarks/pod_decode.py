@@ -3,9 +3,9 @@
     python benchmarks/pod_decode.py                      # every case: one to four minutes each on two cores
     python benchmarks/pod_decode.py --only v6e-int8
 
-Compiled is what draws a 512-px image with guidance, `generate.decode.proceed`; nothing runs, and no TPU is
-needed, but libtpu is. Bytes are a chip's, from the compiled program's text; "held" is what the program keeps
-beside its inputs: a hidden copy of the weights or of the cache would be there.
+Compiled is what draws a 512-px image with guidance, `generate.decode.decode_loop`; nothing runs, and no TPU
+is needed, but libtpu is. Bytes are a chip's, from the compiled program's text; "held" is what the program
+keeps beside its inputs: a hidden copy of the weights or of the cache would be there.
 """
 
 import argparse
@@ -115,17 +115,23 @@ def measure(case: Case, config: ModelConfig = ModelConfig()) -> dict:
     cache = abstract_cache(module, 2 * rows, PROMPT + written, mesh)
     keys = jax.eval_shape(lambda: sample_keys(0, np.arange(rows)))
     tokens = shape(rows, written + 2 * case.window)
-    state = decode.State(
+    state = decode.DecodeState(
         cache, shape(2 * rows), shape(rows, dtype=keys.dtype), tokens, shape(rows), shape(rows)
     )
     number = shape(dtype=jnp.float32)
-    rules = decode.SamplingParams(
+    sampling = decode.SamplingParams(
         shape(), number, number, shape(written), shape(config.vq.codes), shape(0), shape()
     )
     before = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh):
         lowered = decode.decode_loop.lower(
-            module, params, state, rules, shape(), shape(), shape=decode.DecodeSpec(case.window, guided=True)
+            module,
+            params,
+            state,
+            sampling,
+            shape(),
+            shape(),
+            spec=decode.DecodeSpec(case.window, guided=True),
         )
         compiled = lowered.compile(hlo.dump_options(folder))
         text = hlo.dumped_text(compiled, folder)

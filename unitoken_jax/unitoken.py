@@ -19,25 +19,25 @@ class UniToken(Runtime):
 
     def generate(self, prompts: Sequence[str], **settings) -> list:
         """PIL images of `prompts`; settings (seed, guidance, number, ...) as `generate.image.draw`."""
-        return [result.image for result in self.draw(prompts, **settings)]
+        return [result.image for result in self.image_results(prompts, **settings)]
 
     def answer(self, conversations: Sequence, **settings) -> list[str]:
         """Answers, as text, to [[text or image, ...], ...]; settings as `generate.text.answer`."""
-        return [answer.text for answer in self.reply(conversations, **settings)]
+        return [result.text for result in self.text_results(conversations, **settings)]
 
     def stream(self, conversations: Sequence, **settings) -> Iterator[tuple[int, str]]:
         """Answers as they are written: (number of the conversation, next piece of its answer)."""
         return text.stream(self, conversations, **settings)
 
-    def chat(self, conversations: Sequence, **settings) -> list[chat.Reply]:
+    def chat(self, conversations: Sequence, **settings) -> list[chat.ChatResult]:
         """Answers of text and images; settings as `generate.chat.chat`."""
         return chat.chat(self, conversations, **settings)
 
-    def draw(self, prompts: Sequence[str], **settings) -> list[image.ImageResult]:
+    def image_results(self, prompts: Sequence[str], **settings) -> list[image.ImageResult]:
         """As `generate`, with each image's tokens and timing."""
         return image.draw(self, prompts, **settings)
 
-    def reply(self, conversations: Sequence, **settings) -> list[text.Answer]:
+    def text_results(self, conversations: Sequence, **settings) -> list[text.TextResult]:
         """As `answer`, with each answer's tokens and timing."""
         return text.answer(self, conversations, **settings)
 

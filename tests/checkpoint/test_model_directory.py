@@ -81,7 +81,10 @@ def test_loaded_model_does_what_the_saved_one_does(saved):
     model = UniToken.load(saved)
     asked = [[noise(0), "what is this ?"]]
     assert model.answer(asked) == tiny_model().answer(asked)
-    (drawn,), (expected,) = model.draw(["a red circle"]), tiny_model().draw(["a red circle"])
+    (drawn,), (expected,) = (
+        model.image_results(["a red circle"]),
+        tiny_model().image_results(["a red circle"]),
+    )
     np.testing.assert_array_equal(drawn.tokens, expected.tokens)
     assert model.generate(["a red circle"])[0].tobytes() == expected.image.tobytes()
 
@@ -246,8 +249,8 @@ from unitoken_jax.model.sharding import make_mesh
 model = UniToken.load(sys.argv[1], mesh=make_mesh(MeshConfig(data=1, fsdp=2, tensor=2)))
 assert len(model.params["decoder"]["lm_head"]["kernel"].addressable_shards) == 4
 assert model.params["decoder"]["lm_head"]["kernel"].addressable_shards[0].data.shape == (16, 200)
-(drawn,) = model.draw(["a red circle"])
-(answer,) = model.reply([[noise(0), "what is this ?"]])
+(drawn,) = model.image_results(["a red circle"])
+(answer,) = model.text_results([[noise(0), "what is this ?"]])
 print(json.dumps([drawn.tokens.tolist(), answer.tokens.tolist()]))
 """
 
@@ -258,5 +261,5 @@ def test_on_a_mesh_of_four_devices(saved):
     command = [sys.executable, "-c", _ON_A_MESH, str(saved)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
     drawn, answer = json.loads(done.stdout)
-    assert drawn == tiny_model().draw(["a red circle"])[0].tokens.tolist()
-    assert answer == tiny_model().reply([[noise(0), "what is this ?"]])[0].tokens.tolist()
+    assert drawn == tiny_model().image_results(["a red circle"])[0].tokens.tolist()
+    assert answer == tiny_model().text_results([[noise(0), "what is this ?"]])[0].tokens.tolist()

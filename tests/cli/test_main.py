@@ -155,7 +155,7 @@ def test_generate_and_answer_write_what_was_asked(tmp_path, monkeypatch, capsys)
     assert re.fullmatch(
         r"first token after .* s, then .* ms a pass \(11 passes, .* s\); compiling took .* s\n", printed.err
     )
-    expected = tiny_model().draw(["a red circle"], number=2, seed=3, size=(8, 24))
+    expected = tiny_model().image_results(["a red circle"], number=2, seed=3, size=(8, 24))
     saved = json.loads((tmp_path / "t.json").read_text())
     assert saved["tokens"] == [drawing.tokens.tolist() for drawing in expected]
     pixels = np.asarray(Image.open(tmp_path / "a-1.png"))
@@ -163,7 +163,7 @@ def test_generate_and_answer_write_what_was_asked(tmp_path, monkeypatch, capsys)
 
     noise(0).save(tmp_path / "b.png")
     assert main.main(["answer", "--image", "b.png", "--question", "what ?", *common]) == 0
-    (reply,) = tiny_model().reply([[noise(0), "what ?"]])
+    (reply,) = tiny_model().text_results([[noise(0), "what ?"]])
     assert capsys.readouterr().out == reply.text + "\n"
     assert json.loads((tmp_path / "t.json").read_text())["tokens"] == reply.tokens.tolist()
     assert main.main(["answer", "--image", "c.png", "--question", "what ?", "--model", "M"]) == 2

@@ -73,7 +73,7 @@ def test_t2i_images_are_the_models_and_equal_prompts_get_different_ones(drawn):
         "report.html",
         "report.md",
     }
-    expected = tiny_model().draw(PROMPTS, number=2, guidance=5.0, batch=2)
+    expected = tiny_model().image_results(PROMPTS, number=2, guidance=5.0, batch=2)
     for name, drawing in zip(names, expected):
         np.testing.assert_array_equal(pixels(samples / name), np.asarray(drawing.image))
     assert len({drawing.tokens.tobytes() for drawing in expected}) == 6
@@ -85,8 +85,9 @@ def test_a_killed_run_draws_only_what_is_missing(drawn, model, tmp_path, monkeyp
     assert content(tmp_path) == content(drawn)
     (tmp_path / "color" / "samples" / "a red circle_000005.png").unlink()
     asked = []
-    draw = UniToken.draw
-    monkeypatch.setattr(UniToken, "draw", lambda self, t, **s: asked.append(list(t)) or draw(self, t, **s))
+    draw = UniToken.image_results
+    spy = lambda self, texts, **s: asked.append(list(texts)) or draw(self, texts, **s)  # noqa: E731
+    monkeypatch.setattr(UniToken, "image_results", spy)
     lines = draw_benchmark("T2I-CompBench++", model, data, tmp_path, **SETTINGS)
     assert asked == [["a red circle", "a red circle"]]
     assert lines[0].startswith("T2I-CompBench++: 2 images drawn, 6 below")
@@ -177,7 +178,7 @@ def test_geneval_keeps_metadata_where_another_prompt_is_drawn(model, tmp_path, c
     drawn = {"prompt": "a red circle", "files": [f"00000/samples/0000{n}.png" for n in range(2)]}
     assert json.loads((run / "prompts.jsonl").read_text()) == drawn
     assert (run / "00000" / "metadata.jsonl").read_text() == geneval_line("a bench") + "\n"
-    expected = tiny_model().draw(["a red circle"], number=2, guidance=5.5)
+    expected = tiny_model().image_results(["a red circle"], number=2, guidance=5.5)
     np.testing.assert_array_equal(pixels(run / "00000/samples/00001.png"), np.asarray(expected[1].image))
     found = recipes.load(run / "recipe.json")
     assert found["data"]["rewritten"]["file"] == "r.txt"
@@ -229,8 +230,9 @@ def test_options_that_say_nothing_together(argv, message, tmp_path):
 def test_the_quickstarts_images_are_judged(tmp_path, model, monkeypatch):
     requirement = {"category": "single", "prompt": "a circle", "include": [{"kind": "circle"}]}
     data = write_lines(tmp_path / "p.jsonl", json.dumps(requirement))
-    draw = UniToken.draw
-    monkeypatch.setattr(UniToken, "draw", lambda self, t, **s: draw(self, t, **s | {"size": (24, 24)}))
+    draw = UniToken.image_results
+    smaller = lambda self, texts, **s: draw(self, texts, **s | {"size": (24, 24)})  # noqa: E731
+    monkeypatch.setattr(UniToken, "image_results", smaller)
     lines = draw_benchmark("quickstart", model, data, tmp_path / "run")
     assert lines[1].startswith("quickstart (1 images): ")
     report = read_page(tmp_path / "run" / "report.html")

@@ -145,8 +145,9 @@ def test_a_killed_run_goes_on_with_the_same_answers(done, data, model, tmp_path,
     asked = []
     from unitoken_jax import UniToken
 
-    reply = UniToken.reply
-    monkeypatch.setattr(UniToken, "reply", lambda self, c, **s: asked.append(len(c)) or reply(self, c, **s))
+    reply = UniToken.text_results
+    spy = lambda self, c, **s: asked.append(len(c)) or reply(self, c, **s)  # noqa: E731
+    monkeypatch.setattr(UniToken, "text_results", spy)
     run_benchmark("MMMU", model, data, tmp_path / "cut", **settings)
     assert asked == [2, 2]
     for name in ("tiny_MMMU_DEV_VAL.tsv", journal):

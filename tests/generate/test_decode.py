@@ -1,11 +1,11 @@
 """The on-device loops against a full forward pass, alone against in a batch, and what compiles."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.helpers import compiles
+from tests.helpers.decoding import full_logits, random_prompts
 from tests.helpers.tiny_model import CONFIG, tiny_model, tiny_params
 from unitoken_jax.generate import decode
 from unitoken_jax.generate.sampling import sample_keys
@@ -13,47 +13,29 @@ from unitoken_jax.model.decoder import with_unstacked_layers
 from unitoken_jax.model.quantize import quantize_params
 from unitoken_jax.model.unitoken import UniTokenModel
 from unitoken_jax.planning.hlo import parse
-
-
-def _prompts(lengths, seed=0):
-    rng = np.random.default_rng(seed)
-    return [decode.Prompt(rng.integers(70, 390, n), np.full(n, -1, np.int32)) for n in lengths]
+from unitoken_jax.sequence.vocabulary import MODEL_CHOOSES
 
 
 def _write(prompts, rows=None, end=-7, limit=10, room=16, greedy=True, seed=0, numbers=None, top_k=5):
     """What follows each prompt, a list of ids a row."""
     model = tiny_model()
     rows = rows or len(prompts)
-    rules = decode.SamplingParams(
+    sampling = decode.SamplingParams(
         top_k=np.int32(top_k),
         temperature=np.float32(0.8),
         guidance=np.float32(1),
-        forced=np.full(room, decode.MODEL_CHOOSES, np.int32),
+        forced=np.full(room, MODEL_CHOOSES, np.int32),
         ids=None,
         ends=np.array([end], np.int32),
     )
     keys = sample_keys(seed, np.resize(np.arange(len(prompts)) if numbers is None else numbers, rows))
     limits = np.array([limit] * len(prompts) + [0] * (rows - len(prompts)), np.int32)
-    stacked, shape = decode.pad_prompts(prompts, rows), decode.DecodeSpec(greedy=greedy)
-    arguments = model.module, model.network_params, stacked, keys, limits, rules
-    state = decode.prefill(*arguments, slots=stacked.tokens.shape[1] + room, shape=shape)
-    arguments = model.module, model.network_params, state, rules, np.int32(1), np.int32(room)
-    state, _ = decode.decode_loop(*arguments, shape=shape)
+    stacked, spec = decode.pad_prompts(prompts, rows), decode.DecodeSpec(greedy=greedy)
+    arguments = model.module, model.network_params, stacked, keys, limits, sampling
+    state = decode.prefill(*arguments, slots=stacked.tokens.shape[1] + room, spec=spec)
+    arguments = model.module, model.network_params, state, sampling, np.int32(1), np.int32(room)
+    state, _ = decode.decode_loop(*arguments, spec=spec)
     return [row[:count].tolist() for row, count in zip(np.asarray(state.tokens), np.asarray(state.counts))]
-
-
-@jax.jit
-def _full_logits(params, tokens, length):
-    """float32[V] after `length` tokens by one pass over the whole row, without a cache."""
-    used = jnp.arange(tokens.shape[1])[None] < length
-    batch = {
-        "tokens": tokens,
-        "segments": used.astype(jnp.int32),
-        "positions": jnp.where(used, jnp.arange(tokens.shape[1])[None], 0),
-        "image_feature_index": jnp.full_like(tokens, -1),
-        "crops": jnp.zeros((1, 1, 16, 16, 3), jnp.uint8),
-    }
-    return tiny_model().apply(params, batch)[0, length - 1]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +46,7 @@ def test_length_buckets(number, expected):
 
 
 def test_crop_buckets_waste_little():
-    found = {decode.bucket_size(n, least=1, an_octave=4) for n in range(1, 17)}
+    found = {decode.bucket_size(n, minimum=1, steps_per_octave=4) for n in range(1, 17)}
     assert found == {1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16}
 
 
@@ -74,17 +56,17 @@ def test_row_buckets():
 
 
 def test_greedy_is_the_full_forward_passs_argmax():
-    (prompt,) = _prompts([11])
+    (prompt,) = random_prompts([11])
     row = np.zeros((1, 64), np.int32)
     row[0, :11] = prompt.tokens
     for n in range(11, 21):
-        row[0, n] = np.argmax(_full_logits(tiny_model().params, row, n))
+        row[0, n] = np.argmax(full_logits(tiny_model().params, row, n))
     assert _write([prompt])[0] == row[0, 11:21].tolist()
 
 
 @pytest.mark.parametrize("greedy", [True, False])
 def test_ragged_batch_equals_each_row_alone(greedy):
-    prompts = _prompts([3, 17, 60, 9, 41])
+    prompts = random_prompts([3, 17, 60, 9, 41])
     together = _write(prompts, rows=8, greedy=greedy)
     for number, prompt in enumerate(prompts):
         assert _write([prompt], greedy=greedy, numbers=[number]) == [together[number]]
@@ -93,12 +75,12 @@ def test_ragged_batch_equals_each_row_alone(greedy):
 
 
 def test_longer_padding_changes_nothing():
-    short, long = _prompts([20, 100])
+    short, long = random_prompts([20, 100])
     assert _write([short])[0] == _write([short, long])[0]
 
 
 def test_rows_stop_at_their_own_end_and_at_the_limit():
-    prompts = _prompts([3, 17, 60])
+    prompts = random_prompts([3, 17, 60])
     free = _write(prompts)
     assert [len(row) for row in free] == [10, 10, 10]
     for place in (0, 4):  # the first token is chosen apart from the others
@@ -108,19 +90,19 @@ def test_rows_stop_at_their_own_end_and_at_the_limit():
 
 
 def test_sampled_tokens_follow_seed_and_number():
-    (prompt,) = _prompts([8])
+    (prompt,) = random_prompts([8])
     rows = _write([prompt] * 3, rows=4, greedy=False, numbers=[0, 1, 0])
     assert rows[0] == rows[2] != rows[1]
     assert rows[0] != _write([prompt], greedy=False, seed=1, numbers=[0])[0]
 
 
 def test_nothing_recompiles_within_a_bucket():
-    _write(_prompts([30, 3]), greedy=False)
+    _write(random_prompts([30, 3]), greedy=False)
     with compiles.counted() as found:
-        _write(_prompts([5, 64], seed=1), greedy=False, seed=9, top_k=3, limit=12, end=80)
+        _write(random_prompts([5, 64], seed=1), greedy=False, seed=9, top_k=3, limit=12, end=80)
     assert not found
     with compiles.counted() as found:
-        _write(_prompts([5, 65], seed=1), greedy=False)
+        _write(random_prompts([5, 65], seed=1), greedy=False)
     assert found
 
 
@@ -132,19 +114,19 @@ def test_a_pass_copies_neither_cache_nor_weights(quantize, window):
     params = {"decoder": tiny_params()["decoder"]}
     params = quantize_params(params, quantize) if quantize else params
     params = {"decoder": with_unstacked_layers(params["decoder"])}
-    forced = np.array([decode.MODEL_CHOOSES, decode.MODEL_CHOOSES, 7] * 5, np.int32)
+    forced = np.array([MODEL_CHOOSES, MODEL_CHOOSES, 7] * 5, np.int32)
     ids, ends, one = np.arange(20, dtype=np.int32), np.zeros(0, np.int32), np.int32(1)
-    rules = decode.SamplingParams(one, np.float32(1), np.float32(3), forced, ids, ends, np.int32(3))
-    shape = decode.DecodeSpec(window, guided=True)
+    sampling = decode.SamplingParams(one, np.float32(1), np.float32(3), forced, ids, ends, np.int32(3))
+    spec = decode.DecodeSpec(window, guided=True)
     arguments = (
         module,
         params,
-        decode.pad_prompts(_prompts([9, 3]), 2),
+        decode.pad_prompts(random_prompts([9, 3]), 2),
         sample_keys(0, [0]),
         np.array([14], np.int32),
     )
-    state = decode.prefill(*arguments, rules, slots=79, shape=shape)
-    text = decode.decode_loop.lower(module, params, state, rules, one, one, shape=shape).compile().as_text()
+    state = decode.prefill(*arguments, sampling, slots=79, spec=spec)
+    text = decode.decode_loop.lower(module, params, state, sampling, one, one, spec=spec).compile().as_text()
     large = [leaf for leaf in jax.tree.leaves((state.cache, params["decoder"]["layers"])) if leaf.ndim > 1]
     sizes = {_dimensions(leaf.shape) for leaf in large}
     program = parse(text)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from unitoken_jax.config import ModelConfig, SequenceConfig, VQConfig
-from unitoken_jax.generate.grammar import SAMPLE, image_grammar
-from unitoken_jax.sequence.vocabulary import Vocabulary, control_names
+from unitoken_jax.generate.grammar import image_grammar
+from unitoken_jax.sequence.vocabulary import MODEL_CHOOSES, Vocabulary, control_names
 
 CONFIG = ModelConfig(
     vq=VQConfig(codes=16, channel_multipliers=(1, 2, 2)),
@@ -24,7 +24,7 @@ def vocabulary():
 def test_forced_table_spelled_out(vocabulary):
     grammar = image_grammar(CONFIG, vocabulary, height=8, width=16)
     one, two = vocabulary.size_ids[[1, 2]]
-    row = [SAMPLE] * 4 + [vocabulary.new_line]
+    row = [MODEL_CHOOSES] * 4 + [vocabulary.new_line]
     assert grammar.forced.tolist() == [one, two, *row, *row, vocabulary.end_of_image]
     assert grammar.forced.dtype == np.int32
     assert grammar.head.tolist() == [one, two]
@@ -37,21 +37,21 @@ def test_published_size_is_1061_tokens():
     vocabulary = Vocabulary.from_names({name: i for i, name in enumerate(control_names(8192))})
     grammar = image_grammar(config, vocabulary, 512, 512)
     assert len(grammar.forced) == 2 + 32 * 33 + 1
-    assert (grammar.forced == SAMPLE).sum() == 1024
+    assert (grammar.forced == MODEL_CHOOSES).sum() == 1024
 
 
 def test_codes_come_back_row_major(vocabulary):
     grammar = image_grammar(CONFIG, vocabulary, 8, 16)
     codes = np.random.default_rng(1).integers(0, 16, (3, 2, 4))
     tokens = grammar.tokens(vocabulary.code_ids[codes].reshape(3, -1))
-    forced = grammar.forced != SAMPLE
+    forced = grammar.forced != MODEL_CHOOSES
     np.testing.assert_array_equal(tokens[:, forced], np.tile(grammar.forced[forced], (3, 1)))
     np.testing.assert_array_equal(grammar.codes(tokens), codes)
 
 
 def test_broken_images_are_refused(vocabulary):
     grammar = image_grammar(CONFIG, vocabulary, 8, 16)
-    tokens = np.where(grammar.forced == SAMPLE, vocabulary.code_ids[0], grammar.forced)[None]
+    tokens = np.where(grammar.forced == MODEL_CHOOSES, vocabulary.code_ids[0], grammar.forced)[None]
     broken = tokens.copy()
     broken[0, 3] = vocabulary.sep
     with pytest.raises(ValueError, match=r"image 0, token 3: .* not an image code"):

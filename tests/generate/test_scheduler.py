@@ -3,52 +3,52 @@
 import numpy as np
 import pytest
 
-from tests.generate.test_decode import _prompts
+from tests.helpers.decoding import random_prompts
 from tests.helpers.tiny_model import tiny_model
 from unitoken_jax.generate import decode, memory, scheduler
+from unitoken_jax.sequence.vocabulary import MODEL_CHOOSES
 
 
-def _write(jobs, batch, every=None):
-    rules = decode.SamplingParams(
+def _write(requests, batch, yield_every=None):
+    sampling = decode.SamplingParams(
         top_k=np.int32(9),
         temperature=np.float32(1),
         guidance=np.float32(1),
-        forced=np.full(16, decode.MODEL_CHOOSES, np.int32),
+        forced=np.full(16, MODEL_CHOOSES, np.int32),
         ids=None,
         ends=np.array([-7], np.int32),
     )
-    clock = decode.Clock()
-    return list(
-        scheduler.complete(tiny_model(), jobs, rules, decode.DecodeSpec(), clock, batch=batch, every=every)
-    ), clock
+    session = scheduler.DecodeSession(tiny_model(), batch=batch)
+    plan = scheduler.DecodePlan(sampling)
+    return list(scheduler.complete(session, requests, plan, yield_every)), session.clock.timing
 
 
 def test_finished_rows_are_refilled():
     limits = [2, 2, 2, 2, 2, 10, 1]
-    prompts = _prompts([30, 9, 20, 5, 40, 64, 3])
-    jobs = [scheduler.Request(p, (i, 0), limit) for i, (p, limit) in enumerate(zip(prompts, limits))]
-    expected, _ = _write(jobs, batch=8)
-    written, clock = _write(jobs, batch=2)
+    prompts = random_prompts([30, 9, 20, 5, 40, 64, 3])
+    requests = [scheduler.Request(p, (i, 0), limit) for i, (p, limit) in enumerate(zip(prompts, limits))]
+    expected, _ = _write(requests, batch=8)
+    written, timing = _write(requests, batch=2)
     assert all(one.done for one in written)
-    tokens = {one.job: one.tokens.tolist() for one in written}
-    assert tokens == {one.job: one.tokens.tolist() for one in expected}
+    tokens = {one.request: one.tokens.tolist() for one in written}
+    assert tokens == {one.request: one.tokens.tolist() for one in expected}
     assert [len(tokens[i]) for i in range(7)] == limits
     # One row writes the long text, the other one meanwhile all the rest. In pairs it would take 11 passes.
-    assert clock.steps == 9
+    assert timing.passes == 9
 
 
 def test_every_so_many_passes_there_is_news():
-    jobs = [scheduler.Request(p, (i, 0), 10) for i, p in enumerate(_prompts([3, 4]))]
-    written, _ = _write(jobs, batch=2, every=4)
-    own = [one.tokens.tolist() for one in written if one.job == 0]
+    requests = [scheduler.Request(p, (i, 0), 10) for i, p in enumerate(random_prompts([3, 4]))]
+    written, _ = _write(requests, batch=2, yield_every=4)
+    own = [one.tokens.tolist() for one in written if one.request == 0]
     assert [len(tokens) for tokens in own] == [5, 9, 10]
     assert own[2][:5] == own[0]
 
 
 def test_longer_prompts_come_first_and_apart():
-    jobs = [scheduler.Request(p, (0, 0), 3) for p in _prompts([3, 100, 5])]
-    written, _ = _write(jobs, batch=1)
-    assert [one.job for one in written] == [1, 2, 0]
+    requests = [scheduler.Request(p, (0, 0), 3) for p in random_prompts([3, 100, 5])]
+    written, _ = _write(requests, batch=1)
+    assert [one.request for one in written] == [1, 2, 0]
 
 
 def test_a_cache_larger_than_memory_is_refused_with_the_figures(monkeypatch):
@@ -57,7 +57,7 @@ def test_a_cache_larger_than_memory_is_refused_with_the_figures(monkeypatch):
     per_token = 2 * 2 * 2 * 8 * 4  # k and v, layers, kv heads, head_dim, bytes
     assert memory.cache_bytes(model, 3, 100) == 300 * per_token
     monkeypatch.setattr(memory, "free_bytes", lambda model: 80 * per_token - 1)
-    (prompt,) = _prompts([60])
+    (prompt,) = random_prompts([60])
     with pytest.raises(
         ValueError, match=r"1 rows of 80 tokens \(prompts up to 64, 16 to write\).*20480 bytes"
     ):

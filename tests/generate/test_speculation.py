@@ -14,9 +14,10 @@ from unitoken_jax.config import DecoderConfig
 from unitoken_jax.generate import decode
 from unitoken_jax.generate.sampling import sample_keys
 from unitoken_jax.model.decoder import init_cache
+from unitoken_jax.sequence.vocabulary import MODEL_CHOOSES
 
 V, NEW_LINE, GUIDANCE, TOP_K, TEMPERATURE = 4, 4, 1.7, 3, 0.8
-FORCED = np.array([decode.MODEL_CHOOSES, decode.MODEL_CHOOSES, NEW_LINE] * 2, np.int32)
+FORCED = np.array([MODEL_CHOOSES, MODEL_CHOOSES, NEW_LINE] * 2, np.int32)
 DRAWS = 120_000
 
 
@@ -46,7 +47,7 @@ PARAMS = {"table": TABLE, "decoder": {"lm_head": {"kernel": np.eye(V, dtype=np.f
 
 def _draw(window: int, seed: int, top_k: int = TOP_K):
     """(int32[DRAWS, 4] codes, passes) of the chain, conditional prompt [0, 0, 1], unconditional [1, 0, 1]."""
-    rules = decode.SamplingParams(
+    sampling = decode.SamplingParams(
         top_k=np.int32(top_k),
         temperature=np.float32(TEMPERATURE),
         guidance=np.float32(GUIDANCE),
@@ -58,9 +59,9 @@ def _draw(window: int, seed: int, top_k: int = TOP_K):
     tokens = np.repeat([[0, 0, 1], [1, 0, 1]], DRAWS, axis=0).astype(np.int32)
     prompts = decode.Prompts(tokens, np.full(2 * DRAWS, 3, np.int32), None, None)
     keys, limits = sample_keys(seed, np.arange(DRAWS)), np.full(DRAWS, 5, np.int32)
-    shape, module = decode.DecodeSpec(window, guided=True), Chain()
-    state = decode.prefill(module, PARAMS, prompts, keys, limits, rules, slots=3 + len(FORCED), shape=shape)
-    state, passes = decode.decode_loop(module, PARAMS, state, rules, np.int32(1), np.int32(100), shape=shape)
+    spec, module = decode.DecodeSpec(window, guided=True), Chain()
+    state = decode.prefill(module, PARAMS, prompts, keys, limits, sampling, slots=3 + len(FORCED), spec=spec)
+    state, passes = decode.decode_loop(module, PARAMS, state, sampling, np.int32(1), np.int32(100), spec=spec)
     tokens = np.asarray(state.tokens)
     assert (tokens[:, 2] == NEW_LINE).all()
     return tokens[:, [0, 1, 3, 4]], int(passes)
@@ -117,10 +118,12 @@ def test_the_distribution_is_plain_samplings():
     ],
 )
 def test_images_are_plain_decodings_token_by_token(window, settings):
-    plain, drawn = (tiny_model().draw(["a red circle"], speculate=w, **settings) for w in (0, window))
+    plain, drawn = (
+        tiny_model().image_results(["a red circle"], speculate=w, **settings) for w in (0, window)
+    )
     for one, other in zip(plain, drawn, strict=True):
         np.testing.assert_array_equal(one.tokens, other.tokens)
-    assert drawn[0].timing.steps < plain[0].timing.steps
+    assert drawn[0].timing.passes < plain[0].timing.passes
 
 
 def test_right_drafts_are_settled_a_window_at_a_time():
@@ -129,13 +132,13 @@ def test_right_drafts_are_settled_a_window_at_a_time():
     constant = model.params | {"decoder": model.params["decoder"] | {"lm_head": head}}
     model = type(model)(model.config, constant, model.tokenizer)
     for window, passes in ((0, 15), (3, 6), (40, 1)):  # 15 codes and 3 new-lines follow the first code
-        (drawing,) = model.draw(["a"], top_k=1, speculate=window)
-        assert drawing.timing.steps == passes
+        (drawing,) = model.image_results(["a"], top_k=1, speculate=window)
+        assert drawing.timing.passes == passes
 
 
 def test_settings_and_prompts_recompile_nothing():
     model = tiny_model()
-    model.draw(["a blue circle"], speculate=3)
+    model.image_results(["a blue circle"], speculate=3)
     with compiles.counted() as found:
-        model.draw(["two green"], seed=7, guidance=2.0, top_k=3, temperature=0.7, speculate=3)
+        model.image_results(["two green"], seed=7, guidance=2.0, top_k=3, temperature=0.7, speculate=3)
     assert not found

@@ -5,7 +5,7 @@ import pytest
 
 from tests.helpers import compiles
 from tests.helpers.tiny_model import noise, tiny_model
-from unitoken_jax.generate import decode, text
+from unitoken_jax.generate import scheduler, text
 from unitoken_jax.sequence.conversation import make_conversation
 
 ASKED = [
@@ -31,26 +31,26 @@ def _tokens(answers):
 )
 def test_ragged_batch_equals_each_alone(variant):
     model = tiny_model(**variant)
-    together = _tokens(model.reply(ASKED))
-    assert together == [_tokens(model.reply([asked]))[0] for asked in ASKED]
+    together = _tokens(model.text_results(ASKED))
+    assert together == [_tokens(model.text_results([asked]))[0] for asked in ASKED]
     if variant:
-        assert together == _tokens(model.reply(ASKED, batch=2))
+        assert together == _tokens(model.text_results(ASKED, batch=2))
     assert len({tuple(tokens) for tokens in together}) == len(ASKED)
 
 
 def test_images_matter():
     model = tiny_model()
-    answers = _tokens(model.reply([[noise(seed), "what is this ?"] for seed in range(3)]))
+    answers = _tokens(model.text_results([[noise(seed), "what is this ?"] for seed in range(3)]))
     assert len({tuple(tokens) for tokens in answers}) == 3
 
 
 def test_answers_are_text_in_order_and_limited():
     model = tiny_model()
-    replies = model.reply(ASKED, max_tokens=5)
-    assert replies[0].timing.steps == 4  # reading the prompts gives the first token
+    replies = model.text_results(ASKED, max_tokens=5)
+    assert replies[0].timing.passes == 4  # reading the prompts gives the first token
     assert all(len(reply.tokens) <= 5 for reply in replies)
     assert [reply.text for reply in replies] == model.answer(ASKED, max_tokens=5)
-    longer = model.reply(ASKED)
+    longer = model.text_results(ASKED)
     assert all(
         one.tokens.tolist() == more.tokens[:5].tolist()
         for one, more in zip(replies, longer)
@@ -59,28 +59,29 @@ def test_answers_are_text_in_order_and_limited():
 
 
 def test_what_is_written_becomes_an_answer():
-    model, none = tiny_model(), decode.Timing(0.0, 0.0, 0.0, 0)
+    model = tiny_model()
+    session = scheduler.DecodeSession(model)
     vocabulary, hello = model.tokenizer.vocabulary, model.tokenizer.encode("a red circle")
-    ended = text._answer(model, np.array([*hello, vocabulary.end_of_turn]), none)
+    ended = text._text_result(session, np.array([*hello, vocabulary.end_of_turn]))
     assert (ended.text, ended.tokens.tolist(), ended.complete) == ("a red circle", hello, True)
-    cut = text._answer(model, np.array([*hello, vocabulary.sep]), none)
+    cut = text._text_result(session, np.array([*hello, vocabulary.sep]))
     assert (cut.text, cut.tokens.tolist(), cut.complete) == ("a red circle", [*hello, vocabulary.sep], False)
 
 
 def test_a_conversation_of_several_turns():
     model = tiny_model()
     whole = make_conversation([[noise(0), "what is this ?"], ["a red circle"], ["how many ?"]])
-    assert _tokens(model.reply([whole])) != _tokens(model.reply([["how many ?"]]))
+    assert _tokens(model.text_results([whole])) != _tokens(model.text_results([["how many ?"]]))
 
 
 def test_sampled_answers_do_not_depend_on_their_place():
     model = tiny_model()
     settings = {"temperature": 1.0, "seed": 4}
-    together = _tokens(model.reply(ASKED, **settings))
-    assert together != _tokens(model.reply(ASKED))
-    assert _tokens(model.reply(ASKED[::-1], **settings))[::-1] == together
-    assert _tokens(model.reply([ASKED[2]], **settings)) == [together[2]]
-    twice = _tokens(model.reply([ASKED[0], ASKED[0]], **settings))
+    together = _tokens(model.text_results(ASKED, **settings))
+    assert together != _tokens(model.text_results(ASKED))
+    assert _tokens(model.text_results(ASKED[::-1], **settings))[::-1] == together
+    assert _tokens(model.text_results([ASKED[2]], **settings)) == [together[2]]
+    twice = _tokens(model.text_results([ASKED[0], ASKED[0]], **settings))
     assert twice[0] == together[0] != twice[1]
 
 
@@ -94,9 +95,9 @@ def test_streamed_pieces_make_the_answers():
 
 def test_nothing_recompiles_for_another_question_or_image():
     model = tiny_model()
-    model.reply([[noise(3), "what is this ?"]], max_tokens=9)
+    model.text_results([[noise(3), "what is this ?"]], max_tokens=9)
     with compiles.counted() as found:
-        model.reply([[noise(4), "how many ?"]], max_tokens=12)
+        model.text_results([[noise(4), "how many ?"]], max_tokens=12)
     assert not found
 
 
@@ -112,7 +113,7 @@ def test_nothing_recompiles_for_another_question_or_image():
 )
 def test_bad_conversations_are_named(asked, message):
     with pytest.raises(ValueError, match=message):
-        tiny_model().reply(asked)
+        tiny_model().text_results(asked)
 
 
 @pytest.mark.parametrize(
@@ -128,16 +129,16 @@ def test_bad_conversations_are_named(asked, message):
 )
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
-        tiny_model().reply([["what ?"]], **settings)
+        tiny_model().text_results([["what ?"]], **settings)
 
 
 def test_an_unreadable_image_is_named(tmp_path):
     path = tmp_path / "broken.png"
     path.write_bytes(b"not an image")
     with pytest.raises(ValueError, match=r"conversation 0: .*broken\.png"):
-        tiny_model().reply([[path, "what ?"]])
+        tiny_model().text_results([[path, "what ?"]])
 
 
 def test_no_conversations_no_answers():
-    assert tiny_model().reply([]) == []
-    np.testing.assert_array_equal(tiny_model().draw([]), [])
+    assert tiny_model().text_results([]) == []
+    np.testing.assert_array_equal(tiny_model().image_results([]), [])

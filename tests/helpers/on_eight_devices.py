@@ -169,8 +169,8 @@ def test_images_and_answers_are_those_of_one_device(tmp_path):
     made = []
     for mesh in (None, make_mesh("2 x 2 x 2")):
         model = UniToken.load(tmp_path / "model", mesh=mesh)
-        drawings = model.draw(prompts, seed=3, guidance=3.0, top_k=8)
-        answers = [answer.tokens.tolist() for answer in model.reply(asked)]
+        drawings = model.image_results(prompts, seed=3, guidance=3.0, top_k=8)
+        answers = [answer.tokens.tolist() for answer in model.text_results(asked)]
         made.append(([drawing.tokens.tolist() for drawing in drawings], answers, drawings[0].image))
     kernel = model.params["decoder"]["layers"]["0"]["mlp"]["up"]["kernel"]
     assert kernel.sharding.spec == P("fsdp", "tensor")

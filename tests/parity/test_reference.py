@@ -227,7 +227,7 @@ def test_greedy_answers(model, golden, conversations):
             parts += [REFERENCE / next(images)] if k else []
             parts += [piece] if piece else []
         questions.append(parts)
-    for i, reply in zip((0, 1, 3, 6), model.reply(questions, max_tokens=32)):
+    for i, reply in zip((0, 1, 3, 6), model.text_results(questions, max_tokens=32)):
         np.testing.assert_array_equal(reply.tokens, golden[f"answer_{i}"])
 
 
@@ -286,7 +286,7 @@ def test_the_whole_image(guidance, near_ties, model, golden, conversations):
     asked = build.build_text_to_image_prompt(prompt, model.tokenizer, model.config).tokens[:-2]
     logits, alone = forced(model, [np.concatenate([asked, recorded]), recorded[1:]])
     logits = logits[len(asked) :]
-    (drawing,) = model.draw([prompt], guidance=guidance, top_k=1, size=(512, 512))
+    (drawing,) = model.image_results([prompt], guidance=guidance, top_k=1, size=(512, 512))
     end = 1 + len(drawing.tokens)
     assert (len(recorded), end) == (1066, 1061)
     # What each place of the image saw, and how far the code recorded there was ahead.

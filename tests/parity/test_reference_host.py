@@ -20,8 +20,9 @@ from unitoken_jax.sequence.conversation import Conversation
 from unitoken_jax.sequence.conversation_file import read_conversations
 from unitoken_jax.sequence.example import Example
 from unitoken_jax.sequence.image import discrete_crop, open_image, siglip_crops
-from unitoken_jax.sequence.layout import VQ_CODE, image_template
+from unitoken_jax.sequence.layout import image_template
 from unitoken_jax.sequence.tokenizer import Tokenizer
+from unitoken_jax.sequence.vocabulary import MODEL_CHOOSES
 
 pytestmark = needs_reference
 
@@ -144,4 +145,4 @@ def test_image_prompt(golden, tokenizer, conversations):
     drawn = dataclasses.replace(CONFIG, sequence=published_sequence(image_size=(512, 512)))
     ids = image_template(drawn, tokenizer.vocabulary)
     generated = golden["generated_cfg1"][1 : 1 + len(ids)]
-    np.testing.assert_array_equal(np.where(ids == VQ_CODE, generated, ids), generated)
+    np.testing.assert_array_equal(np.where(ids == MODEL_CHOOSES, generated, ids), generated)

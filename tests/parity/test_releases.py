@@ -141,15 +141,15 @@ def test_a_release(name, tmp_path):
         losses = [[part.item() for part in reader.loss(each)] for each in turns]
         found = [(line["loss"], line["z_loss"]) for line in score(model, tmp_path / "conversations.json")]
         np.testing.assert_allclose(found, losses, rtol=1e-5)
-        replies = model.reply([each[0] for each in turns[:2]], max_tokens=WRITTEN)
+        replies = model.text_results([each[0] for each in turns[:2]], max_tokens=WRITTEN)
         assert [reply.tokens.tolist() for reply in replies] == [reader.answer(each[0]) for each in turns[:2]]
         if judge.release.vq_inside:
             with pytest.raises(ValueError, match="no vqgan/decoder parameters"):
-                model.draw(["a red circle"])
+                model.image_results(["a red circle"])
         else:
             tokens, image = reader.draw("a red circle")
             settings = {"guidance": GUIDANCE, "top_k": 1, "size": judge.release.image}
-            (drawing,) = model.draw([PROMPT + "a red circle"], **settings)
+            (drawing,) = model.image_results([PROMPT + "a red circle"], **settings)
             assert drawing.tokens.tolist() == tokens
             difference = np.abs(np.asarray(drawing.image, np.int32) - image)
             assert difference.max() <= 1

@@ -15,9 +15,9 @@ from unitoken_jax.config import DecoderConfig, ModelConfig, VQConfig, published_
 from unitoken_jax.sequence import anyres, build
 from unitoken_jax.sequence.conversation import ConversationError, ImageFile, make_conversation
 from unitoken_jax.sequence.image import ImageError, discrete_crop, siglip_crops
-from unitoken_jax.sequence.layout import VQ_CODE, image_template, validate_config
+from unitoken_jax.sequence.layout import image_template, validate_config
 from unitoken_jax.sequence.tokenizer import train_tokenizer
-from unitoken_jax.sequence.vocabulary import Vocabulary, code_name, control_names
+from unitoken_jax.sequence.vocabulary import MODEL_CHOOSES, Vocabulary, code_name, control_names
 
 # One token a word, also at the start of a text.
 TOKENIZER = train_tokenizer(["what", "red", "blue", "green", "two"] * 4, CODES, 400)
@@ -129,7 +129,7 @@ def test_template_and_size_ids():
     height, width = V.size_ids[1], V.size_ids[3]
     template = image_template(config, V)
     assert template[:3].tolist() == [V.begin_of_image, height, width]
-    assert template[3:-1].tolist() == ([VQ_CODE] * 6 + [V.new_line]) * 2
+    assert template[3:-1].tolist() == ([MODEL_CHOOSES] * 6 + [V.new_line]) * 2
     assert template[-1] == V.end_of_image
 
 

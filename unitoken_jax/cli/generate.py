@@ -75,7 +75,7 @@ def run_generate(arguments: argparse.Namespace) -> None:
     """`unitoken generate`: prints the files of the images."""
     files = image_files(arguments.out, arguments.number)
     progress = (lambda number, image: image.save(files[number])) if arguments.progress else None
-    drawings = _load(arguments).draw(
+    drawings = _load(arguments).image_results(
         [arguments.prompt],
         number=arguments.number,
         seed=arguments.seed,
@@ -129,7 +129,7 @@ def run_answer(arguments: argparse.Namespace) -> None:
             print(text, end="", flush=True)
         print()
         return
-    (reply,) = _load(arguments).reply([conversation], max_tokens=arguments.max_tokens)
+    (reply,) = _load(arguments).text_results([conversation], max_tokens=arguments.max_tokens)
     print(reply.text)
     if arguments.timing:
         print(reply.timing, file=sys.stderr)

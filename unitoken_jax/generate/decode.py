@@ -1,18 +1,29 @@
 """Prompts -> tokens, two compiled programs a shape bucket: prefill, then a loop that stays on the device.
 
-Prompts are right-padded to a bucket's length and each row goes on at its own length: the cache slot of a
-token is its position, so what a padded row holds beyond its length is overwritten before it is ever seen.
-Whatever a user varies between calls (text, seed, top-k, temperature, guidance, the answer's limit) is
+Prompts are padded at the right to a bucket's length, and each row goes on at its own length: the cache slot
+of a token is its position, so what a padded row holds beyond its length is overwritten before it is ever
+seen. Whatever a user varies between calls (text, seed, top-k, temperature, guidance, the answer's limit) is
 traced, not compiled in.
 
 One loop writes text and images, with speculation or without. A token is a pure function of what stands
-before it: the best of logits + noise, where the noise is its place's own (sampling.py). So one pass reads a
-window of W tokens, the last settled one and drafts, and gives the true token after each. Drafts that it
-confirms are settled; the rest are replaced by what it gave, and read again (Jacobi iteration). The result is
-that of plain decoding, W = 1, token by token: the one fixed point, reached in fewer passes. Because a draft
-and its check share their noise, they agree more often than independent draws (speculative Jacobi decoding,
-arXiv 2410.01699, with the coupling of arXiv 2510.24211). An id that the grammar forces is a draft that is
-always right. Letters: B rows, T prompt tokens, C crops, D width, M places for what is written.
+before it: the best of logits + noise, where the noise belongs to its position (sampling.py). So one pass can
+read a window of W tokens, the last accepted one and W - 1 drafts, and predict the token after each. A
+prediction is right if all that was read before it was right. Drafts that the predictions confirm are
+accepted, and so is the prediction after them; those behind are the next pass's drafts (Jacobi iteration).
+With W = 4, where a and b are accepted, c x e are drafts, and plain decoding would write c d e' f':
+
+    offset after the prompt   0  1  2  3  4  5  6
+    tokens                    a  b  c  x  e            counts = 2
+    the pass reads               b  c  x  e
+    and predicts                    c  d  e' f         c confirms the draft c; d replaces x
+    tokens                    a  b  c  d  e' f  g      counts = 4; e' and f, predicted behind the wrong
+                                                       x, are drafts now, as is g, a guess
+
+The result is that of plain decoding, W = 1, token by token: the one fixed point, reached in fewer passes.
+Because a draft and its check share their noise, they agree more often than independent draws (speculative
+Jacobi decoding, arXiv 2410.01699, with the coupling of arXiv 2510.24211). An id that the grammar forces is a
+draft that is always right. Letters: B rows, T prompt tokens, C crops, D width, W window, M tokens at most
+after the prompt, N ids that can be chosen, E ids that end a row.
 """
 
 import dataclasses
@@ -27,8 +38,7 @@ import numpy as np
 
 from unitoken_jax.generate.sampling import apply_cfg, position_keys, sample
 from unitoken_jax.model.decoder import Cache
-
-MODEL_CHOOSES = -1  # in Rules.forced: the model chooses
+from unitoken_jax.sequence.vocabulary import MODEL_CHOOSES
 
 
 class Prompt(NamedTuple):
@@ -49,11 +59,12 @@ class Prompts(NamedTuple):
 
 
 class SamplingParams(NamedTuple):
-    """How tokens are chosen, traced: another value compiles nothing.
+    """How tokens are chosen. All fields are traced: other values compile nothing.
 
-    `forced` int32[M]: the id at each place after the prompt, or FREE. `ids` int32[N]: those that may be
-    chosen; None: all. `ends` int32[E]: those that end a row. `stride`: places to the nearest similar one, an
-    unread token's first draft (an image's row above).
+    `top_k` int32, `temperature` and `guidance` float32 are `sampling.sample`'s and `apply_cfg`'s. `forced`
+    int32[M]: the id at each offset after the prompt, MODEL_CHOOSES where it is not forced. `ids` int32[N]:
+    those that may be chosen; None: all. `ends` int32[E]: those that end a row. `stride` int32: how many
+    tokens before it stands the token that a new draft copies (in an image: the code above it).
     """
 
     top_k: Any
@@ -67,17 +78,18 @@ class SamplingParams(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DecodeSpec:
-    """What is compiled in. `window`: tokens a pass reads, 1 is plain decoding. `guided`: conditional rows are
-    followed by as many unconditional ones, which read the same. `greedy`: the best token, no noise."""
+    """What is compiled into the programs. `window`: tokens that a pass reads in each row, 1 is plain
+    decoding. `guided`: B conditional rows are followed by B unconditional ones, to which the same tokens are
+    appended. `greedy`: the most likely token is chosen, without noise."""
 
     window: int = 1
     guided: bool = False
     greedy: bool = False
 
 
-class State(NamedTuple):
-    """Rows being written. Of `tokens` int32[B, M + 2 W] the first `counts` are settled, the rest drafts; the
-    last settled one is not read yet. A row ends at its `limits`, at once where that is 0."""
+class DecodeState(NamedTuple):
+    """Rows being written. Of `tokens` int32[B, M + 2 W] the first `counts` are accepted, the rest are drafts;
+    the last accepted one is not in the cache yet. A row ends at its `limits`, at once where that is 0."""
 
     cache: Cache  # of B rows, 2 B where guided
     lengths: Any  # int32[B or 2 B], of the prompts
@@ -90,51 +102,71 @@ class State(NamedTuple):
 class Timing(NamedTuple):
     """Where a batch's seconds went; its rows took them together.
 
-    `compiling`: tracing, and compiling what the caches did not hold. `first`: reading the prompts, which
-    gives the first token. `rest`: `steps` passes, each of a token a row or more.
+    `compiling`: tracing, and compiling what the caches did not hold. `prefill`: reading the prompts, which
+    gives the first token. `decoding`: `passes` passes, each of which gives a row a token or more.
     """
 
-    compiling: float
-    first: float
-    rest: float
-    steps: int
+    compiling: float = 0.0
+    prefill: float = 0.0
+    decoding: float = 0.0
+    passes: int = 0
 
     def __str__(self) -> str:
-        each = 1e3 * self.rest / max(self.steps, 1)
+        milliseconds = 1e3 * self.decoding / max(self.passes, 1)
         return (
-            f"first token after {self.first:.3f} s, then {each:.2f} ms a pass ({self.steps} passes, "
-            f"{self.rest:.2f} s); compiling took {self.compiling:.2f} s"
+            f"first token after {self.prefill:.3f} s, then {milliseconds:.2f} ms a pass ({self.passes} "
+            f"passes, {self.decoding:.2f} s); compiling took {self.compiling:.2f} s"
         )
 
 
 class Clock:
-    """Runs compiled programs and notes how long they took to be ready and to run."""
+    """Runs the compiled programs, and adds up in `timing` how long they took to be ready and to run."""
 
-    def __init__(self):
-        self.compiling, self.first, self.rest, self.steps = 0.0, 0.0, 0.0, 0
+    def __init__(self) -> None:
+        self.timing = Timing()
 
-    def run(self, kind: str, program, *arguments, **settings):
-        """`kind`: "first" or "rest", where the time belongs."""
-        start = time.perf_counter()
-        out = program(*arguments, **settings)  # comes back once the program is compiled and under way
-        began = time.perf_counter()
-        jax.block_until_ready(out)
-        self.compiling += began - start
-        setattr(self, kind, getattr(self, kind) + time.perf_counter() - began)
-        return out
+    def prefill(self, *arguments, **settings) -> DecodeState:
+        """`prefill` (below), timed."""
+        state, compiling, seconds = _timed(prefill, *arguments, **settings)
+        self._add(Timing(compiling, prefill=seconds))
+        return state
 
-    @property
-    def timing(self) -> Timing:
-        return Timing(self.compiling, self.first, self.rest, self.steps)
+    def decode(self, *arguments, **settings) -> DecodeState:
+        """The state after `decode_loop`, timed."""
+        (state, passes), compiling, seconds = _timed(decode_loop, *arguments, **settings)
+        self._add(Timing(compiling, decoding=seconds, passes=int(passes)))
+        return state
+
+    def _add(self, more: Timing) -> None:
+        total = self.timing
+        self.timing = Timing(
+            total.compiling + more.compiling,
+            total.prefill + more.prefill,
+            total.decoding + more.decoding,
+            total.passes + more.passes,
+        )
 
 
-def bucket_size(number: int, least: int = 64, an_octave: int = 2) -> int:
-    """The next of least, ..., 2 * least, ..., with `an_octave` equally wide steps between doublings."""
-    top = max(least, 1)
+def _timed(program, *arguments, **settings) -> tuple[Any, float, float]:
+    """(result of the compiled `program`, seconds until it was under way, seconds until it was done)."""
+    start = time.perf_counter()
+    result = program(*arguments, **settings)  # comes back once the program is compiled and under way
+    launched = time.perf_counter()
+    jax.block_until_ready(result)
+    return result, launched - start, time.perf_counter() - launched
+
+
+def bucket_size(number: int, minimum: int = 64, steps_per_octave: int = 2) -> int:
+    """The least bucket that holds `number`.
+
+    Buckets are `minimum`, then between it and 2 * `minimum` (an octave), and so on, `steps_per_octave`
+    equally wide steps: 64, 96, 128, 192, 256, ...
+    """
+    top = max(minimum, 1)
     while top < number:
         top *= 2
-    step = max(top // 2 // an_octave, 1)
-    return top if top == least else -(-number // step) * step
+    step = max(top // 2 // steps_per_octave, 1)
+    return top if top == minimum else -(-number // step) * step
 
 
 def batch_rows(number: int, multiple: int = 1) -> int:
@@ -162,29 +194,37 @@ def pad_prompts(
 
 
 def crop_bucket(prompts: Sequence[Prompt]) -> int:
-    """Crops a row that each of `prompts` fits in."""
-    most = max(0 if prompt.crops is None else len(prompt.crops) for prompt in prompts)
-    return bucket_size(most, least=1, an_octave=4) if most else 0
+    """How many crops a row has room for, so that each of `prompts` fits."""
+    max_crops = max(0 if prompt.crops is None else len(prompt.crops) for prompt in prompts)
+    return bucket_size(max_crops, minimum=1, steps_per_octave=4) if max_crops else 0
 
 
-def _stack_crops(crops: list, rows: int, number: int) -> np.ndarray | None:
+def _stack_crops(prompt_crops: Sequence[np.ndarray | None], rows: int, number: int) -> np.ndarray | None:
+    """uint8[rows, number, S, S, 3] of each prompt's crops uint8[C, S, S, 3], padded with zeros; None
+    without."""
     if number == 0:
         return None
-    side = next(one.shape[1:] for one in crops if one is not None)
-    stacked = np.zeros((rows, number, *side), np.uint8)
-    for row, one in enumerate(crops):
-        if one is not None:
-            stacked[row, : len(one)] = one
+    shape = next(crops.shape[1:] for crops in prompt_crops if crops is not None)
+    stacked = np.zeros((rows, number, *shape), np.uint8)
+    for row, crops in enumerate(prompt_crops):
+        if crops is not None:
+            stacked[row, : len(crops)] = crops
     return stacked
 
 
-@functools.partial(jax.jit, static_argnames=("module", "slots", "shape"))
+@functools.partial(jax.jit, static_argnames=("module", "slots", "spec"))
 def prefill(
-    module, params, prompts: Prompts, keys, limits, rules: SamplingParams, *, slots: int, shape: DecodeSpec
-) -> State:
+    module, params, prompts: Prompts, keys, limits, sampling: SamplingParams, *, slots: int, spec: DecodeSpec
+) -> DecodeState:
     """Reads the prompts, into a cache of `slots` a row, and chooses each row's first token.
 
-    Where `shape.guided`, `prompts` holds 2 B rows: the conditional ones, then the unconditional ones.
+    Args:
+      module, params: the network, a `UniTokenModel`, and its parameters.
+      prompts: of B rows; where `spec.guided` of 2 B: the conditional ones, then the unconditional ones.
+      keys: key[B] of the rows' noise (`sampling.stream_keys`).
+      limits: int32[B], tokens that each row gets at most; 0 in rows that only fill the bucket.
+      sampling, spec: how tokens are chosen.
+      slots: tokens that a row of the cache has room for: T and M.
     """
     features = None
     if prompts.crops is not None:
@@ -201,125 +241,146 @@ def prefill(
     )
     last = jnp.maximum(prompts.lengths - 1, 0)
     hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
-    forced, head = _forced(rules, shape), _head(params, rules)
-    places = jnp.zeros((len(limits), 1), jnp.int32)
-    first = _choose(module, params, head, hidden, keys, places, rules, forced, shape)
+    chooser = _Chooser.of(module, params, sampling, spec)
+    first = chooser(hidden, keys, jnp.zeros((len(limits), 1), jnp.int32))
+    forced = chooser.forced
     tokens = jnp.where(forced == MODEL_CHOOSES, first, forced[None])
-    counts, limits = _accept_tokens(jnp.zeros_like(limits), limits, first, jnp.zeros_like(limits), rules)
-    return State(cache, prompts.lengths, keys, tokens, counts, limits)
-
-
-def _forced(rules: SamplingParams, shape: DecodeSpec) -> jax.Array:
-    """int32[M + 2 W]: `rules.forced`, and room for drafts beyond it."""
-    return jnp.pad(rules.forced, (0, 2 * shape.window), constant_values=MODEL_CHOOSES)
-
-
-def _head(params, rules: SamplingParams):
-    """The columns of lm_head that can be chosen; None: all."""
-    return None if rules.ids is None else params["decoder"]["lm_head"]["kernel"][:, rules.ids]
+    counts, limits = _accept_tokens(jnp.zeros_like(limits), limits, first, jnp.zeros_like(limits), sampling)
+    return DecodeState(cache, prompts.lengths, keys, tokens, counts, limits)
 
 
 @functools.partial(jax.jit, donate_argnames="state")
-def replace_rows(state: State, other: State, rows) -> State:
-    """`state` with the rows of `other` put at `rows` int32[b] (those beyond its end are left out)."""
-    both = rows
+def replace_rows(state: DecodeState, other: DecodeState, rows) -> DecodeState:
+    """`state` with the rows of `other` written over `rows` int32[b]; a row beyond its end is left out."""
+    with_unconditional = rows
     if len(state.lengths) != len(state.limits):  # unconditional rows follow the conditional ones
         number = len(state.limits)
-        both = jnp.concatenate([rows, jnp.where(rows < number, rows + number, 2 * number)])
+        with_unconditional = jnp.concatenate([rows, jnp.where(rows < number, rows + number, 2 * number)])
 
     def put(old, new):
-        return old.at[rows if len(new) == len(rows) else both].set(new, mode="drop")
+        return old.at[rows if len(new) == len(rows) else with_unconditional].set(new, mode="drop")
 
     return jax.tree.map(put, state, other)
 
 
 # A loop returns the cache that it was given: only so can it work in its memory, without a copy.
-@functools.partial(jax.jit, static_argnames=("module", "shape"), donate_argnames="state")
-def decode_loop(module, params, state: State, rules: SamplingParams, least, most, *, shape: DecodeSpec):
-    """Writes while at least `least` rows are unfinished, `most` passes at most: the state, passes taken."""
-    forced, head = _forced(rules, shape), _head(params, rules)
+@functools.partial(jax.jit, static_argnames=("module", "spec"), donate_argnames="state")
+def decode_loop(
+    module,
+    params,
+    state: DecodeState,
+    sampling: SamplingParams,
+    min_unfinished,
+    max_passes,
+    *,
+    spec: DecodeSpec,
+):
+    """(state, int32 passes taken) after writing while at least `min_unfinished` int32 rows are unfinished,
+    for at most `max_passes` int32 passes."""
+    chooser = _Chooser.of(module, params, sampling, spec)
 
     def unfinished(loop):
         state, passes = loop
-        return (jnp.sum(state.counts < state.limits) >= least) & (passes < most)
+        return (jnp.sum(state.counts < state.limits) >= min_unfinished) & (passes < max_passes)
 
-    def along(loop):  # whether a forced id comes next: read with the token before it, it takes no pass
+    def forced_next(loop):  # a forced id comes next: read with the token before it, it takes no pass
         state, _ = loop
-        return jnp.any((state.counts < state.limits) & (forced[state.counts] != MODEL_CHOOSES))
+        return jnp.any((state.counts < state.limits) & (chooser.forced[state.counts] != MODEL_CHOOSES))
 
-    def passes_of(width: int, when, loop):
+    def passes_of(width: int, condition, loop):
         def body(loop):
             state, passes = loop
-            return _decode_step(module, params, head, state, rules, forced, shape, width), passes + 1
+            return _decode_step(chooser, state, width), passes + 1
 
-        return jax.lax.while_loop(lambda loop: unfinished(loop) & when(loop), body, loop)
+        return jax.lax.while_loop(lambda loop: unfinished(loop) & condition(loop), body, loop)
 
     loop = (state, jnp.int32(0))
-    if shape.window > 1 or head is None:
-        return passes_of(shape.window, lambda _: True, loop)
+    if spec.window > 1 or sampling.ids is None:
+        return passes_of(spec.window, lambda _: True, loop)
 
     # Loops within a loop, as a branch inside one would copy the cache that it changes.
     def body(loop):
-        loop = passes_of(1, lambda loop: ~along(loop), loop)
-        return passes_of(2, along, loop)
+        loop = passes_of(1, lambda loop: ~forced_next(loop), loop)
+        return passes_of(2, forced_next, loop)
 
     return jax.lax.while_loop(unfinished, body, loop)
 
 
-def _decode_step(
-    module, params, head, state: State, rules: SamplingParams, forced, shape: DecodeSpec, width: int
-) -> State:
-    """One pass: reads each row's last settled token and `width` - 1 drafts, settles what they confirm."""
-    places = state.counts[:, None] - 1 + jnp.arange(width)
-    read = jnp.take_along_axis(state.tokens, jnp.maximum(places, 0), axis=1)
-    streams = len(state.lengths) // len(state.limits)
-    positions = state.lengths[:, None] + jnp.tile(places, (streams, 1))
-    hidden, cache = module.apply(
-        {"params": params}, jnp.tile(read, (streams, 1)), positions, state.cache, method="extend"
+def _decode_step(chooser: "_Chooser", state: DecodeState, width: int) -> DecodeState:
+    """One pass: reads each row's last accepted token and `width` - 1 drafts, accepts what they confirm (drawn
+    in the module's docstring)."""
+    sampling, forced = chooser.sampling, chooser.forced
+    offsets = state.counts[:, None] - 1 + jnp.arange(width)
+    read = jnp.take_along_axis(state.tokens, jnp.maximum(offsets, 0), axis=1)
+    streams = len(state.lengths) // len(state.limits)  # 2 where guided
+    positions = state.lengths[:, None] + jnp.tile(offsets, (streams, 1))
+    hidden, cache = chooser.module.apply(
+        {"params": chooser.params}, jnp.tile(read, (streams, 1)), positions, state.cache, method="extend"
     )
-    found = _choose(module, params, head, hidden, state.keys, places + 1, rules, forced, shape)
-    agreed = jnp.sum(jnp.cumprod(found[:, :-1] == read[:, 1:], axis=1), axis=1)
-    rows = jnp.arange(len(found))[:, None]
-    tokens = state.tokens.at[rows, places + 1].set(found, mode="drop")
+    predicted = chooser(hidden, state.keys, offsets + 1)
+    confirmed = jnp.sum(jnp.cumprod(predicted[:, :-1] == read[:, 1:], axis=1), axis=1)
+    rows = jnp.arange(len(predicted))[:, None]
+    tokens = state.tokens.at[rows, offsets + 1].set(predicted, mode="drop")
     if width > 1:
-        later = places + 1 + width
-        draft = jnp.take_along_axis(tokens, jnp.maximum(later - rules.stride, 0), axis=1)
-        draft = jnp.where(later < rules.stride, found[:, -1:], draft)
+        later = offsets + 1 + width  # not read so far: their first drafts
+        draft = jnp.take_along_axis(tokens, jnp.maximum(later - sampling.stride, 0), axis=1)
+        draft = jnp.where(later < sampling.stride, predicted[:, -1:], draft)
         tokens = tokens.at[rows, later].set(
             jnp.where(forced[later] == MODEL_CHOOSES, draft, forced[later]), mode="drop"
         )
-    counts, limits = _accept_tokens(state.counts, state.limits, found, agreed, rules)
+    counts, limits = _accept_tokens(state.counts, state.limits, predicted, confirmed, sampling)
     return state._replace(cache=cache, tokens=tokens, counts=counts, limits=limits)
 
 
-def _accept_tokens(counts, limits, found, agreed, rules: SamplingParams):
-    """(counts, limits) after the first `agreed` + 1 of `found` int32[B, W] were settled, if they matter."""
-    if len(rules.ends):
-        ending = jnp.isin(found, rules.ends) & (jnp.arange(found.shape[1]) <= agreed[:, None])
+def _accept_tokens(counts, limits, predicted, confirmed, sampling: SamplingParams):
+    """(counts, limits) int32[B] after the first `confirmed` + 1 of `predicted` int32[B, W] were accepted; an
+    accepted one of `sampling.ends` becomes the row's limit."""
+    if len(sampling.ends):
+        ending = jnp.isin(predicted, sampling.ends) & (jnp.arange(predicted.shape[1]) <= confirmed[:, None])
         ended = counts + 1 + jnp.argmax(ending, axis=1).astype(jnp.int32)
         limits = jnp.where(jnp.any(ending, axis=1), jnp.minimum(limits, ended), limits)
-    return jnp.minimum(counts + 1 + agreed.astype(jnp.int32), limits), limits
+    return jnp.minimum(counts + 1 + confirmed.astype(jnp.int32), limits), limits
 
 
-def _choose(
-    module, params, head, hidden, keys, places, rules: SamplingParams, forced, shape: DecodeSpec
-) -> jax.Array:
-    """int32[B, W]: the tokens at `places` int32[B, W], of hidden [B or 2 B, W, D], the states before them."""
-    B, W = places.shape
-    if head is None:
-        logits = module.apply({"params": params}, hidden, method="logits")
-    else:
-        logits = code_logits(hidden, head, module.dtype)
-    logits = apply_cfg(logits, rules.guidance) if shape.guided else logits
-    if shape.greedy:
-        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    else:
-        flat = logits.reshape(B * W, -1)
-        token = sample(flat, position_keys(keys, places).reshape(-1), rules.top_k, rules.temperature).reshape(
-            B, W
-        )
-    token = token if head is None else rules.ids[token]
-    return jnp.where(forced[places] == MODEL_CHOOSES, token, forced[places])
+class _Chooser(NamedTuple):
+    """Hidden states -> tokens, as `sampling` and `spec` say.
+
+    `forced` int32[M + 2 W] is `sampling.forced` with room for drafts beyond it; `head` [D, N] the columns of
+    lm_head whose ids can be chosen, None: all.
+    """
+
+    module: Any
+    params: Any
+    sampling: SamplingParams
+    spec: DecodeSpec
+    forced: jax.Array
+    head: jax.Array | None
+
+    @classmethod
+    def of(cls, module, params, sampling: SamplingParams, spec: DecodeSpec) -> "_Chooser":
+        forced = jnp.pad(sampling.forced, (0, 2 * spec.window), constant_values=MODEL_CHOOSES)
+        head = None
+        if sampling.ids is not None:
+            head = params["decoder"]["lm_head"]["kernel"][:, sampling.ids]
+        return cls(module, params, sampling, spec, forced, head)
+
+    def __call__(self, hidden: jax.Array, keys: jax.Array, offsets: jax.Array) -> jax.Array:
+        """int32[B, W]: the tokens at `offsets` int32[B, W] after the prompt; `hidden` [B or 2 B, W, D] are
+        the states before them, `keys` key[B] the rows' noise."""
+        B, W = offsets.shape
+        sampling = self.sampling
+        if self.head is None:
+            logits = self.module.apply({"params": self.params}, hidden, method="logits")
+        else:
+            logits = code_logits(hidden, self.head, self.module.dtype)
+        logits = apply_cfg(logits, sampling.guidance) if self.spec.guided else logits
+        if self.spec.greedy:
+            token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        else:
+            flat, flat_keys = logits.reshape(B * W, -1), position_keys(keys, offsets).reshape(-1)
+            token = sample(flat, flat_keys, sampling.top_k, sampling.temperature).reshape(B, W)
+        token = token if self.head is None else sampling.ids[token]
+        return jnp.where(self.forced[offsets] == MODEL_CHOOSES, token, self.forced[offsets])
 
 
 def code_logits(hidden, head, dtype):

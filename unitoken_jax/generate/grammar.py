@@ -10,17 +10,16 @@ import dataclasses
 import numpy as np
 
 from unitoken_jax.config import ModelConfig
-from unitoken_jax.sequence.layout import VQ_CODE as SAMPLE
 from unitoken_jax.sequence.layout import image_template
-from unitoken_jax.sequence.vocabulary import Vocabulary
+from unitoken_jax.sequence.vocabulary import MODEL_CHOOSES, Vocabulary
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageGrammar:
     """The tokens of an image of `rows` x `columns` codes.
 
-    `forced` int32[N]: the tokens after begin-of-image; an id, or SAMPLE where the model chooses a code.
-    `begin` the begin-of-image id; `code_ids` int32[codes]: the token of each VQ code.
+    `forced` int32[N]: the tokens after begin-of-image; an id, or MODEL_CHOOSES where the model chooses a
+    code. `begin` the begin-of-image id; `code_ids` int32[codes]: the token of each VQ code.
     """
 
     rows: int
@@ -32,7 +31,7 @@ class ImageGrammar:
     @property
     def head(self) -> np.ndarray:
         """int32[2]: the forced ids before the first code. They can be read with the prompt."""
-        return self.forced[: int(np.argmax(self.forced == SAMPLE))]
+        return self.forced[: int(np.argmax(self.forced == MODEL_CHOOSES))]
 
     @property
     def row_end(self) -> np.ndarray:
@@ -42,7 +41,7 @@ class ImageGrammar:
     def tokens(self, ids: np.ndarray) -> np.ndarray:
         """The whole table int32[B, N] of each image's codes' token ids int32[B, rows * columns]."""
         tokens = np.repeat(self.forced[None], len(ids), axis=0)
-        tokens[:, self.forced == SAMPLE] = ids
+        tokens[:, self.forced == MODEL_CHOOSES] = ids
         return tokens
 
     def codes(self, tokens: np.ndarray) -> np.ndarray:
@@ -58,14 +57,14 @@ class ImageGrammar:
             )
         table = np.full(max(int(self.code_ids.max()), int(tokens.max(initial=0))) + 1, -1, np.int32)
         table[self.code_ids] = np.arange(len(self.code_ids), dtype=np.int32)
-        found = table[tokens]
-        sampled = self.forced == SAMPLE
-        wrong = np.where(sampled, found < 0, tokens != self.forced)
+        codes = table[tokens]
+        chosen = self.forced == MODEL_CHOOSES
+        wrong = np.where(chosen, codes < 0, tokens != self.forced)
         if wrong.any():
-            row, place = map(int, np.argwhere(wrong)[0])
-            expected = "an image code" if sampled[place] else f"the forced id {self.forced[place]}"
-            raise ValueError(f"image {row}, token {place}: id {tokens[row, place]} is not {expected}")
-        return found[:, sampled].reshape(len(tokens), self.rows, self.columns)
+            row, column = map(int, np.argwhere(wrong)[0])
+            expected = "an image code" if chosen[column] else f"the forced id {self.forced[column]}"
+            raise ValueError(f"image {row}, token {column}: id {tokens[row, column]} is not {expected}")
+        return codes[:, chosen].reshape(len(tokens), self.rows, self.columns)
 
 
 def image_grammar(config: ModelConfig, vocabulary: Vocabulary, height: int, width: int) -> ImageGrammar:

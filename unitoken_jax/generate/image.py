@@ -16,22 +16,22 @@ from PIL import Image
 from unitoken_jax.batch import NO_INDEX
 from unitoken_jax.config import ModelConfig
 from unitoken_jax.generate import decode, scheduler
-from unitoken_jax.generate.grammar import SAMPLE, ImageGrammar, image_grammar
+from unitoken_jax.generate.grammar import ImageGrammar, image_grammar
 from unitoken_jax.generate.runtime import Runtime
 from unitoken_jax.generate.sampling import check_sampling
 from unitoken_jax.generate.scheduler import BATCH
 from unitoken_jax.generate.vq import decode_codes
 from unitoken_jax.sequence import build
+from unitoken_jax.sequence.vocabulary import MODEL_CHOOSES
 
-WINDOW = 16  # tokens a pass reads on an accelerator; the weights take longer to read than they to compute
+# Tokens that a pass reads on an accelerator, where reading the weights takes longer than computing with them.
+WINDOW = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageResult:
-    """A generated image. `tokens` int32[N]: begin-of-image ... end-of-image. `number`: see `draw`.
-
-    `timing` is that of the batch it was drawn in, up to its tokens.
-    """
+    """A generated image. `tokens` int32[N]: begin-of-image ... end-of-image. `number`: which of its prompt's
+    samples it is. `timing` is that of the batch it was drawn in, up to its tokens."""
 
     prompt: str
     number: int
@@ -40,8 +40,8 @@ class ImageResult:
     timing: decode.Timing
 
 
-class ImageSettings(NamedTuple):
-    """How codes are chosen, checked; see `settings`."""
+class ImageSampling(NamedTuple):
+    """How an image's codes are chosen, checked (`resolve_image_sampling`); a pass reads `window` tokens."""
 
     guidance: float
     top_k: int
@@ -65,74 +65,84 @@ def draw(
 ) -> list[ImageResult]:
     """`number` images of each of `prompts`, in order: all of the first, then all of the second, ...
 
-    `size` = (height, width) px, default: as in training. What is None is the model's default
-    (`config.generation`). A sample depends on (seed, prompt, its number among this prompt's samples)
-    alone: not on the other prompts, its place among them, `batch`, or `speculate`, how many tokens a pass
-    reads (up to the last bit of a matrix product, which only a near-tie between two codes can make visible).
-    `progress` is called with an image's number and its rows so far, about once a row.
+    A sample depends on (seed, prompt, its number among this prompt's samples) alone: not on the other
+    prompts, its position among them, `batch` or `speculate` (up to the last bit of a matrix product, which
+    only a near-tie between two codes can make visible).
+
+    Args:
+      guidance, top_k, temperature: None is the model's default (`config.generation`).
+      size: (height, width) px; None: as in training.
+      batch: images drawn at one time.
+      speculate: how many tokens a pass reads; 0 is plain decoding, None the model's default.
+      progress: called with an image's number and its rows so far, about once a row.
     Raises ValueError for an unsupported size or meaningless settings.
     """
+    check_prompts(prompts)
+    if number < 1:
+        raise ValueError(f"number is {number}; expected at least 1 image a prompt")
+    sampling = resolve_image_sampling(model.config, guidance, top_k, temperature, speculate)
+    model.require("vqgan/decoder", "drawing images")
+    grammar = grammar_of(model, size)
+    session = scheduler.DecodeSession(model, seed, batch)
+
+    samples = _numbered(prompts, number)
+    by_text = {text: _prompt(model, text) for text in dict.fromkeys(prompts)}
+    numbered_prompts = [(by_text[text], i) for text, i in samples]
+    shown: Counter[int] = Counter()  # rows of each image that `progress` has been given
+    ids = np.zeros((len(samples), grammar.rows * grammar.columns), np.int32)
+    yield_every = grammar.columns if progress else None
+    for request, tokens, done in draw_codes(session, numbered_prompts, grammar, sampling, yield_every):
+        if done:
+            ids[request] = tokens
+        rows = len(tokens) // grammar.columns
+        if progress and rows > shown[request]:
+            progress(request, _rows_so_far(model, grammar, tokens, rows))
+            shown[request] = rows
+    tokens = grammar.tokens(ids)
+    images = decode_codes(model, grammar.codes(tokens), batch)
+    tokens = np.concatenate([np.full((len(samples), 1), grammar.begin, np.int32), tokens], axis=1)
+    timing = session.clock.timing
+    return [ImageResult(*sample, row, image, timing) for sample, row, image in zip(samples, tokens, images)]
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Raises ValueError for one string in place of a list, and for an empty prompt."""
     if isinstance(prompts, str):
         raise ValueError("prompts is one string; expected a list of them: [prompt]")
     for i, text in enumerate(prompts):
         if not text.strip():
             raise ValueError(f"prompt {i} is empty; say what to draw")
-    if number < 1:
-        raise ValueError(f"number is {number}; expected at least 1 image a prompt")
-    found = resolve_settings(model.config, guidance, top_k, temperature, speculate)
-    model.require("vqgan/decoder", "drawing images")
-    grammar = grammar_of(model, size)
 
-    read = {text: _prompt(model, text) for text in dict.fromkeys(prompts)}
-    numbers: Counter[str] = Counter()
-    jobs: list[tuple[str, int]] = []
+
+def _numbered(prompts: Sequence[str], number: int) -> list[tuple[str, int]]:
+    """(prompt, its number among this prompt's samples) of `number` samples of each of `prompts`, in order."""
+    drawn: Counter[str] = Counter()
+    samples: list[tuple[str, int]] = []
     for text in prompts:
-        jobs += [(text, numbers[text] + i) for i in range(number)]
-        numbers[text] += number
-    clock = decode.Clock()
-    told: Counter[int] = Counter()  # rows of each image that `progress` has seen
-    ids = np.zeros((len(jobs), grammar.rows * grammar.columns), np.int32)
-    for one in draw_codes(
-        model,
-        [(read[text], i) for text, i in jobs],
-        grammar,
-        clock,
-        found,
-        seed=seed,
-        batch=batch,
-        every=grammar.columns if progress else None,
-    ):
-        rows = len(one.tokens) // grammar.columns
-        if one.done:
-            ids[one.job] = one.tokens
-        if progress and rows > told[one.job]:
-            progress(one.job, _rows_so_far(model, grammar, one.tokens, rows))
-            told[one.job] = rows
-    tokens = grammar.tokens(ids)
-    images = decode_codes(model, grammar.codes(tokens), batch)
-    tokens = np.concatenate([np.full((len(jobs), 1), grammar.begin, np.int32), tokens], axis=1)
-    return [ImageResult(*job, row, image, clock.timing) for job, row, image in zip(jobs, tokens, images)]
+        samples += [(text, drawn[text] + i) for i in range(number)]
+        drawn[text] += number
+    return samples
 
 
-def resolve_settings(
+def resolve_image_sampling(
     config: ModelConfig, guidance=None, top_k=None, temperature=None, speculate=None
-) -> ImageSettings:
+) -> ImageSampling:
     """The given settings, the model's where they are None. Raises ValueError for what means nothing."""
-    own = config.generation
+    defaults = config.generation
     top_k, temperature, guidance = check_sampling(
         default_top_k(config) if top_k is None else top_k,
-        own.temperature if temperature is None else temperature,
-        own.guidance if guidance is None else guidance,
+        defaults.temperature if temperature is None else temperature,
+        defaults.guidance if guidance is None else guidance,
         config.vq.codes,
     )
-    window = own.speculate if speculate is None else speculate
+    window = defaults.speculate if speculate is None else speculate
     if window is None:
         window = 0 if jax.default_backend() == "cpu" else WINDOW
     if isinstance(window, bool) or not isinstance(window, int) or window < 0:
         raise ValueError(
             f"speculate is {window!r}; expected how many tokens a pass reads, 0 for plain decoding"
         )
-    return ImageSettings(guidance, top_k, temperature, max(window, 1))
+    return ImageSampling(guidance, top_k, temperature, max(window, 1))
 
 
 def grammar_of(model: Runtime, size: tuple[int, int] | None) -> ImageGrammar:
@@ -142,48 +152,40 @@ def grammar_of(model: Runtime, size: tuple[int, int] | None) -> ImageGrammar:
 
 
 def draw_codes(
-    model: Runtime,
+    session: scheduler.DecodeSession,
     prompts: Sequence[tuple[decode.Prompt, int]],
     grammar: ImageGrammar,
-    clock: decode.Clock,
-    settings: ImageSettings,
-    *,
-    seed: int,
-    batch: int,
-    every: int | None = None,
+    sampling: ImageSampling,
+    yield_every: int | None = None,
 ) -> Iterator[scheduler.Completion]:
     """Draws an image's codes, as token ids, for each (prompt that ends with begin-of-image, its number).
 
-    They come as each is done; `every`: also what there is of the others, after so many passes.
+    They come as each is done; `yield_every`: also what there is of the others, after so many passes.
     """
-    drawn = grammar.forced[len(grammar.head) : -1]
-    rules = decode.SamplingParams(
-        top_k=np.int32(settings.top_k),
-        temperature=np.float32(settings.temperature),
-        guidance=np.float32(settings.guidance),
-        forced=drawn,
+    forced = grammar.forced[len(grammar.head) : -1]
+    params = decode.SamplingParams(
+        top_k=np.int32(sampling.top_k),
+        temperature=np.float32(sampling.temperature),
+        guidance=np.float32(sampling.guidance),
+        forced=forced,
         ids=grammar.code_ids,
         ends=np.zeros(0, np.int32),
-        stride=np.int32(len(drawn) // grammar.rows),
+        stride=np.int32(len(forced) // grammar.rows),
     )
-    limit = len(drawn) - len(grammar.row_end)  # what follows the last code is known
-    jobs = []
+    limit = len(forced) - len(grammar.row_end)  # what follows the last code is known
+    requests = []
     for prompt, number in prompts:
         prompt = append_tokens(prompt, grammar.head)
-        jobs.append(scheduler.Request(prompt, (scheduler.checksum(prompt), number), limit))
-    unconditional = text_prompt(build.unconditional_prompt_ids(model.tokenizer.vocabulary))
-    for job, tokens, done in scheduler.complete(
-        model,
-        jobs,
-        rules,
-        decode.DecodeSpec(min(settings.window, len(drawn)), guided=settings.guidance != 1.0),
-        clock,
-        seed=seed,
-        batch=batch,
-        every=every,
-        unconditional=append_tokens(unconditional, grammar.head),
-    ):
-        yield scheduler.Completion(job, tokens[drawn[: len(tokens)] == SAMPLE], done)
+        requests.append(scheduler.Request(prompt, (scheduler.checksum(prompt), number), limit))
+    unconditional = text_prompt(build.unconditional_prompt_ids(session.model.tokenizer.vocabulary))
+    plan = scheduler.DecodePlan(
+        params,
+        decode.DecodeSpec(min(sampling.window, len(forced)), guided=sampling.guidance != 1.0),
+        append_tokens(unconditional, grammar.head),
+    )
+    for request, tokens, done in scheduler.complete(session, requests, plan, yield_every):
+        chosen = forced[: len(tokens)] == MODEL_CHOOSES
+        yield scheduler.Completion(request, tokens[chosen], done)
 
 
 def text_prompt(tokens: np.ndarray) -> decode.Prompt:

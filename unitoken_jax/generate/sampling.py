@@ -1,8 +1,8 @@
 """Logits -> one token a row: guidance, top-k, temperature (the published order), with a key a sample.
 
-A sample's randomness comes from (seed, its prompt, its number, the step) alone, so it is the same whatever
-its place in the batch and whatever the batch's size. Numbers that users vary (`top_k`, `temperature`,
-`guidance`) are traced, so changing them compiles nothing.
+A sample's randomness comes from (seed, its prompt, its number, the token's offset) alone, so it is the same
+in whatever row of the batch it is and whatever the batch's size. Numbers that users vary (`top_k`,
+`temperature`, `guidance`) are traced, so changing them compiles nothing.
 """
 
 import math
@@ -27,9 +27,9 @@ def stream_keys(seed, streams) -> jax.Array:
     return jax.vmap(jax.random.fold_in)(sample_keys(seed, streams[:, 0]), streams[:, 1])
 
 
-def position_keys(keys: jax.Array, places) -> jax.Array:
-    """The keys key[B, W] of the samples' tokens at `places` int32[B, W] after the prompt."""
-    return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, places)
+def position_keys(keys: jax.Array, offsets) -> jax.Array:
+    """The keys key[B, W] of the tokens at `offsets` int32[B, W] after the prompts of samples with key[B]."""
+    return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, offsets)
 
 
 def apply_cfg(logits: jax.Array, guidance) -> jax.Array:
@@ -72,17 +72,19 @@ def top_k_mask(logits: jax.Array, top_k) -> jax.Array:
 
 
 def check_sampling(
-    top_k: int, temperature: float, guidance: float = 1.0, most: int | None = None
+    top_k: int, temperature: float, guidance: float = 1.0, choices: int | None = None
 ) -> tuple[int, float, float]:
     """The settings as plain numbers for `sample`: (top_k, temperature, guidance).
 
-    Temperature 0 means greedy, which is top-k 1. `most`: how many tokens there are to choose from. Raises
-    ValueError for what means nothing.
+    Temperature 0 means greedy, which is top-k 1. `choices`: how many tokens there are to choose from.
+    Raises ValueError for what means nothing.
     """
     if isinstance(top_k, bool) or int(top_k) != top_k or top_k < 1:
         raise ValueError(f"top_k is {top_k!r}; expected a whole number of at least 1 (1 is greedy)")
-    if most is not None and top_k > most:
-        raise ValueError(f"top_k is {top_k}; there are only {most} tokens to choose from ({most} is all)")
+    if choices is not None and top_k > choices:
+        raise ValueError(
+            f"top_k is {top_k}; there are only {choices} tokens to choose from ({choices} is all)"
+        )
     if not (math.isfinite(temperature) and temperature >= 0):
         raise ValueError(f"temperature is {temperature!r}; expected 0 (greedy) or a positive number")
     if not (math.isfinite(guidance) and guidance > 0):

@@ -14,26 +14,26 @@ from unitoken_jax.generate.scheduler import BATCH
 from unitoken_jax.generate.vq import encode_example_images
 from unitoken_jax.sequence import build
 from unitoken_jax.sequence.conversation import Conversation, make_conversation
+from unitoken_jax.sequence.vocabulary import MODEL_CHOOSES
 
-LEAST_ROOM = 32
-STREAMED = 4  # tokens between two pieces of a streamed answer
+MIN_ANSWER_BUCKET = 32  # the smallest number of tokens that a program for answers has room for
+STREAM_EVERY = 4  # tokens between two pieces of a streamed answer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Answer:
-    """`tokens` int32[n]: what was written, without the end of turn; `text` without control tokens.
-
-    `timing` is that of the batch it was written in.
-    """
+class TextResult:
+    """An answer. `tokens` int32[n]: what was written, without the end of turn; `text`: it as text, without
+    control tokens. `complete`: the model ended its turn; False: the limit did. `timing` is that of the batch
+    it was written in."""
 
     text: str
     tokens: np.ndarray
-    complete: bool  # the model ended its turn; False: the limit did
+    complete: bool
     timing: decode.Timing
 
 
 class TextSampling(NamedTuple):
-    """How a text's tokens are chosen, checked; see `choice`."""
+    """How a text's tokens are chosen, checked (`resolve_text_sampling`)."""
 
     top_k: int
     temperature: float
@@ -49,21 +49,23 @@ def answer(
     top_k: int | None = None,
     seed: int = 0,
     batch: int = BATCH,
-) -> list[Answer]:
+) -> list[TextResult]:
     """The next turn of each conversation, in order.
 
-    A conversation is one question's parts (text, PIL images, pathlib.Paths), or a `Conversation` that ends
-    with a question. Temperature 0 is greedy, as the published code answers; else an answer is sampled
-    and depends on (seed, prompt, its number among equal prompts) alone. `max_tokens` None is the model's
-    default. `batch` are written at one time; a finished one makes room for the next.
+    Args:
+      conversations: each is one question's parts (text, PIL images, pathlib.Paths), or a `Conversation` that
+        ends with a question.
+      max_tokens: of an answer; None: the model's default.
+      temperature: 0 is greedy, as the published code answers; else an answer is sampled and depends on (seed,
+        prompt, its number among equal prompts) alone.
+      top_k: the likeliest tokens that are sampled from; None: all.
+      batch: answers written at one time; a finished one makes room for the next.
     Raises ValueError (ConversationError, ImageError) naming the conversation's number and what is wrong.
     """
-    sampling, limit = resolve_text_sampling(model, temperature, top_k), token_limit(model, max_tokens)
-    prompts, clock = _read(model, conversations, batch), decode.Clock()
-    limits = [limit] * len(prompts)
-    completions = write_text(model, prompts, limits, sampling, clock, seed=seed, batch=batch)
-    tokens = {completion.job: completion.tokens for completion in completions}
-    return [_answer(model, tokens[i], clock.timing) for i in range(len(prompts))]
+    session = scheduler.DecodeSession(model, seed, batch)
+    completions = _write_answers(session, conversations, max_tokens, temperature, top_k)
+    tokens = {completion.request: completion.tokens for completion in completions}
+    return [_text_result(session, tokens[i]) for i in range(len(tokens))]
 
 
 def stream(
@@ -78,19 +80,35 @@ def stream(
 ) -> Iterator[tuple[int, str]]:
     """The answers of `answer` as they are written: (the conversation's number, the next piece of its text).
 
-    What is wrong with the conversations or the settings is raised at once, not at the first piece.
+    Args are `answer`'s. What is wrong with them is raised at once, not at the first piece.
     """
-    sampling, limit = resolve_text_sampling(model, temperature, top_k), token_limit(model, max_tokens)
-    prompts, clock = _read(model, conversations, batch), decode.Clock()
-    limits = [limit] * len(prompts)
-    completions = write_text(model, prompts, limits, sampling, clock, seed=seed, batch=batch, every=STREAMED)
-    return _pieces(model, completions)
+    session = scheduler.DecodeSession(model, seed, batch)
+    return _pieces(
+        model,
+        _write_answers(session, conversations, max_tokens, temperature, top_k, yield_every=STREAM_EVERY),
+    )
 
 
-def _read(model: Runtime, conversations: Sequence, batch: int) -> list[decode.Prompt]:
+def _write_answers(
+    session: scheduler.DecodeSession,
+    conversations: Sequence,
+    max_tokens: int | None,
+    temperature: float,
+    top_k: int | None,
+    yield_every: int | None = None,
+) -> Iterator[scheduler.Completion]:
+    """Checks and reads at once what `answer` and `stream` are given; the answers' tokens as they come."""
+    sampling = resolve_text_sampling(session.model, temperature, top_k)
+    limit = token_limit(session.model, max_tokens)
+    check_conversations(conversations)
+    prompts = build_prompts(session.model, conversations, session.batch)
+    return write_text(session, prompts, [limit] * len(prompts), sampling, yield_every=yield_every)
+
+
+def check_conversations(conversations: Sequence) -> None:
+    """Raises ValueError for one string, which would be read letter by letter."""
     if isinstance(conversations, str):
         raise ValueError("conversations is one string; expected a list: [[question]] or [[image, question]]")
-    return build_prompts(model, conversations, batch)
 
 
 def token_limit(model: Runtime, max_tokens: int | None) -> int:
@@ -102,51 +120,49 @@ def token_limit(model: Runtime, max_tokens: int | None) -> int:
 
 
 def resolve_text_sampling(model: Runtime, temperature: float, top_k: int | None) -> TextSampling:
-    """The settings, checked. Raises ValueError for what means nothing."""
-    most = model.config.decoder.vocab_size
+    """The settings, checked; `top_k` None: all tokens. Raises ValueError for what means nothing."""
+    vocab_size = model.config.decoder.vocab_size
     greedy = temperature == 0
-    top_k, temperature, _ = check_sampling(most if top_k is None else top_k, temperature, most=most)
+    top_k, temperature, _ = check_sampling(
+        vocab_size if top_k is None else top_k, temperature, choices=vocab_size
+    )
     return TextSampling(top_k, temperature, greedy)
 
 
 def write_text(
-    model: Runtime,
+    session: scheduler.DecodeSession,
     prompts: Sequence[decode.Prompt],
     limits: Sequence[int],
-    choice: TextSampling,
-    clock: decode.Clock,
+    sampling: TextSampling,
     *,
-    seed: int,
-    batch: int,
-    every: int | None = None,
     ends: Sequence[int] = (),
+    yield_every: int | None = None,
 ) -> Iterator[scheduler.Completion]:
     """Continues each prompt, by its limit of tokens at most, up to the end of turn or another of `ends`."""
-    rules = decode.SamplingParams(
-        top_k=np.int32(choice.top_k),
-        temperature=np.float32(choice.temperature),
+    room = decode.bucket_size(max(limits, default=1), MIN_ANSWER_BUCKET)
+    params = decode.SamplingParams(
+        top_k=np.int32(sampling.top_k),
+        temperature=np.float32(sampling.temperature),
         guidance=np.float32(1),
-        forced=np.full(
-            decode.bucket_size(max(limits, default=1), LEAST_ROOM), decode.MODEL_CHOOSES, np.int32
-        ),
+        forced=np.full(room, MODEL_CHOOSES, np.int32),
         ids=None,
-        ends=np.array([model.tokenizer.vocabulary.end_of_turn, *ends], np.int32),
+        ends=np.array([session.model.tokenizer.vocabulary.end_of_turn, *ends], np.int32),
     )
-    jobs = [scheduler.Request(*job) for job in zip(prompts, scheduler.rng_streams(prompts), limits)]
-    shape = decode.DecodeSpec(greedy=choice.greedy)
-    return scheduler.complete(model, jobs, rules, shape, clock, seed=seed, batch=batch, every=every)
+    requests = [scheduler.Request(*fields) for fields in zip(prompts, scheduler.rng_streams(prompts), limits)]
+    plan = scheduler.DecodePlan(params, decode.DecodeSpec(greedy=sampling.greedy))
+    return scheduler.complete(session, requests, plan, yield_every)
 
 
-def _pieces(model: Runtime, written: Iterator[scheduler.Completion]) -> Iterator[tuple[int, str]]:
+def _pieces(model: Runtime, completions: Iterator[scheduler.Completion]) -> Iterator[tuple[int, str]]:
     """(number of the conversation, the next piece of its answer), as they come."""
-    told: Counter[int] = Counter()  # characters of each answer that were given
-    for job, tokens, done in written:
+    sent: Counter[int] = Counter()  # characters of each answer
+    for request, tokens, done in completions:
         text = model.tokenizer.decode(_without_end(model, tokens))
         if not done and text.endswith("\N{REPLACEMENT CHARACTER}"):
             continue  # the rest of a character is still to come
-        if len(text) > told[job]:
-            yield job, text[told[job] :]
-            told[job] = len(text)
+        if len(text) > sent[request]:
+            yield request, text[sent[request] :]
+            sent[request] = len(text)
 
 
 def build_prompts(
@@ -158,14 +174,14 @@ def build_prompts(
 ) -> list[decode.Prompt]:
     """Every conversation as the model reads it, its images encoded, `batch` at one time.
 
-    `begun`: the parts of each answer so far (`sequence.build.build_prompt`). `known`: codes of images that
-    earlier calls have encoded (`vq.encode_example_images`).
+    `begun`: what each answer consists of so far (`answer` of `sequence.build.build_prompt`). `known`: codes
+    of images that earlier calls have encoded (`vq.encode_example_images`).
     """
     examples = []
     for number, parts in enumerate(conversations):
         answer = begun[number] if begun else ()
         examples.append(
-            build.build_prompt(as_asked(parts, number), model.tokenizer, model.config, answer=answer)
+            build.build_prompt(as_conversation(parts, number), model.tokenizer, model.config, answer=answer)
         )
     if any(len(example.crops) for example in examples):
         model.require("siglip", "reading images")
@@ -173,7 +189,7 @@ def build_prompts(
     return [decode.Prompt(example.tokens, example.image_feature_index, example.crops) for example in examples]
 
 
-def as_asked(parts, number: int) -> Conversation:
+def as_conversation(parts, number: int) -> Conversation:
     """Conversation number `number` of a call: a `Conversation`, or a question's parts."""
     if isinstance(parts, Conversation):
         return parts
@@ -182,12 +198,13 @@ def as_asked(parts, number: int) -> Conversation:
     return make_conversation([parts], f"conversation {number}")
 
 
-def _answer(model: Runtime, written: np.ndarray, timing: decode.Timing) -> Answer:
-    tokens = _without_end(model, written)
-    return Answer(model.tokenizer.decode(tokens), tokens, len(tokens) < len(written), timing)
+def _text_result(session: scheduler.DecodeSession, written: np.ndarray) -> TextResult:
+    tokens = _without_end(session.model, written)
+    text = session.model.tokenizer.decode(tokens)
+    return TextResult(text, tokens, len(tokens) < len(written), session.clock.timing)
 
 
 def _without_end(model: Runtime, written: np.ndarray) -> np.ndarray:
-    """What was written, less the end of turn where it has one."""
+    """`written` int32[n] without the end of turn, if it ends with one."""
     ended = len(written) > 0 and written[-1] == model.tokenizer.vocabulary.end_of_turn
     return written[:-1] if ended else written

@@ -30,9 +30,7 @@ import numpy as np
 
 from unitoken_jax.config import ModelConfig
 from unitoken_jax.sequence.conversation import Turn
-from unitoken_jax.sequence.vocabulary import MAX_SIZE_UNITS, Vocabulary
-
-VQ_CODE = -1  # in an image's template: a VQ code goes here
+from unitoken_jax.sequence.vocabulary import MAX_SIZE_UNITS, MODEL_CHOOSES, Vocabulary
 
 
 def validate_config(config: ModelConfig, vocabulary: Vocabulary) -> None:
@@ -67,7 +65,8 @@ def validate_image_size(config: ModelConfig, size: tuple[int, int]) -> None:
 def image_template(
     config: ModelConfig, vocabulary: Vocabulary, size: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """int32[n] read-only: a discrete image's ids from begin to end of image, VQ_CODE where a code goes.
+    """int32[n] read-only: a discrete image's ids from begin to end of image, MODEL_CHOOSES where a
+    code goes.
 
     `size` = (height, width) px, default: `config.sequence.image_size`.
     """
@@ -75,7 +74,7 @@ def image_template(
     validate_config(config, vocabulary)
     validate_image_size(config, (height, width))
     unit, stride = config.sequence.size_unit, config.vq.stride
-    codes = np.full((height // stride, width // stride), VQ_CODE, np.int32)
+    codes = np.full((height // stride, width // stride), MODEL_CHOOSES, np.int32)
     new_lines = np.full((height // stride, 1), vocabulary.new_line, np.int32)
     rows = einops.rearrange(np.concatenate([codes, new_lines], axis=1), "row column -> (row column)")
     begin_and_size = [vocabulary.begin_of_image, *vocabulary.size_ids[[height // unit, width // unit]]]

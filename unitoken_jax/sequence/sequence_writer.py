@@ -19,8 +19,9 @@ from unitoken_jax.sequence.conversation import (
 )
 from unitoken_jax.sequence.example import Example
 from unitoken_jax.sequence.image import ImageError, discrete_crop, open_image, siglip_crops
-from unitoken_jax.sequence.layout import VQ_CODE, has_codes, has_features, image_template
+from unitoken_jax.sequence.layout import has_codes, has_features, image_template
 from unitoken_jax.sequence.tokenizer import Tokenizer
+from unitoken_jax.sequence.vocabulary import MODEL_CHOOSES
 
 # VQ codes made beforehand: by image name, or by a function of the crop uint8[H, W, 3]; int32[h, w] each.
 CodeLookup = Mapping[str, np.ndarray] | Callable[[np.ndarray], np.ndarray]
@@ -124,7 +125,7 @@ class SequenceWriter:
         self, image: ImageLike, pixels: Image.Image | None, template: np.ndarray, answer: bool
     ) -> None:
         """Adds begin of image, sizes and rows of codes; not the closing end of image."""
-        is_code = template == VQ_CODE
+        is_code = template == MODEL_CHOOSES
         index = np.full(len(template), NO_INDEX, np.int32)
         if isinstance(image, GeneratedImage):
             codes = einops.rearrange(image.codes, "row column -> (row column)")

@@ -16,6 +16,8 @@ SEP = "<sentinel:0>"  # between an image's discrete and continuous tokens
 END_OF_TURN = "<reserved08706>"
 NEW_LINE = "<reserved08799>"  # closes each row of codes, and each row of any-res features
 MAX_SIZE_UNITS = 30  # size tokens count in units (32 px in the published weights): sides up to 960 px
+# Not an id: in an image's template a VQ code goes here, in a table of forced ids the model chooses.
+MODEL_CHOOSES = -1
 
 _CODE = re.compile(r"IMGIMG([A-J]+)Z")
 _LETTERS = "ABCDEFGHIJ"  # spell the decimal digits of a VQ code

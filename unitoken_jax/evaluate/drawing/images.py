@@ -55,7 +55,7 @@ def draw_missing(
                 group_texts = {prompt.text for prompt in group}
                 # Equal prompts get different images by their count in a call: earlier ones are drawn again.
                 before = [text for text in texts[:start] if text in group_texts]
-                drawings = model.draw(before + [prompt.text for prompt in group], **options)
+                drawings = model.image_results(before + [prompt.text for prompt in group], **options)
                 files = [file for prompt in group for file in prompt.files]
                 _finish(saving)
                 for file, drawing in zip(files, drawings[len(before) * number :], strict=True):

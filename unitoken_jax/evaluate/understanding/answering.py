@@ -44,7 +44,7 @@ def answer_rows(
             while len(answers) < rows:
                 start = len(answers)
                 conversations = [conversation(row) for row in range(start, min(start + CHUNK, rows))]
-                replies = model.reply(conversations, **settings)
+                replies = model.text_results(conversations, **settings)
                 chunk = [(reply.text, reply.complete) for reply in replies]
                 _append(file, {"start": start, "answers": chunk})
                 answers += chunk
