@@ -72,8 +72,7 @@ def random_decoder(model: ModelConfig, weights: str) -> dict:
     """{"decoder": ...} as `make_module` reads it, its layers apart as `Runtime.params` has them."""
     dtype = str(make_module(model, weights).dtype)
     decoder = random_network(abstract_params(model)["decoder"], dtype, BITS.get(weights), "decoder/")
-    decoder["layers"] = unstack_layers(traverse_util.flatten_dict(decoder.pop("layers")))
-    return jax.block_until_ready({"decoder": decoder})
+    return jax.block_until_ready({"decoder": unstack_layers(decoder, consume=True)})
 
 
 def timed(

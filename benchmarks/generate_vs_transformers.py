@@ -19,13 +19,14 @@ import jax
 import numpy as np
 import torch
 import transformers
+from flax import traverse_util
 from transformers.models.chameleon import ChameleonConfig, ChameleonForConditionalGeneration
 
 from unitoken_jax.config import DecoderConfig, ModelConfig
 from unitoken_jax.generate import decode
 from unitoken_jax.generate.sampling import sample_keys
-from unitoken_jax.model.decoder import with_unstacked_layers
-from unitoken_jax.model.quantize import quantize_params
+from unitoken_jax.model.decoder import unstack_layers
+from unitoken_jax.model.quantize import QUANTIZED_KERNELS, bits_of, quantize_kernel
 from unitoken_jax.model.unitoken import UniTokenModel
 
 GUIDANCE = 3.0
@@ -138,8 +139,10 @@ def decoder_params(peer, config: DecoderConfig) -> dict:
 def draw_ours(config, params, conditional, unconditional, forced, side, codes, window, quantize=None):
     """The ids after begin-of-image int32[N], and the seconds that took without compiling."""
     module = UniTokenModel(ModelConfig(decoder=config), cache_dtype=quantize and np.dtype(quantize))
-    params = {"decoder": params}
-    params = jax.device_put(quantize_params(params, quantize) if quantize else params)
+    flat = traverse_util.flatten_dict({"decoder": params}, sep="/")
+    for path in filter(QUANTIZED_KERNELS.match, flat) if quantize else ():
+        flat[path] = quantize_kernel(flat[path], bits_of(quantize))
+    params = jax.device_put(traverse_util.unflatten_dict(flat, sep="/"))
     prompts = [np.array([*prompt, *forced[:2]], np.int32) for prompt in (conditional, unconditional)]
     stacked = decode.pad_prompts([decode.Prompt(p, np.full(len(p), -1, np.int32)) for p in prompts], 2)
     drawn = np.array(forced[2:], np.int32)
@@ -154,7 +157,7 @@ def draw_ours(config, params, conditional, unconditional, forced, side, codes, w
     )
     spec, slots = decode.DecodeSpec(window, guided=True), stacked.tokens.shape[1] + len(drawn)
     keys, limits = sample_keys(0, [0]), np.array([len(drawn) - 1], np.int32)
-    clock, params = decode.Clock(), {**params, "decoder": with_unstacked_layers(params["decoder"])}
+    clock, params = decode.Clock(), {**params, "decoder": unstack_layers(params["decoder"])}
     arguments = module, params, stacked, keys, limits, sampling
     state = clock.prefill(*arguments, slots=slots, spec=spec)
     arguments = module, params, state, sampling, np.int32(1), np.int32(len(drawn))

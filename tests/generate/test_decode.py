@@ -6,11 +6,11 @@ import pytest
 
 from tests.helpers import compiles
 from tests.helpers.decoding import full_logits, random_prompts
+from tests.helpers.networks import quantize_params
 from tests.helpers.tiny_model import CONFIG, tiny_model, tiny_params
 from unitoken_jax.generate import decode
 from unitoken_jax.generate.sampling import sample_keys
-from unitoken_jax.model.decoder import with_unstacked_layers
-from unitoken_jax.model.quantize import quantize_params
+from unitoken_jax.model.decoder import unstack_layers
 from unitoken_jax.model.unitoken import UniTokenModel
 from unitoken_jax.planning.hlo import parse
 from unitoken_jax.sequence.vocabulary import MODEL_CHOOSES
@@ -113,7 +113,7 @@ def test_a_pass_copies_neither_cache_nor_weights(quantize, window):
     module = UniTokenModel(CONFIG, cache_dtype=quantize and np.dtype(quantize))
     params = {"decoder": tiny_params()["decoder"]}
     params = quantize_params(params, quantize) if quantize else params
-    params = {"decoder": with_unstacked_layers(params["decoder"])}
+    params = {"decoder": unstack_layers(params["decoder"])}
     forced = np.array([MODEL_CHOOSES, MODEL_CHOOSES, 7] * 5, np.int32)
     ids, ends, one = np.arange(20, dtype=np.int32), np.zeros(0, np.int32), np.int32(1)
     sampling = decode.SamplingParams(one, np.float32(1), np.float32(3), forced, ids, ends, np.int32(3))

@@ -10,6 +10,7 @@ import pytest
 from tests.helpers.tiny_model import CONFIG, noise, tiny_params, tiny_tokenizer
 from unitoken_jax import UniToken
 from unitoken_jax.checkpoint.model_directory import save_model
+from unitoken_jax.model import decoder
 from unitoken_jax.model.decoder import stack_layers
 
 
@@ -38,11 +39,27 @@ def test_reading_the_parameters_never_copies_them_before_or_after_decoding(path)
     assert live_bytes() - before <= 1.01 * size
 
 
+def test_loading_holds_no_more_than_one_stack_twice(path, monkeypatch):
+    before, peak, slices = live_bytes(), [], decoder._slices
+
+    def counted(stack):
+        layers = slices(stack)
+        peak.append(live_bytes() - before)
+        return layers
+
+    monkeypatch.setattr(decoder, "_slices", counted)
+    model = UniToken.load(path)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(tiny_params()["decoder"]["layers"]))
+    assert peak
+    assert max(peak) <= size + largest
+
+
 def test_stacking_the_layers_restores_what_was_saved(path):
     model = UniToken.load(path)
-    decoder = model.params["decoder"]
-    assert sorted(decoder["layers"]) == [str(i) for i in range(CONFIG.decoder.depth)]
-    jax.tree.map(np.testing.assert_array_equal, stack_layers(decoder), tiny_params()["decoder"])
+    params = model.params["decoder"]
+    assert sorted(params["layers"]) == [str(i) for i in range(CONFIG.decoder.depth)]
+    jax.tree.map(np.testing.assert_array_equal, stack_layers(params), tiny_params()["decoder"])
 
 
 def test_parameters_in_memory_are_not_changed():

@@ -3,9 +3,12 @@
 import zlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from unitoken_jax.config import DecoderConfig, ModelConfig, SiglipConfig, VQConfig
+from unitoken_jax.model.quantize import QUANTIZED_KERNELS, bits_of, quantize_kernel
 from unitoken_jax.model.sharding import LogicallyPartitioned
 
 SIGLIP = SiglipConfig(image_size=20, patch_size=6, width=16, depth=2, heads=2, mlp=24)
@@ -55,3 +58,12 @@ def abstract(module, *inputs) -> dict:
 def layer(params: dict, number: int) -> dict:
     """One layer's parameters of a stack."""
     return jax.tree.map(lambda leaf: leaf[number], params)
+
+
+def quantize_params(params: dict, name: str) -> dict:
+    """A model's parameters with its decoder's kernels in "int8" or "int4"."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    for path in filter(QUANTIZED_KERNELS.match, flat):
+        kernels = quantize_kernel(map(np.asarray, flat[path]), bits_of(name))
+        flat[path] = jax.tree.map(jnp.asarray, kernels)
+    return traverse_util.unflatten_dict(flat, sep="/")

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from tests.helpers.networks import DECODER, abstract, random_params
 from unitoken_jax.config import DecoderConfig
-from unitoken_jax.model.decoder import Decoder, init_cache, with_unstacked_layers
+from unitoken_jax.model.decoder import Decoder, init_cache, unstack_layers
 from unitoken_jax.model.layers import (
     Normal,
     QKNorm,
@@ -184,7 +184,5 @@ def test_extend_reads_stacked_and_unstacked_layers_alike(tiny):
     extend = jax.jit(
         lambda p: module.apply({"params": p}, x, positions, init_cache(DECODER, 2, 6), method="extend")
     )
-    for found, expected in zip(
-        *(jax.tree.leaves(extend(p)) for p in (params, with_unstacked_layers(params)))
-    ):
+    for found, expected in zip(*(jax.tree.leaves(extend(p)) for p in (params, unstack_layers(params)))):
         np.testing.assert_allclose(found, expected, atol=1e-6)

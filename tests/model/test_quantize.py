@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.helpers.networks import random_params
+from tests.helpers.networks import quantize_params, random_params
 from tests.helpers.tiny_model import CONFIG, noise, tiny_model, tiny_params, tiny_tokenizer
 from unitoken_jax import UniToken
 from unitoken_jax.checkpoint.model_directory import save_model
 from unitoken_jax.config import DecoderConfig
 from unitoken_jax.model.decoder import Decoder, init_cache
 from unitoken_jax.model.init import abstract_params
-from unitoken_jax.model.quantize import quantize_entries, quantize_kernel, quantize_params
+from unitoken_jax.model.quantize import quantize_entries, quantize_kernel
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])

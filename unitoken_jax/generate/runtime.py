@@ -8,13 +8,12 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from unitoken_jax.checkpoint.model_directory import NETWORK, load_model
 from unitoken_jax.config import ModelConfig
 from unitoken_jax.generate.decode import batch_rows
 from unitoken_jax.model import sharding
-from unitoken_jax.model.decoder import unstack_layers, with_unstacked_layers
+from unitoken_jax.model.decoder import unstack_layers
 from unitoken_jax.model.unitoken import UniTokenModel
 from unitoken_jax.model.vqgan import VQModel
 from unitoken_jax.sequence.layout import validate_config
@@ -66,7 +65,7 @@ class Runtime:
         self.vq = VQModel(config.vq, dtype=jnp.dtype("float32"))
         self.params = dict(params)
         if "decoder" in params:
-            self.params["decoder"] = self.run(with_unstacked_layers, params["decoder"])
+            self.params["decoder"] = self.run(unstack_layers, params["decoder"])
 
     @classmethod
     def load(
@@ -83,10 +82,8 @@ class Runtime:
         """
         dtype = _default_dtype() if dtype is None else jnp.dtype(dtype)
         config, params, tokenizer, manifest = load_model(path, mesh=mesh, dtype=dtype, quantize=quantize)
-        # Out of the tree that was read, so that each stack is freed as soon as its layers are copied.
-        stacks = traverse_util.flatten_dict(params["decoder"].pop("layers"))
-        with _under(mesh):
-            params["decoder"]["layers"] = unstack_layers(stacks)
+        with _under(mesh):  # nobody else has what was read, so that each stack can be freed on the way
+            params["decoder"] = unstack_layers(params["decoder"], consume=True)
         cache = None if quantize is None else "int8"
         return cls(config, params, tokenizer, mesh=mesh, dtype=dtype, cache_dtype=cache, manifest=manifest)
 

@@ -76,24 +76,24 @@ def _write_array(old: jax.Array, positions: jax.Array, new: jax.Array) -> jax.Ar
     return _placed(old.at[rows, :, slots].set(new.astype(old.dtype), mode="drop"))
 
 
-def with_unstacked_layers(params: Mapping) -> dict:
-    """A Decoder's parameters, its layers {"0": ..., "1": ...}, not a stack; `extend` takes both."""
+def unstack_layers(params: dict, *, consume: bool = False) -> dict:
+    """A Decoder's parameters with its layers as {"0": ..., "1": ...} in place of a stack; `extend` takes both.
+
+    Stacks are copied, layers that stand apart already are not. `consume`: every stack is taken out of `params`
+    before it is copied, so that no more than one of them is held twice; `params` has no layers afterwards.
+    """
     if "0" in params["layers"]:
         return dict(params)
-    return {**params, "layers": unstack_layers(traverse_util.flatten_dict(params["layers"]))}
-
-
-def unstack_layers(stacks: dict) -> dict:
-    """{"0": ..., "1": ...} of layers' flattened stacks.
-
-    Each is taken out of `stacks` as it is copied, so that no more than one need be held twice.
-    """
+    stacks = traverse_util.flatten_dict(params["layers"])
+    if consume:
+        del params["layers"]
     layers: dict[str, dict] = {}
     while stacks:
         path, stack = stacks.popitem()
-        for i, part in enumerate(_slices(stack)):
-            layers.setdefault(str(i), {})[path] = part
-    return {i: traverse_util.unflatten_dict(layer) for i, layer in layers.items()}
+        for i, leaf in enumerate(_slices(stack)):
+            layers.setdefault(str(i), {})[path] = leaf
+    unstacked = {i: traverse_util.unflatten_dict(layer) for i, layer in layers.items()}
+    return {**params, "layers": unstacked}
 
 
 @jax.jit
@@ -103,12 +103,12 @@ def _slices(stack) -> list:
 
 
 def stack_layers(params: Mapping) -> dict:
-    """A Decoder's parameters, its layers in one stack: the inverse of `with_unstacked_layers`. It copies them
+    """A Decoder's parameters with its layers in one stack: the inverse of `unstack_layers`. It copies them
     unless they are stacked already."""
     if "0" not in params["layers"]:
         return dict(params)
     layers = (params["layers"][str(i)] for i in range(len(params["layers"])))
-    return {**params, "layers": jax.tree.map(lambda *parts: jnp.stack(parts), *layers)}
+    return {**params, "layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
 
 
 class Attention(nn.Module):
@@ -253,7 +253,7 @@ class Decoder(nn.Module):
         """Embeddings [B, T, D] of packed rows -> hidden [B, T, D] after the final norm.
 
         `segments`, `positions` int32[B, T] as in a Batch. Dropout needs the rng "dropout". Where the layers
-        are apart (`with_unstacked_layers`) they run one after the other, without dropout: ValueError where
+        are apart (`unstack_layers`) they run one after the other, without dropout: ValueError where
         `deterministic` is False.
         """
         rope, x = self._start(x, positions)

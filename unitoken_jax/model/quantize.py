@@ -9,14 +9,13 @@ converted as they are read: its int8 products want them transposed, and XLA kept
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 QUANTIZED_KERNELS = re.compile(
     r"^decoder/layers/.*/kernel$"
@@ -94,14 +93,6 @@ def quantize_kernel(layers: Iterable[np.ndarray], bits: int) -> QuantizedKernel:
         whole = np.rint(grouped / scales[-1][:, None]).reshape(inputs, outputs)
         values.append(whole.astype(jnp.int4 if bits == 4 else np.int8))
     return QuantizedKernel(np.stack(values), np.stack(scales))  # type: ignore[arg-type] # not on a device yet
-
-
-def quantize_params(params: Mapping, name: str) -> dict:
-    """A model's parameters with their KERNELS in "int8" or "int4"."""
-    flat = traverse_util.flatten_dict(dict(params), sep="/")
-    for path in filter(QUANTIZED_KERNELS.match, flat):
-        flat[path] = jax.tree.map(jnp.asarray, quantize_kernel(map(np.asarray, flat[path]), bits_of(name)))
-    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def bits_of(name: str) -> int:
