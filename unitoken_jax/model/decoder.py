@@ -77,10 +77,12 @@ def _write_array(old: jax.Array, positions: jax.Array, new: jax.Array) -> jax.Ar
 
 
 def unstack_layers(params: dict, *, consume: bool = False) -> dict:
-    """A Decoder's parameters with its layers as {"0": ..., "1": ...} in place of a stack; `extend` takes both.
+    """A Decoder's parameters with its layers as {"0": ..., "1": ...} in place of a stack; `extend` takes
+    both.
 
-    Stacks are copied, layers that stand apart already are not. `consume`: every stack is taken out of `params`
-    before it is copied, so that no more than one of them is held twice; `params` has no layers afterwards.
+    Stacks are copied, layers that stand apart already are not. `consume`: every stack is taken out of
+    `params` before it is copied, so that no more than one of them is held twice; `params` has no layers
+    afterwards.
     """
     if "0" in params["layers"]:
         return dict(params)
