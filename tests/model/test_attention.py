@@ -31,7 +31,7 @@ def naive_attention(q, k, v, seen) -> np.ndarray:
 @pytest.mark.parametrize("visible", ["all", "segments", "positions"])
 def test_attention(visible, scores, monkeypatch):
     if scores:
-        monkeypatch.setattr(module, "SCORES", scores)  # 12 of 25: 2 queries at a time, and one of padding
+        monkeypatch.setattr(module, "MAX_SCORES", scores)  # 12 of 25: 2 queries at a time, and one of padding
     rng = np.random.default_rng(0)
     q = rng.normal(size=(2, 5, 4, 8)).astype(np.float32)
     k, v = rng.normal(size=(2, 2, 5, 2, 8)).astype(np.float32)
@@ -137,7 +137,7 @@ def test_chunked_attention_has_the_gradient_and_needs_the_memory_of_a_chunk(monk
         return jax.jit(slope).lower(q, k, v).compile()
 
     whole = compiled()
-    monkeypatch.setattr(module, "SCORES", 256 * 8)
+    monkeypatch.setattr(module, "MAX_SCORES", 256 * 8)
     chunked = compiled()
     for found, expected in zip(chunked(q, k, v), whole(q, k, v)):
         np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -16,7 +16,7 @@ from unitoken_jax.sequence.vocabulary import MODEL_CHOOSES, Vocabulary
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageGrammar:
-    """The tokens of an image of `rows` x `columns` codes.
+    """Which tokens an image of `rows` x `columns` codes has.
 
     `forced` int32[N]: the tokens after begin-of-image; an id, or MODEL_CHOOSES where the model chooses a
     code. `begin` the begin-of-image id; `code_ids` int32[codes]: the token of each VQ code.
@@ -39,7 +39,7 @@ class ImageGrammar:
         return self.forced[len(self.head) + self.columns :][:1]
 
     def tokens(self, ids: np.ndarray) -> np.ndarray:
-        """The whole table int32[B, N] of each image's codes' token ids int32[B, rows * columns]."""
+        """All tokens int32[B, N] after begin-of-image, of codes' token ids int32[B, rows * columns]."""
         tokens = np.repeat(self.forced[None], len(ids), axis=0)
         tokens[:, self.forced == MODEL_CHOOSES] = ids
         return tokens

@@ -1,4 +1,4 @@
-"""Does a cache fit? Asked before minutes are spent, or the system ends the process."""
+"""Does a KV cache fit into memory? Checked before minutes are spent, or the system ends the process."""
 
 import functools
 import math
@@ -12,7 +12,7 @@ GIB = 2**30
 
 
 def cache_bytes(model: Runtime, rows: int, slots: int) -> int:
-    """Bytes of a cache of `rows` rows of `slots` tokens, on all devices together."""
+    """Bytes of a KV cache of `rows` rows of `slots` tokens, on all devices together."""
     cache = jax.eval_shape(functools.partial(model.module.init_cache, rows, slots))
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
 
@@ -21,8 +21,8 @@ def free_bytes(model: Runtime) -> int | None:
     """Free bytes on the model's devices together, the machine's where that is a CPU; None: not known."""
     devices = jax.local_devices()[:1] if model.mesh is None else model.mesh.local_devices
     stats = [device.memory_stats() for device in devices]
-    if all(found and "bytes_limit" in found for found in stats):
-        return sum(found["bytes_limit"] - found["bytes_in_use"] for found in stats)
+    if all(device_stats and "bytes_limit" in device_stats for device_stats in stats):
+        return sum(device_stats["bytes_limit"] - device_stats["bytes_in_use"] for device_stats in stats)
     return free_host_bytes() if devices[0].platform == "cpu" else None
 
 

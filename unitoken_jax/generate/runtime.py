@@ -1,4 +1,4 @@
-"""What generating needs of a model: its networks, its parameters as decoding reads them, and its devices."""
+"""What generation needs of a model: its networks, its parameters as decoding reads them, and its devices."""
 
 import contextlib
 import os
@@ -120,7 +120,8 @@ class Runtime:
         return jax.device_put(tree, rows)
 
     def fetch(self, array) -> np.ndarray:
-        """A whole array from the devices; where other processes have part of it, all of them call this."""
+        """A whole array from the devices as numpy's; where it is spread over processes, all of them call
+        this."""
         if isinstance(array, jax.Array) and not array.is_fully_addressable:
             from jax.experimental import multihost_utils
 
@@ -128,7 +129,7 @@ class Runtime:
         return np.asarray(array)
 
     def run(self, function, *arguments, **settings):
-        """Calls `function` under the mesh, if there is one."""
+        """`function(*arguments, **settings)` under the mesh, if there is one."""
         with _under(self.mesh):
             return function(*arguments, **settings)
 

@@ -60,12 +60,12 @@ def checksum(prompt: decode.Prompt) -> int:
 
 def rng_streams(prompts: Sequence[decode.Prompt]) -> list[tuple[int, int]]:
     """(checksum of the prompt, how many equal ones came before); see `sampling.stream_keys`."""
-    seen: Counter[int] = Counter()
+    counts: Counter[int] = Counter()
     streams = []
     for prompt in prompts:
         prompt_checksum = checksum(prompt)
-        streams.append((prompt_checksum, seen[prompt_checksum]))
-        seen[prompt_checksum] += 1
+        streams.append((prompt_checksum, counts[prompt_checksum]))
+        counts[prompt_checksum] += 1
     return streams
 
 

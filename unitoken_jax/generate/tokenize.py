@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from tqdm import tqdm
 
-from unitoken_jax.config import ModelConfig, SourceConfig
+from unitoken_jax.config import SourceConfig
 from unitoken_jax.data import code_shards, index_build
 from unitoken_jax.data.codes import codes_name, codes_needed, codes_path, crop_to_encode, describe_codes
 from unitoken_jax.data.image_store import name_hash
@@ -25,8 +25,8 @@ from unitoken_jax.sequence.image import ImageError
 from unitoken_jax.storage.atomic import save_array
 from unitoken_jax.storage.paths import is_remote
 
-WORK = "work.npy"
-THREADS = 8  # images decoded at one time, while the device encodes those before
+WORK = "work.npy"  # in the folder of work in progress: which image of which conversation comes when
+THREADS = 8  # image files decoded at one time, while the device encodes the batch before
 
 
 def tokenize(
@@ -59,25 +59,26 @@ def tokenize(
     about = _about(model, source)
     if not code_shards.is_complete(path, about):
         with code_shards.building(path, about) as folder:
-            work = _Work(source, model, folder / code_shards.WORK, on_error)
-            count = code_shards.shard_count(len(work))
-            _write_shards(model, work, folder, range(share[0], count, share[1]), count, batch, on_error)
+            encoder = _SourceEncoder(model, source, folder / code_shards.WORK, batch, on_error)
+            count = code_shards.shard_count(len(encoder))
+            _write_shards(encoder, folder, range(share[0], count, share[1]), count)
             code_shards.finish(folder, path, count)
     if out is not None and kind_of(source) == "json" and not is_remote(source.path):
         _copy_beside(pathlib.Path(source.path), path.parent)
     return path
 
 
-def _write_shards(model, work: "_Work", folder, shards: range, count: int, batch: int, on_error) -> None:
-    """Writes those of `shards` that are not there."""
-    with tqdm(total=len(work), unit="image", disable=None) as bar:  # None: only on a terminal
+def _write_shards(encoder: "_SourceEncoder", folder: pathlib.Path, shards: range, count: int) -> None:
+    """Writes those of `shards`, out of `count`, that are not in `folder`."""
+    with tqdm(total=len(encoder), unit="image", disable=None) as bar:  # None: only on a terminal
         for shard in shards:
-            chosen = range(shard * code_shards.SHARD, min((shard + 1) * code_shards.SHARD, len(work)))
+            end = min((shard + 1) * code_shards.SHARD, len(encoder))
+            images = range(shard * code_shards.SHARD, end)
             if code_shards.has_shard(folder, shard, count):
-                bar.update(len(chosen))
+                bar.update(len(images))
                 continue
             left_out: list[dict] = []
-            codes = _encoded(model, work, chosen, batch, on_error, left_out, bar)
+            codes = encoder.encode(images, left_out, bar)
             code_shards.write_shard(folder, shard, count, codes, left_out)
 
 
@@ -98,77 +99,88 @@ def _copy_beside(data: pathlib.Path, folder: pathlib.Path) -> None:
         shutil.copyfile(data, copy)
 
 
-class _Work:
-    """The distinct images of a source that have codes, in order of first appearance; found once."""
+class _SourceEncoder:
+    """The distinct images of a source that have codes, in order of first appearance, and what encodes them.
 
-    def __init__(self, source: SourceConfig, model: Runtime, folder: pathlib.Path, on_error):
+    Which these are is found once, and kept in `folder`.
+    """
+
+    def __init__(
+        self,
+        model: Runtime,
+        source: SourceConfig,
+        folder: pathlib.Path,
+        batch: int,
+        on_error: Callable[[Exception], None] | None,
+    ):
+        self._model, self._batch, self._on_error = model, batch, on_error
         folder.mkdir(exist_ok=True)
-        job = index_build.IndexBuildSpec(source, model.config, model.tokenizer, folder, "")
-        index_build.prepare(job, on_error)
-        self._measurer = index_build.LengthIndexer(job, folder)
-        self._config: ModelConfig = model.config
+        spec = index_build.IndexBuildSpec(source, model.config, model.tokenizer, folder, "")
+        index_build.prepare(spec, on_error)
+        self._measurer = index_build.LengthIndexer(spec, folder)
         if not (folder / WORK).exists():
-            save_array(folder / WORK, self._find(on_error))
+            save_array(folder / WORK, self._find())
         self._table = np.load(folder / WORK)
 
     def __len__(self) -> int:
         return len(self._table)
 
     def __getitem__(self, i: int) -> ImageFile:
-        row, part = self._table[i].tolist()
-        return self._needed(row)[part]
+        row, number = self._table[i].tolist()
+        return self._needed(row)[number]
+
+    def encode(self, numbers: range, left_out: list[dict], bar: tqdm) -> Iterator[tuple[str, np.ndarray]]:
+        """(name, int32[h, w]) of the images `numbers`, in order. The next batch is read from files meanwhile.
+
+        A bad one is added to `left_out`, or its ImageError raised where nothing takes errors.
+        """
+        batches = [numbers[start : start + self._batch] for start in range(0, len(numbers), self._batch)]
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+            crop_batches = (pool.map(self._crop, [self[i] for i in batch]) for batch in batches)
+            next_crops = next(crop_batches, ())
+            for batch in batches:
+                crops = list(next_crops)
+                next_crops = next(crop_batches, ())
+                for name, error in crops:
+                    if isinstance(error, ImageError):
+                        self._report(error)
+                        left_out.append({"name": name, "reason": error.reason, "message": str(error)})
+                good = [(name, crop) for name, crop in crops if not isinstance(crop, ImageError)]
+                if good:
+                    names, stack = zip(*good)
+                    yield from zip(names, encode_images(self._model, np.stack(stack), self._batch))
+                bar.update(len(batch))
+
+    def _crop(self, image: ImageFile) -> tuple[str, np.ndarray | ImageError]:
+        """The image's name, and its discrete crop uint8[H, W, 3] or what is wrong with it."""
+        try:
+            return image.name, crop_to_encode(image, self._model.config)
+        except ImageError as error:
+            return image.name, error
+
+    def _report(self, error: Exception) -> None:
+        if self._on_error is None:
+            raise error
+        self._on_error(error)
 
     def _needed(self, row: int) -> list[ImageFile]:
         records, images = self._measurer.records, self._measurer.images
         conversation = parse_conversation(
             records.read(row), records.location(row), images, need_answers=False
         )
-        return codes_needed(conversation, self._config)
+        return codes_needed(conversation, self._model.config)
 
-    def _find(self, on_error) -> np.ndarray:
-        """int64[N, 2]: conversation, and which of its images."""
-        marks, rows, parts = array.array("Q"), array.array("q"), array.array("q")
+    def _find(self) -> np.ndarray:
+        """int64[N, 2]: the conversation of each distinct image, and which of its images that is."""
+        hashes, rows, numbers = array.array("Q"), array.array("q"), array.array("q")
         for row in tqdm(range(len(self._measurer.records)), unit="row", disable=None, leave=False):
             try:
                 needed = self._needed(row)
             except ConversationError as error:
-                if on_error is None:
-                    raise
-                on_error(error)
+                self._report(error)
                 continue
-            marks.extend(name_hash(image.name) for image in needed)
+            hashes.extend(name_hash(image.name) for image in needed)
             rows.extend([row] * len(needed))
-            parts.extend(range(len(needed)))
-        _, first = np.unique(np.array(marks), return_index=True)
-        return np.stack([np.array(rows), np.array(parts)], 1)[np.sort(first)].astype(np.int64)
-
-
-def _encoded(
-    model: Runtime, work: _Work, chosen: range, batch: int, on_error, left_out: list[dict], bar
-) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, int32[h, w]) of the `chosen` images, in order. The next batch is decoded meanwhile."""
-
-    def crop(image: ImageFile):
-        try:
-            return image.name, crop_to_encode(image, model.config)
-        except ImageError as error:
-            return image.name, error
-
-    groups = [chosen[start : start + batch] for start in range(0, len(chosen), batch)]
-    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-        begun = (pool.map(crop, [work[i] for i in group]) for group in groups)
-        coming = next(begun, ())
-        for group in groups:
-            made = list(coming)
-            coming = next(begun, ())
-            for name, error in made:
-                if isinstance(error, ImageError):
-                    if on_error is None:
-                        raise error
-                    on_error(error)
-                    left_out.append({"name": name, "reason": error.reason, "message": str(error)})
-            good = [(name, crop) for name, crop in made if not isinstance(crop, ImageError)]
-            if good:
-                names, stack = zip(*good)
-                yield from zip(names, encode_images(model, np.stack(stack), batch))
-            bar.update(len(group))
+            numbers.extend(range(len(needed)))
+        _, first = np.unique(np.array(hashes), return_index=True)
+        return np.stack([np.array(rows), np.array(numbers)], 1)[np.sort(first)].astype(np.int64)

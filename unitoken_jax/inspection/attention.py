@@ -1,4 +1,4 @@
-"""What the decoder looks at: its attention weights over one sequence, for looking inside, not for speed."""
+"""Where the decoder looks: its attention weights over one sequence. For looking inside, not for speed."""
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,9 @@ from unitoken_jax.sequence.example import Example
 
 
 def example_of(model, *turns) -> Example:
-    """The sequence of [part, ...] turns, question and answer in turn, as `UniToken` model reads it.
+    """The sequence that `model`, a `UniToken`, reads of a conversation, with its images' codes in it.
 
-    The discrete tokens of its images are filled in.
+    `turns` are question, answer, question, ..., each a list of text and images.
     """
     example = build.build_example(make_conversation(list(turns)), model.tokenizer, model.config)
     (example,) = encode_example_images(model, [example], 1)
@@ -24,9 +24,11 @@ def example_of(model, *turns) -> Example:
 
 
 def attention_weights(model, example: Example) -> np.ndarray:
-    """float32[L, N, T, T] of `example` (codes filled in): layer, head, looking token, token looked at.
+    """Attention weights float32[L, N, T, T] of `example`: of each layer and head, how much token t (axis 2)
+    looks at token s (axis 3).
 
-    All of it at one time: meant for a small model or a short sequence.
+    All of them are in memory at one time: meant for a small model or a short sequence. ValueError where the
+    codes of the example's images are not in its tokens (`example_of`).
     """
     if (example.code_index != NO_INDEX).any():
         raise ValueError("the example's codes are not filled in yet: see example_of")
@@ -37,9 +39,9 @@ def attention_weights(model, example: Example) -> np.ndarray:
     block = DecoderBlock(config, model.module.dtype)
     weights = []
     for layer in range(config.depth):
-        own = {"params": params["layers"][str(layer)]}
-        (x, _), seen = block.apply(
-            own,
+        variables = {"params": params["layers"][str(layer)]}
+        (x, _), captured = block.apply(
+            variables,
             x,
             rope,
             jnp.ones_like(positions),
@@ -47,14 +49,14 @@ def attention_weights(model, example: Example) -> np.ndarray:
             True,
             capture_intermediates=_is_query_or_key,
         )
-        seen = seen["intermediates"]["attention"]
-        q, k = (apply_rope(seen[name]["__call__"][0], rope)[0] for name in ("q_norm", "k_norm"))
+        captured = captured["intermediates"]["attention"]
+        q, k = (apply_rope(captured[name]["__call__"][0], rope)[0] for name in ("q_norm", "k_norm"))
         weights.append(_softmax(q, jnp.repeat(k, config.heads // config.kv_heads, axis=1)))
     return np.stack(weights)
 
 
 def _embedded(model, example: Example) -> jax.Array:
-    """[1, T, D]"""
+    """Embeddings and features [1, T, D] of the example's tokens, as the decoder reads them."""
 
     def embed(module):
         features = module.features(example.crops[None]) if len(example.crops) else None
@@ -70,5 +72,5 @@ def _is_query_or_key(module, _) -> bool:
 def _softmax(q: jax.Array, k: jax.Array) -> np.ndarray:
     """[T, N, H] twice -> float32[N, T, T], causal."""
     scores = jnp.einsum("tnh,snh->nts", q, k).astype(jnp.float32) / q.shape[-1] ** 0.5
-    seen = jnp.tril(jnp.ones(scores.shape[1:], bool))
-    return np.asarray(jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1))
+    causal = jnp.tril(jnp.ones(scores.shape[1:], bool))
+    return np.asarray(jax.nn.softmax(jnp.where(causal, scores, -jnp.inf), axis=-1))

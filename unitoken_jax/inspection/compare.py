@@ -33,52 +33,61 @@ def compare(model: str | os.PathLike, record: str | os.PathLike) -> list[str]:
     """
     config, params, _, _ = open_model(model)
     with np.load(record, allow_pickle=False) as file:
-        found = {name: file[name] for name in file.files}
-    parts = [part for part, keys in KEYS.items() if all(f"{part}/{key}" in found for key in keys)]
-    if not parts:
+        arrays = {name: file[name] for name in file.files}
+    networks = [
+        network for network, keys in KEYS.items() if all(f"{network}/{key}" in arrays for key in keys)
+    ]
+    if not networks:
         raise ValueError(
             f"{record} holds no record of a decoder or SigLIP: make it with launch/record_torch.py"
         )
     lines = [f"{'largest difference / root mean square of':<44}{'alone':>10}{'in sequence':>13}"]
-    for part in parts:
-        if part not in params.tree:
-            raise ValueError(f"{model} has no {part}, which {record} has")
-        own = {key: found[f"{part}/{key}"] for key in KEYS[part]}
-        depth = getattr(config, part).depth
-        if own["states"].shape[0] != depth + 1 or own["states"].shape[-1] != getattr(config, part).width:
+    for network in networks:
+        if network not in params.tree:
+            raise ValueError(f"{model} has no {network}, which {record} has")
+        recorded, sizes = {key: arrays[f"{network}/{key}"] for key in KEYS[network]}, getattr(config, network)
+        states = recorded["states"].shape
+        if states[0] != sizes.depth + 1 or states[-1] != sizes.width:
             raise ValueError(
-                f"{record}: {part}/states is {own['states'].shape}; the model has {depth} layers of width "
-                f"{getattr(config, part).width}: it is another model's record"
+                f"{record}: {network}/states is {states}; the model has {sizes.depth} layers of width "
+                f"{sizes.width}: it is another model's record"
             )
         with jax.default_matmul_precision("highest"):
-            for name, alone, running in _PARTS[part](getattr(config, part), params, own):
-                lines.append(f"{part + ': ' + name:<44}{alone:>10.1e}{running:>13.1e}")
+            for name, alone, running in _TABLES[network](sizes, params, recorded):
+                lines.append(f"{network + ': ' + name:<44}{alone:>10.1e}{running:>13.1e}")
     return lines
 
 
-def _apart(value: jax.Array, expected: np.ndarray) -> float:
+def _difference(value: jax.Array, expected: np.ndarray) -> float:
+    """The largest difference of two arrays, in units of the root mean square of `expected`."""
     scale = np.sqrt(np.mean(np.square(expected, dtype=np.float64)))
     return float(np.max(np.abs(np.asarray(value, np.float32) - expected)) / max(scale, 1e-12))
 
 
-def _below(params: StoredParams, prefix: str, layer: int | None = None) -> dict:
+def _read(params: StoredParams, prefix: str, layer: int | None = None) -> dict:
+    """The parameters below `prefix` in float32; of a stack, those of one `layer`."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params.read_below(prefix, layer))
 
 
 def _layers(
     params: StoredParams, prefix: str, states: np.ndarray, block: Callable
 ) -> Generator[tuple[str, float, float], None, jax.Array]:
-    """Rows of the table for the stacked layers below `prefix`, and at the end our own last state."""
+    """Rows of the table, (name, difference alone, difference in sequence), for the stacked layers below
+    `prefix`; returns the last state of the sequence.
+
+    `states` float32[L + 1, T, D] are the recorded input of the first layer and every layer's output.
+    """
     running = jnp.asarray(states[0])
     for i in range(len(states) - 1):
-        weights = _below(params, prefix, i)
+        weights = _read(params, prefix, i)
         running = block(weights, running)
         alone = block(weights, jnp.asarray(states[i]))
-        yield f"layer {i}", _apart(alone, states[i + 1]), _apart(running, states[i + 1])
+        yield f"layer {i}", _difference(alone, states[i + 1]), _difference(running, states[i + 1])
     return running
 
 
 def _decoder(config, params, record) -> Iterator[tuple[str, float, float]]:
+    """Rows of the table for the decoder, from embeddings to logits."""
     states = record["states"]
     tokens = record["tokens"]
     positions = jnp.arange(len(tokens))[None]
@@ -90,20 +99,21 @@ def _decoder(config, params, record) -> Iterator[tuple[str, float, float]]:
         return x[0]
 
     embedded = params.read("decoder/embed/embedding")[tokens].astype(np.float32)
-    yield "embeddings", _apart(embedded, states[0]), _apart(embedded, states[0])
+    yield "embeddings", _difference(embedded, states[0]), _difference(embedded, states[0])
     running = yield from _layers(params, "decoder/layers", states, block)
-    scale = {"params": _below(params, "decoder/norm")}
+    scale = {"params": _read(params, "decoder/norm")}
     norm = RMSNorm(config.norm_eps)
     alone, running = (jnp.asarray(norm.apply(scale, x)) for x in (jnp.asarray(states[-1]), running))
-    yield "final norm", _apart(alone, record["hidden"]), _apart(running, record["hidden"])
-    head, last = _below(params, "decoder/lm_head")["kernel"], len(record["logits"])
+    yield "final norm", _difference(alone, record["hidden"]), _difference(running, record["hidden"])
+    head, last = _read(params, "decoder/lm_head")["kernel"], len(record["logits"])
     alone, running = (x[-last:] @ head for x in (jnp.asarray(record["hidden"]), running))
-    yield "logits", _apart(alone, record["logits"]), _apart(running, record["logits"])
+    yield "logits", _difference(alone, record["logits"]), _difference(running, record["logits"])
     differ = [np.mean(x.argmax(-1) != record["logits"].argmax(-1)) for x in (alone, running)]
     yield "share of likeliest tokens that differ", *differ
 
 
 def _siglip(config, params, record) -> Iterator[tuple[str, float, float]]:
+    """Rows of the table for SigLIP, from its first layer's input to its features."""
     states = record["states"]
 
     @jax.jit
@@ -111,10 +121,14 @@ def _siglip(config, params, record) -> Iterator[tuple[str, float, float]]:
         return SiglipBlock(config).apply({"params": weights}, x[None])[0][0]
 
     yield from _layers(params, "siglip/layers", states, block)
-    weights = _below(params, "siglip")
+    weights = _read(params, "siglip")
     alone: Any = LayerNorm(config.norm_eps).apply({"params": weights["norm"]}, jnp.asarray(states[-1]))
     whole = jax.jit(Siglip(config).apply)({"params": weights}, record["image"][None])[0]
-    yield "features (from pixels)", _apart(alone, record["features"]), _apart(whole, record["features"])
+    yield (
+        "features (from pixels)",
+        _difference(alone, record["features"]),
+        _difference(whole, record["features"]),
+    )
 
 
-_PARTS = {"decoder": _decoder, "siglip": _siglip}
+_TABLES = {"decoder": _decoder, "siglip": _siglip}

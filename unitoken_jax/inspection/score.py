@@ -20,11 +20,11 @@ from unitoken_jax.train.loss import LossSums, cross_entropy
 from unitoken_jax.unitoken import UniToken
 
 CHUNK = 1024  # supervised positions whose logits exist at one time
-_STEP = 256  # rows are padded to multiples of this, so that few programs are compiled
+_LENGTH_STEP = 256  # rows are padded to multiples of this, so that few programs are compiled
 
 
 def score(model: UniToken | str | os.PathLike, data: str | os.PathLike) -> Iterator[dict]:
-    """One dict a conversation of file `data`: index, loss, z_loss, supervised_tokens, length.
+    """A dict for each conversation of file `data`: index, loss, z_loss, supervised_tokens, length.
 
     `loss` (cross-entropy in nats) and `z_loss` (logsumexp squared) are means over supervised tokens, None
     where there are none. Discrete tokens are made by the model's own VQ encoder.
@@ -50,8 +50,8 @@ def score(model: UniToken | str | os.PathLike, data: str | os.PathLike) -> Itera
 def score_file(
     model: UniToken | str | os.PathLike, data: str | os.PathLike, out: str | os.PathLike
 ) -> pathlib.Path:
-    """`score`, one JSON object a line, to file `out` at the end."""
-    lines = [json.dumps(each) + "\n" for each in score(model, data)]
+    """Writes `score`'s dicts to file `out`, a JSON object a line, when all are there; returns its path."""
+    lines = [json.dumps(result) + "\n" for result in score(model, data)]
     out = pathlib.Path(out)
     out.write_text("".join(lines), encoding="utf-8")
     return out
@@ -59,7 +59,7 @@ def score_file(
 
 def _row(example: Example, config: ModelConfig) -> Batch:
     """The example as a batch of one row, padded at the right."""
-    length = -(-len(example.tokens) // _STEP) * _STEP
+    length = -(-len(example.tokens) // _LENGTH_STEP) * _LENGTH_STEP
     data = DataConfig(row_length=length, row_crops=len(example.crops), codes="offline")
     return batch_of([[example]], data, config)
 

@@ -24,12 +24,14 @@ from unitoken_jax.sequence.tokenizer import Tokenizer
 TEXT, CONTROL, DISCRETE, CONTINUOUS = "text", "control", "discrete", "continuous"
 _COLOURS = {TEXT: "37", CONTROL: "90", DISCRETE: "36", CONTINUOUS: "35"}  # ANSI: white, grey, cyan, magenta
 _UNDERLINE, _PLAIN = "4", "\x1b[0m"
-_SIDE, _GAP, _LINE = 192, 8, 16  # px on a sheet: an image, between images, a line of words
+# On a sheet, in px: the longer side of an image, the space between images, the height of a line of words.
+_SIDE, _GAP, _LINE = 192, 8, 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Neighbouring tokens of one kind. `words` says what they are; `learnt`: they have labels."""
+    """`length` neighbouring tokens from `start` on, of one kind (TEXT, CONTROL, DISCRETE, CONTINUOUS) and all
+    `learnt` (with labels) or all not. `words`: the text, the control tokens' names, or how many there are."""
 
     kind: str
     learnt: bool
@@ -39,25 +41,25 @@ class Run:
 
 
 def token_kinds(example: Example, tokenizer: Tokenizer) -> np.ndarray:
-    """str[n]: the kind of each token. New-lines between rows of codes or features belong to them."""
-    found = np.full(len(example.tokens), TEXT, object)
-    found[[tokenizer.is_control(token) for token in example.tokens.tolist()]] = CONTROL
+    """The kind of each token, str[n]. A new-line after a row of codes or features is of the row's kind."""
+    kinds = np.full(len(example.tokens), TEXT, object)
+    kinds[[tokenizer.is_control(token) for token in example.tokens.tolist()]] = CONTROL
     codes = tokenizer.vocabulary.codes_of_ids
-    found[codes[np.clip(example.tokens, 0, len(codes) - 1)] >= 0] = DISCRETE
-    found[example.code_index != NO_INDEX] = DISCRETE
-    found[example.image_feature_index != NO_INDEX] = CONTINUOUS
+    kinds[codes[np.clip(example.tokens, 0, len(codes) - 1)] >= 0] = DISCRETE
+    kinds[example.code_index != NO_INDEX] = DISCRETE
+    kinds[example.image_feature_index != NO_INDEX] = CONTINUOUS
     lines = np.flatnonzero(example.tokens == tokenizer.vocabulary.new_line)
-    for place in lines[lines > 0].tolist():
-        if found[place - 1] in (DISCRETE, CONTINUOUS):
-            found[place] = found[place - 1]
-    return found
+    for i in lines[lines > 0].tolist():
+        if kinds[i - 1] in (DISCRETE, CONTINUOUS):
+            kinds[i] = kinds[i - 1]
+    return kinds
 
 
 def token_runs(example: Example, tokenizer: Tokenizer) -> list[Run]:
     """The example as runs of one kind that are all learnt or all not."""
     kind, learnt = token_kinds(example, tokenizer), example.labels >= 0
     changes = np.flatnonzero((kind[1:] != kind[:-1]) | (learnt[1:] != learnt[:-1])) + 1
-    found = []
+    runs = []
     for start, end in zip([0, *changes], [*changes, len(kind)]):
         ids = example.tokens[start:end].tolist()
         if kind[start] == TEXT:
@@ -66,20 +68,20 @@ def token_runs(example: Example, tokenizer: Tokenizer) -> list[Run]:
             words = "".join(tokenizer.name(token) for token in ids)
         else:
             words = f"[{end - start} {kind[start]}]"
-        found.append(Run(kind[start], bool(learnt[start]), int(start), int(end - start), words))
-    return found
+        runs.append(Run(kind[start], bool(learnt[start]), int(start), int(end - start), words))
+    return runs
 
 
-def format_runs(found: list[Run], colour: bool) -> str:
-    """One text of all runs; see the module for what colours and marks mean."""
+def format_runs(runs: list[Run], colour: bool) -> str:
+    """One text of all runs, with ANSI colours or, without `colour`, with {braces} around what is learnt."""
     if not colour:
-        return "".join("{" + run.words + "}" if run.learnt else run.words for run in found)
-    codes = [_COLOURS[run.kind] + (";" + _UNDERLINE) * run.learnt for run in found]
-    return "".join(f"\x1b[{code}m{run.words}{_PLAIN}" for code, run in zip(codes, found))
+        return "".join("{" + run.words + "}" if run.learnt else run.words for run in runs)
+    codes = [_COLOURS[run.kind] + (";" + _UNDERLINE) * run.learnt for run in runs]
+    return "".join(f"\x1b[{code}m{run.words}{_PLAIN}" for code, run in zip(codes, runs))
 
 
 def legend(colour: bool) -> str:
-    """What the colours of `coloured` mean."""
+    """One line that says what the colours and marks of `format_runs` mean."""
     if not colour:
         return "[n discrete] VQ codes, [n continuous] SigLIP features, {learnt}"
     shown = [Run(kind, False, 0, 1, kind) for kind in _COLOURS] + [Run(TEXT, True, 0, 1, "learnt")]
@@ -87,15 +89,16 @@ def legend(colour: bool) -> str:
 
 
 def counts(example: Example, tokenizer: Tokenizer) -> str:
-    """ "40 tokens: 9 text (3 learnt), 20 discrete, ...; 2 crops"."""
+    """How many tokens of each kind `example` has: "40 tokens: 9 text (3 learnt), 20 discrete, ...; 2
+    crops"."""
     kind, learnt = token_kinds(example, tokenizer), example.labels >= 0
-    parts = []
-    for each in _COLOURS:
-        here = kind == each
-        if here.any():
-            note = f" ({int((here & learnt).sum())} learnt)" if (here & learnt).any() else ""
-            parts.append(f"{int(here.sum())} {each}{note}")
-    return f"{len(kind)} tokens: {', '.join(parts)}; {len(example.crops)} crops"
+    phrases = []
+    for name in _COLOURS:
+        of_kind = kind == name
+        if of_kind.any():
+            note = f" ({int((of_kind & learnt).sum())} learnt)" if (of_kind & learnt).any() else ""
+            phrases.append(f"{int(of_kind.sum())} {name}{note}")
+    return f"{len(kind)} tokens: {', '.join(phrases)}; {len(example.crops)} crops"
 
 
 def inspect_data(
@@ -107,10 +110,15 @@ def inspect_data(
     sheet: pathlib.Path | None = None,
     colour: bool = False,
 ) -> list[str]:
-    """Lines on a data set (size, bad rows by reason) and on examples `rows`, counted from 0.
+    """Lines about a data set (its size, its bad rows by reason) and about some of its examples.
 
-    `sheet` is a PNG file for the images of the first of them. Raises ValueError for a row that is not
-    there, and as `sequence.build` for a bad one.
+    Args:
+      source: the data set.
+      model, tokenizer: what makes sequences of its conversations.
+      rows: numbers of the examples, counted from 0.
+      sheet: a PNG file to write, with the images and crops of the first of them; None: none.
+      colour: with ANSI colours.
+    Raises ValueError for a row that is not there; ConversationError or ImageError for a bad one.
     """
     index = open_index(source, model, tokenizer, on_error=lambda error: None)
     lines = [*_summary(index), legend(colour)]
@@ -131,7 +139,7 @@ def _summary(index: Index) -> list[str]:
     tokens = index.lengths[:, 0]
     good = tokens[tokens > 0]
     lines = [f"{index.config.path}: {len(index)} rows, {len(index) - len(good)} of them bad"]
-    reasons = collections.Counter(each.reason for each in index.bad())
+    reasons = collections.Counter(row.reason for row in index.bad())
     lines += [f"  {count} {reason}" for reason, count in sorted(reasons.items())]
     if reasons:
         lines.append(f"  each one, with file and line: {index.report}")
@@ -146,7 +154,7 @@ def _summary(index: Index) -> list[str]:
 
 
 def image_sheet(conversation: Conversation, example: Example, model: ModelConfig) -> Image.Image:
-    """Every image in a row of its own: as it is, as the VQ encoder sees it, its SigLIP crops in order."""
+    """Every image in a line of its own: as it is, as the VQ encoder sees it, its SigLIP crops in order."""
     crops, images = iter(example.crops), iter(example.images)
     strips = []
     for turn in conversation.turns:

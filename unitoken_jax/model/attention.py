@@ -1,7 +1,21 @@
 """Attention: one contract, and a kernel for each kind of device.
 
 Letters: B rows, T queries, S keys, N heads, K key heads, H head dimension. Queries are always the last T of
-the S tokens, so that part of a row can attend to what came before it.
+the S tokens, so that the end of a row can attend to what came before it.
+
+Who sees whom, in a packed row of S = 6 tokens with the segments 1 1 1 2 2 0 (0 is padding), and in a cache of
+6 slots, whose token in slot s has position s, for two rows that add tokens at the positions 1 2 and 4 5:
+
+    packed    key  0 1 2 3 4 5         cached   slot  0 1 2 3 4 5
+    query 0        x . . . . .         row 0, at 1    x x . . . .
+          1        x x . . . .                at 2    x x x . . .
+          2        x x x . . .         row 1, at 4    x x x x x .
+          3        . . . x . .                at 5    x x x x x x
+          4        . . . x x .
+          5        . . . . . x
+
+With T = 2 the queries of the packed row are 4 and 5 alone. What row 0 of the cache holds beyond slot 2 is
+left from padding or drafts: no query sees it before it is overwritten.
 """
 
 import functools
@@ -18,7 +32,7 @@ from unitoken_jax.model.sharding import partition_spec_for
 # The names under which remat policies keep the projections and attention's output.
 QKV, CONTEXT = "qkv", "context"
 # Without a fused kernel, at most so many scores of one head and row exist at one time: 16 MiB of float32.
-SCORES = 2**22
+MAX_SCORES = 2**22
 # Without a fused kernel, a row's queries are cut into so many blocks, each multiplied only with the keys
 # up to its end. Four blocks make 5/8 of the products of all pairs.
 CAUSAL_QUERY_BLOCKS = 4
@@ -52,10 +66,12 @@ def kernel_for(platform: str, head_dim: int) -> str:
 
 
 def cached_attention(q: jax.Array, k, v, positions: jax.Array) -> jax.Array:
-    """The same over a cache: k, v [B, K, S, H]; the token at `positions` int32[B, T] sees slots s <= its own.
+    """Attention over a cache: q [B, T, N, H]; k, v [B, K, S, H], or QuantizedKV of that shape -> [B, T, N,
+    H].
 
-    Heads come before slots so that a matrix product reads the cache as it lies, without a copy. Of
-    a QuantizedKV the scales join scores and weights, so that no other copy of the cache is made either.
+    A query at `positions` int32[B, T] sees the slots up to its position. Heads come before slots so that a
+    matrix product reads the cache as it lies, without a copy; a QuantizedKV's scales multiply scores and
+    weights, so that its values need no copy either.
     """
     scales = (None, None)
     if isinstance(k, QuantizedKV):
@@ -70,7 +86,8 @@ def cached_attention(q: jax.Array, k, v, positions: jax.Array) -> jax.Array:
 
 
 def _xla(q, k, v, segments):
-    """In CAUSAL_QUERY_BLOCKS, each with the keys up to its own end: what comes later is not multiplied."""
+    """The kernel without fused code: the queries in CAUSAL_QUERY_BLOCKS blocks, each multiplied with the keys
+    up to its end alone."""
     T, S = q.shape[1], k.shape[1]
     size = T // CAUSAL_QUERY_BLOCKS if T % CAUSAL_QUERY_BLOCKS == 0 and T >= 64 * CAUSAL_QUERY_BLOCKS else T
     blocks = []
@@ -93,8 +110,14 @@ def _query_block(q, k, v, segments):
 
 
 def dense_attention(q, k, v, visible, axes: str, k_scales=None, v_scales=None) -> jax.Array:
-    """[B, T, N, H] of q [B, T, N, H] and k, v of `axes`; `visible` bool[B, T, S]: may query t see key s;
-    scales float32[B, K, S] of k and v."""
+    """Attention by two matrix products, with all scores in memory; returns [B, T, N, H].
+
+    Args:
+      q: [B, T, N, H].
+      k, v: of `axes`, "bskh" or "bksh", in whole numbers where there are scales.
+      visible: bool[B, T, S], whether query t sees key s; None: all do.
+      k_scales, v_scales: float32[B, K, S] of quantized k and v, or None.
+    """
     N, H = q.shape[2:]
     K = k.shape[axes.index("k")]
     # Queries that share a key head lie one after another: an axis for them, even of one, takes XLA twice as
@@ -113,20 +136,20 @@ def dense_attention(q, k, v, visible, axes: str, k_scales=None, v_scales=None) -
 
 
 def _in_chunks(attend, S: int, *queries: jax.Array) -> jax.Array:
-    """`attend(*queries)`, arrays [B, T, ...], some queries at a time where T x S scores would fill memory."""
+    """`attend(*queries)` of arrays [B, T, ...], in chunks of T where there would be more than MAX_SCORES."""
     B, T = queries[0].shape[:2]
-    if T * S <= SCORES:
+    if T * S <= MAX_SCORES:
         return attend(*queries)
-    number = -(-T * S // SCORES)
-    each = -(-T // number)
+    count = -(-T * S // MAX_SCORES)
+    chunk_size = -(-T // count)
 
     def chunks(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, ((0, 0), (0, number * each - T)) + ((0, 0),) * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(B, number, each, *x.shape[2:]), 1, 0)
+        x = jnp.pad(x, ((0, 0), (0, count * chunk_size - T)) + ((0, 0),) * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(B, count, chunk_size, *x.shape[2:]), 1, 0)
 
     # Without remat the backward pass would keep every chunk's scores, which is what this avoids.
     y = jax.lax.map(lambda chunk: jax.checkpoint(attend)(*chunk), tuple(map(chunks, queries)))
-    return jnp.moveaxis(y, 0, 1).reshape(B, number * each, *y.shape[3:])[:, :T]
+    return jnp.moveaxis(y, 0, 1).reshape(B, count * chunk_size, *y.shape[3:])[:, :T]
 
 
 def _per_device(kernel: Callable) -> Callable:
@@ -140,7 +163,7 @@ def _per_device(kernel: Callable) -> Callable:
         queries = partition_spec_for(("batch", "seq", "heads", "head_dim"), q.shape, mesh.shape)
         keys = partition_spec_for(("batch", "seq", "kv_heads", "head_dim"), k.shape, mesh.shape)
         if queries[2] != keys[2]:  # fewer key heads than devices along that axis
-            k, v = (jnp.repeat(part, q.shape[2] // k.shape[2], axis=2) for part in (k, v))
+            k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
             keys = queries
         row = jax.sharding.PartitionSpec(queries[0], None)
         return jax.shard_map(kernel, in_specs=(queries, keys, keys, row), out_specs=queries, check_vma=False)(
@@ -151,7 +174,7 @@ def _per_device(kernel: Callable) -> Callable:
 
 
 def _blocks(length: int, largest: int) -> int:
-    """The largest multiple of 128 that divides `length`, up to `largest`."""
+    """The largest multiple of 128 up to `largest` that divides `length`. ValueError where there is none."""
     sizes = [size for size in range(128, min(length, largest) + 1, 128) if length % size == 0]
     if not sizes or length % 128:
         raise ValueError(
@@ -163,7 +186,7 @@ def _blocks(length: int, largest: int) -> int:
 
 @_per_device
 def _splash(q, k, v, segments, interpret: bool = False):
-    """JAX's splash attention for TPU, which skips blocks above the diagonal."""
+    """JAX's splash attention for TPU, which skips blocks above the diagonal; arguments as `attention`'s."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -188,15 +211,18 @@ def _splash(q, k, v, segments, interpret: bool = False):
     )
     ids = splash.SegmentIds(segments[:, S - T :], segments)
     q = (q.astype(jnp.float32) * H**-0.5).astype(q.dtype)
-    heads_first = (part.swapaxes(1, 2) for part in (q, k, v))
+    heads_first = (x.swapaxes(1, 2) for x in (q, k, v))
     return jax.vmap(run)(*heads_first, ids).swapaxes(1, 2)
 
 
 @_per_device
 def _triton(q, k, v, segments, interpret: bool = False):
-    """JAX's Pallas flash attention for GPU, which wants as many queries, and query heads, as keys."""
+    """JAX's Pallas flash attention for GPU; arguments as `attention`'s.
+
+    It wants as many queries, and query heads, as keys: zeros stand for the queries before the last T.
+    """
     (T, N, H), S = q.shape[1:], k.shape[1]
-    k, v = (jnp.repeat(part, N // k.shape[2], axis=2) for part in (k, v))
+    k, v = (jnp.repeat(x, N // k.shape[2], axis=2) for x in (k, v))
     q = jnp.pad(q, ((0, 0), (S - T, 0), (0, 0), (0, 0)))
     block = min(_blocks(S, 128), 64 if H > 64 else 128)
     return _flash(q, k, v, segments, block, interpret)[:, S - T :]

@@ -34,7 +34,7 @@ from unitoken_jax.model.sharding import shard
 _INIT = Normal(0.02)
 
 
-Entries = jax.Array | QuantizedKV
+Entries = jax.Array | QuantizedKV  # a layer's keys or values in a cache
 
 
 class Cache(NamedTuple):
@@ -62,7 +62,8 @@ def _placed(entries: jax.Array) -> jax.Array:
 
 
 def _write(old: Entries, positions: jax.Array, new: jax.Array) -> Entries:
-    """Puts [B, T, K, H] into their slots of [B, K, S, H]; positions outside are dropped."""
+    """`old` [B, K, S, H] with `new` [B, T, K, H] in the slots `positions` int32[B, T]; those outside it are
+    dropped."""
     if isinstance(old, QuantizedKV):
         codes, scales = quantize_entries(new)
         return QuantizedKV(_write_array(old[0], positions, codes), _write_array(old[1], positions, scales))
@@ -114,9 +115,11 @@ def stack_layers(params: Mapping) -> dict:
 
 
 class Attention(nn.Module):
-    """[B, T, D] -> [B, T, D], over the T tokens and what came before them, and the keys and values of both.
+    """[B, T, D] -> [B, T, D] and (keys, values), over the T tokens and what came before them.
 
-    What came before is `before` (k, v [B, S - T, K, H]) in packed rows, `segments` int32[B, S], or a `cache`.
+    In packed rows with `segments` int32[B, S] what came before is `before`, keys and values [B, S - T, K, H],
+    and the result's are of all S tokens; in decoding it is a layer's `cache`, and the result's are that cache
+    with the T tokens in it.
     """
 
     config: DecoderConfig
@@ -141,15 +144,15 @@ class Attention(nn.Module):
         q = apply_rope(QKNorm(c.qk_norm_shards, self.dtype, name="q_norm")(q), rope)
         k = apply_rope(QKNorm(c.qk_norm_shards, self.dtype, name="k_norm")(k), rope)
         if cache is not None:
-            seen = _write(cache[0], positions, k), _write(cache[1], positions, v)
-            y = cached_attention(q, *seen, positions)
+            keys_values = _write(cache[0], positions, k), _write(cache[1], positions, v)
+            y = cached_attention(q, *keys_values, positions)
         else:
-            seen = k, v
+            keys_values = k, v
             if before is not None:
-                seen = tuple(jnp.concatenate(both, axis=1) for both in zip(before, seen))
-            y = attention(q, *seen, segments, self.kernel)
+                keys_values = tuple(jnp.concatenate(both, axis=1) for both in zip(before, keys_values))
+            y = attention(q, *keys_values, segments, self.kernel)
         y = rearrange(y, "b t n h -> b t (n h)")
-        return Dense(D, ("heads", "embed"), False, _branch_init(c), self.dtype, name="o")(y), seen
+        return Dense(D, ("heads", "embed"), False, _branch_init(c), self.dtype, name="o")(y), keys_values
 
 
 class MLP(nn.Module):
@@ -190,18 +193,19 @@ class DecoderBlock(nn.Module):
         self.dropout = nn.Dropout(c.dropout)
 
     def __call__(self, x, rope, segments, positions, deterministic: bool):
-        """x [B, T, D] -> [B, T, D], None.
+        """x [B, T, D] -> ([B, T, D], None), what a scan over layers expects.
 
-        No gradient goes through the first `frozen_prefix_length` tokens of a row.
+        `rope` is `layers.rope_table`'s, `segments` and `positions` int32[B, T] are a Batch's. No gradient
+        goes through the first `frozen_prefix_length` tokens of a row.
         """
         n = self.frozen_prefix_length
         if n == 0:
             return self._layer(x, rope, segments, positions, deterministic)[0], None
         # Two blocks of tokens, the second attending to both: the backward pass is of the second's size.
         first, second = jax.lax.stop_gradient(x[:, :n]), x[:, n:]
-        rope_first, rope_second = (tuple(part[:, at] for part in rope) for at in (slice(n), slice(n, None)))
-        first, seen = self._layer(first, rope_first, segments[:, :n], None, deterministic)
-        second, _ = self._layer(second, rope_second, segments, None, deterministic, before=seen)
+        rope_first, rope_second = tuple(x[:, :n] for x in rope), tuple(x[:, n:] for x in rope)
+        first, keys_values = self._layer(first, rope_first, segments[:, :n], None, deterministic)
+        second, _ = self._layer(second, rope_second, segments, None, deterministic, before=keys_values)
         return jnp.concatenate([first, second], axis=1), None
 
     def extend(self, x, rope, positions, cache: tuple[jax.Array, jax.Array]):
@@ -216,10 +220,10 @@ class DecoderBlock(nn.Module):
             return shard(x + y, "batch", "seq", "act_embed")
 
         y = self.attention_norm(x) if before else x
-        y, seen = self.attention(y, rope, segments, positions, **earlier)
+        y, keys_values = self.attention(y, rope, segments, positions, **earlier)
         x = add(x, y, self.attention_norm)
         y = self.mlp(self.mlp_norm(x) if before else x)
-        return add(x, y, self.mlp_norm), seen
+        return add(x, y, self.mlp_norm), keys_values
 
 
 class Decoder(nn.Module):

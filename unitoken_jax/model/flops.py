@@ -49,11 +49,12 @@ def example(length, supervised, prefix=None, crops=0, images=0) -> Work:
     length = np.asarray(length, float)
     prefix = length if prefix is None else np.asarray(prefix, float)
     suffix = length - prefix
-    each = (length, _causal(length), supervised, suffix, _causal(suffix), suffix * prefix, crops, images)
-    return Work(*(float(np.sum(one)) for one in each))
+    fields = (length, _causal(length), supervised, suffix, _causal(suffix), suffix * prefix, crops, images)
+    return Work(*(float(np.sum(field)) for field in fields))
 
 
 def _causal(length):
+    """Pairs of `length` tokens that each see themselves and those before them."""
     return length * (length + 1) / 2
 
 
@@ -62,28 +63,28 @@ def batch_work(model: ModelConfig, batch: Mapping[str, Any]) -> Work:
 
     Crops and images that only pad the batch do not count.
     """
-    segments, soft = np.asarray(batch["segments"]), np.asarray(batch["image_feature_index"])
+    segments, feature_index = np.asarray(batch["segments"]), np.asarray(batch["image_feature_index"])
     rows = len(segments)
     number = int(segments.max(initial=0)) + 1
     # One id for each (row, example); padding is example 0 of its row and thrown away.
     ids = (segments + number * np.arange(rows)[:, None]).ravel()
     lengths = np.bincount(ids, minlength=rows * number)
     prefixes = lengths.copy()  # tokens before the first continuous one, wherever in the row they lie
-    has = (soft >= 0).ravel()
-    np.minimum.at(prefixes, ids[has], np.asarray(batch["positions"]).ravel()[has])
+    is_feature = (feature_index >= 0).ravel()
+    np.minimum.at(prefixes, ids[is_feature], np.asarray(batch["positions"]).ravel()[is_feature])
     real = (lengths > 0) & (np.arange(rows * number) % number > 0)
     images = 0
     if "images" in batch:
         height, width = batch["images"].shape[2:4]
         images = _used(batch["code_index"], height // model.vq.stride * (width // model.vq.stride))
     supervised = int(np.count_nonzero(np.asarray(batch["labels"]) >= 0))
-    work = example(lengths[real], supervised, prefixes[real], _used(soft, model.siglip.patches), images)
-    return work
+    crops = _used(feature_index, model.siglip.patches)
+    return example(lengths[real], supervised, prefixes[real], crops, images)
 
 
-def _used(index, each: int) -> int:
+def _used(index, block_size: int) -> int:
     """How many blocks of `each` features the rows of int32[B, T] `index` point into."""
-    return sum(len(np.unique(row[row >= 0] // each)) for row in np.asarray(index))
+    return sum(len(np.unique(row[row >= 0] // block_size)) for row in np.asarray(index))
 
 
 def forward(model: ModelConfig, work: Work) -> dict[str, float]:
@@ -189,5 +190,5 @@ DEVICES = (
 
 def device(kind: str) -> Device | None:
     """The entry of a jax `device_kind` ("TPU v5 lite", "NVIDIA H100 80GB HBM3") or name ("v5e"), or None."""
-    named = (one for one in DEVICES if kind == one.name)
-    return next(named, next((one for one in DEVICES if kind.startswith(one.kinds)), None))
+    named = (device for device in DEVICES if kind == device.name)
+    return next(named, next((device for device in DEVICES if kind.startswith(device.kinds)), None))

@@ -64,7 +64,7 @@ def _abstract_vqgan(config: VQConfig) -> dict:
 def _draw(abstract: dict, seed: int, mesh: Mesh | None) -> dict:
     """Random values for a tree of boxed ShapeDtypeStructs, one leaf at a time in host memory."""
 
-    def one(path, box: LogicallyPartitioned, layout) -> jax.Array:
+    def draw_leaf(path, box: LogicallyPartitioned, layout) -> jax.Array:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         layers = box.names[0] == "layers"
         assert isinstance(box.init, Normal), name
@@ -77,8 +77,8 @@ def _draw(abstract: dict, seed: int, mesh: Mesh | None) -> dict:
         jax.tree_util.tree_map_with_path, is_leaf=lambda leaf: isinstance(leaf, LogicallyPartitioned)
     )
     if mesh is None:
-        return boxed(lambda path, box: one(path, box, None), abstract)
-    return boxed(one, abstract, shardings(mesh, abstract))
+        return boxed(lambda path, box: draw_leaf(path, box, None), abstract)
+    return boxed(draw_leaf, abstract, shardings(mesh, abstract))
 
 
 def _normal(init: Normal, shape: tuple[int, ...], layers: bool, seed: tuple[int, int]) -> np.ndarray:
@@ -88,8 +88,8 @@ def _normal(init: Normal, shape: tuple[int, ...], layers: bool, seed: tuple[int,
         return value
 
     def draw(item: tuple[int, np.ndarray]) -> None:
-        number, part = item
-        part += init.std * np.random.default_rng((*seed, number)).standard_normal(part.shape, np.float32)
+        number, layer = item
+        layer += init.std * np.random.default_rng((*seed, number)).standard_normal(layer.shape, np.float32)
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         list(pool.map(draw, enumerate(value if layers else value[None])))

@@ -1,4 +1,4 @@
-"""The pieces the networks share: Dense, norms, embedding, rotary positions, stacking of blocks.
+"""What the networks share: Dense, norms, embedding, rotary positions, stacking of blocks.
 
 Kernels are two-dimensional, [in, out], with the heads merged into one axis of N * H: that is how the
 published files store them (transposed), every projection is one plain matrix product on each backend, and
@@ -22,7 +22,9 @@ from unitoken_jax.model.sharding import constrain_last_axis, shard, unshard_fsdp
 
 Dtype = jnp.dtype | type
 Remat = Literal["none", "dots", "qkv", "full"]
-PRODUCT = "product"  # jax's policies for products do not see those within a custom_vjp, as `matmul`'s are
+# The name under which remat policies keep a `Dense`'s product: jax's own policies for products do not see
+# those within a custom_vjp, as `matmul`'s are.
+PRODUCT = "product"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +192,7 @@ def rope_table(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.A
 
 def apply_rope(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Rotary positions on [B, T, N, H]: channel i turns with channel i + H / 2 (half-split), in float32."""
-    cos, sin = (part[:, :, None] for part in table)
+    cos, sin = (angles[:, :, None] for angles in table)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 

@@ -17,12 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-QUANTIZED_KERNELS = re.compile(
-    r"^decoder/layers/.*/kernel$"
-)  # embeddings, lm_head, SigLIP and VQ-GAN stay as they are
+# Paths of the kernels that are quantized. Embeddings, lm_head, SigLIP and VQ-GAN stay as they are.
+QUANTIZED_KERNELS = re.compile(r"^decoder/layers/.*/kernel$")
 BITS = {"int8": 8, "int4": 4}
 GROUP = 128  # inputs that share a scale in 4 bits
-_HIGHEST = 127 * 256  # of the whole numbers that x becomes
+_MAX_WHOLE = 127 * 256  # the largest of the whole numbers that x becomes
 
 
 @flax.struct.dataclass
@@ -44,18 +43,24 @@ class QuantizedKernel:
 
 
 def _in_bytes(rows: jax.Array, kernel: jax.Array) -> jax.Array:
-    """float32[G, R, out] of rows [G, R, in] and whole numbers [G, in, out]: an int8 product of two bytes."""
+    """float32[G, R, out] of rows [G, R, in] and a kernel of whole numbers [G, in, out].
+
+    A row becomes whole numbers of 16 bits and a scale; their high and low bytes are rows of one int8 product.
+    """
     rows = rows.astype(jnp.float32)
-    step = jnp.maximum(jnp.max(jnp.abs(rows), axis=-1, keepdims=True), 1e-30) / _HIGHEST
+    step = jnp.maximum(jnp.max(jnp.abs(rows), axis=-1, keepdims=True), 1e-30) / _MAX_WHOLE
     whole = jnp.round(rows / step)
     high = jnp.floor((whole + 128) / 256)
-    parts = jnp.concatenate([high, whole - 256 * high], axis=1).astype(jnp.int8)
-    high, low = jnp.split(_batched(parts, kernel.astype(jnp.int8), jnp.int32).astype(jnp.float32), 2, axis=1)
+    stacked_bytes = jnp.concatenate([high, whole - 256 * high], axis=1).astype(jnp.int8)
+    high, low = jnp.split(
+        _batched(stacked_bytes, kernel.astype(jnp.int8), jnp.int32).astype(jnp.float32), 2, axis=1
+    )
     return (256 * high + low) * step
 
 
 def _converting(rows: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The same in rows' dtype: on a GPU, XLA's Triton kernels convert what they read."""
+    """As `_in_bytes`, as a product in the rows' dtype: on a GPU, XLA's Triton kernels convert what they
+    read."""
     return _batched(rows, kernel.astype(rows.dtype), jnp.float32)
 
 

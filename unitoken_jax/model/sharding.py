@@ -148,9 +148,11 @@ def shardings(mesh: Mesh, boxed_tree):
     A leaf without a box is replicated.
     """
 
-    def one(leaf) -> NamedSharding:
+    def leaf_sharding(leaf) -> NamedSharding:
         names = leaf.names if isinstance(leaf, LogicallyPartitioned) else (None,) * leaf.ndim
         shape = leaf.value.shape if isinstance(leaf, LogicallyPartitioned) else leaf.shape
         return NamedSharding(mesh, partition_spec_for(names, shape, mesh.shape))
 
-    return jax.tree.map(one, boxed_tree, is_leaf=lambda leaf: isinstance(leaf, LogicallyPartitioned))
+    return jax.tree.map(
+        leaf_sharding, boxed_tree, is_leaf=lambda leaf: isinstance(leaf, LogicallyPartitioned)
+    )

@@ -19,9 +19,9 @@ from unitoken_jax.model.vqgan import VQModel
 class UniTokenModel(nn.Module):
     """SigLIP, adapter and decoder. Methods are called with `module.apply({"params": p}, ..., method=...)`.
 
-    Parameters: siglip, adapter, decoder; a "vqgan" beside them in `p` is not looked at.
-    `dtype` is the computation's; `remat` says what a layer keeps for its backward pass, `scan` False unrolls
-    the loop over layers, `kernel` and `frozen_prefix_length` are the Decoder's.
+    Parameters: siglip, adapter, decoder; a "vqgan" beside them in `p` is not read. `dtype` is that of the
+    computation, `cache_dtype` that of keys and values in the cache (None: `dtype`; int8 has scales beside
+    it). `remat` and `scan` are `layers.scan_layers`'s, `kernel` and `frozen_prefix_length` the Decoder's.
     """
 
     config: ModelConfig
@@ -30,7 +30,7 @@ class UniTokenModel(nn.Module):
     scan: bool = True
     kernel: str = "xla"
     frozen_prefix_length: int = 0
-    cache_dtype: Dtype | None = None  # None: `dtype`; int8 has scales beside it
+    cache_dtype: Dtype | None = None
 
     def setup(self):
         c = self.config
@@ -55,18 +55,18 @@ class UniTokenModel(nn.Module):
         return self.adapter(features.reshape(B, -1, features.shape[-1]))
 
     def embed(self, tokens: jax.Array, image_feature_index=None, features=None) -> jax.Array:
-        """int32[B, T] -> [B, T, D]; that row of `features` where `image_feature_index`
-        int32[B, T] is not -1."""
+        """Embeddings [B, T, D] of `tokens` int32[B, T]; where `image_feature_index` int32[B, T] is not -1,
+        that row of `features` [B, C * P, D] in place of the token's."""
         x = self.decoder.embed(tokens)
         if features is None or features.shape[1] == 0:
             return x
-        soft = jnp.take_along_axis(features, jnp.maximum(image_feature_index, 0)[..., None], axis=1)
-        return shard(jnp.where(image_feature_index[..., None] < 0, x, soft), "batch", "seq", "act_embed")
+        selected = jnp.take_along_axis(features, jnp.maximum(image_feature_index, 0)[..., None], axis=1)
+        return shard(jnp.where(image_feature_index[..., None] < 0, x, selected), "batch", "seq", "act_embed")
 
     def hidden(self, batch, deterministic: bool = True) -> jax.Array:
-        """Batch (of batch.py, without crops where there are none) -> [B, T, D] after the final norm.
+        """Hidden states [B, T, D], after the final norm, of a Batch (batch.py), which may lack `crops`.
 
-        Online codes must be in already (`insert_vq_tokens`): ValueError where they are not.
+        ValueError where it has images whose codes are not in its tokens yet (`insert_vq_tokens`).
         """
         if "images" in batch:
             raise ValueError(
@@ -78,7 +78,7 @@ class UniTokenModel(nn.Module):
         return self.decoder(x, batch["segments"], batch["positions"], deterministic)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """[..., D] -> float32[..., V]."""
+        """Hidden states [..., D] -> logits float32[..., V]."""
         return self.decoder.logits(hidden)
 
     def extend(self, tokens, positions, cache: Cache, image_feature_index=None, features=None):

@@ -189,7 +189,11 @@ class Decoder(nn.Module):
 
 
 class VQModel(nn.Module):
-    """The tokenizer. Parameters: encoder, decoder, quant_conv, post_quant_conv, codebook [codes, E]."""
+    """The image tokenizer: pixels -> latents -> codes, and codes -> pixels.
+
+    Parameters: encoder, decoder, quant_conv, post_quant_conv, codebook float32[codes, E]. `tokenize` and
+    `decode` are what using it takes; `__call__` is what training it takes.
+    """
 
     config: VQConfig
     dtype: Dtype = jnp.float32
@@ -220,7 +224,7 @@ class VQModel(nn.Module):
         return self.decode(straight_through), losses, codes
 
     def encode(self, images: jax.Array) -> jax.Array:
-        """uint8, or float in [-1, 1], [B, H, W, 3] -> latents [B, h, w, E].
+        """Latents [B, h, w, E] of images uint8[B, H, W, 3] (normalised here), or of floats in [-1, 1].
 
         ValueError where H or W is not a multiple of the stride.
         """
@@ -231,22 +235,23 @@ class VQModel(nn.Module):
         return self.quant_conv(self.encoder(to_unit(images, self.dtype)))
 
     def quantize(self, latents: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Latents [B, h, w, E] -> the nearest codes' vectors float32[B, h, w, E] and int32[B, h, w]."""
-        book = self.codebook
+        """(vectors float32[B, h, w, E], codes int32[B, h, w]) nearest to latents [B, h, w, E]."""
         # Full precision on every backend: a rounded product picks other codes.
         product = jnp.einsum(
-            "bhwe,ne->bhwn", latents.astype(jnp.float32), book, precision=jax.lax.Precision.HIGHEST
+            "bhwe,ne->bhwn", latents.astype(jnp.float32), self.codebook, precision=jax.lax.Precision.HIGHEST
         )
-        distances = jnp.sum(jnp.square(book), axis=-1) - 2.0 * product  # without |latent|^2, the same for all
+        distances = (
+            jnp.sum(jnp.square(self.codebook), axis=-1) - 2.0 * product
+        )  # without |latent|^2, the same for all
         codes = jnp.argmin(distances, axis=-1).astype(jnp.int32)
-        return jnp.take(book, codes, axis=0), codes
+        return jnp.take(self.codebook, codes, axis=0), codes
 
     def tokenize(self, images: jax.Array) -> jax.Array:
-        """Codes int32[B, h, w] of images uint8[B, H, W, 3], normalised here (or as `encode` takes them)."""
+        """Codes int32[B, h, w] of images uint8[B, H, W, 3], or of what else `encode` takes."""
         return self.quantize(self.encode(images))[1]
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """Vectors float[B, h, w, E] (quantized or not) or codes int[B, h, w] -> [B, H, W, 3], ~[-1, 1]."""
+        """Images [B, H, W, 3], about -1 to 1, of codes int[B, h, w] or of vectors float[B, h, w, E]."""
         if jnp.issubdtype(latents.dtype, jnp.integer):
             latents = jnp.take(self.codebook, latents, axis=0)
         return self.decoder(self.post_quant_conv(latents.astype(self.dtype)))
