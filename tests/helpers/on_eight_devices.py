@@ -185,14 +185,14 @@ def test_muon_is_the_same_on_a_mesh():
     rng = np.random.default_rng(0)
     shapes = {"layers/up/kernel": (2, 16, 24), "lm_head/kernel": (16, 40), "norm/scale": (16,)}
     specs = {"layers/up/kernel": P(None, "fsdp", "tensor"), "lm_head/kernel": P("fsdp", "tensor")}
-    params, slopes = (
+    params, gradients = (
         {path: rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()} for _ in range(2)
     )
-    update = jax.jit(lambda slopes, params: optimizer.update(slopes, optimizer.init(params), params)[0])
-    expected = update(slopes, params)
+    update = jax.jit(lambda gradients, params: optimizer.update(gradients, optimizer.init(params), params)[0])
+    expected = update(gradients, params)
     mesh = make_mesh("2 x 2 x 2")
     with jax.set_mesh(mesh):
         layout = {path: jax.NamedSharding(mesh, specs.get(path, P())) for path in params}
-        found = update(jax.device_put(slopes, layout), jax.device_put(params, layout))
+        found = update(jax.device_put(gradients, layout), jax.device_put(params, layout))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
     assert all(jnp.isfinite(value).all() for value in expected.values())

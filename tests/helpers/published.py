@@ -135,10 +135,10 @@ class Judge(torch.nn.Module):
         for name, weight in self.named_parameters():
             name = name.removeprefix("decoder.").replace("tower.vision_model.", "vit.")
             if weight.grad is not None:
-                slope = weight.grad
+                gradient = weight.grad
                 if "q_norm" in name or "k_norm" in name:
-                    slope = slope.reshape(self.release.shards, -1, slope.shape[-1]).sum(1)
-                found[name] = slope.numpy()
+                    gradient = gradient.reshape(self.release.shards, -1, gradient.shape[-1]).sum(1)
+                found[name] = gradient.numpy()
         return found
 
     # What the published code computes

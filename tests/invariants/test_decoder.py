@@ -56,8 +56,8 @@ def test_causality(config):
         # Squared: the sum of a normalised vector may have no gradient.
         return jnp.sum(jnp.square(module.apply({"params": params}, x, segments, positions)[0, t] + 1.0))
 
-    slopes = jax.jit(jax.vmap(jax.grad(output), in_axes=(None, 0)))(inputs(), jnp.arange(T))
-    reached = np.abs(slopes[:, 0]).max(axis=-1) > 0
+    gradients = jax.jit(jax.vmap(jax.grad(output), in_axes=(None, 0)))(inputs(), jnp.arange(T))
+    reached = np.abs(gradients[:, 0]).max(axis=-1) > 0
     same = segments[0][:, None] == segments[0]
     np.testing.assert_array_equal(reached, same & np.tri(T, dtype=bool))
 

@@ -57,12 +57,12 @@ def test_fused_kernels_are_the_plain_one(kernel, queries):
     rng = np.random.default_rng(0)
     q = rng.normal(size=(2, queries, 4, 128)).astype(np.float32)
     k, v = rng.normal(size=(2, 2, 256, 2, 128)).astype(np.float32)
-    slope = rng.normal(size=q.shape).astype(np.float32)
+    cotangent = rng.normal(size=q.shape).astype(np.float32)
     segments = np.stack([np.repeat([1, 2, 3, 0], [100, 60, 80, 16]), np.ones(256, int)]).astype(np.int32)
 
     def run(attend):
         y, back = jax.vjp(lambda q, k, v: attend(q, k, v, segments), q, k, v)
-        return y, *back(slope)
+        return y, *back(cotangent)
 
     fused = KERNELS[kernel].__wrapped__
     found = jax.jit(lambda: run(lambda *arguments: fused(*arguments, interpret=True)))()
@@ -133,8 +133,8 @@ def test_chunked_attention_has_the_gradient_and_needs_the_memory_of_a_chunk(monk
     monkeypatch.setattr(module, "CAUSAL_QUERY_BLOCKS", 1)
 
     def compiled():
-        slope = jax.grad(lambda q, k, v: jnp.sum(attention(q, k, v, segments) ** 2), argnums=(0, 1, 2))
-        return jax.jit(slope).lower(q, k, v).compile()
+        gradient = jax.grad(lambda q, k, v: jnp.sum(attention(q, k, v, segments) ** 2), argnums=(0, 1, 2))
+        return jax.jit(gradient).lower(q, k, v).compile()
 
     whole = compiled()
     monkeypatch.setattr(module, "MAX_SCORES", 256 * 8)

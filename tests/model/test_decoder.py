@@ -101,9 +101,9 @@ def test_head_norm_repeats_each_shards_row():
 
 def test_matmul_has_the_plain_products_gradient():
     rng = np.random.default_rng(0)
-    x, kernel, slope = (rng.normal(size=s).astype(np.float32) for s in ((2, 3, 5), (5, 7), (2, 3, 7)))
+    x, kernel, cotangent = (rng.normal(size=s).astype(np.float32) for s in ((2, 3, 5), (5, 7), (2, 3, 7)))
     ours = functools.partial(matmul, axes=(None, None))
-    found, expected = (jax.vjp(f, x, kernel)[1](slope) for f in (ours, jnp.matmul))
+    found, expected = (jax.vjp(f, x, kernel)[1](cotangent) for f in (ours, jnp.matmul))
     for a, b in zip(found, expected):
         np.testing.assert_allclose(a, b, atol=1e-5)
 

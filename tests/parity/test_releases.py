@@ -198,7 +198,7 @@ def test_gradients(tmp_path):
     row = batch_of([[example]], data, model.config)
 
     @jax.jit
-    def slopes(params):
+    def gradients(params):
         def total(params):
             hidden = model.module.apply({"params": params}, row, method="hidden")
             head = params["decoder"]["lm_head"]["kernel"]
@@ -206,13 +206,15 @@ def test_gradients(tmp_path):
 
         return jax.grad(total)(params)
 
-    found = flatten_dict(slopes(_stacked(model.network_params)), sep="/")
-    pairs = [disassemble(path, np.asarray(slope), {"siglip": "vit."}) for path, slope in found.items()]
-    found = {name: slope for pair in pairs for name, slope in pair}
+    found = flatten_dict(gradients(_stacked(model.network_params)), sep="/")
+    pairs = [disassemble(path, np.asarray(gradient), {"siglip": "vit."}) for path, gradient in found.items()]
+    found = {name: gradient for pair in pairs for name, gradient in pair}
     assert found.keys() <= expected.keys()
-    for name, slope in found.items():
+    for name, gradient in found.items():
         scale = np.abs(expected[name]).max()
-        np.testing.assert_allclose(slope, expected[name], rtol=0, atol=max(1e-4 * scale, 1e-7), err_msg=name)
+        np.testing.assert_allclose(
+            gradient, expected[name], rtol=0, atol=max(1e-4 * scale, 1e-7), err_msg=name
+        )
 
 
 def _stacked(params: dict) -> dict:

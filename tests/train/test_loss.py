@@ -91,9 +91,9 @@ def test_nothing_supervised_is_zero_with_zero_gradient():
     def ours(hidden, head):
         return cross_entropy(hidden, head, jnp.full_like(labels, -1), segments, Z, 5)[0]
 
-    loss, slopes = jax.value_and_grad(ours, (0, 1))(hidden, head)
+    loss, gradients = jax.value_and_grad(ours, (0, 1))(hidden, head)
     assert loss == 0
-    assert all((slope == 0).all() for slope in slopes)
+    assert all((gradient == 0).all() for gradient in gradients)
 
 
 def test_tasks_are_told_apart():
@@ -113,8 +113,8 @@ def test_a_position_sees_only_its_own_segments_labels():
     def ours(hidden):
         return cross_entropy(hidden, head, labels, segments, Z, 5)[0]
 
-    slopes = np.array(jnp.abs(jax.grad(ours)(hidden)).sum(-1) > 0)
-    assert (slopes == (np.array(targets(labels, segments)) >= 0)).all()
+    gradients = np.array(jnp.abs(jax.grad(ours)(hidden)).sum(-1) > 0)
+    assert (gradients == (np.array(targets(labels, segments)) >= 0)).all()
 
 
 def test_bfloat16_hidden_keeps_float32_sums():

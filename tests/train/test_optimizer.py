@@ -92,15 +92,15 @@ def test_muon_moves_a_kernel_by_its_orthogonal_factor_and_the_rest_like_adam():
         "decoder/norm/scale": (8,),
     }
     rng = np.random.default_rng(0)
-    slopes = {path: jnp.asarray(rng.normal(size=shape), jnp.float32) for path, shape in shapes.items()}
-    params = jax.tree.map(jnp.zeros_like, slopes)
-    updates, _ = optimizer.update(slopes, optimizer.init(params), params)
-    for gradient, update in zip(*(tree["decoder/layers/mlp/up/kernel"] for tree in (slopes, updates))):
+    gradients = {path: jnp.asarray(rng.normal(size=shape), jnp.float32) for path, shape in shapes.items()}
+    params = jax.tree.map(jnp.zeros_like, gradients)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    for gradient, update in zip(*(tree["decoder/layers/mlp/up/kernel"] for tree in (gradients, updates))):
         left, _, right = np.linalg.svd(gradient, full_matrices=False)
         # Newton-Schulz leaves singular values near 1, not at it.
         cosine = np.sum(update * (left @ right)) / np.linalg.norm(update) / np.linalg.norm(left @ right)
         assert cosine > 0.97
         np.testing.assert_allclose(np.sqrt(np.mean(np.square(update))), 0.2, rtol=0.15)
     for path in list(shapes)[1:]:  # the first step of Adam is the gradient's sign
-        np.testing.assert_allclose(np.sign(slopes[path]), np.sign(updates[path]))
+        np.testing.assert_allclose(np.sign(gradients[path]), np.sign(updates[path]))
         np.testing.assert_allclose(np.abs(updates[path]).max(), np.abs(updates[path]).min(), rtol=1e-3)

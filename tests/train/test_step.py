@@ -166,10 +166,10 @@ def test_no_gradient_is_lost_where_none_is_computed():
         compiled = jax.jit(differentiate).lower(trained, frozen, batch, None).compile()
         return compiled(trained, frozen, batch, None), compiled.cost_analysis()["flops"]
 
-    ((loss, sums), slopes), flops = run(adapter)
+    ((loss, sums), gradients), flops = run(adapter)
     ((expected, counts), whole), more = run(rates())  # as if the decoder were trained: one piece
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), sums, counts)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), slopes, whole)
-    assert np.abs(slopes["adapter/up/kernel"]).max() > 1e-4
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradients, whole)
+    assert np.abs(gradients["adapter/up/kernel"]).max() > 1e-4
     assert flops < 0.9 * more
