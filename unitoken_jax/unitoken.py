@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+from PIL import Image
 
 from unitoken_jax.checkpoint.model_directory import NETWORK
 from unitoken_jax.generate import chat, image, text
@@ -17,7 +18,7 @@ class UniToken(Runtime):
     memory. It is a `Runtime`, and so what every function of `generate`, `inspection` and `evaluate` takes.
     """
 
-    def generate(self, prompts: Sequence[str], **settings) -> list:
+    def generate(self, prompts: Sequence[str], **settings) -> list[Image.Image]:
         """PIL images of `prompts`; settings (seed, guidance, number, ...) as `generate.image.draw`."""
         return [result.image for result in self.image_results(prompts, **settings)]
 
