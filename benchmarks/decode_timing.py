@@ -81,9 +81,9 @@ def timed(
     """Seconds of compiling, of prompts read (`first_seconds`: to the first token), and of passes; the bytes
     that the passes hold beside weights and cache (`own_bytes`: a copy of either would show).
 
-    "runs" has for each of `starts` (tokens written before) the passes, `max_tokens` at most, their seconds, and
-    the tokens a row they settled. What the cache holds of tokens not really written is zeros: reading them
-    takes as long.
+    "runs" has for each of `starts` (tokens written before) the passes, `max_tokens` at most, their seconds,
+    and the tokens a row they accepted. What the cache holds of tokens not really written is zeros: reading
+    them takes as long.
     """
     rows, length = prompts.tokens.shape
     rows //= 2 if spec.guided else 1
