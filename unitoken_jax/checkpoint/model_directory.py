@@ -70,13 +70,18 @@ def save_model(
     tokenizer: Tokenizer,
     manifest: Mapping | None = None,
 ) -> None:
-    """Writes the model directory `path`: complete, or not at all. An older model directory there is replaced;
-    at a URL, where nothing can be renamed, it is gone from the beginning of that.
+    """Writes the model directory `path`: complete, or not at all.
 
-    The decoder's layers in `params` may be apart, as a `Runtime` holds them: they are stored stacked.
-    `manifest` adds to what manifest.json says (`sources`, `licences`, ...). Every process of a multi-host
-    run calls this with the same arguments. Raises FileExistsError where `path` is something else than a model
-    directory, ValueError listing every parameter that does not fit `config`.
+    An older model directory there is replaced when the new one is complete; at a URL, where nothing can be
+    renamed, it is gone as soon as writing begins. Every process of a multi-host run calls this with the same
+    arguments.
+
+    Args:
+      params: the parameters; the decoder's layers may be apart, as a `Runtime` holds them, and are stored
+        stacked.
+      manifest: what manifest.json says besides (`sources`, `licences`, ...).
+    Raises FileExistsError where `path` is something else than a model directory, ValueError listing every
+    parameter that does not fit `config`.
     """
     import orbax.checkpoint as ocp
 
@@ -122,7 +127,7 @@ def staging_path(path: str | os.PathLike) -> pathlib.Path:
 def finalize(
     path: str | os.PathLike, config: ModelConfig, tokenizer: Tokenizer, manifest: Mapping | None = None
 ) -> None:
-    """Makes the model directory `path` of `part_of(path)`, which holds the parameters already."""
+    """Makes the model directory `path` of `staging_path(path)`, which holds the parameters already."""
     path = absolute(path)
     staged = staging_path(path)
     _write_json(staged / CONFIG, to_dict(config))
@@ -152,9 +157,8 @@ def load_settings(path: str | os.PathLike) -> tuple[ModelConfig, Tokenizer, dict
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: {CONFIG} or {MANIFEST} is not valid JSON ({error})") from error
-    _check_format(
-        path, manifest.get("format", FORMAT)
-    )  # before the keys, which an older format names otherwise
+    # Before the keys, which an older format names otherwise.
+    _check_format(path, manifest.get("format", FORMAT))
     try:
         config = from_dict(ModelConfig, values)
     except ValueError as error:
@@ -162,7 +166,7 @@ def load_settings(path: str | os.PathLike) -> tuple[ModelConfig, Tokenizer, dict
     return config, Tokenizer.load(path / TOKENIZER), manifest
 
 
-def _check_format(path, number: int) -> None:
+def _check_format(path: pathlib.Path, number: int) -> None:
     """Raises ValueError that says what to do where the model directory `path` is not of format FORMAT."""
     if number == FORMAT:
         return
@@ -203,7 +207,10 @@ def load_model(
 
 
 def _quantized(stored: StoredParams, targets: dict, bits: int) -> dict:
-    """All parameters as `targets` says, but KERNELS in so many bits; one of them in memory at a time."""
+    """All parameters as `targets` says, but QUANTIZED_KERNELS in `bits` bits.
+
+    The parameters are read one after another, so that the host holds a single one.
+    """
     params = {}
     for name, target in _flat(targets).items():
         if QUANTIZED_KERNELS.match(name):
@@ -225,7 +232,8 @@ def is_model_dir(path: str | os.PathLike) -> bool:
     return all((path / name).exists() for name in (CONFIG, TOKENIZER, PARAMS, MANIFEST))
 
 
-def _check_directory(path) -> None:
+def _check_directory(path: pathlib.Path) -> None:
+    """Raises FileNotFoundError that says what is missing where `path` is no model directory."""
     if not path.is_dir():
         old = atomic.backup_path(path)
         hint = f" (a save was cut short: {old} is the one before it, rename it)" if is_model_dir(old) else ""
@@ -245,15 +253,17 @@ def versions() -> dict[str, str]:
 
 
 def _manifest() -> dict:
+    """What every manifest.json says: when, and with which versions, the directory was made."""
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {"format": FORMAT, "created": created, "versions": versions(), "sources": {}, "licences": []}
 
 
-def _write_json(path, values: Mapping) -> None:
+def _write_json(path: pathlib.Path, values: Mapping) -> None:
     write_text(path, json.dumps(values, indent=1) + "\n")
 
 
 def _wait(barrier: str) -> None:
+    """Waits until every process of a multi-host run is here."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 

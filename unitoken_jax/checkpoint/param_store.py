@@ -37,7 +37,7 @@ class ParamStore:
         self.folder, self.arrays = folder, dict(arrays)
         self._journal = folder / _JOURNAL
         self._lock = threading.Lock()
-        self._open: dict[str, object] = {}
+        self._open: dict[str, Any] = {}
         self.done = self._read_journal(json.loads(json.dumps(purpose)))
 
     def _read_journal(self, purpose) -> dict[str, object]:
@@ -78,6 +78,7 @@ class ParamStore:
         return array[rows].read().result()
 
     def is_done(self, path: str, layer: int | None) -> bool:
+        """Whether this piece of a parameter was written, now or by an earlier call."""
         return _name(path, layer) in self.done
 
     def blocks(self, path: str) -> Iterator[slice]:
@@ -86,7 +87,8 @@ class ParamStore:
         total, rows = spec.piece_shape[0], spec.chunks[-len(spec.piece_shape)]
         return (slice(first, min(first + rows, total)) for first in range(0, total, rows))
 
-    def _array(self, path: str):
+    def _array(self, path: str) -> Any:
+        """The tensorstore array of a parameter, opened once."""
         import tensorstore
 
         with self._lock:
@@ -94,7 +96,7 @@ class ParamStore:
                 spec = self.arrays[path]
                 zarr = {
                     "driver": "zarr",
-                    "kvstore": {"driver": "file", "path": str(self._place(path))},
+                    "kvstore": {"driver": "file", "path": str(self._array_folder(path))},
                     "context": {"file_io_sync": False},  # `publish` syncs once
                     "metadata": {"shape": spec.shape, "chunks": spec.chunks, "compressor": None},
                     "dtype": spec.dtype.name,
@@ -102,7 +104,7 @@ class ParamStore:
                 self._open[path] = tensorstore.open(zarr, open=True, create=True).result()
             return self._open[path]
 
-    def _place(self, path: str) -> pathlib.Path:
+    def _array_folder(self, path: str) -> pathlib.Path:
         return self.folder / _ARRAYS / path.replace("/", ".")
 
     def publish(self, checkpoint: pathlib.Path) -> None:
@@ -121,7 +123,8 @@ class ParamStore:
                 return []
 
         tree = {
-            path: _Written(spec.shape, spec.dtype, self._place(path)) for path, spec in self.arrays.items()
+            path: _Written(spec.shape, spec.dtype, self._array_folder(path))
+            for path, spec in self.arrays.items()
         }
         registry = ocp.type_handlers.create_type_handler_registry(
             (_Written, Adopt()), (jax.Array, ocp.type_handlers.ArrayHandler())
@@ -143,7 +146,7 @@ class StoredParams:
     arrays and the last large one are kept in memory, nothing else. Not for several threads.
     """
 
-    def __init__(self, checkpoint):
+    def __init__(self, checkpoint: pathlib.Path):
         import orbax.checkpoint as ocp
         from flax.traverse_util import flatten_dict
 
@@ -173,7 +176,8 @@ class StoredParams:
         flat = {path.removeprefix(prefix + "/"): self.read(path, layer) for path in paths}
         return unflatten_dict(flat, sep="/")
 
-    def _open(self, path: str):
+    def _open(self, path: str) -> Any:
+        """The tensorstore array of a parameter, in either of Orbax's formats."""
         import tensorstore
 
         name = path.replace("/", ".") + "/"
@@ -215,7 +219,7 @@ class ArraySpec:
 
 @dataclasses.dataclass(frozen=True)
 class _Written:
-    """Stands for an array on disk where Orbax expects one in memory."""
+    """An array that is on disk already, given to Orbax where it expects one in memory."""
 
     shape: tuple[int, ...]
     dtype: np.dtype

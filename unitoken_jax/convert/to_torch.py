@@ -1,4 +1,4 @@
-"""A model directory -> the published layout: what `conversion` reads, by the same name tables."""
+"""A model directory -> the published layout: what `from_torch.convert` reads, by the same name tables."""
 
 import dataclasses
 import functools
@@ -31,9 +31,13 @@ def export(
 ) -> list[str]:
     """Writes a model directory in the published layout to the new folder `out`; lines that say what.
 
-    `vqgan`: also Chameleon's tokenizer folder, its weights as safetensors. `per_head`: QK-norms with a row a
-    head, which `transformers` wants, instead of a row a shard as published. SigLIP's settings go to
-    SigLIP/config.json, as a published config.json has no place for them. One tensor is in memory at a time.
+    SigLIP's settings go to SigLIP/config.json, as a published config.json has no key for them. One tensor is
+    in memory at a time.
+
+    Args:
+      vqgan: also write Chameleon's tokenizer folder, its weights as safetensors.
+      per_head: QK-norms with a row a head, which `transformers` wants, instead of a row a shard as published.
+      shard_bytes: size of a shard at most, unless it holds a single tensor.
     Raises FileExistsError where `out` is there and not empty.
     """
     out = pathlib.Path(out).absolute()
@@ -90,24 +94,25 @@ def _with_a_bar(tensors: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:
         yield tensor.name, dataclasses.replace(tensor, read=functools.partial(read, tensor, size))
 
 
-def _json(path: pathlib.Path, values: Mapping) -> None:
+def _write_json(path: pathlib.Path, values: Mapping) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _write_settings(folder: pathlib.Path, config: ModelConfig, tokenizer: Tokenizer, dtype: str) -> None:
+    """Writes all that a published checkpoint holds beside its weights."""
     tokenizer.save(folder / "tokenizer.json")
     names = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     ids = {token["content"]: token["id"] for token in names.get("added_tokens", [])}
     ids |= names["model"]["vocab"]
-    _json(folder / "config.json", configs.published_config(config, dict(sorted(ids.items())), dtype))
+    _write_json(folder / "config.json", configs.published_config(config, dict(sorted(ids.items())), dtype))
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    _json(folder / "special_tokens_map.json", special)
+    _write_json(folder / "special_tokens_map.json", special)
     limits = {"model_max_length": 4096, "clean_up_tokenization_spaces": False}
-    _json(
+    _write_json(
         folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special, **limits}
     )
-    _json(folder / "SigLIP" / "config.json", configs.published_siglip(config.siglip))
+    _write_json(folder / "SigLIP" / "config.json", configs.published_siglip(config.siglip))
 
 
 def _write_vqgan(

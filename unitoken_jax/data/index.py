@@ -111,16 +111,16 @@ def open_index(
     about = describe(config, model, tokenizer, base)
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     path = base / key[:16]
-    job = index_build.IndexBuildSpec(config, model, tokenizer, base / f"{key[:16]}.building", key)
+    spec = index_build.IndexBuildSpec(config, model, tokenizer, base / f"{key[:16]}.building", key)
     if not (path / ABOUT).exists():
         try:
-            index_build.measure_all(job, workers, share, on_error)
-            _finish(job, path, about)
+            index_build.measure_all(spec, workers, share, on_error)
+            _finish(spec, path, about)
         except Exception:  # whatever comes of a folder that vanishes under our hands
             if not (path / ABOUT).exists():  # else another process was faster, and has cleaned up behind us
                 raise
     index = Index(config, path, key)
-    if on_error is None and index.bad() and index_build.measure_again(job, path):
+    if on_error is None and index.bad() and index_build.measure_again(spec, path):
         index = Index(config, path, key)
     report_bad(index.bad(), index.report, on_error)
     return index
@@ -207,14 +207,14 @@ def _stamped(path: str, base: pathlib.Path) -> str:
     return digest
 
 
-def _finish(job: index_build.IndexBuildSpec, path: pathlib.Path, about: dict) -> None:
+def _finish(spec: index_build.IndexBuildSpec, path: pathlib.Path, about: dict) -> None:
     """Joins the measured chunks into the index's folder, which appears whole or not at all."""
     # Several processes may get here at the same time.
     staging = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
     with atomic_folder(path, staging=staging) as folder:
-        index_build.join(job, folder)
+        index_build.join(spec, folder)
         write_text(folder / ABOUT, json.dumps(about, indent=1))
-    shutil.rmtree(job.folder, ignore_errors=True)
+    shutil.rmtree(spec.folder, ignore_errors=True)
 
 
 def _optional(path: pathlib.Path) -> np.ndarray | None:

@@ -1,8 +1,8 @@
 """Measuring a data set, in chunks of rows: each chunk is one file, so a stopped build goes on where it was,
 and any number of processes, on any number of machines, can share the work.
 
-As a program (`python -m unitoken_jax.data.index_build`) it is one worker of a build; the job comes pickled on
-standard input from the process that started it. Workers are programs, not forks or spawned copies: those
+As a program (`python -m unitoken_jax.data.index_build`) it is one worker of a build; the spec comes pickled
+on standard input from the process that started it. Workers are programs, not forks or spawned copies: those
 need a guarded main module, and a notebook has none.
 """
 
@@ -67,13 +67,13 @@ class IndexBuildSpec:
 
 
 class LengthIndexer:
-    """Measures rows of a job."""
+    """Measures rows of the data set that `spec` names."""
 
-    def __init__(self, job: IndexBuildSpec, folder: pathlib.Path):
-        """`folder` holds the tables of positions."""
-        self.job = job
-        self.records = open_records(job.config, _table(folder / RECORDS))
-        self.images = open_images(job.config.images, job.config.path, _table(folder / IMAGES))
+    def __init__(self, spec: IndexBuildSpec, folder: pathlib.Path):
+        """`folder` holds the tables that say where records and images lie."""
+        self.spec = spec
+        self.records = open_records(spec.config, _table(folder / RECORDS))
+        self.images = open_images(spec.config.images, spec.config.path, _table(folder / IMAGES))
 
     def rows(self, rows: Sequence[int]) -> tuple[np.ndarray, list[InvalidRow]]:
         """(int32[n, 5] as in index.py, the bad ones)."""
@@ -87,7 +87,7 @@ class LengthIndexer:
 
     def _row(self, row: int) -> tuple[int, int, int, int, int]:
         conversation = parse_conversation(self.records.read(row), self.records.location(row), self.images)
-        return measure(conversation, self.job.tokenizer, self.job.model)
+        return measure(conversation, self.spec.tokenizer, self.spec.model)
 
 
 def measure(
@@ -103,26 +103,32 @@ def measure(
 
 
 def measure_all(
-    job: IndexBuildSpec, workers: int | None, share: tuple[int, int], on_error: OnError | None
+    spec: IndexBuildSpec, workers: int | None, share: tuple[int, int], on_error: OnError | None
 ) -> None:
-    """Sees to it that every chunk of `job` is there. Raises only for what is wrong with whole files."""
-    job.folder.mkdir(parents=True, exist_ok=True)
-    prepare(job, on_error)
-    measurer = LengthIndexer(job, job.folder)
-    rows = len(measurer.records)
+    """Measures every chunk that is not there yet. Raises only for what is wrong with whole files.
+
+    Args:
+      workers: processes that measure; None: one a core if there is much to do.
+      share: (index, count) of this process among those that build the index together.
+      on_error: called with the error of each damaged tar shard; None raises it.
+    """
+    spec.folder.mkdir(parents=True, exist_ok=True)
+    prepare(spec, on_error)
+    indexer = LengthIndexer(spec, spec.folder)
+    rows = len(indexer.records)
     if not rows:
-        raise ConversationError(f"{job.config.path}: holds no usable conversation")
+        raise ConversationError(f"{spec.config.path}: holds no usable conversation")
     chunks = -(-rows // CHUNK)
     if workers is None:
         workers = cores() if rows > ALONE else 1
     workers = min(workers, chunks)
-    name = pathlib.PurePath(job.config.path).name
+    name = pathlib.PurePath(spec.config.path).name
     with tqdm(total=rows, unit="row", desc=f"measuring {name}", disable=None, leave=False) as bar:
         if workers <= 1:
-            for _ in chunks_of(job, measurer, *share):
+            for _ in chunks_of(spec, indexer, *share):
                 bar.update(min(CHUNK, rows - bar.n))
         else:
-            _in_processes(job, workers, share, chunks, bar)
+            _in_processes(spec, workers, share, chunks, bar)
 
 
 def cores() -> int:
@@ -130,29 +136,29 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def prepare(job: IndexBuildSpec, on_error: OnError | None) -> None:
-    """Writes the tables of positions that the job's files need."""
-    if kind_of(job.config) == "json" and not (job.folder / RECORDS).exists():
-        save_array(job.folder / RECORDS, scan_json(job.config.path))
-    if is_tar(job.config.images) and not (job.folder / IMAGES).exists():
-        save_array(job.folder / IMAGES, scan_tars(job.config.images, on_error))
+def prepare(spec: IndexBuildSpec, on_error: OnError | None) -> None:
+    """Writes the tables that say where the records of a JSON file and the images of tar shards lie."""
+    if kind_of(spec.config) == "json" and not (spec.folder / RECORDS).exists():
+        save_array(spec.folder / RECORDS, scan_json(spec.config.path))
+    if is_tar(spec.config.images) and not (spec.folder / IMAGES).exists():
+        save_array(spec.folder / IMAGES, scan_tars(spec.config.images, on_error))
 
 
-def chunks_of(job: IndexBuildSpec, measurer: LengthIndexer, index: int, count: int) -> Iterator[int]:
+def chunks_of(spec: IndexBuildSpec, indexer: LengthIndexer, index: int, count: int) -> Iterator[int]:
     """Measures every chunk that is not there, this process's share of them first; yields after each."""
-    rows = len(measurer.records)
+    rows = len(indexer.records)
     chunks = -(-rows // CHUNK)
     first = chunks * index // count
     for number in [*range(first, chunks), *range(first)]:
-        path = job.chunk(number)
+        path = spec.chunk(number)
         if not path.exists():
-            table, bad = measurer.rows(range(number * CHUNK, min((number + 1) * CHUNK, rows)))
-            notes = np.frombuffer("".join(_line(row) for row in bad).encode(), np.uint8)
+            table, bad = indexer.rows(range(number * CHUNK, min((number + 1) * CHUNK, rows)))
+            notes = np.frombuffer("".join(_line(invalid) for invalid in bad).encode(), np.uint8)
             atomic_write(path, functools.partial(np.savez, lengths=table, bad=notes))
         yield number
 
 
-def _in_processes(job: IndexBuildSpec, workers: int, share: tuple[int, int], chunks: int, bar: Any) -> None:
+def _in_processes(spec: IndexBuildSpec, workers: int, share: tuple[int, int], chunks: int, bar: Any) -> None:
     """Measures with `workers` processes, and shows how far they are."""
     index, count = share
     command = [sys.executable, "-m", "unitoken_jax.data.index_build"]
@@ -164,7 +170,7 @@ def _in_processes(job: IndexBuildSpec, workers: int, share: tuple[int, int], chu
             running.append((process, errors))
             assert process.stdin is not None
             with process.stdin as stdin:
-                pickle.dump((job, index * workers + worker, count * workers, os.getpid()), stdin)
+                pickle.dump((spec, index * workers + worker, count * workers, os.getpid()), stdin)
         waiting = dict(running)
         while waiting:
             for process in list(waiting):
@@ -176,10 +182,10 @@ def _in_processes(job: IndexBuildSpec, workers: int, share: tuple[int, int], chu
                 if code:
                     errors.seek(0)
                     raise RuntimeError(
-                        f"a process that measures {job.config.path} failed (exit {code}); what it had done "
+                        f"a process that measures {spec.config.path} failed (exit {code}); what it had done "
                         "is kept:\n" + errors.read().decode(errors="replace")[-2000:]
                     )
-            done = sum(1 for _ in job.folder.glob("chunk-*.npz"))
+            done = sum(1 for _ in spec.folder.glob("chunk-*.npz"))
             bar.update(round(bar.total * done / chunks) - bar.n)
     finally:
         for process, errors in running:
@@ -190,41 +196,41 @@ def _in_processes(job: IndexBuildSpec, workers: int, share: tuple[int, int], chu
 
 def main() -> None:
     """One worker; ends when the process that started it has."""
-    job, index, count, parent = pickle.load(sys.stdin.buffer)
-    for _ in chunks_of(job, LengthIndexer(job, job.folder), index, count):
+    spec, index, count, parent = pickle.load(sys.stdin.buffer)
+    for _ in chunks_of(spec, LengthIndexer(spec, spec.folder), index, count):
         if os.getppid() != parent:
             return
 
 
-def join(job: IndexBuildSpec, folder: pathlib.Path) -> None:
-    """Writes the index's arrays into `folder` from all chunks and tables of `job`."""
-    rows = len(open_records(job.config, _table(job.folder / RECORDS)))
+def join(spec: IndexBuildSpec, folder: pathlib.Path) -> None:
+    """Writes the index's arrays into `folder`, from all chunks and tables of `spec`."""
+    rows = len(open_records(spec.config, _table(spec.folder / RECORDS)))
     chunks = range(-(-rows // CHUNK))
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int32)), "fortran_order": False}
 
     def lengths(out: BinaryIO) -> None:  # not through a memory map: a full disk would end the process
         np.lib.format.write_array_header_1_0(out, header | {"shape": (rows, 5)})
         for number in chunks:
-            with np.load(job.chunk(number)) as chunk:
+            with np.load(spec.chunk(number)) as chunk:
                 out.write(chunk["lengths"].tobytes())
 
     def bad(out: BinaryIO) -> None:
         for number in chunks:
-            with np.load(job.chunk(number)) as chunk:
+            with np.load(spec.chunk(number)) as chunk:
                 out.write(chunk["bad"].tobytes())
 
     atomic_write(folder / LENGTHS, lengths)
     atomic_write(folder / BAD, bad)
     for name in (RECORDS, IMAGES):
-        if (job.folder / name).exists():
-            shutil.copyfile(job.folder / name, folder / name)  # another process may still read it
+        if (spec.folder / name).exists():
+            shutil.copyfile(spec.folder / name, folder / name)  # another process may still read it
 
 
-def measure_again(job: IndexBuildSpec, path: pathlib.Path) -> bool:
+def measure_again(spec: IndexBuildSpec, path: pathlib.Path) -> bool:
     """Measures an index's bad rows again (a missing image may be there now); whether any has changed."""
     before = read_bad(path / BAD)
-    rows = [row.row for row in before]
-    table, bad = LengthIndexer(job, path).rows(rows)
+    rows = [invalid.row for invalid in before]
+    table, bad = LengthIndexer(spec, path).rows(rows)
     if bad == before:
         return False
     lengths = np.load(path / LENGTHS)
@@ -242,7 +248,7 @@ def read_bad(path: pathlib.Path) -> list[InvalidRow]:
 
 def write_bad(path: pathlib.Path, bad: list[InvalidRow]) -> None:
     """Lists bad rows in file `path`, one JSON object a line."""
-    write_text(path, "".join(_line(row) for row in bad))
+    write_text(path, "".join(_line(invalid) for invalid in bad))
 
 
 def _line(bad: InvalidRow) -> str:

@@ -167,6 +167,7 @@ class Loader:
 
 
 def _check_split(config: DataConfig, process_index: int, process_count: int) -> None:
+    """Raises ValueError where the rows of a batch cannot be split evenly over the processes."""
     if config.rows % process_count or not 0 <= process_index < process_count:
         raise ValueError(
             f"data.rows {config.rows} cannot be split over {process_count} processes (this is process "

@@ -70,8 +70,8 @@ class PackingPool:
             return [(number * count, count) for count in self._counts.tolist()]
         size, blocks = len(self.sources[0]), self.blocks_in_epoch()
         epoch, block = divmod(number, blocks)
-        first, last = size * block // blocks, size * (block + 1) // blocks
-        return [(epoch * size + first, last - first)]
+        start, end = size * block // blocks, size * (block + 1) // blocks
+        return [(epoch * size + start, end - start)]
 
     def block(self, number: int) -> Block:
         """Block `number`, packed."""

@@ -75,7 +75,8 @@ def feature_layout(height: int, width: int, siglip: SiglipConfig, sequence: Sequ
 
 @functools.lru_cache(maxsize=4096)
 def _layout(height: int, width: int, grid: tuple[int, int] | None, side: int) -> np.ndarray:
-    whole = np.arange(side * side, dtype=np.int32)
+    """`feature_layout` for the `grid` chosen (None: no tiles), of tiles with `side` x `side` patches."""
+    layout = np.arange(side * side, dtype=np.int32)
     if grid is not None:
         rows, columns = grid
         tiles = np.arange(rows * columns * side * side, dtype=np.int32) + side * side
@@ -85,6 +86,7 @@ def _layout(height: int, width: int, grid: tuple[int, int] | None, side: int) ->
         top, bottom, left, right = kept_patches(height, width, grid, side)
         kept = canvas[top:bottom, left:right]
         ends = np.full((len(kept), 1), NEW_ROW, np.int32)
-        whole = np.concatenate([whole, np.concatenate([kept, ends], axis=1).reshape(-1)])
-    whole.flags.writeable = False  # shared by every image of this size
-    return whole
+        rows_with_ends = np.concatenate([kept, ends], axis=1)
+        layout = np.concatenate([layout, einops.rearrange(rows_with_ends, "row column -> (row column)")])
+    layout.flags.writeable = False  # shared by every image of this size
+    return layout

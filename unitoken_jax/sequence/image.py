@@ -107,6 +107,7 @@ def describe(source: ImageSource) -> str:
 
 
 def _open(source: Any, name: str) -> Image.Image:
+    """`source` as a PIL image whose header is read and whose size is allowed; pixels are not read yet."""
     if isinstance(source, Image.Image):
         image = source
     else:
@@ -141,6 +142,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
+    """Any mode of Pillow as RGB, or as RGBA where there is transparency."""
     if image.mode == "F":
         raise ImageError(f"{name} has floating-point pixels of unknown range: save it with 8 bits")
     if image.mode.startswith("I"):

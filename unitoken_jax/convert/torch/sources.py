@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from unitoken_jax.config import ModelConfig, SequenceConfig, published_sequence
+from unitoken_jax.config import ModelConfig, SequenceConfig, VQConfig, published_sequence
 from unitoken_jax.convert.torch import configs
 from unitoken_jax.convert.torch.assemble import Parameter, Shapes, assemble
 from unitoken_jax.convert.torch.readers import read_file, read_folder, read_json
@@ -49,8 +49,14 @@ def open_sources(
     image_size: int | tuple[int, int] = 512,
     resolution: Literal["anyres", "base"] | None = None,
 ) -> Sources:
-    """Reads configurations and the files' indexes, no weights. Problems with shards go to `report`.
+    """Reads configurations and the files' indexes, no weights.
 
+    Args:
+      siglip: SigLIP's folder; None where the checkpoint has a tower of known shapes.
+      vqgan: Chameleon's tokenizer folder; None: the checkpoint may have the VQ-GAN.
+      report: gets the problems with shards.
+      image_size: side of the discrete crop in pixels, or (height, width).
+      resolution: "anyres" or "base"; None: as the checkpoint's `architectures` say.
     Raises ConversionError where a source is missing, or says what no model here can be.
     """
     checkpoint = pathlib.Path(checkpoint)
@@ -116,7 +122,14 @@ def _tied(tensors: dict[str, Tensor], report: ProblemCollector) -> dict[str, Ten
     return tensors | {_HEAD: dataclasses.replace(tensors[_EMBEDDINGS], name=_HEAD)}
 
 
-def _vq(vqgan, values, location, inside, report, files):
+def _vq(
+    vqgan: str | os.PathLike | None,
+    values: Mapping,
+    location: str,
+    inside: Mapping[str, Tensor],
+    report: ProblemCollector,
+    files: dict[str, pathlib.Path],
+) -> tuple[VQConfig, list[Group], tuple[str, ...]]:
     """(VQConfig, groups, absent parameter groups): from the VQ-GAN folder, else `inside` the checkpoint."""
     if vqgan is not None:
         folder = pathlib.Path(vqgan)
@@ -140,7 +153,10 @@ def _vq(vqgan, values, location, inside, report, files):
     return config, [Group(inside, ("vqgan",), {"vqgan": VQ_IN_CHECKPOINT})], absent
 
 
-def _tokenizer(checkpoint: pathlib.Path, vqgan, files: dict[str, pathlib.Path]) -> pathlib.Path:
+def _tokenizer(
+    checkpoint: pathlib.Path, vqgan: str | os.PathLike | None, files: dict[str, pathlib.Path]
+) -> pathlib.Path:
+    """The text tokenizer of the checkpoint, or else of the VQ-GAN's folder; it is added to `files`."""
     candidates = [checkpoint / "tokenizer.json"]
     if vqgan is not None:
         candidates.append(pathlib.Path(vqgan) / "text_tokenizer.json")
@@ -170,7 +186,7 @@ def parameters(
     return lazy
 
 
-def checksum(path) -> dict:
+def checksum(path: pathlib.Path) -> dict:
     """For the manifest: bytes and SHA-256 of a source file."""
     return {"bytes": size_of(path), "sha256": file_digest(path)}
 
