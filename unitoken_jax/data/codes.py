@@ -63,8 +63,8 @@ def write_codes(
     with code_shards.building(path, describe_codes(config, **about)) as folder:
         count = code_shards.shard_count(len(names))
         for shard in range(count):
-            part = names[shard * code_shards.SHARD :][: code_shards.SHARD]
-            code_shards.write_shard(folder, shard, count, ((name, codes[name]) for name in part), [])
+            shard_names = names[shard * code_shards.SHARD :][: code_shards.SHARD]
+            code_shards.write_shard(folder, shard, count, ((name, codes[name]) for name in shard_names), [])
         code_shards.finish(folder, path, count)
 
 
@@ -160,7 +160,7 @@ def read_codes(path: str | os.PathLike, config: ModelConfig) -> Codes:
 def codes_needed(conversation: Conversation, config: ModelConfig) -> list[ImageFile]:
     """The image files of a conversation that have discrete tokens, in reading order."""
     turns = [turn for turn in conversation.turns if has_codes(turn, config)]
-    return [part for turn in turns for part in turn.parts if isinstance(part, ImageFile)]
+    return [image for turn in turns for image in turn.parts if isinstance(image, ImageFile)]
 
 
 def crop_to_encode(image: ImageFile, config: ModelConfig, seed: int = 0) -> np.ndarray:
