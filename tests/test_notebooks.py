@@ -4,9 +4,12 @@ import ast
 import importlib
 import importlib.util
 import pathlib
+import shutil
 import subprocess
 
 import pytest
+
+from tests.helpers.quickstart import MINUTES, finished_quickstart
 
 NOTEBOOKS = sorted((pathlib.Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
@@ -18,7 +21,10 @@ def read(path):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("notebooks")
+    """Where the notebooks run: they find a quickstart that is finished, as after `unitoken quickstart`."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    shutil.copytree(finished_quickstart(tmp_path_factory), folder / "quickstart")
+    return folder
 
 
 @pytest.mark.slow
@@ -26,10 +32,9 @@ def folder(tmp_path_factory):
 def test_runs(path, folder, monkeypatch):
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
-    monkeypatch.setenv("UNITOKEN_MINUTES", "0.15")
+    monkeypatch.setenv("UNITOKEN_MINUTES", str(MINUTES))
     monkeypatch.setenv("UNITOKEN_STEPS", "4")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # most of the time is compiling
     notebook = read(path)
     client = nbclient.NotebookClient(
         notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
