@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import pytest
 
 from unitoken_jax.ablate import run
@@ -25,15 +24,8 @@ def untrained(quickstart):
         save_model(quickstart.out / "start", config, init_params(config, 0), tokenizer)
 
 
-@pytest.fixture
-def quick_to_compile():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.slow
-def test_trains_scores_and_runs_nothing_twice(tmp_path, monkeypatch, capsys, quick_to_compile):
+def test_trains_scores_and_runs_nothing_twice(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Quickstart, "train_tokenizers", untrained)
     monkeypatch.setattr(run, "CELLS", [cell for cell in run.CELLS if cell.name == "unified-small"])
     monkeypatch.setattr(run, "PRETRAINING", ())
