@@ -48,18 +48,22 @@ def train_with(folder: pathlib.Path, processes: int, devices: int) -> pathlib.Pa
 
 
 def files(workdir: pathlib.Path) -> list[str]:
-    """What a run has written, but for Orbax's own files; an event file's name holds time and process."""
+    """What a run has written, but for Orbax's and the profiler's files, without an event file's time and process."""
     found = (str(path.relative_to(workdir)) for path in workdir.rglob("*") if path.is_file())
-    inside = re.compile(r"(model/params|checkpoints/\d+/\w+)/")
+    inside = re.compile(r"(model/params|checkpoints/\d+/\w+|profile)/")
     return sorted(re.sub(r"tfevents.*", "tfevents", path) for path in found if not inside.match(path))
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
-    """The whole command: from a model directory and images on disk to the model directory at the end."""
+    """The whole command, with all that a run writes: metrics, checkpoints, samples, a profile, the model.
+
+    Slow, since it starts three processes and trains and draws in each.
+    """
     data = write_data(tmp_path, [QUESTION, DRAWING, TEXT] * 4)
     save_model(tmp_path / "start", CONFIG, tiny_params(), tiny_tokenizer())
     settings = {"steps": 4, "dtype": "float32", "loss_chunk": 32, "save_every": 2, "validate_every": 4}
+    settings |= {"sample_every": 4, "profile_steps": 1}
     config = Config(
         model=CONFIG,
         data=data_config(data, validation=data_config(data).sources),
@@ -77,6 +81,17 @@ def test_two_processes_train_as_one(tmp_path):
         np.testing.assert_allclose(*numbers, rtol=1e-5, atol=0, err_msg=name)
     assert "validation_loss" in found[-1]
     assert files(two) == files(one)
+    drawn = sorted(path.relative_to(one) for path in one.glob("samples/step_0000004/*"))
+    assert {path.suffix for path in drawn} == {".png", ".md"}
+    for name in drawn:
+        assert (two / name).read_bytes() == (one / name).read_bytes(), name
+    for workdir in (one, two):
+        assert list(workdir.glob("profile/**/*.xplane.pb"))
+    kinds = ("start", "compile", "data", "productive", "samples")
+    for last in (expected[-1], found[-1]):
+        assert all(last[f"seconds/{kind}"] > 0 for kind in kinds), last
+        assert 0 < last["goodput"] < 1
+        assert last["tflop_per_second_per_device"] > 0
     for name in ("config.json", "data.json", "model/config.json", "model/tokenizer.json"):
         assert (two / name).read_bytes() == (one / name).read_bytes()
     models = [load_model(workdir / "model") for workdir in (two, one)]

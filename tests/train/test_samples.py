@@ -1,7 +1,6 @@
-"""Images and answers while training: what is asked, what is written, also by several processes."""
+"""Images and answers while training: what is asked, what is written (by several processes: test_mesh)."""
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -9,11 +8,9 @@ from PIL import Image
 
 from tests.helpers.host_data import DRAWING, QUESTION, TEXT, data_config, write_data
 from tests.helpers.tiny_model import CONFIG, tiny_params, tiny_tokenizer
-from tests.helpers.tiny_run import start, write_run
 from unitoken_jax.config import Config, SourceConfig, TrainConfig
 from unitoken_jax.data.loader import Validation
 from unitoken_jax.sequence.build import TEXT_TO_IMAGE_INSTRUCTION
-from unitoken_jax.train.logs.metrics import read_metrics
 from unitoken_jax.train.logs.samples import Samples
 
 
@@ -75,33 +72,3 @@ def test_a_model_that_cannot_draw_answers(tmp_path):
 def test_nothing_to_ask_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"set data\.validation, or train\.samples"):
         Samples(config_of(), tiny_tokenizer(), None, None, tmp_path)
-
-
-@pytest.mark.slow
-def test_a_run_in_two_processes_makes_the_same_samples_and_a_profile(tmp_path):
-    files = tmp_path / "files"
-    asked = str(files / "conversations.jsonl")
-    write_run(files, steps=5, sample_every=5, samples=asked, profile_steps=1)
-    made = []
-    for processes in (1, 2):
-        workdir = tmp_path / str(processes)
-        running = start(files, workdir, processes)
-        until = time.monotonic() + 600
-        while any(process.poll() is None for process in running) and time.monotonic() < until:
-            time.sleep(0.1)
-        codes = [process.poll() for process in running]
-        for process in running:
-            process.kill()
-        logs = [(tmp_path / f"{processes}.{index}.log").read_text() for index in range(processes)]
-        assert codes == [0] * processes, logs
-        folder = workdir / "samples/step_0000005"
-        made.append({path.name: path.read_bytes() for path in folder.iterdir()})
-        assert list(workdir.glob("profile/**/*.xplane.pb"))
-        last = read_metrics(workdir)[-1]
-        kinds = ("start", "compile", "data", "productive", "samples")
-        assert all(last[f"seconds/{kind}"] > 0 for kind in kinds), json.dumps(last)
-        assert 0 < last["goodput"] < 1
-        assert last["tflop_per_second_per_device"] > 0
-    assert made[0].keys() == made[1].keys()
-    assert made[0]["answers.md"] == made[1]["answers.md"]
-    assert all(made[0][name] == made[1][name] for name in made[0])
