@@ -48,7 +48,7 @@ def train_with(folder: pathlib.Path, processes: int, devices: int) -> pathlib.Pa
 
 
 def files(workdir: pathlib.Path) -> list[str]:
-    """What a run has written, but for Orbax's and the profiler's files, without an event file's time and process."""
+    """What a run has written itself: not Orbax's and the profiler's files. An event file's time is cut off."""
     found = (str(path.relative_to(workdir)) for path in workdir.rglob("*") if path.is_file())
     inside = re.compile(r"(model/params|checkpoints/\d+/\w+|profile)/")
     return sorted(re.sub(r"tfevents.*", "tfevents", path) for path in found if not inside.match(path))
