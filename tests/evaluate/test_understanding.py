@@ -166,7 +166,7 @@ def test_a_process_that_is_killed_leaves_what_the_next_one_ends(done, data, mode
         "from unitoken_jax import UniToken\n"
         "from unitoken_jax.evaluate.understanding import answering\n"
         "from unitoken_jax.evaluate.understanding.run import run_benchmark\n"
-        "answering.CHUNK, reply, chunks = 2, UniToken.reply, []\n"
+        "answering.CHUNK, reply, chunks = 2, UniToken.text_results, []\n"
         "def dies(self, *args, **kwargs):\n"
         "    chunks.append(args)\n"
         "    if len(chunks) == 2:\n"
@@ -174,7 +174,7 @@ def test_a_process_that_is_killed_leaves_what_the_next_one_ends(done, data, mode
         "            journal.write('{\"start\": 2')\n"  # as much of a line as had been written
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return reply(self, *args, **kwargs)\n"
-        "UniToken.reply = dies\n"
+        "UniToken.text_results = dies\n"
         "run_benchmark('MMMU', *sys.argv[1:], max_tokens=6, batch=2)"
     )
     argv = [str(model), str(data), str(tmp_path)]
