@@ -14,6 +14,8 @@ import hypothesis
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
+# The bucket's tests, since the client for gs:// keeps the host it was first made for; then what takes minutes.
+FIRST = ("test_bucket.py", "test_notebooks.py", "test_mesh.py", "test_failures.py")
 WORKERS = 2  # A JAX process compiles with threads of its own, so that more help only on many cores.
 
 # Whatever is installed: a child process shall run the code that is tested, and find `tests.helpers`.
@@ -47,14 +49,13 @@ def pytest_xdist_auto_num_workers(config):
     """Two workers for the whole suite, none where files or tests are named: one process is sooner done."""
     if config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
         return 0
-    config.option.dist = "worksteal"  # contiguous halves keep most fixtures of a module in one worker
+    config.option.dist = "loadfile"  # a file's fixtures are made in one worker
+    config.option.loadscopereorder = False  # but in the order of `pytest_collection_modifyitems`
     return WORKERS
 
 
 def pytest_collection_modifyitems(items):
-    """Files with slow tests come first, so that no worker begins a long one when the other has nothing left.
-
-    The bucket's tests are the very first: the client for gs:// keeps the host that it was first made for.
-    """
+    """The longest files come first, so that no worker begins one when the other has nothing left to do."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path.name != "test_bucket.py", item.path not in slow))
+    order = {name: number for number, name in enumerate(FIRST)}
+    items.sort(key=lambda item: (order.get(item.path.name, len(FIRST)), item.path not in slow))

@@ -23,6 +23,7 @@ def load(name: str):
 @pytest.mark.parity
 @pytest.mark.slow
 def test_all_sides_of_generate_vs_transformers_choose_the_same_ids(capsys):
+    """Slow, since it compiles four ways to decode."""
     pytest.importorskip("transformers.models.chameleon", reason="needs the parity extra")
     load("generate_vs_transformers").main(["--small", "--speculate", "3", "--quantize", "int8"])
     printed = capsys.readouterr().out
@@ -32,6 +33,7 @@ def test_all_sides_of_generate_vs_transformers_choose_the_same_ids(capsys):
 
 @pytest.mark.slow
 def test_gpu_train_measures_both_stages(tmp_path):
+    """Slow, since the script measures each stage in a process of its own."""
     environment = os.environ | {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"}
     command = [BENCHMARKS / "gpu_train.sh", "--small", "--steps", "2", "--out", tmp_path / "out.json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -68,6 +70,7 @@ WITHOUT = "grain tensorflow_datasets ml_collections transformers torch orbax opt
 
 @pytest.mark.slow
 def test_gpu_generate_draws_with_nothing_but_jax_flax_and_numpy(tmp_path):
+    """Slow, since the script makes each measurement in a process of its own."""
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
         "class Absent:\n"

@@ -378,7 +378,10 @@ STEPS = 20
 
 @pytest.mark.slow
 def test_two_real_processes_train(tmp_path):
-    """The whole command: they save on SIGTERM to the launcher, and the same command goes on."""
+    """The whole command: they save on SIGTERM to the launcher, and the same command goes on.
+
+    Slow, since it starts four processes that train.
+    """
     write_run(tmp_path / "files", steps=STEPS)
     metrics = tmp_path / "run/metrics.jsonl"
     command = [LAUNCH / "cpu_processes.sh", "--processes", "2", "train"]

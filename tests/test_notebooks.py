@@ -30,6 +30,7 @@ def folder(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs(path, folder, monkeypatch):
+    """Slow, since the first one trains the quickstart, and the others compile and draw."""
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     monkeypatch.setenv("UNITOKEN_MINUTES", str(MINUTES))

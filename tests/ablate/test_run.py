@@ -26,6 +26,7 @@ def untrained(quickstart):
 
 @pytest.mark.slow
 def test_trains_scores_and_runs_nothing_twice(tmp_path, monkeypatch, capsys):
+    """Slow, since it compiles and runs two trainings and both kinds of scoring."""
     monkeypatch.setattr(Quickstart, "train_tokenizers", untrained)
     monkeypatch.setattr(run, "CELLS", [cell for cell in run.CELLS if cell.name == "unified-small"])
     monkeypatch.setattr(run, "PRETRAINING", ())

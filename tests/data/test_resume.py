@@ -104,7 +104,10 @@ def run(folder, count, workers, state, steps):
 
 @pytest.mark.slow
 def test_killed_anywhere_the_rows_go_on_as_if_nothing_had_been(tmp_path):
-    """Two files feed eight processes; what counts is the last state that a checkpoint has seen."""
+    """Two files feed eight processes; what counts is the last state that a checkpoint has seen.
+
+    Slow, since each of the eight starts afresh.
+    """
     write_data(tmp_path, [QUESTION, DRAWING, TEXT] * 7, "a.jsonl")
     write_data(tmp_path, [DRAWING, TEXT] * 9, "b.jsonl")
     whole = load(tmp_path)

@@ -61,7 +61,9 @@ def test_text_image_text_as_training_would_build_it(variant, monkeypatch):
     assert reply.tokens.tolist()[-len(model.tokenizer.encode(AFTER)) :] == model.tokenizer.encode(AFTER)
 
 
+@pytest.mark.slow
 def test_a_reply_is_the_same_alone_or_in_a_batch_and_can_be_gone_on_with():
+    """Slow, since each batch size has programs of its own."""
     model = _model()
     asked = [QUESTION, ["what ?"], [noise(1), noise(2), "how many ?"]]
     together = model.chat(asked, seed=3)

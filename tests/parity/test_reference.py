@@ -196,6 +196,7 @@ def test_every_gradient_norm_at_step_0(model, examples, golden):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_ten_steps(stage, model, still, examples, golden):
+    """Slow, since the recorded run trains at sizes that the published code can load."""
     optimizer = OptimizerConfig(groups=STAGES[stage], warmup_fraction=0.2)
     train = TrainConfig(steps=10, dtype="float32", remat="none")
     config = Config(model=still, optimizer=optimizer, train=train)

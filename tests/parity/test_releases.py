@@ -131,6 +131,7 @@ def conversations(folder) -> list[list[list]]:
 
 @pytest.mark.parametrize("name", RELEASES)
 def test_a_release(name, tmp_path):
+    """Slow, since each release is written, converted, answered from, drawn from and written back."""
     judge = Judge(RELEASES[name])
     given = write(judge, tmp_path / "release")
     lines = convert(tmp_path / "release", out=tmp_path / "model", **given)

@@ -55,6 +55,7 @@ def host(folder: pathlib.Path, name: str):
 
 @pytest.mark.slow
 def test_a_run_in_a_bucket_goes_on_at_another_host(tmp_path, server, capsys):
+    """Slow, since it starts three processes that train."""
     write_run(tmp_path, steps=4, save_every=1, keep=2)
     upload(tmp_path / "start", server, "start")
     (here,) = start(tmp_path, tmp_path / "here")

@@ -154,6 +154,7 @@ def test_differing_settings_are_found_on_either_side():
 
 @pytest.mark.slow
 def test_every_mesh_and_number_of_processes_reads_what_another_wrote(tmp_path):
+    """Slow, since it starts six processes."""
     script = str(pathlib.Path(__file__).parents[1] / "helpers" / "other_mesh.py")
     topologies = [(2, 2, (1, 4, 1)), (1, 8, (2, 2, 2)), (2, 1, (1, 1, 2)), (1, 1, (1, 1, 1))]
     for step, (processes, devices, mesh) in enumerate(topologies, 1):

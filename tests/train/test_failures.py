@@ -53,7 +53,10 @@ def losses(workdir):
 
 @pytest.mark.slow
 def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(folder, undisturbed):
-    """SIGKILL by turns while it starts, while a checkpoint is being written, and whenever after a step."""
+    """SIGKILL by turns while it starts, while a checkpoint is being written, and whenever after a step.
+
+    Slow, since it starts eleven processes, each of which traces and loads the training step anew.
+    """
     workdir, rng, started = folder / "killed", random.Random(0), 5.0
     lines, saves = workdir / "metrics.jsonl", workdir / "checkpoints"
     torn = 0
@@ -81,7 +84,10 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(folder, undisturbed)
 
 @pytest.mark.slow
 def test_sigterm_on_one_of_two_processes_stops_both_at_one_step(folder, undisturbed):
-    """The last process gets it; one process alone, on another mesh, goes on from there."""
+    """The last process gets it; one process alone, on another mesh, goes on from there.
+
+    Slow, since it starts three processes that train.
+    """
     workdir = folder / "told"
     running = start(folder, workdir, processes=2, devices=2)
     assert wait_for((workdir / "metrics.jsonl").exists, running), log_of(workdir)
@@ -99,7 +105,10 @@ def test_sigterm_on_one_of_two_processes_stops_both_at_one_step(folder, undistur
 
 @pytest.mark.slow
 def test_a_save_that_fails_on_one_of_two_processes_ends_it_at_once(folder):
-    """What the other does is up to the cluster: jax ends it when it misses this one, after minutes."""
+    """What the other does is up to the cluster: jax ends it when it misses this one, after minutes.
+
+    Slow, since it starts two processes that train.
+    """
     workdir = folder / "full"
     running = start(folder, workdir, processes=2)
     try:

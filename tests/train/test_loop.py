@@ -61,6 +61,7 @@ def run(config, workdir, **more):
 
 @pytest.mark.slow
 def test_a_run_stopped_by_sigterm_ends_as_if_it_had_not_been(data, tmp_path, monkeypatch):
+    """Slow, since it trains four times."""
     config = make_config(data, validate_every=3)
     whole = run(config, tmp_path / "whole")
     write = MetricsLog.write

@@ -23,7 +23,10 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_on_eight_devices():
-    """on_eight_devices.py passes; and XLA never had to make the whole of a split array on every device."""
+    """on_eight_devices.py passes; and XLA never had to make the whole of a split array on every device.
+
+    Slow, since eight devices on two cores take twenty steps on six meshes, each with a program of its own.
+    """
     command = [
         sys.executable,
         "-m",
@@ -48,7 +51,7 @@ def train_with(folder: pathlib.Path, processes: int, devices: int) -> pathlib.Pa
 
 
 def files(workdir: pathlib.Path) -> list[str]:
-    """What a run has written itself: not Orbax's and the profiler's files. An event file's time is cut off."""
+    """What a run has written itself: not Orbax's and the profiler's files. Event files' times are cut off."""
     found = (str(path.relative_to(workdir)) for path in workdir.rglob("*") if path.is_file())
     inside = re.compile(r"(model/params|checkpoints/\d+/\w+|profile)/")
     return sorted(re.sub(r"tfevents.*", "tfevents", path) for path in found if not inside.match(path))
