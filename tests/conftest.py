@@ -14,7 +14,7 @@ import hypothesis
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-# The bucket's tests, since the client for gs:// keeps the host it was first made for; then what takes minutes.
+# The bucket's tests, since the client for gs:// keeps the host that it first saw; then what takes minutes.
 FIRST = ("test_bucket.py", "test_notebooks.py", "test_mesh.py", "test_failures.py")
 WORKERS = 2  # A JAX process compiles with threads of its own, so that more help only on many cores.
 

@@ -77,6 +77,7 @@ def test_a_layer_can_be_read_alone(tmp_path, monkeypatch):
     np.testing.assert_array_equal(params.read_below("decoder/layers", 1)["mlp"]["up"]["kernel"], up[1])
 
 
+@pytest.mark.slow
 def test_loaded_model_does_what_the_saved_one_does(saved):
     model = UniToken.load(saved)
     asked = [[noise(0), "what is this ?"]]
@@ -89,6 +90,7 @@ def test_loaded_model_does_what_the_saved_one_does(saved):
     assert model.generate(["a red circle"])[0].tobytes() == expected.image.tobytes()
 
 
+@pytest.mark.slow
 def test_dtype_casts_all_but_the_vqgan(saved):
     params = load_model(saved, dtype="bfloat16").params
     assert {leaf.dtype for leaf in jax.tree.leaves(params["decoder"])} == {jnp.dtype("bfloat16")}

@@ -172,6 +172,7 @@ def test_generate_and_answer_write_what_was_asked(tmp_path, monkeypatch, capsys)
     assert capsys.readouterr().out == reply.text + "\n"
 
 
+@pytest.mark.slow
 def test_chat_prints_text_and_files(tmp_path, monkeypatch, capsys):
     from tests.helpers.tiny_model import noise, tiny_model
     from unitoken_jax.unitoken import UniToken

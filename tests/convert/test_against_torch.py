@@ -45,6 +45,7 @@ def test_transformers_loads_the_decoder(model, tmp_path):
     np.testing.assert_allclose(here.apply(here.params, row), expected.numpy(), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_inspect_against_what_pytorch_computes(model, release, tmp_path, capsys):
     pytest.importorskip("torch", reason="needs the parity extra")

@@ -61,6 +61,7 @@ def test_the_published_top_k_is_all_of_a_smaller_codebook(tmp_path):
     assert recipes.load(tmp_path / "run" / "color" / "recipe.json")["settings"]["top_k"] == CONFIG.vq.codes
 
 
+@pytest.mark.slow
 def test_t2i_images_are_the_models_and_equal_prompts_get_different_ones(drawn):
     names = [f"{text}_{n:06d}.png" for n, text in enumerate(np.repeat(PROMPTS, 2))]
     samples = drawn / "color" / "samples"
@@ -227,6 +228,7 @@ def test_options_that_say_nothing_together(argv, message, tmp_path):
         main.main(["evaluate", *argv, "--out", str(tmp_path), "--debug"])
 
 
+@pytest.mark.slow
 def test_the_quickstarts_images_are_judged(tmp_path, model, monkeypatch):
     requirement = {"category": "single", "prompt": "a circle", "include": [{"kind": "circle"}]}
     data = write_lines(tmp_path / "p.jsonl", json.dumps(requirement))

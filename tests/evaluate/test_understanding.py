@@ -46,6 +46,7 @@ def done(model, data, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_a_run_leaves_predictions_results_and_report(done, data):
     table = read_table(done / "tiny_MMMU_DEV_VAL.tsv")
     assert table.columns == ("index", "question", "hint", "A", "B", "answer", "split", "prediction")

@@ -106,6 +106,7 @@ def test_nothing_recompiles_within_a_bucket():
     assert found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantize", [None, "int8"])
 @pytest.mark.parametrize("window", [1, 3])
 def test_a_pass_copies_neither_cache_nor_weights(quantize, window):

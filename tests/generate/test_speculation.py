@@ -96,6 +96,7 @@ def _p_value(counts: np.ndarray, expected: np.ndarray) -> float:
     return stats.chisquare(counts[expected > 0], expected[expected > 0]).pvalue
 
 
+@pytest.mark.slow
 def test_the_distribution_is_plain_samplings():
     plain, passes = _draw(1, seed=1)
     assert passes == 3

@@ -21,6 +21,7 @@ def _tokens(answers):
     return [answer.tokens.tolist() for answer in answers]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant",
     [
@@ -74,6 +75,7 @@ def test_a_conversation_of_several_turns():
     assert _tokens(model.text_results([whole])) != _tokens(model.text_results([["how many ?"]]))
 
 
+@pytest.mark.slow
 def test_sampled_answers_do_not_depend_on_their_place():
     model = tiny_model()
     settings = {"temperature": 1.0, "seed": 4}

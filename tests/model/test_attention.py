@@ -50,6 +50,7 @@ def test_attention(visible, scores, monkeypatch):
     np.testing.assert_allclose(found, naive_attention(q, k, v, seen), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("queries", [256, 128], ids=["whole row", "its second half"])
 @pytest.mark.parametrize("kernel", ["splash", "triton"])
 def test_fused_kernels_are_the_plain_one(kernel, queries):

@@ -47,6 +47,7 @@ def bytes_of(tree) -> float:
     return sum(leaf.size * sizes[leaf.dtype.name] for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "cosine", "share"), [("int8", 0.999, 0.55), ("int4", 0.85, 0.32)])
 def test_logits_and_bytes(name, cosine, share):
     """A decoder of the 7B model's proportions, 30 tokens read in and 2 one by one, all from an int8 cache.
@@ -77,6 +78,7 @@ def test_logits_and_bytes(name, cosine, share):
     assert bytes_of(small["layers"]) <= share * bytes_of(params["layers"])
 
 
+@pytest.mark.slow
 def test_a_loaded_model_draws_and_answers(tmp_path):
     model = tiny_model()
     save_model(tmp_path / "model", model.config, tiny_params(), model.tokenizer)

@@ -120,6 +120,7 @@ def test_whole_model_is_its_parts(tiny, run, images):
     np.testing.assert_allclose(losses["commitment"], 0.25 * gap, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_go_straight_through(images):
     """The decoder's gradient reaches the encoder unchanged, and the codebook only by its own loss."""
     small = dataclasses.replace(VQ, channel_multipliers=(1,), res_blocks=0, mid_attention=False)

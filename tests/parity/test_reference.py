@@ -89,6 +89,7 @@ def close(found, expected, tolerance: float) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_siglip_and_adapter(model, golden):
     @jax.jit
     def run(params, crops):
@@ -122,6 +123,7 @@ def test_sequence_embeddings_and_logits(i, examples, outputs, golden):
     np.testing.assert_array_equal(here.argmax(-1), golden[f"argmax_{i}"][:n])
 
 
+@pytest.mark.slow
 def test_score(model, golden):
     """`unitoken score` from the files alone: codes made by the converted VQ encoder."""
     for line in score(model, REFERENCE / "conversations.json"):
@@ -160,6 +162,7 @@ STAGES = {
 }
 
 
+@pytest.mark.slow
 def test_every_gradient_norm_at_step_0(model, examples, golden):
     rows = batch(examples[:6], model)
     flat = states.flatten(_stacked(model.network_params))

@@ -200,6 +200,7 @@ KEYS |= {"versions"}
 TIMED = {"tokens_per_second_per_device", "mfu", "mfu_ceiling"}  # where the device's speed is known
 
 
+@pytest.mark.slow
 def test_plans_for_this_machine(config, tmp_path, capsys, monkeypatch):
     """Sizes and FLOPs are what they must be; where memory is too small for them, the exit code is 1."""
     monkeypatch.setattr("unitoken_jax.planning.plan.memory_limit", lambda *_: 1000.0)

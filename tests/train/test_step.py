@@ -60,6 +60,7 @@ def step():
     return make_train_step(make_model(CONFIG, rates()), CONFIG, rates(), VOCABULARY)
 
 
+@pytest.mark.slow
 def test_learns_one_batch_and_leaves_what_is_frozen(step):
     state, losses = start(), []
     for _ in range(8):
@@ -130,6 +131,7 @@ def test_codes_made_online_are_those_put_in_beforehand():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
 
 
+@pytest.mark.slow
 def test_accumulated_parts_are_one_batch():
     plain = dataclasses.replace(CONFIG.model, decoder=dataclasses.replace(CONFIG.model.decoder, dropout=0.0))
     found = []
@@ -144,6 +146,7 @@ def test_accumulated_parts_are_one_batch():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.params, again.params)
 
 
+@pytest.mark.slow
 def test_no_gradient_is_lost_where_none_is_computed():
     """Stage I: a row whose first tokens go through no backward pass, against the same row as one piece."""
     batch, first = make_batch(), 8
