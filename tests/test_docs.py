@@ -161,6 +161,7 @@ def test_links_lead_somewhere(page):
         assert page not in PAGES or ".." not in target, f"{page.name}: {target}"
 
 
+@pytest.mark.slow
 def test_the_worked_example_prints_what_its_page_says():
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     code, expected = re.findall(r"```python\n(.*?)```\n\nIt prints\n\n```text\n(.*?)```", page, re.DOTALL)[0]

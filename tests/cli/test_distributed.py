@@ -52,6 +52,7 @@ def test_what_is_wrong_is_named(changes, message):
         distributed.start(TOGETHER | changes)
 
 
+@pytest.mark.slow
 def test_two_processes_find_each_other_and_one_stays_alone():
     coordinator = f"localhost:{free_port()}"
     together = {distributed.COORDINATOR: coordinator, distributed.PROCESSES: "2"}

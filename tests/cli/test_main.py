@@ -138,6 +138,7 @@ def test_help_needs_no_heavy_import():
     assert not {"jax", "numpy", "PIL", "orbax"} & set(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_generate_and_answer_write_what_was_asked(tmp_path, monkeypatch, capsys):
     import numpy as np
     from PIL import Image

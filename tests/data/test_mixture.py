@@ -89,6 +89,7 @@ def test_shuffles_are_permutations_entered_anywhere(count, key, data):
     np.testing.assert_array_equal(shuffle.permute_index(np.arange(first, count), count, key), whole[first:])
 
 
+@pytest.mark.slow
 def test_shuffles_look_random():
     """Every value goes everywhere, and neighbours part."""
     count, keys = 12, range(6000)

@@ -80,6 +80,7 @@ def test_t2i_images_are_the_models_and_equal_prompts_get_different_ones(drawn):
     assert len({drawing.tokens.tobytes() for drawing in expected}) == 6
 
 
+@pytest.mark.slow
 def test_a_killed_run_draws_only_what_is_missing(drawn, model, tmp_path, monkeypatch):
     data = drawn.parent / "color_val.txt"
     draw_benchmark("T2I-CompBench++", model, data, tmp_path, **SETTINGS)

@@ -69,6 +69,7 @@ def test_a_run_leaves_predictions_results_and_report(done, data):
     assert "paper, stage II" in page.text
 
 
+@pytest.mark.slow
 def test_predictions_are_what_the_model_answers(done, data, model):
     from unitoken_jax import UniToken
 

@@ -36,6 +36,7 @@ def _model(**variant):
     return UniToken(model.config, model.params | {"decoder": own}, model.tokenizer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", [{}, {"features_in_answers": True}])
 def test_text_image_text_as_training_would_build_it(variant, monkeypatch):
     model = _model(**variant)

@@ -24,6 +24,7 @@ def _tokens(drawings):
     return np.stack([drawing.tokens for drawing in drawings])
 
 
+@pytest.mark.slow
 def test_tokens_obey_the_grammar():
     model = tiny_model()
     drawings = model.image_results(PROMPTS, number=2)
@@ -39,6 +40,7 @@ def test_tokens_obey_the_grammar():
         assert drawing.timing.passes == 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("guidance", "top_k"), [(1.0, 1), (3.0, 1), (3.0, 8)])
 def test_guided_image_equals_full_forward_passes(guidance, top_k):
     """The published rule written out: two streams, each read whole again for every token."""

@@ -26,6 +26,7 @@ def live_bytes() -> int:
     return sum(array.nbytes for array in jax.live_arrays())
 
 
+@pytest.mark.slow
 def test_reading_the_parameters_never_copies_them_before_or_after_decoding(path):
     gc.collect()
     before = live_bytes()

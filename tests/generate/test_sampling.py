@@ -60,6 +60,7 @@ def test_masked_tokens_are_never_drawn():
     assert frequencies[1] == frequencies[3] == 0
 
 
+@pytest.mark.slow
 def test_a_sample_does_not_depend_on_its_place():
     logits = jax.random.normal(jax.random.key(0), (6, 50))
     together = sample(logits, sample_keys(3, np.arange(6)), 20, 0.9)

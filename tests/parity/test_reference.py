@@ -105,6 +105,7 @@ def test_siglip_and_adapter(model, golden):
         close(adapted[start:end, :, :8], golden[f"adapter_{i}"], 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("i", range(7))
 def test_sequence_embeddings_and_logits(i, examples, outputs, golden):
     example, (logits, norms) = examples[i], outputs
@@ -139,6 +140,7 @@ def bytes_agree(found, expected) -> None:
     assert (difference == 0).mean() >= 0.999
 
 
+@pytest.mark.slow
 def test_vqgan(model, golden):
     inputs = {name: golden[f"crop_{name}"] for name in "013"} | {"wide": golden["vq_input_wide"]}
     rgba = open_image(REFERENCE / "images" / "rgba.png")
@@ -262,6 +264,7 @@ def leads(logits: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 ROUNDING = 1e-5
 
 
+@pytest.mark.slow
 def test_no_answer_hangs_on_a_tie(model, examples, golden):
     smallest = {}
     for i in (0, 1, 3, 6):

@@ -109,6 +109,7 @@ def test_a_loss_that_is_not_finite_changes_nothing_but_the_counters(step):
     jax.tree.map(np.testing.assert_array_equal, after.opt_state, before.opt_state)
 
 
+@pytest.mark.slow
 def test_codes_made_online_are_those_put_in_beforehand():
     evaluate = make_evaluation_step(make_model(CONFIG, rates()), CONFIG, VOCABULARY)
     rng = np.random.default_rng(1)
