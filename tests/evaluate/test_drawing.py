@@ -37,13 +37,6 @@ def content(folder):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    save_model(path, CONFIG, tiny_params(), tiny_tokenizer())
-    return path
-
-
-@pytest.fixture(scope="module")
 def drawn(model, tmp_path_factory):
     """T2I-CompBench++ from the command line, a prompt twice in the list."""
     out = tmp_path_factory.mktemp("t2i")

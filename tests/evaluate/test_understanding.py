@@ -24,15 +24,6 @@ from unitoken_jax.evaluate.understanding.table import TableError, read_table
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    from unitoken_jax.checkpoint.model_directory import save_model
-
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    save_model(path, CONFIG, tiny_params(), tiny_tokenizer())
-    return path
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_tsv(tmp_path_factory.mktemp("data") / "MMMU_DEV_VAL.tsv", MMMU_HEADER, *mmmu_rows())
 
