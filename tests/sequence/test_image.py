@@ -1,4 +1,4 @@
-"""Opening images of every kind, and the crops both encoders see."""
+"""Opening images of every kind."""
 
 import contextlib
 import dataclasses
@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from PIL.TiffImagePlugin import IFDRational, ImageFileDirectory_v2
 
 from unitoken_jax.config import SequenceConfig, SiglipConfig
-from unitoken_jax.sequence import anyres
-from unitoken_jax.sequence import image as image_module
 from unitoken_jax.sequence.image import (
     ImageError,
     discrete_crop,
@@ -23,6 +23,7 @@ from unitoken_jax.sequence.image import (
     open_image,
     siglip_crops,
 )
+from unitoken_jax.storage.paths import InMemoryFile
 
 SIGLIP = SiglipConfig(image_size=24, patch_size=8)
 SEQUENCE = SequenceConfig()
@@ -54,6 +55,110 @@ def test_exif_rotation(orientation, suffix, tmp_path):
     assert np.abs(found - ramp()).mean() < (6 if suffix == "jpg" else 0.01)
 
 
+SIDEWAYS = (30, 20)  # of a 20 x 30 image whose orientation is 6
+EXIF_SHORT, EXIF_ASCII, EXIF_RATIONAL = 3, 2, 5
+
+
+def exif_with(orientation, kind=EXIF_SHORT) -> bytes:
+    """An EXIF block of one tag, whatever its value and type."""
+    directory = ImageFileDirectory_v2()
+    directory.tagtype[0x0112] = kind
+    directory[0x0112] = orientation
+    return b"Exif\0\0II*\0\x08\0\0\0" + directory.tobytes(8)
+
+
+def saved(image_format, **options) -> InMemoryFile:
+    buffer = io.BytesIO()
+    Image.fromarray(ramp()).save(buffer, image_format, **options)
+    return InMemoryFile(f"a.{image_format}", buffer.getvalue())
+
+
+def size_of_pixels(source) -> tuple[int, int]:
+    """(height, width) of what `open_image` gives, which `image_size` must say too."""
+    image = open_image(source)
+    assert image_size(source) == (image.height, image.width)
+    return image.height, image.width
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF", "MPO"])
+@pytest.mark.parametrize(
+    ("value", "kind", "size"),
+    [
+        (0, EXIF_SHORT, (20, 30)),
+        (6, EXIF_SHORT, SIDEWAYS),
+        (9, EXIF_SHORT, (20, 30)),
+        (65535, EXIF_SHORT, (20, 30)),
+        ("6", EXIF_ASCII, (20, 30)),
+        ("upright", EXIF_ASCII, (20, 30)),
+        (IFDRational(6, 1), EXIF_RATIONAL, SIDEWAYS),
+        (IFDRational(6, 0), EXIF_RATIONAL, (20, 30)),
+    ],
+)
+def test_any_orientation_is_the_same_for_size_and_pixels(image_format, value, kind, size):
+    if image_format == "AVIF" and kind != EXIF_SHORT:
+        return  # Pillow cannot write it
+    if image_format == "TIFF":
+        directory = ImageFileDirectory_v2()
+        directory.tagtype[0x0112] = kind
+        directory[0x0112] = value
+        options = {"tiffinfo": directory}
+    else:
+        options = {"exif": exif_with(value, kind)}
+    assert size_of_pixels(saved(image_format, **options)) == size
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize(("value", "size"), [(6, SIDEWAYS), (9, (20, 30))])
+def test_orientation_in_xmp(image_format, value, size):
+    text = f'<x:xmpmeta><rdf:Description tiff:Orientation="{value}"/></x:xmpmeta>'
+    options = {"xmp": text.encode()}
+    if image_format == "PNG":
+        info = PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", text)
+        options = {"pnginfo": info}
+    if image_format == "TIFF":
+        directory = ImageFileDirectory_v2()
+        directory.tagtype[700] = 1
+        directory[700] = text.encode()
+        options = {"tiffinfo": directory}
+    assert size_of_pixels(saved(image_format, **options)) == size
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(("value", "size"), [(6, SIDEWAYS), (9, (20, 30))])
+def test_orientation_in_a_raw_profile_of_a_png_file(compressed, value, size):
+    data = exif_with(value)
+    info = PngInfo()
+    info.add_text("Raw profile type exif", f"\nexif\n{len(data):8}\n{data.hex()}\n", zip=compressed)
+    assert size_of_pixels(saved("PNG", pnginfo=info)) == size
+    broken = PngInfo()
+    broken.add_text("Raw profile type exif", "\nexif\n 3\nno hex\n")
+    assert size_of_pixels(saved("PNG", pnginfo=broken)) == (20, 30)
+
+
+Image.init()
+
+
+@pytest.mark.parametrize("image_format", sorted(Image.SAVE))
+def test_the_header_of_every_format_promises_what_its_pixels_are(image_format):
+    """A size, or an ImageError of both: never a promise that the pixels do not keep."""
+    images = [Image.fromarray(ramp(32, 32)).convert(mode) for mode in ("1", "L", "P", "RGB", "RGBA", "CMYK")]
+    for image in [*images, images[1].convert("I").convert("I;16")]:
+        buffer = io.BytesIO()
+        try:
+            image.save(buffer, image_format)
+        except Exception:
+            continue  # no format has all modes
+        file = InMemoryFile("a", buffer.getvalue())
+        try:
+            size = image_size(file)
+        except ImageError:
+            with pytest.raises(ImageError):
+                open_image(file)
+        else:
+            assert open_image(file).size == size[::-1]
+
+
 def test_orientation_after_the_pixels_is_ignored_by_size_and_pixels_alike(tmp_path):
     """A PNG may carry EXIF behind its pixels: the promised size must be the size one gets."""
     exif = Image.Exif()
@@ -67,33 +172,6 @@ def test_orientation_after_the_pixels_is_ignored_by_size_and_pixels_alike(tmp_pa
     (tmp_path / "a.png").write_bytes(data[:end] + late + data[end:])
     assert image_size(tmp_path / "a.png") == (20, 30)
     assert open_image(tmp_path / "a.png").size == (30, 20)
-
-
-def test_transparency_is_blended_on_white():
-    pixels = np.zeros((2, 2, 4), np.uint8)
-    pixels[0, 0] = (10, 20, 30, 255)
-    pixels[0, 1] = (10, 20, 30, 0)
-    pixels[1, 0] = (100, 0, 0, 128)
-    found = discrete_crop(open_image(Image.fromarray(pixels)), (2, 2))
-    assert found[0, 0].tolist() == [10, 20, 30]
-    assert found[0, 1].tolist() == [255, 255, 255]
-    half = 128 / 255
-    assert found[1, 0].tolist() == [int((1 - half) * 255 + half * 100), 127, 127]
-
-
-def test_discrete_crop_blends_last_and_siglip_crops_first():
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 4), np.uint8)
-    image = open_image(Image.fromarray(pixels))
-    resized = Image.fromarray(pixels).resize((16, 21), Image.Resampling.BICUBIC).crop((0, 2, 16, 18))
-    np.testing.assert_array_equal(discrete_crop(image, (16, 16)), np.asarray(on_white(resized)))
-    blended = siglip_crops(on_white(image), SIGLIP, SEQUENCE)
-    np.testing.assert_array_equal(siglip_crops(image, SIGLIP, SEQUENCE), blended)
-
-
-def test_opaque_images_lose_nothing_by_an_alpha_channel():
-    image = Image.fromarray(ramp(40, 30))
-    opaque = open_image(image.convert("RGBA"))
-    np.testing.assert_array_equal(discrete_crop(opaque, (16, 16)), discrete_crop(image, (16, 16)))
 
 
 @pytest.mark.parametrize("mode", ["LA", "La", "PA", "RGBa", "P", "L", "RGB"])
@@ -111,6 +189,53 @@ def test_every_kind_of_transparency(mode, tmp_path):
     assert found.mode == "RGBA"
     assert discrete_crop(found, (3, 3)).min() == 255
     assert siglip_crops(found, SIGLIP, dataclasses.replace(SEQUENCE, resolution="base")).min() == 255
+
+
+def png_of(depth, colour_type, row, transparent, palette=None) -> InMemoryFile:
+    """A PNG file of one row of packed samples; `transparent` is what its tRNS chunk holds."""
+    width = len(row) * 8 // depth // (3 if colour_type == 2 else 1)
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", width, 1, depth, colour_type, 0, 0, 0),
+        b"PLTE": palette,
+        b"tRNS": transparent,
+        b"IDAT": zlib.compress(b"\0" + row),
+        b"IEND": b"",
+    }
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, body in chunks.items():
+        if body is not None:
+            data += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    return InMemoryFile("a.png", data)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        png_of(1, 0, b"\x7f", struct.pack(">H", 0)),
+        png_of(2, 0, b"\x1b", struct.pack(">H", 0)),
+        png_of(2, 0, b"\x6c", struct.pack(">H", 1)),
+        png_of(4, 0, b"\x12", struct.pack(">H", 1)),
+        png_of(8, 0, b"\x12\x34", struct.pack(">H", 0x12)),
+        png_of(16, 0, b"\x12\x34\x12\x35", struct.pack(">H", 0x1234)),
+        png_of(8, 2, b"\1\2\3\4\5\6", struct.pack(">HHH", 1, 2, 3)),
+        png_of(16, 2, struct.pack(">6H", 0x1234, 0x2345, 0x3456, 0, 0, 0), b"\x12\x34\x23\x45\x34\x56"),
+        png_of(2, 3, b"\x1b", b"\0\xff", b"\0" * 12),
+    ],
+    ids=["grey1", "grey2", "grey2 of 1", "grey4", "grey8", "grey16", "rgb8", "rgb16", "palette2"],
+)
+def test_the_transparent_sample_of_a_png_file_is_white_at_every_depth(file):
+    """The first sample of each is the transparent one; the others stay as they are."""
+    image = open_image(file)
+    assert np.asarray(image)[0, :, 3].tolist() == [0] + [255] * (image.width - 1)
+    assert np.asarray(on_white(image))[0, 0].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("mode", ["I", "I;16", "I;16B"])
+def test_the_transparent_sample_of_an_image_in_memory(mode):
+    image = Image.fromarray(np.array([[1000, 1001]], np.int32))
+    image = image if mode == "I" else image.convert(mode)
+    image.info["transparency"] = 1000
+    assert np.asarray(open_image(image))[0, :, 3].tolist() == [0, 255]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "HSV", "RGBX"])
@@ -156,6 +281,56 @@ def test_truncated_files(suffix, tmp_path):
         open_image(path)
 
 
+def avif_without_pixels() -> bytes:
+    """The header of a good file; libavif raises RuntimeError at its pixels."""
+    data = saved("AVIF").data
+    start = data.index(b"mdat") + 4
+    return data[:start] + bytes(len(data) - start)
+
+
+def dds_of_unknown_pixels() -> bytes:
+    """Pillow raises NotImplementedError."""
+    data = saved("DDS").data
+    return data[:80] + struct.pack("<I", 0x200) + data[84:]
+
+
+def png_with_a_long_text() -> bytes:
+    """Pillow raises ValueError while it reads the header."""
+    info = PngInfo()
+    info.add_text("comment", "x" * 2_000_000, zip=True)
+    return saved("PNG", pnginfo=info).data
+
+
+@pytest.mark.parametrize("make", [avif_without_pixels, dds_of_unknown_pixels, png_with_a_long_text])
+def test_whatever_a_reader_raises_is_an_image_error(make):
+    with pytest.raises(ImageError, match=r"^a\.bin is (damaged|not an image).*\(.+\)") as caught:
+        open_image(InMemoryFile("a.bin", make()))
+    assert caught.value.__cause__ is not None  # for --debug
+
+
+def test_any_class_of_error_is_an_image_error(monkeypatch):
+    class Strange(Exception):
+        pass
+
+    def fail(*_):
+        raise Strange
+
+    file = saved("PNG")
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    with pytest.raises(ImageError, match=r"a\.PNG is damaged or truncated \(Strange\)"):
+        open_image(file)
+    monkeypatch.setattr(Image, "open", fail)
+    for function in (open_image, image_size):
+        with pytest.raises(ImageError, match=r"a\.PNG is not an image Pillow can open \(Strange\)"):
+            function(file)
+
+
+def test_data_in_place_of_a_path_is_not_repeated():
+    with pytest.raises(ImageError, match=r"^data:image/png;base64,x+\.\.\. \(5022 characters\)") as caught:
+        image_size("data:image/png;base64," + "x" * 5000)
+    assert len(str(caught.value)) < 300
+
+
 def test_damaged_and_foreign_files(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
     for function in (open_image, image_size):
@@ -197,50 +372,3 @@ def test_extreme_shapes_are_refused():
     with pytest.raises(ImageError, match="sides may differ 100 times"):
         open_image(Image.new("RGB", (1, 101)))
     assert open_image(Image.new("RGB", (1, 100))).size == (1, 100)
-
-
-@given(st.integers(1, 200), st.integers(1, 200), st.sampled_from([(16, 16), (8, 24)]))
-def test_discrete_crop_fits_and_offsets_stay_inside(height, width, size):
-    image = Image.fromarray(ramp(height, width))
-    if max(height, width) > image_module.MAX_ASPECT * min(height, width):
-        return
-    for offset in (None, (0, 0), (0.999, 0.999)):
-        found = discrete_crop(image, size, offset)
-        assert (found.shape, found.dtype) == ((*size, 3), np.uint8)
-
-
-def test_discrete_crop_takes_the_middle_or_the_offset():
-    image = Image.fromarray(ramp(16, 33))
-    np.testing.assert_array_equal(discrete_crop(image, (16, 16)), ramp(16, 33)[:, 8:24])
-    np.testing.assert_array_equal(discrete_crop(image, (16, 16), (0, 0)), ramp(16, 33)[:, :16])
-    np.testing.assert_array_equal(discrete_crop(image, (16, 16), (0, 0.999)), ramp(16, 33)[:, 17:])
-
-
-def test_large_images_are_halved_first():
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
-    found = discrete_crop(image, (32, 32))
-    np.testing.assert_array_equal(found, image.resize((32, 32), Image.Resampling.BOX))
-    assert (found != np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC))).any()
-
-
-@given(st.integers(4, 120), st.integers(4, 120), st.sampled_from(["anyres", "base"]))
-def test_siglip_crops_are_as_many_as_promised(height, width, resolution):
-    sequence = dataclasses.replace(SEQUENCE, resolution=resolution)
-    crops = siglip_crops(Image.fromarray(ramp(height, width)), SIGLIP, sequence)
-    assert crops.shape == (anyres.crop_count(height, width, SIGLIP, sequence), 24, 24, 3)
-    assert crops.dtype == np.uint8
-
-
-def test_tiles_are_row_major_parts_of_the_image():
-    pixels = ramp(48, 48)
-    crops = siglip_crops(Image.fromarray(pixels), SIGLIP, SEQUENCE)
-    assert len(crops) == 5
-    for tile, (y, x) in zip(crops[1:], [(0, 0), (0, 24), (24, 0), (24, 24)]):
-        np.testing.assert_array_equal(tile, pixels[y : y + 24, x : x + 24])
-
-
-def test_padding_is_black_and_centred():
-    crops = siglip_crops(Image.new("RGB", (48, 20), (255, 255, 255)), SIGLIP, SEQUENCE)
-    assert len(crops) == 3
-    column = crops[1][:, 5, 0]
-    assert column.tolist() == [0] * 2 + [255] * 20 + [0] * 2

@@ -4,10 +4,10 @@
 transparency blended on white.
 """
 
+import contextlib
 import os
 import pathlib
-import struct
-import zlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import einops
@@ -21,6 +21,7 @@ from unitoken_jax.storage.paths import ReadableFile
 MAX_PIXELS = 89_478_485  # Pillow's own bomb limit: 256 MiB of RGB
 MAX_ASPECT = 100  # beyond it the crop's enlargement of the short side would need gigabytes
 
+# EXIF orientation -> what makes the pixels upright; any other value says nothing, as for other programs.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -30,23 +31,21 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SWAPS_SIDES = (5, 6, 7, 8)
 _ORIENTATION_TAG = 0x0112
-# What Pillow's readers raise on damaged files, besides OSError.
-_DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
+_LONGEST_NAME = 500  # characters; an image's data may stand where its path should
+# Formats whose header alone says what the pixels will be (None: an image in memory). Pillow learns an icon's
+# size while it decodes, and whether it can decode others: their pixels are read for the size too.
+_HEADER_SUFFICES = (
+    *("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP"),
+    None,
 )
+# How Pillow makes a PNG file's samples 8 bits wide; the transparent one in its header is as wide as before.
+_NARROWED_SAMPLES: dict[str, Callable[[int], int]] = {
+    "L;2": lambda sample: sample * 85,
+    "L;4": lambda sample: sample * 17,
+    "RGB;16B": lambda sample: sample >> 8,
+}
 
 
 class ImageError(ValueError):
@@ -72,53 +71,81 @@ def open_image(source: ImageSource) -> Image.Image:
     16-bit grey is scaled to 8, CMYK and palettes are converted.
     Raises ImageError naming the file where it is missing, damaged, too large or too narrow.
     """
-    name = describe(source)
-    image = _open(source, name)
-    try:
-        turn = _orientation(image)  # before load(): the size promised by image_size() must hold
-        image.load()
-        plain = _to_8_bits(image, name)
-    except ImageError:
-        raise
-    except _DAMAGE as error:
-        raise ImageError(
-            f"{name} is damaged or truncated ({error}): replace the file, or drop its conversation"
-        ) from None
-    finally:
-        if image is not source:
-            image.close()
-    return plain.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else plain
+    with _opened(source) as image:
+        # All of this before load(): what image_size() promised must hold, and the file's depth is known.
+        orientation = 1 if image.format == "TIFF" else _orientation(image)  # Pillow turns TIFF itself
+        transparency = _transparency(image)
+        with _reading(source, "is damaged or truncated", ": replace the file, or drop its conversation"):
+            image.load()
+            upright = _to_8_bits(image, transparency)
+    return upright if orientation == 1 else upright.transpose(_UPRIGHT[orientation])
 
 
 def image_size(source: ImageSource) -> tuple[int, int]:
-    """(height, width) in px that `open_image` will give, read from the file's header alone."""
-    image = _open(source, describe(source))
-    try:
+    """(height, width) in px that `open_image` will give, from the file's header alone where that says it."""
+    with _opened(source) as image:
         width, height = image.size
-        return (width, height) if _orientation(image) >= 5 else (height, width)
+        # Pillow's size of a TIFF file is turned already, unless XMP alone says how.
+        turned = image.format == "TIFF" and _ORIENTATION_TAG in getattr(image, "tag_v2", {})
+        swaps = not turned and _orientation(image) in _SWAPS_SIDES
+        return (width, height) if swaps else (height, width)
+
+
+def describe(source: ImageSource) -> str:
+    """A name for messages: the path (what is too long for one is cut), or what kind of object it is."""
+    name = "the given image" if isinstance(source, Image.Image) else str(source)
+    return name if len(name) <= _LONGEST_NAME else f"{name[:80]}... ({len(name)} characters)"
+
+
+@contextlib.contextmanager
+def _reading(source: ImageSource, problem: str, advice: str = "") -> Iterator[None]:
+    """Whatever class of error a library raises while it reads `source` leaves as an ImageError.
+
+    A file's bytes decide what its reader stumbles over, so that no list of classes would be complete.
+    """
+    try:
+        yield
+    except ImageError:
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ImageError(f"{describe(source)} {problem} ({reason}){advice}") from error
+
+
+@contextlib.contextmanager
+def _opened(source: Any) -> Iterator[Image.Image]:
+    """`source` as a PIL image whose header is read and whose size is allowed; closed at the end if a file.
+
+    Pixels are not read yet, unless only they tell the size.
+    """
+    with _reading(source, "is not an image Pillow can open"):
+        image = _open(source)
+    try:
+        _check_allowed(image, source)
+        if image.format not in _HEADER_SUFFICES:
+            with _reading(source, "is not an image Pillow can open"):
+                image.load()
+            _check_allowed(image, source)
+        yield image
     finally:
         if image is not source:
             image.close()
 
 
-def describe(source: ImageSource) -> str:
-    """A name for messages: the path, or what kind of object it is."""
-    return "the given image" if isinstance(source, Image.Image) else str(source)
-
-
-def _open(source: Any, name: str) -> Image.Image:
-    """`source` as a PIL image whose header is read and whose size is allowed; pixels are not read yet."""
+def _open(source: Any) -> Image.Image:
+    """The file `source` as Pillow opens it, or `source` where it is an image already."""
     if isinstance(source, Image.Image):
-        image = source
-    else:
-        file = source if hasattr(source, "is_file") else pathlib.Path(source)
-        if not file.is_file():
-            raise ImageError(f"image {name} does not exist", "missing_image")
-        try:
-            image = Image.open(file if isinstance(file, pathlib.Path) else file.open("rb"))
-        except _DAMAGE as error:
-            raise ImageError(f"{name} is not an image Pillow can open ({error})") from None
+        return source
+    file = source if hasattr(source, "is_file") else pathlib.Path(source)
+    if not file.is_file():
+        raise ImageError(f"image {describe(source)} does not exist", "missing_image")
+    return Image.open(file if isinstance(file, pathlib.Path) else file.open("rb"))
+
+
+def _check_allowed(image: Image.Image, source: ImageSource) -> None:
+    """Raises ImageError where the pixels are too many, of a shape or of a kind that cannot be used."""
     width, height = image.size
+    name = describe(source)
     if width * height > MAX_PIXELS:
         raise ImageError(
             f"{name} has {width} x {height} px, more than {MAX_PIXELS}: make it smaller (nothing above "
@@ -126,33 +153,51 @@ def _open(source: Any, name: str) -> Image.Image:
         )
     if min(width, height) == 0 or max(width, height) > MAX_ASPECT * min(width, height):
         raise ImageError(f"{name} is {width} x {height} px: sides may differ {MAX_ASPECT} times at most")
-    return image
+    if image.mode == "F":
+        raise ImageError(f"{name} has floating-point pixels of unknown range: save it with 8 bits")
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1..8 as far as the file's header tells."""
-    if image.format == "TIFF":  # Pillow's reader turns these itself
-        return 1
-    if image.format == "PNG" and "exif" not in image.info:  # getexif() would decode the whole image
-        return 1
+    """The EXIF (or XMP) orientation 1 to 8 as far as the file's header tells; 1 where it says none of these.
+
+    A PNG file's may be in a text chunk "Raw profile type exif".
+    """
     try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except _DAMAGE:
+        # Not image.getexif(): of a PNG file without EXIF that would decode the pixels first.
+        value = Image.Image.getexif(image).get(_ORIENTATION_TAG)
+        return int(value) if value in _UPRIGHT else 1
+    except Exception:
         return 1  # damaged metadata is no reason to refuse the pixels
 
 
-def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
-    """Any mode of Pillow as RGB, or as RGBA where there is transparency."""
-    if image.mode == "F":
-        raise ImageError(f"{name} has floating-point pixels of unknown range: save it with 8 bits")
+def _transparency(image: Image.Image) -> Any:
+    """What `image.info` says is transparent, as the pixels will be when they are read; None: nothing."""
+    transparency = image.info.get("transparency")
+    tiles = getattr(image, "tile", ()) if image.format == "PNG" else ()  # none when the pixels are read
+    narrow = _NARROWED_SAMPLES.get(tiles[0].args) if tiles else None
+    if narrow is None or transparency is None:
+        return transparency
+    return tuple(map(narrow, transparency)) if isinstance(transparency, tuple) else narrow(transparency)
+
+
+def _to_8_bits(image: Image.Image, transparency: Any) -> Image.Image:
+    """Any mode of Pillow as RGB, or as RGBA where there is transparency: a sample, or (a palette's) bytes."""
     if image.mode.startswith("I"):
-        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
+        wide = np.asarray(image).astype(np.int64)
+        grey = ((wide.clip(0, 65535) + 128) // 257).astype(np.uint8)
+        if transparency is None:
+            return Image.fromarray(grey).convert("RGB")
+        alpha = np.where(wide == transparency, 0, 255).astype(np.uint8)
+        return Image.fromarray(np.stack([grey, grey, grey, alpha], -1))
     if image.mode == "La":
         image = image.convert("LA")
-    transparent = "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa")
+    if transparency != image.info.get("transparency"):
+        image = image.copy()
+        image.info["transparency"] = transparency
+    palette_mode = image.palette.mode if image.mode == "P" and image.palette else ""
+    transparent = transparency is not None or image.mode in ("RGBA", "LA", "PA", "RGBa")
     # convert() copies where the mode is right already: the file gets closed.
-    return image.convert("RGBA" if transparent else "RGB")
+    return image.convert("RGBA" if transparent or palette_mode.endswith("A") else "RGB")
 
 
 def on_white(image: Image.Image) -> Image.Image:
