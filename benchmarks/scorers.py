@@ -1,10 +1,11 @@
 """Our matching and scoring against VLMEvalKit's own functions, on random answers and files.
 
     pip download --no-deps ms-vlmeval && python -m zipfile -e ms_vlmeval-*.whl FOLDER
-    pip install pandas && python benchmarks/scorers.py FOLDER/vlmeval
+    pip install pandas && python benchmarks/scorers.py FOLDER/vlmeval vlmevalkit-2025-08
 
-FOLDER/vlmeval may also be a checkout's. Its modules import far more than their rules need, so the functions
-are run one by one from their source.
+FOLDER/vlmeval may also be a checkout's, of the date that the rules' name says: ms-vlmeval 0.0.16 for
+vlmevalkit-2025-03, 0.0.19 or 0.0.20 for vlmevalkit-2025-08. Its modules import far more than their rules
+need, so the functions are run one by one from their source.
 """
 
 import ast
@@ -21,16 +22,17 @@ import numpy as np
 import pandas as pd
 
 from unitoken_jax.evaluate.registry import find_understanding
-from unitoken_jax.evaluate.understanding.matching import match_option, match_yes_no
+from unitoken_jax.evaluate.understanding.matching import find_rules, match_option, match_yes_no
 from unitoken_jax.evaluate.understanding.mme import PERCEPTION, REASONING
 from unitoken_jax.evaluate.understanding.table import Table
 
 ANSWERS, FILES = 200_000, 200
 OPTIONS = {"A": "a red cat", "B": "blue", "C": "none of it", "D": "a red cat and dog"}
 OPTION_WORDS = (
-    "A B C D E Z a red cat blue Blue dog and none of it (A) B. **C** D: A,B answer is the - \n 选项"
+    "A B C D E Z a red cat blue Blue dog and none of it (A) B. **C** D: A,B answer is the - \n 选项 \u0130"
 )
-YES_NO_WORDS = 'yes no Yes No yes. no, not 1,000 - yes- / yes/no . 5 yes.5 .no ! (yes) "no" ? it \n _'
+YES_NO_WORDS = 'yes no Yes No yes. no, not 1,000 - yes- / yes/no . 5 yes.5 .no ! (yes) "no" ? it \n _ 1. \u0663. ........'
+LENGTHS = (0, 1, 2, 3, 5, 8, 20, 60)  # words of a random answer
 REPLIES = ("Yes", "No.", "yes, it is", "hm")
 
 
@@ -51,7 +53,7 @@ def functions(path: pathlib.Path, *names: str, **namespace) -> dict:
 def differing(ours, theirs, words: str) -> str:
     rng, differ, matched = random.Random(0), [], 0
     for _ in range(ANSWERS):
-        text = rng.choice((" ", " ", "", ". ")).join(rng.choices(words.split(" "), k=rng.randint(0, 8)))
+        text = rng.choice((" ", " ", "", ". ")).join(rng.choices(words.split(" "), k=rng.choice(LENGTHS)))
         our_match, their_match = ours(text), theirs(text)
         matched += our_match is not None
         if our_match != their_match:
@@ -96,7 +98,8 @@ def circular_rows(rng: random.Random) -> list[dict]:
     return rows
 
 
-def main(folder: pathlib.Path) -> None:
+def main(folder: pathlib.Path, name_of_rules: str) -> None:
+    rules = find_rules(name_of_rules)
     utils = folder / "dataset" / "utils"
     names = ("can_infer", "can_infer_option", "can_infer_text")
     infer = functions(folder / "utils" / "matching_util.py", *names)["can_infer"]
@@ -109,13 +112,16 @@ def main(folder: pathlib.Path) -> None:
     group = functions(utils / "multiple_choice.py", *names, can_infer=infer)["prefetch_circular_group"]
 
     def own_option(text):
-        return match_option(text, OPTIONS)
+        return match_option(text, OPTIONS, rules)
+
+    def own_yes_no(text):
+        return match_yes_no(text, rules)
 
     def extracted(text):
         return {"Unknown": None}.get(answer := rated["YOrN_Extraction"](text), answer)
 
     print("options:", differing(own_option, lambda text: infer(text, dict(OPTIONS)) or None, OPTION_WORDS))
-    print("yes or no:", differing(match_yes_no, extracted, YES_NO_WORDS))
+    print("yes or no:", differing(own_yes_no, extracted, YES_NO_WORDS))
     apart = collections.defaultdict(float)
     for seed in range(FILES):
         for name, rows in (
@@ -124,7 +130,7 @@ def main(folder: pathlib.Path) -> None:
             ("MMBench_EN", circular_rows),
         ):
             table_rows = rows(random.Random(seed))
-            scored = find_understanding(name)[0].score(table_of(table_rows))
+            scored = find_understanding(name)[0].score(table_of(table_rows), rules)
             frame = pd.DataFrame(table_rows)
             frame["score"] = [extracted(row["prediction"]) == row["answer"] for row in table_rows]
             if name == "MME":
@@ -143,4 +149,4 @@ def main(folder: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]))
+    main(pathlib.Path(sys.argv[1]), sys.argv[2])

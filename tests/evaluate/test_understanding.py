@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -241,6 +242,48 @@ def test_prompts(tmp_path):
     assert shown[4].endswith("B. blue\nAnswer with the option's letter from the given choices directly.")
     with pytest.raises(ValueError, match="unknown template 'x'; known: vlmevalkit, direct"):
         find_template("x")
+
+
+def test_rules_are_named_in_results_and_report(tmp_path, capsys):
+    header = ["index", "question", "A", "B", "answer", "prediction"]
+    row = ["0", "which?", "red", "blue", "B", "option B is the right one because of the picture"]
+    argv = ["evaluate", "score", "--out", str(tmp_path)]
+    for name, rules, score in (("MMStar", "", "100.0"), ("AI2D_TEST", "vlmevalkit-2025-08", "0.0")):
+        predictions = write_tsv(tmp_path / f"m_{name}.tsv", header, row)
+        chosen = ["--rules", rules] if rules else []
+        assert main.main([*argv, "--benchmark", name, "--predictions", str(predictions), *chosen]) == 0
+        rules = rules or "vlmevalkit-2025-03"
+        assert f"rules: {rules}\n" in capsys.readouterr().out
+        assert json.loads((tmp_path / f"m_{name}_results.json").read_text())["rules"] == rules
+        assert f"| {score} |" in (report := (tmp_path / "m_report.md").read_text())
+        assert f"| {rules} |" in report
+        assert rules in read_page(tmp_path / "m_report.html").text
+    assert "Not all scores are by the same rules" in report
+    assert json.loads((tmp_path / "m_report.json").read_text())["rules"] == {
+        "MMStar": "vlmevalkit-2025-03",
+        "AI2D": "vlmevalkit-2025-08",
+    }
+    assert main.main([*argv, "--benchmark", name, "--predictions", str(predictions), "--rules", "x"]) == 2
+    assert "unknown rules 'x'; known: vlmevalkit-2025-03, vlmevalkit-2025-08" in capsys.readouterr().err
+
+
+def test_results_and_recipes_without_rules_are_of_august(done, data, model, tmp_path):
+    folder = tmp_path / "again"
+    shutil.copytree(done, folder)  # with the journal, so that nothing is asked
+    results = json.loads((folder / "tiny_MMMU_DEV_VAL_results.json").read_text())
+    recipe = json.loads((folder / "tiny_MMMU_DEV_VAL_recipe.json").read_text())
+    assert results.pop("rules") == recipe.pop("rules") == "vlmevalkit-2025-03"
+    (folder / "tiny_MMMU_DEV_VAL_results.json").write_text(json.dumps(results))
+    assert "| vlmevalkit-2025-08 |" in write_report(folder, "tiny").read_text()
+    (tmp_path / "old.json").write_text(json.dumps(recipe))
+    with pytest.raises(
+        ValueError, match=r"old\.json is for rules vlmevalkit-2025-08, not for vlmevalkit-2025"
+    ):
+        run_benchmark(None, model, data, folder, recipe=tmp_path / "old.json", rules="vlmevalkit-2025-03")
+    run_benchmark(None, model, data, folder, recipe=tmp_path / "old.json")
+    for kind in ("results", "recipe"):
+        again = json.loads((folder / f"tiny_MMMU_DEV_VAL_{kind}.json").read_text())
+        assert again["rules"] == "vlmevalkit-2025-08"
 
 
 def test_averages_are_the_papers():

@@ -30,6 +30,7 @@ def add_verbs(add_verb: AddVerb) -> None:
     _add_run_options(run, "the benchmark's file, as VLMEvalKit has it (TSV)")
     run.add_argument("--template", help="how questions are put: vlmevalkit (default) or direct")
     run.add_argument("--max-tokens", type=int, help="longest answer (default: the model's)")
+    _add_rules_option(run)
     draw = add_word("draw", _draw, "draw a benchmark's prompts, where its scorer looks for the images")
     _add_run_options(draw, "the benchmark's prompts")
     draw.add_argument("--rewritten", metavar="FILE", help="draw these prompts, line by line, instead")
@@ -42,9 +43,19 @@ def add_verbs(add_verb: AddVerb) -> None:
     score.add_argument("--benchmark", required=True, metavar="NAME", help="whose rules they are scored by")
     score.add_argument("--predictions", required=True, metavar="FILE", help="or the folder of the images")
     score.add_argument("--data", metavar="FILE", help="the right answers (default: of the predictions)")
+    _add_rules_option(score)
     take = add_word("import", _import, "take up what GenEval's or T2I-CompBench++'s scorer wrote")
     take.add_argument("--scores", required=True, metavar="FILE", help="what the scorer wrote")
     take.add_argument("--benchmark", metavar="NAME", help="refuse the folder if it is another one's")
+
+
+def _add_rules_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rules",
+        metavar="NAME",
+        help="what an answer is taken for: vlmevalkit-2025-03 (default; the paper's time) or "
+        "vlmevalkit-2025-08",
+    )
 
 
 def _add_run_options(parser: argparse.ArgumentParser, data_help: str) -> None:
@@ -105,7 +116,7 @@ def _run(arguments: argparse.Namespace) -> list[str]:
     """`unitoken evaluate run`."""
     from unitoken_jax.evaluate.understanding.run import run_benchmark
 
-    options = _run_options(arguments, "template", "max_tokens")
+    options = _run_options(arguments, "template", "rules", "max_tokens")
     return run_benchmark(
         arguments.benchmark, model_directory(arguments), arguments.data, arguments.out, **options
     )
@@ -129,12 +140,18 @@ def _score(arguments: argparse.Namespace) -> list[str]:
 
     benchmark = find_benchmark(arguments.benchmark)
     if isinstance(benchmark, DrawingBenchmark):
+        if arguments.rules:
+            raise ValueError(
+                f"--rules are for answers to questions; {benchmark.name} is scored by its images"
+            )
         from unitoken_jax.evaluate.drawing.scorers import score_images
 
         return score_images(benchmark, arguments.predictions, arguments.out)
     from unitoken_jax.evaluate.understanding.run import score_predictions
 
-    return score_predictions(arguments.benchmark, arguments.predictions, arguments.out, arguments.data)
+    return score_predictions(
+        arguments.benchmark, arguments.predictions, arguments.out, arguments.data, arguments.rules
+    )
 
 
 def _import(arguments: argparse.Namespace) -> list[str]:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from unitoken_jax.evaluate.benchmark import Benchmark
 from unitoken_jax.evaluate.understanding.answering import answer_rows
+from unitoken_jax.evaluate.understanding.matching import PAPER_RULES, MatchingRules
 from unitoken_jax.evaluate.understanding.prompts import Template, choice_text
 from unitoken_jax.evaluate.understanding.scoring import Scored
 from unitoken_jax.evaluate.understanding.table import (
@@ -115,16 +116,19 @@ class UnderstandingBenchmark(Benchmark):
         ask = functools.partial(self.conversation, table, row_images(table), template)
         return answer_rows(model, ask, len(table.rows), journal, recipe)
 
-    def score(self, table: Table) -> Scored:
-        """Scores the predictions of `table`. Raises TableError for a row that cannot be judged."""
+    def score(self, table: Table, rules: MatchingRules = PAPER_RULES) -> Scored:
+        """Scores the predictions of `table` by `rules`. Raises TableError for a row that cannot be judged."""
         if "answer" not in table.columns:
             note = "the file has no answers: hand the predictions to the benchmark's server"
             count = len(table.rows)
             return Scored(None, {}, [None] * count, [False] * count, [note])
-        return self.score_answers(table)
+        return self.score_answers(table, rules)
 
-    def score_answers(self, table: Table) -> Scored:
-        """Scores a table whose rows have `answer` and `prediction`, by the benchmark's own rules."""
+    def score_answers(self, table: Table, rules: MatchingRules) -> Scored:
+        """Scores a table whose rows have `answer` and `prediction`, by the benchmark's own rules.
+
+        `rules` say what a prediction is taken for.
+        """
         raise NotImplementedError(f"{self.name} does not say how answers are scored")
 
     def remarks(self, parts: Mapping[str, float]) -> list[str]:

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from unitoken_jax.evaluate.understanding.benchmark import UnderstandingBenchmark
+from unitoken_jax.evaluate.understanding.matching import MatchingRules
 from unitoken_jax.evaluate.understanding.prompts import Template, short_text
 from unitoken_jax.evaluate.understanding.scoring import Scored, match_yes_nos, mean
 from unitoken_jax.evaluate.understanding.table import INDEX, Table
@@ -17,9 +18,9 @@ class HallusionBench(UnderstandingBenchmark):
     def question_text(self, row: Mapping[str, str], template: Template) -> str:
         return short_text(row, template)
 
-    def score_answers(self, table: Table) -> Scored:
+    def score_answers(self, table: Table, rules: MatchingRules) -> Scored:
         """aAcc: questions; fAcc: figures, qAcc: question pairs, with everything about them right."""
-        matches, hits = match_yes_nos(table)
+        matches, hits = match_yes_nos(table, rules)
         figures, questions = defaultdict(list), defaultdict(list)
         for number, row in enumerate(table.rows):
             fields = row[INDEX].split("_")

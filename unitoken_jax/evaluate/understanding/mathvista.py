@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from unitoken_jax.evaluate.understanding.benchmark import UnderstandingBenchmark
-from unitoken_jax.evaluate.understanding.matching import match_option
+from unitoken_jax.evaluate.understanding.matching import MatchingRules, match_option
 from unitoken_jax.evaluate.understanding.prompts import Template
 from unitoken_jax.evaluate.understanding.scoring import JUDGE, Scored, by_column, mean
 from unitoken_jax.evaluate.understanding.table import PREDICTION, QUESTION, Table, literal_list
@@ -22,9 +22,9 @@ class MathVista(UnderstandingBenchmark):
     def question_text(self, row: Mapping[str, str], template: Template) -> str:
         return row[QUESTION]  # It already says how to answer.
 
-    def score_answers(self, table: Table) -> Scored:
+    def score_answers(self, table: Table, rules: MatchingRules) -> Scored:
         """Options are matched, numbers compared; whatever else was predicted is left for a judge."""
-        outcomes = [_match_row(table, number) for number in range(len(table.rows))]
+        outcomes = [_match_row(table, number, rules) for number in range(len(table.rows))]
         matches, hits = [match for match, _ in outcomes], [hit for _, hit in outcomes]
         left = matches.count(JUDGE)
         parts = {LOWER_BOUND: mean(hits)} | by_column(table, "task", range(len(hits)), hits)
@@ -43,7 +43,7 @@ MATH_VISTA = MathVista(
 )
 
 
-def _match_row(table: Table, number: int) -> tuple[str, bool]:
+def _match_row(table: Table, number: int, rules: MatchingRules) -> tuple[str, bool]:
     """(what row `number`'s prediction is taken for, or JUDGE; whether that is right).
 
     Raises TableError for a row whose type or right answer is not MathVista's.
@@ -55,7 +55,7 @@ def _match_row(table: Table, number: int) -> tuple[str, bool]:
         gold = row["answer_option"]
         if gold not in options:
             raise table.fault(number, "answer_option", f"{gold!r} is none of {', '.join(options)}")
-        match = match_option(row[PREDICTION], options)
+        match = match_option(row[PREDICTION], options, rules)
         return match or JUDGE, match == gold
     if row["question_type"] != "free_form":
         raise table.fault(

@@ -4,6 +4,7 @@ import dataclasses
 from collections import defaultdict
 
 from unitoken_jax.evaluate.understanding.benchmark import CHOICE_COLUMNS, UnderstandingBenchmark
+from unitoken_jax.evaluate.understanding.matching import MatchingRules
 from unitoken_jax.evaluate.understanding.scoring import Scored, details, match_choices, mean
 from unitoken_jax.evaluate.understanding.table import INDEX, Table
 
@@ -14,7 +15,7 @@ ROTATION = 1_000_000  # A question's circular copies are this many indices apart
 class MMBench(UnderstandingBenchmark):
     """The score is the share of questions that are right in every rotation of their options."""
 
-    def score_answers(self, table: Table) -> Scored:
+    def score_answers(self, table: Table, rules: MatchingRules) -> Scored:
         """A question counts where every rotation of its options is answered right."""
         groups = defaultdict(list)
         for number, row in enumerate(table.rows):
@@ -24,7 +25,7 @@ class MMBench(UnderstandingBenchmark):
         for question, numbers in groups.items():
             if not any(int(table.rows[number][INDEX]) == question for number in numbers):
                 raise table.fault(numbers[0], INDEX, f"a rotation of question {question}, which is no row")
-        matches, hits = match_choices(table)
+        matches, hits = match_choices(table, rules)
         mains = [number for number, row in enumerate(table.rows) if int(row[INDEX]) < ROTATION]
         circular = [all(hits[n] for n in groups[int(table.rows[main][INDEX])]) for main in mains]
         single = mean([hits[main] for main in mains])

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from unitoken_jax.evaluate.understanding.benchmark import UnderstandingBenchmark
+from unitoken_jax.evaluate.understanding.matching import MatchingRules
 from unitoken_jax.evaluate.understanding.prompts import Template, short_text
 from unitoken_jax.evaluate.understanding.scoring import Scored, match_yes_nos, mean
 from unitoken_jax.evaluate.understanding.table import Table
@@ -31,9 +32,9 @@ class Mme(UnderstandingBenchmark):
     def question_text(self, row: Mapping[str, str], template: Template) -> str:
         return short_text(row, template)
 
-    def score_answers(self, table: Table) -> Scored:
+    def score_answers(self, table: Table, rules: MatchingRules) -> Scored:
         """A category's points: accuracy, and the share of images with both questions right, in percent."""
-        matches, hits = match_yes_nos(table)
+        matches, hits = match_yes_nos(table, rules)
         images: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
         for number, row in enumerate(table.rows):
             if row["category"] not in PERCEPTION + REASONING:

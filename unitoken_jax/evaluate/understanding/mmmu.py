@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from unitoken_jax.evaluate.understanding.benchmark import CHOICE_COLUMNS, UnderstandingBenchmark
-from unitoken_jax.evaluate.understanding.matching import match_option
+from unitoken_jax.evaluate.understanding.matching import MatchingRules, match_option
 from unitoken_jax.evaluate.understanding.prompts import Template
 from unitoken_jax.evaluate.understanding.scoring import Scored, by_column, checked_options, mean
 from unitoken_jax.evaluate.understanding.table import IMAGE, PREDICTION, Table, TableError
@@ -40,7 +40,7 @@ class Mmmu(UnderstandingBenchmark):
             parts += [after] if after else []
         return parts
 
-    def score_answers(self, table: Table) -> Scored:
+    def score_answers(self, table: Table, rules: MatchingRules) -> Scored:
         """Accuracy over the validation split, as far as the file says which rows these are.
 
         An open question, which has no options, gets two: A is the right answer, B "Other Answers".
@@ -58,7 +58,7 @@ class Mmmu(UnderstandingBenchmark):
                 letter = len(gold) == 1 and "A" <= gold <= "Z"
                 lost += letter and gold != "A"
                 gold = gold if letter else "A"
-            matches.append(match_option(row[PREDICTION], options))
+            matches.append(match_option(row[PREDICTION], options, rules))
             hits.append(matches[-1] == gold)
         numbers = list(range(len(hits)))
         notes = [f"{lost} open questions whose answer is a capital letter cannot be hit by this rule"] * bool(

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from unitoken_jax.evaluate.understanding.benchmark import UnderstandingBenchmark
+from unitoken_jax.evaluate.understanding.matching import MatchingRules
 from unitoken_jax.evaluate.understanding.prompts import Template
 from unitoken_jax.evaluate.understanding.scoring import JUDGE, Scored
 from unitoken_jax.evaluate.understanding.table import QUESTION, Table
@@ -19,7 +20,7 @@ class MMVet(UnderstandingBenchmark):
     def question_text(self, row: Mapping[str, str], template: Template) -> str:
         return row[QUESTION]
 
-    def score_answers(self, table: Table) -> Scored:
+    def score_answers(self, table: Table, rules: MatchingRules) -> Scored:
         count = len(table.rows)
         return Scored(None, {}, [JUDGE] * count, [False] * count, [f"all {count} rows need an LLM judge"])
 

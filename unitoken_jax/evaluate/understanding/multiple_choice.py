@@ -3,6 +3,7 @@
 import dataclasses
 
 from unitoken_jax.evaluate.understanding.benchmark import CHOICE_COLUMNS, UnderstandingBenchmark
+from unitoken_jax.evaluate.understanding.matching import MatchingRules
 from unitoken_jax.evaluate.understanding.scoring import Scored, details, match_choices, mean
 from unitoken_jax.evaluate.understanding.table import Table
 
@@ -11,8 +12,8 @@ from unitoken_jax.evaluate.understanding.table import Table
 class MultipleChoice(UnderstandingBenchmark):
     """The score is the share of rows whose right option was named."""
 
-    def score_answers(self, table: Table) -> Scored:
-        matches, hits = match_choices(table)
+    def score_answers(self, table: Table, rules: MatchingRules) -> Scored:
+        matches, hits = match_choices(table, rules)
         return Scored(mean(hits), details(table, range(len(hits)), hits), matches, hits)
 
 

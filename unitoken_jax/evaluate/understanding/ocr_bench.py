@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from unitoken_jax.evaluate.understanding.benchmark import UnderstandingBenchmark
-from unitoken_jax.evaluate.understanding.matching import reads_right
+from unitoken_jax.evaluate.understanding.matching import MatchingRules, reads_right
 from unitoken_jax.evaluate.understanding.prompts import Template, short_text
 from unitoken_jax.evaluate.understanding.scoring import Scored, by_column, mean
 from unitoken_jax.evaluate.understanding.table import PREDICTION, Table, literal_list
@@ -20,7 +20,7 @@ class OcrBench(UnderstandingBenchmark):
     def question_text(self, row: Mapping[str, str], template: Template) -> str:
         return short_text(row, template)
 
-    def score_answers(self, table: Table) -> Scored:
+    def score_answers(self, table: Table, rules: MatchingRules) -> Scored:
         """The number of right readings, scaled to 1,000 rows."""
         readings = [literal_list(table, number, "answer") for number in range(len(table.rows))]
         for number, answers in enumerate(readings):

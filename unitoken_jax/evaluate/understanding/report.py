@@ -14,7 +14,7 @@ from unitoken_jax.evaluate.recipe import write_json
 from unitoken_jax.evaluate.registry import UNDERSTANDING_BENCHMARKS, find_understanding
 from unitoken_jax.evaluate.understanding import examples
 from unitoken_jax.evaluate.understanding.benchmark import Group, UnderstandingBenchmark
-from unitoken_jax.evaluate.understanding.matching import other_letter
+from unitoken_jax.evaluate.understanding.matching import UNNAMED_RULES, MatchingRules, other_letter
 from unitoken_jax.evaluate.understanding.scoring import JUDGE, Scored, counts, unmatched
 from unitoken_jax.evaluate.understanding.table import INDEX, PREDICTION, Table, write_table
 from unitoken_jax.storage.atomic import write_text
@@ -36,6 +36,7 @@ class Predictions:
         benchmark: what the file belongs to.
         dataset: VLMEvalKit's name of the file.
         table: the file's rows, with a column `prediction`.
+        rules: what the predictions are scored by.
         cut_off: how many answers the limit of tokens ended.
         images: opens a row's images, for examples; None where they are not at hand.
     """
@@ -44,6 +45,7 @@ class Predictions:
     benchmark: UnderstandingBenchmark
     dataset: str
     table: Table
+    rules: MatchingRules
     cut_off: int = 0
     images: Callable[[int], Sequence[Image.Image]] | None = None
 
@@ -69,6 +71,7 @@ def write_results(out: pathlib.Path, predictions: Predictions, scored: Scored) -
         "benchmark": benchmark.name,
         "dataset": predictions.dataset,
         "model": predictions.model,
+        "rules": predictions.rules.name,
         "rows": len(table.rows),
         "score": scored.score,
         "points": None if scored.score is None else scored.score / benchmark.per_point,
@@ -140,17 +143,21 @@ def write_report(out: pathlib.Path, model: str) -> pathlib.Path:
         for dataset in reversed(benchmark.datasets):  # the usual file last, so that it wins
             path = out / f"{model}_{dataset}{_SUFFIX}"
             if path.exists():
-                results[benchmark.name] = json.loads(path.read_text(encoding="utf-8"))
+                result = json.loads(path.read_text(encoding="utf-8"))
+                results[benchmark.name] = {"rules": UNNAMED_RULES.name} | result
     judged = read_judged(out)
     points = {name: result["points"] for name, result in results.items()} | judged
     groups = averages(points)
-    write_json(out / f"{model}_report.json", {"points": points, "judged": judged, "averages": groups})
+    rules = {name: result["rules"] for name, result in results.items() if name not in judged}
+    report = {"points": points, "judged": judged, "rules": rules, "averages": groups}
+    write_json(out / f"{model}_report.json", report)
+    remarks = [*_REMARKS, *_mixed(rules)]
     title = f"{model} on the paper's understanding benchmarks"
     tables = _scores(results, judged), _averages(groups)
     path = out / f"{model}_report.md"
-    text = "\n\n".join([f"# {title}", *(markdown_table(*table) for table in tables), "\n".join(_REMARKS)])
+    text = "\n\n".join([f"# {title}", *(markdown_table(*table) for table in tables), "\n".join(remarks)])
     write_text(path, text + "\n")
-    body = [page.table(*table) for table in tables] + [page.paragraph(" ".join(_REMARKS))]
+    body = [page.table(*table) for table in tables] + [page.paragraph(" ".join(remarks))]
     for name, result in results.items():
         chosen = out / f"{model}_{result['dataset']}{_EXAMPLES_SUFFIX}"
         if chosen.exists():  # results of an older version have none
@@ -161,9 +168,19 @@ def write_report(out: pathlib.Path, model: str) -> pathlib.Path:
 
 
 _REMARKS = (
-    "Scores by VLMEvalKit's rules without a judge (exact matching). Averages are means of percents:",
+    'Scores by VLMEvalKit\'s rules without a judge (exact matching), those of the month in column "rules":',
+    "which letters and texts name an option moves a score by many points. Averages are means of percents:",
     "MME is divided by 28 and OCRBench by 10. Table 6's models have no any-res images.",
 )
+
+
+def _mixed(rules: Mapping[str, str]) -> list[str]:
+    """The remark that an average is of no one rule; nothing where {benchmark: rules} agree."""
+    if len(set(rules.values())) < 2:
+        return []
+    return [
+        "Not all scores are by the same rules, so an average of them means little: score the others again."
+    ]
 
 
 def _scores(results: Mapping, judged: Mapping) -> tuple[list, list[list]]:
@@ -173,16 +190,16 @@ def _scores(results: Mapping, judged: Mapping) -> tuple[list, list[list]]:
         result = results.get(benchmark.name)
         if result is None and benchmark.name not in judged:
             continue
-        result = result or {"dataset": "", "rows": "", "score": None, "notes": [], "parts": {}}
-        score, notes = result["score"], list(result["notes"])
+        result = result or {"dataset": "", "rows": "", "score": None, "rules": "", "notes": [], "parts": {}}
+        score, rules, notes = result["score"], result["rules"], list(result["notes"])
         if benchmark.name in judged:
-            score = judged[benchmark.name]
+            score, rules = judged[benchmark.name], ""
             notes = [f"a judge's score, from {JUDGED}"]
         else:
             notes += benchmark.remarks(result["parts"])
         cells = [benchmark.name, result["dataset"], result["rows"], _number(score)]
-        rows.append([*cells, *map(_number, benchmark.paper), "; ".join(notes)])
-    header = ["benchmark", "file", "rows", "score", "paper, stage II", "paper, stage III", "remarks"]
+        rows.append([*cells, *map(_number, benchmark.paper), rules, "; ".join(notes)])
+    header = ["benchmark", "file", "rows", "score", "paper, stage II", "paper, stage III", "rules", "remarks"]
     return header, rows
 
 

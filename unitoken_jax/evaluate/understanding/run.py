@@ -22,6 +22,7 @@ from unitoken_jax.evaluate import recipe as recipes
 from unitoken_jax.evaluate.devices import load_model
 from unitoken_jax.evaluate.registry import find_understanding
 from unitoken_jax.evaluate.understanding.benchmark import UnderstandingBenchmark
+from unitoken_jax.evaluate.understanding.matching import PAPER_RULES, UNNAMED_RULES, find_rules
 from unitoken_jax.evaluate.understanding.prompts import Template, find_template
 from unitoken_jax.evaluate.understanding.report import Predictions, write_report, write_results
 from unitoken_jax.evaluate.understanding.table import (
@@ -46,13 +47,21 @@ def score_predictions(
     predictions: str | os.PathLike,
     out: str | os.PathLike,
     data: str | os.PathLike | None = None,
+    rules: str | None = None,
 ) -> list[str]:
     """Scores a predictions file, ours or VLMEvalKit's (M_D.tsv); lines for the user.
 
-    Right answers come from `data`, the benchmark's file, or from the predictions file itself. Raises
-    TableError where a file lacks columns, or where the two are not about the same rows; ValueError where a
-    file's name is another benchmark's.
+    Args:
+        benchmark: a name that `find_understanding` knows.
+        predictions: the file.
+        out: the folder for results and report.
+        data: the benchmark's file, for the right answers; None: those in the predictions file.
+        rules: the name of the rules to score by; None: those of the paper's time.
+
+    Raises TableError where a file lacks columns, or where the two are not about the same rows; ValueError
+    where a file's name is another benchmark's.
     """
+    scored_by = find_rules(rules or PAPER_RULES.name)
     understanding, dataset = find_understanding(benchmark, predictions, *([] if data is None else [data]))
     if data is None:
         table = understanding.read_predictions(predictions, dataset)
@@ -62,7 +71,7 @@ def score_predictions(
     name = pathlib.Path(predictions).stem
     ending = f"_{dataset}".casefold()
     model = name[: -len(ending)] if name.casefold().endswith(ending) and len(name) > len(ending) else name
-    return _score_and_report(pathlib.Path(out), Predictions(model, understanding, dataset, table))
+    return _score_and_report(pathlib.Path(out), Predictions(model, understanding, dataset, table, scored_by))
 
 
 def run_benchmark(
@@ -72,6 +81,7 @@ def run_benchmark(
     out: str | os.PathLike,
     *,
     template: str | None = None,
+    rules: str | None = None,
     max_tokens: int | None = None,
     batch: int | None = None,
     recipe: str | os.PathLike | None = None,
@@ -86,17 +96,19 @@ def run_benchmark(
         data: the benchmark's file, as VLMEvalKit has it.
         out: the folder for everything that is written.
         template: the name of a wording; None: the recipe's, or VLMEvalKit's.
+        rules: the name of the rules to score by; None: the recipe's, or those of the paper's time.
         max_tokens: the longest answer; None: the recipe's, or the model's.
         batch: questions answered at one time; None: the recipe's, or 16.
         recipe: an earlier run's file; data and weights must then be the same.
     """
     earlier = None if recipe is None else recipes.load(recipe)
     if earlier is not None:
-        benchmark, template = _same_choice(earlier, benchmark, template, str(recipe))
+        earlier = {"rules": UNNAMED_RULES.name} | earlier
+        benchmark, template, rules = _same_choice(earlier, benchmark, template, rules, str(recipe))
     elif benchmark is None:
         raise ValueError("which benchmark? give its name, or an earlier run's recipe")
     understanding, dataset = find_understanding(benchmark, data)
-    wording = find_template(template or "vlmevalkit")
+    wording, scored_by = find_template(template or "vlmevalkit"), find_rules(rules or PAPER_RULES.name)
     table = understanding.read(data, dataset)
     cells = row_images(table)
     _check(model, understanding, table, wording)
@@ -111,13 +123,14 @@ def run_benchmark(
         loaded = load_model(model, dtype=settings["dtype"])
     files = {"data": table.path}
     wording_fields = dataclasses.asdict(wording)
-    current = recipes.make(understanding.name, dataset, files, wording_fields, settings, str(model))
+    asked = recipes.make(understanding.name, dataset, files, wording_fields, settings, str(model))
+    current = asked | {"rules": scored_by.name}  # they decide the scores, and none of the answers
     notes = [] if earlier is None else recipes.check_same(earlier, current, str(recipe), recipes.MAY_DIFFER)
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
     name = current["model"]["name"]
     stem = out / f"{name}_{dataset}"
-    answers = understanding.run(loaded, table, wording, pathlib.Path(f"{stem}_answers.jsonl"), current)
+    answers = understanding.run(loaded, table, wording, pathlib.Path(f"{stem}_answers.jsonl"), asked)
     recipes.write_json(pathlib.Path(f"{stem}_recipe.json"), current)
     with_answers = with_predictions(table, [text for text, _ in answers])
     columns = with_answers.columns
@@ -127,7 +140,7 @@ def run_benchmark(
     def images(row: int) -> list[Image.Image]:
         return [decode_image(table, row, text) for text in cells[row]]
 
-    predictions = Predictions(name, understanding, dataset, with_answers, cut_off, images)
+    predictions = Predictions(name, understanding, dataset, with_answers, scored_by, cut_off, images)
     return [*notes, f"predictions: {stem}.tsv", *_score_and_report(out, predictions)]
 
 
@@ -152,13 +165,20 @@ def _settings(model, choices: dict) -> dict:
     return {"temperature": 0.0, "top_k": None, "seed": 0, **chosen, "dtype": str(model.module.dtype)}
 
 
-def _same_choice(recipe: dict, benchmark: str | None, template: str | None, source: str) -> tuple[str, str]:
-    """The recipe's data set and template, checked against what was asked for."""
+def _same_choice(
+    recipe: dict, benchmark: str | None, template: str | None, rules: str | None, source: str
+) -> tuple[str, str, str]:
+    """Data set, template and rules of `recipe`, which `source` names, checked against what was asked for."""
     if benchmark is not None and find_understanding(benchmark)[0].name != recipe["benchmark"]:
         raise ValueError(f"{source} is for {recipe['benchmark']}, not for {benchmark}")
     if template is not None and template != recipe["template"]["name"]:
         raise ValueError(f"{source} is for template {recipe['template']['name']}, not for {template}")
-    return recipe["dataset"], recipe["template"]["name"]
+    if rules is not None and rules != recipe["rules"]:
+        raise ValueError(
+            f"{source} is for rules {recipe['rules']}, not for {rules}: repeat it without --rules, then "
+            f"score its predictions by others (unitoken evaluate score --rules {rules})"
+        )
+    return recipe["dataset"], recipe["template"]["name"], recipe["rules"]
 
 
 def with_predictions(table: Table, predictions: list[str]) -> Table:
@@ -211,7 +231,7 @@ def _score_and_report(out: pathlib.Path, predictions: Predictions) -> list[str]:
     benchmark, table = predictions.benchmark, predictions.table
     if not table.rows:
         raise TableError(f"{table.path}: no rows to score")
-    scored = benchmark.score(table)
+    scored = benchmark.score(table, predictions.rules)
     out.mkdir(parents=True, exist_ok=True)
     results = write_results(out, predictions, scored)
     report = write_report(out, predictions.model)
@@ -220,4 +240,5 @@ def _score_and_report(out: pathlib.Path, predictions: Predictions) -> list[str]:
         shown = "none without a judge or server"
     lines = [f"{benchmark.name} ({predictions.dataset}, {results['rows']} rows): score {shown}"]
     lines += [f"  {name}: {value:.2f}" for name, value in results["parts"].items() if ": " not in name]
-    return [*lines, *(f"  note: {note}" for note in results["notes"]), f"report: {report}"]
+    lines += [f"  note: {note}" for note in results["notes"]]
+    return [*lines, f"rules: {results['rules']}", f"report: {report}"]

@@ -7,7 +7,7 @@ import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from unitoken_jax.evaluate.understanding.matching import match_option, match_yes_no
+from unitoken_jax.evaluate.understanding.matching import MatchingRules, match_option, match_yes_no
 from unitoken_jax.evaluate.understanding.prompts import options_of
 from unitoken_jax.evaluate.understanding.table import PREDICTION, Table
 
@@ -66,20 +66,21 @@ def checked_options(table: Table, number: int) -> dict[str, str]:
     return options
 
 
-def match_choices(table: Table) -> tuple[list[str | None], list[bool]]:
+def match_choices(table: Table, rules: MatchingRules) -> tuple[list[str | None], list[bool]]:
     """The option that each prediction means, and whether it is the right one."""
     matches = [
-        match_option(row[PREDICTION], checked_options(table, number)) for number, row in enumerate(table.rows)
+        match_option(row[PREDICTION], checked_options(table, number), rules)
+        for number, row in enumerate(table.rows)
     ]
     return matches, [match == row["answer"] for match, row in zip(matches, table.rows)]
 
 
-def match_yes_nos(table: Table) -> tuple[list[str | None], list[bool]]:
+def match_yes_nos(table: Table, rules: MatchingRules) -> tuple[list[str | None], list[bool]]:
     """What `match_yes_no` says of each prediction, and whether that is right; TableError for a bad answer."""
     for number, row in enumerate(table.rows):
         if row["answer"] not in ("Yes", "No"):
             raise table.fault(number, "answer", f"{row['answer']!r}; expected Yes or No")
-    matches = [match_yes_no(row[PREDICTION]) for row in table.rows]
+    matches = [match_yes_no(row[PREDICTION], rules) for row in table.rows]
     return matches, [match == row["answer"] for match, row in zip(matches, table.rows)]
 
 
