@@ -52,8 +52,18 @@ def write_run(folder: pathlib.Path, **train) -> Config:
     return config
 
 
-def launch(command: list[str], log: pathlib.Path, processes: int = 1, devices: int = 1, **variables: str):
-    """`python command` in one process or several, of `devices` CPU devices each; they write to log.I.log."""
+def launch(
+    command: list[str],
+    log: pathlib.Path,
+    processes: int = 1,
+    devices: int = 1,
+    own_session: bool = False,
+    **variables: str,
+):
+    """`python command` in one process or several, of `devices` CPU devices each; they write to log.I.log.
+
+    With `own_session` each leads a group of its own, which a signal can be sent to.
+    """
     with socket.socket() as sock:
         sock.bind(("localhost", 0))
         coordinator = f"localhost:{sock.getsockname()[1]}"
@@ -68,16 +78,20 @@ def launch(command: list[str], log: pathlib.Path, processes: int = 1, devices: i
         with open(f"{log}.{index}.log", "w") as out:
             running.append(
                 subprocess.Popen(
-                    [sys.executable, *command], env=environ, stdout=out, stderr=subprocess.STDOUT
+                    [sys.executable, *command],
+                    env=environ,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=own_session,
                 )
             )
     return running
 
 
-def start(folder: pathlib.Path, workdir, processes=1, devices=1, *more: str, log=None, **variables: str):
+def start(folder: pathlib.Path, workdir, processes=1, devices=1, *more: str, log=None, **variables):
     """`unitoken train ... more` of what `write_run` left in `folder`, launched.
 
-    `log` as in `launch`, beside `workdir` where not given.
+    `log` and `variables` as in `launch`; `log` is beside `workdir` where not given.
     """
     train = ["-m", "unitoken_jax", "train", "--config", str(folder / "config.py")]
     train += ["--workdir", str(workdir), *more]

@@ -21,7 +21,7 @@ from unitoken_jax.train.checkpoint import SaveError
 from unitoken_jax.train.logs.curves import draw_curves
 from unitoken_jax.train.logs.metrics import read_metrics
 from unitoken_jax.train.logs.run_folder import LogFolder
-from unitoken_jax.train.loop import RESUMABLE
+from unitoken_jax.train.preemption import RESUMABLE
 
 RUN = "a run"  # a space must be quoted where a URL is one, and only there
 MODEL = "gs://bucket/some/model"

@@ -1,5 +1,7 @@
 """Runs that are killed, told to stop, or cannot save: real processes, signals and file systems."""
 
+import os
+import pathlib
 import random
 import re
 import resource
@@ -13,7 +15,7 @@ import pytest
 from tests.helpers.tiny_run import log_of, start, write_run
 from unitoken_jax.checkpoint.model_directory import load_model
 from unitoken_jax.train.logs.metrics import read_metrics
-from unitoken_jax.train.loop import RESUMABLE
+from unitoken_jax.train.preemption import RESUMABLE
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +82,41 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(folder, undisturbed)
     assert sorted(path.name for path in saves.iterdir()) == ["11", "12"]
     found, expected = (load_model(each / "model").params for each in (workdir, undisturbed))
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def has_children(process) -> bool:
+    return bool(pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_whole_group_at_any_moment_saves_or_finds_nothing_begun(folder):
+    """SIGTERM and Ctrl-C by turns while it starts, as the loader's workers start, and within steps.
+
+    Slow, since it starts a process for each signal; UNITOKEN_TEST_SIGNALS=200 sends so many.
+    """
+    workdir, rng, started = folder / "signalled", random.Random(0), 8.0
+    lines, saves = workdir / "metrics.jsonl", workdir / "checkpoints"
+    for attempt in range(int(os.environ.get("UNITOKEN_TEST_SIGNALS", 4))):
+        saved = sorted(saves.glob("[0-9]*"))
+        size = lines.stat().st_size if lines.exists() else 0
+        settings = ("--config.data.workers=1", "--config.train.steps=10000")
+        (process,), began = start(folder, workdir, 1, 1, *settings, own_session=True), time.monotonic()
+        if attempt % 4 == 0:
+            time.sleep(rng.uniform(0, started))
+        elif attempt % 4 == 3:
+            wait_for(lambda: lines.exists() and lines.stat().st_size > size, [process])  # noqa: B023
+            started = time.monotonic() - began
+            time.sleep(rng.uniform(0, 1))
+        else:
+            wait_for(lambda: has_children(process), [process])  # noqa: B023
+            time.sleep(rng.uniform(0, 2))
+        number = (signal.SIGTERM, signal.SIGINT)[attempt // 2 % 2]
+        os.killpg(process.pid, number)
+        code, log = process.wait(timeout=100), log_of(workdir)
+        nothing_begun = sorted(saves.glob("[0-9]*")) == saved
+        assert code == RESUMABLE or (nothing_begun and code in (-number, 130)), log
+        assert nothing_begun or losses(workdir)[-1][0] == max(int(path.name) for path in saves.glob("[0-9]*"))
+        assert not re.search("Traceback|Exception ignored|leaked", log), log
 
 
 @pytest.mark.slow

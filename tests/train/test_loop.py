@@ -21,6 +21,7 @@ from unitoken_jax.train import loop
 from unitoken_jax.train.checkpoint import Checkpoints, SaveError
 from unitoken_jax.train.logs.metrics import MetricsLog, read_metrics
 from unitoken_jax.train.placement import check_rows
+from unitoken_jax.train.preemption import RESUMABLE
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_a_run_stopped_by_sigterm_ends_as_if_it_had_not_been(data, tmp_path, mon
     with pytest.raises(SystemExit) as stopped:
         run(config, tmp_path / "parts")
     monkeypatch.undo()
-    assert stopped.value.code == loop.RESUMABLE
+    assert stopped.value.code == RESUMABLE
     assert [row["step"] for row in read_metrics(tmp_path / "parts")] == [1, 2, 3]
     assert written == [(3, 3)]  # a step's numbers are there before the checkpoint from which it goes on
     assert not (tmp_path / "parts/model").exists()

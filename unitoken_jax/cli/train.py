@@ -52,6 +52,7 @@ def run_train(arguments: argparse.Namespace) -> None:
     from unitoken_jax.cli import distributed
     from unitoken_jax.config_file import load_config
     from unitoken_jax.train.loop import train
+    from unitoken_jax.train.preemption import Preempted
 
     overrides = list(arguments.overrides)
     if arguments.profile is not None:
@@ -61,7 +62,12 @@ def run_train(arguments: argparse.Namespace) -> None:
         distributed.start()
     try:
         train(config, arguments.workdir)
-    except Exception:
+    except Preempted:
+        print(
+            "unitoken train: stopped, and all is saved: the same command goes on from there", file=sys.stderr
+        )
+        raise
+    except (Exception, KeyboardInterrupt):
         distributed.fail()
         raise
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from unitoken_jax.config import ModelConfig, SourceConfig
 from unitoken_jax.data.image_store import OnError, is_tar, open_images, scan_tars
 from unitoken_jax.data.readers import kind_of, open_records
+from unitoken_jax.data.workers import deaf_to_stop_signals
 from unitoken_jax.sequence import build
 from unitoken_jax.sequence.conversation import Conversation, ConversationError, parse_conversation
 from unitoken_jax.sequence.conversation_file import scan_json
@@ -166,7 +167,8 @@ def _in_processes(spec: IndexBuildSpec, workers: int, share: tuple[int, int], ch
     try:
         for worker in range(workers):
             errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed below, whatever happens)
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=errors)
+            with deaf_to_stop_signals():
+                process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=errors)
             running.append((process, errors))
             assert process.stdin is not None
             with process.stdin as stdin:

@@ -1,17 +1,14 @@
 """Batches for training (endless, resumable) and for validation (one pass).
 
-Grain's ElasticIterator carries the stream; it is experimental, so nothing else touches it. The state is one
-integer, the next global row, and means the same on any number of processes and workers.
+Grain reads ahead, in a thread or in worker processes. The state is one integer, the next global row, and
+means the same on any number of processes and workers.
 """
 
 import dataclasses
 import hashlib
 import json
-import multiprocessing
-import os
-import signal
 import sys
-import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +19,7 @@ from unitoken_jax.config import DataConfig, ModelConfig
 from unitoken_jax.data import packing
 from unitoken_jax.data.mixture import Mixture, PackingPool, make_pools
 from unitoken_jax.data.sources import Source
+from unitoken_jax.data.workers import deaf_to_stop_signals, end_with_parent
 from unitoken_jax.sequence.layout import validate_config
 from unitoken_jax.sequence.tokenizer import Tokenizer
 
@@ -62,8 +60,9 @@ class Loader:
         self._seed = seed
         self.pools, weights = make_pools(self.sources, config, seed)
         self._mixture = Mixture(weights, [pool.row for pool in self.pools])
-        self._start = config.mixture_start
-        self._iterator: Any = None  # grain's, while open
+        self._next_row = config.mixture_start
+        self._iterators: list = []  # grain's, while it is open; one at most
+        weakref.finalize(self, _close_all, self._iterators)
 
     def describe(self) -> dict[str, float]:
         """examples, skipped; and of the first blocks packed: rows, tokens, how full rows are (0..1)."""
@@ -109,17 +108,20 @@ class Loader:
         return self
 
     def __next__(self) -> Batch:
-        if self._iterator is None:
-            self._iterator = self._open()
-        batch = next(self._iterator)
+        if not self._iterators:
+            with deaf_to_stop_signals():  # grain starts its workers when the first batch is asked for
+                self._iterators.append(self._open())
+                batch = next(self._iterators[0])
+        else:
+            batch = next(self._iterators[0])
+        self._next_row += self._config.rows
         if self._config.workers:  # in memory shared with a worker, which a batch should not keep
             batch = {name: np.array(value) for name, value in batch.items()}
         return batch
 
     def state(self) -> int:
         """The next global row: what `restore` needs to go on with the batch after the last one yielded."""
-        done = 0 if self._iterator is None else self._iterator.get_state()["global_next_index"]
-        return self._start + done
+        return self._next_row
 
     def restore(self, state: int) -> None:
         """Goes on from global row `state`, whatever number of processes or rows a batch wrote it."""
@@ -131,39 +133,37 @@ class Loader:
                 f"{self._config.mixture_start}: set it to {state} to change the data here"
             )
         self.close()
-        self._start = int(state)
+        self._next_row = int(state)
 
     def close(self) -> None:
-        """Stops the thread and workers; the next batch starts them again from `state()`."""
-        if self._iterator is not None:
-            self._start = self.state()
-            self._iterator.close()
-            self._iterator = None
+        """Stops the thread and workers; the next batch starts them again from `state()`.
+
+        A loader that nobody closes is closed when it is deleted or the interpreter ends.
+        """
+        _close_all(self._iterators)
 
     def _open(self) -> Any:  # grain's iterator; naming its type would import jax
         import grain  # here alone: it imports jax, which host code must not
-        from grain import experimental
 
-        index, count = self._process
-        workers = None
+        start = self._next_row - self._config.mixture_start
+        for pool, row in zip(self.pools, self._mixture.rows_before(start)):
+            pool.locate(row)  # counts the rows before it once, not in every worker
+        batches = _Batches(self._mixture, self._config, self._model, start, self._process)
+        read_ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCH)
+        stream = grain.MapDataset.source(batches).to_iter_dataset(read_ahead)
         if self._config.workers:
             from absl import flags
 
             if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, parsed or not
                 flags.FLAGS.mark_as_parsed()
-            workers = grain.MultiprocessingOptions(num_workers=self._config.workers)
-        start = self._start - self._config.mixture_start
-        for pool, row in zip(self.pools, self._mixture.rows_before(start)):
-            pool.locate(row)  # counts the rows before it once, not in every worker
-        rows = _Rows(self._mixture, self._config, self._model, start, count)
-        stream = experimental.ElasticIterator(
-            grain.MapDataset.source(rows),
-            self._config.rows,
-            grain.sharding.ShardOptions(shard_index=index, shard_count=count),
-            read_options=grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCH),
-            multiprocessing_options=workers,
-        )
+            stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._config.workers))
         return iter(stream)
+
+
+def _close_all(iterators: list) -> None:
+    """Closes grain's iterators and forgets them: what is deleted as the interpreter ends fails, aloud."""
+    while iterators:
+        iterators.pop().close()
 
 
 def _check_split(config: DataConfig, process_index: int, process_count: int) -> None:
@@ -176,50 +176,31 @@ def _check_split(config: DataConfig, process_index: int, process_count: int) -> 
 
 
 @dataclasses.dataclass
-class _Rows:
-    """The random-access source that grain reads: element i is a row, as a dict of arrays."""
+class _Batches:
+    """The random-access source that grain reads: element i is this process's share of global batch i.
+
+    `start` is the mixture's row at which batch 0 begins; `process` is (index, count).
+    """
 
     mixture: Mixture
     config: DataConfig
     model: ModelConfig
     start: int
-    process_count: int
+    process: tuple[int, int]
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        _end_with_parent()
+        end_with_parent()
 
     def __len__(self) -> int:
         return sys.maxsize // 2
 
-    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        # Process p reads i = p, p + P, ...; give it the p-th contiguous share of each global batch instead,
-        # so that the global batch does not depend on P.
-        batch, offset = divmod(int(i), self.config.rows)
-        share = self.config.rows // self.process_count
-        offset = offset % self.process_count * share + offset // self.process_count
-        examples = self.mixture.row(self.start + batch * self.config.rows + offset)
-        fields = packing.batch_of([examples], self.config, self.model)
-        return {name: np.asarray(array)[0] for name, array in fields.items()}
-
-
-def _end_with_parent() -> None:
-    """In a worker process: ends it when the one that started it is gone, and no sooner.
-
-    Grain leaves the first to chance: a worker of a process that was killed would wait for ever, and keep its
-    shared memory. A SIGTERM to a whole group of processes is for the one that trains, which needs batches up
-    to the step at which it stops.
-    """
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        if threading.current_thread() is threading.main_thread():  # no other may
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-        def watch() -> None:
-            parent.join()
-            os._exit(1)
-
-        threading.Thread(target=watch, daemon=True).start()
+    def __getitem__(self, i: int) -> Batch:
+        index, count = self.process
+        share = self.config.rows // count
+        first = self.start + int(i) * self.config.rows + index * share
+        rows = [self.mixture.row(row) for row in range(first, first + share)]
+        return packing.batch_of(rows, self.config, self.model)
 
 
 class Validation:

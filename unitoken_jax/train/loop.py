@@ -44,18 +44,10 @@ from unitoken_jax.train.logs.throughput import SpeedMeter, StepCounts, memory
 from unitoken_jax.train.loss import LossSums
 from unitoken_jax.train.optimizer import peak_rates
 from unitoken_jax.train.placement import check_rows, initial_state, shard_batch, shardings_of
-from unitoken_jax.train.preemption import Preemption
+from unitoken_jax.train.preemption import Preempted, Preemption
 from unitoken_jax.train.step import make_evaluation_step, make_model, make_train_step
 
 MODEL_FOLDER = "model"
-RESUMABLE = 75  # exit code of a run stopped by SIGTERM: sysexits' "try again"
-
-
-class Preempted(SystemExit):
-    """SIGTERM came; everything is saved, and the same command goes on from there."""
-
-    def __init__(self):
-        super().__init__(RESUMABLE)
 
 
 def train(
@@ -70,7 +62,7 @@ def train(
 
     Writes `workdir`/model at the end. Raises ValueError for what cannot be done (settings, data, another
     run's directory) and where nothing is learnt any more (`train.skip_limit`), SaveError where a checkpoint
-    could not be written, Preempted after SIGTERM on any process.
+    could not be written, Preempted after SIGTERM or Ctrl-C on any process.
 
     Args:
         config: all settings.
@@ -85,7 +77,7 @@ def train(
     workdir, clock = as_path(workdir), Goodput()
     mesh = sharding.make_mesh(config.mesh)
     check_rows(config, mesh)
-    with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+    with jax.set_mesh(mesh), Preemption() as preemption, contextlib.ExitStack() as stack:
         folder = stack.enter_context(LogFolder(workdir))  # left last, when all is written
         if params is None or tokenizer is None:
             params, tokenizer = _start(config, params, tokenizer, mesh)
@@ -117,10 +109,12 @@ def train(
             clock=clock,
         )
         programs = _programs(config, mesh, rates, tokenizer.vocabulary, shardings_of(abstract))
+        preemption.defer()
         run = Run(config, mesh, programs, loader, checkpoints, logs, validation, samples)
-        state = run.run(state, stack.enter_context(Preemption()))
-    about = {"training": to_dict(config)}
-    model_directory.save_model(workdir / MODEL_FOLDER, config.model, state.tree, tokenizer, about)
+        state = run.run(state, preemption)
+        stack.close()  # the last checkpoint is whole before the model is written
+        about = {"training": to_dict(config)}
+        model_directory.save_model(workdir / MODEL_FOLDER, config.model, state.tree, tokenizer, about)
     return state
 
 

@@ -1,28 +1,53 @@
-"""SIGTERM, on whichever process: all of them stop at one common step."""
+"""SIGTERM and Ctrl-C, on whichever process: all of them save and stop at one common step."""
 
+import os
 import signal
 import threading
+from types import FrameType
+from typing import Any
 
 import jax
 
+RESUMABLE = 75  # exit code of a run that was told to stop: sysexits' "try again"
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-class Preemption:
-    """Use as a context manager around the loop.
 
-    With `jax.distributed` its own handler listens from the start, and agrees with the other processes on the
-    step; a process alone gets a handler here (where it may: in the main thread).
-    """
+class Preempted(SystemExit):
+    """The run was told to stop; everything is saved, and the same command goes on from there."""
 
     def __init__(self):
+        super().__init__(RESUMABLE)
+
+
+class Preemption:
+    """What a signal to stop means while this is entered as a context manager, as around a whole run.
+
+    Before `defer` nothing has been begun that could be lost: the signal raises Preempted where it comes.
+    After that it waits until `reached` is asked. A second Ctrl-C raises KeyboardInterrupt.
+
+    With `jax.distributed` its own handler listens for SIGTERM from the start, and agrees with the other
+    processes on the step; Ctrl-C becomes a SIGTERM. Only the main thread may handle signals: in another one
+    this changes nothing, nor does it for a signal that is ignored, as Ctrl-C is in a shell's background.
+    """
+
+    def __init__(self) -> None:
         self._together = jax.distributed.is_initialized()
-        self._terminated = threading.Event()
-        self._before = None
+        self._asked = threading.Event()
+        self._deferred = False
+        self._before: dict[signal.Signals, Any] = {}
         self._calls, self._reached = 0, False
+
+    def defer(self) -> None:
+        """From here on signals wait for `reached`. Raises Preempted if there was one that nobody has heard:
+        what a handler raises is lost where Python was just deleting an object."""
+        self._deferred = True
+        if self._asked.is_set() and not self._together:
+            raise Preempted
 
     def reached(self) -> bool:
         """Whether to save and stop now; to be called once a step, on every process."""
         if not self._together:
-            return self._terminated.is_set()
+            return self._asked.is_set()
         from jax.experimental import multihost_utils
 
         # True at one call only. Calls are counted, not steps: a signal that comes before the first step of a
@@ -31,11 +56,25 @@ class Preemption:
         self._reached = self._reached or multihost_utils.reached_preemption_sync_point(self._calls)
         return self._reached
 
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        again = self._asked.is_set()
+        self._asked.set()
+        if again:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+        elif self._together:
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif not self._deferred:
+            raise Preempted
+
     def __enter__(self) -> "Preemption":
-        if not self._together and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, lambda *_: self._terminated.set())
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS[self._together :]:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            if handler is not None:  # None: not Python's, and cannot be set again from here
+                signal.signal(number, handler)
