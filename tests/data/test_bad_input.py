@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers.host_data import data_config, tar_name, write_tar
+from tests.helpers.host_data import data_config, tar_name, write_array_record, write_tar
 from tests.helpers.tiny_model import CONFIG, noise, tiny_tokenizer
 from unitoken_jax.config import SourceConfig
 from unitoken_jax.data.index import open_index
@@ -100,6 +100,92 @@ def test_odd_images(tmp_path, in_tar):
         else:
             assert problem in bad.pop(row)
     assert not bad
+
+
+def nested(depth):
+    """A JSON text of so many lists in each other."""
+    return "[" * depth + "]" * depth
+
+
+# name: (a JSON record, what the index says of it); what one row says cannot be foreseen.
+TURNS = '[{"from": "human", "value": "<image>what ?"}, {"from": "gpt", "value": "red"}]'
+ODD_ROWS = {
+    "surrogate": (
+        """{"conversations": [{"from": "human", "value": "nice \\ud83d"}, """
+        """{"from": "gpt", "value": "x"}]}""",
+        "the question has '\\ud83d' at character 6",
+    ),
+    "surrogate in an answer": (
+        """{"conversations": [{"from": "human", "value": "a"}, """
+        """{"from": "gpt", "value": "\\udc80"}]}""",
+        "the answer has '\\udc80' at character 1",
+    ),
+    "surrogate in a name": (f'{{"image": "\\ud83d.png", "conversations": {TURNS}}}', "does not exist"),
+    "surrogate as a role": ("""{"conversations": [{"from": "\\ud83d", "value": "a"}]}""", "turn 1 is from"),
+    "list as a role": ("""{"conversations": [{"from": ["human"], "value": "a"}]}""", "is from ['human']"),
+    "number as a text": ("""{"conversations": [{"from": "human", "value": 5}]}""", "turn 1 must be"),
+    "digits": (f'{{"id": {"7" * 5000}, "image": "a.png", "conversations": {TURNS}}}', "limit (4300 digits)"),
+    "depth": (f'{{"id": {nested(3000)}, "image": "a.png", "conversations": {TURNS}}}', "recursion depth"),
+    "depth of an image": (f'{{"image": {nested(900)}, "conversations": {TURNS}}}', "must be a path"),
+    "URL": (
+        f'{{"image": "data:image/png;base64,{"A" * 5000}", "conversations": {TURNS}}}',
+        '"image" holds a URL, data:image/png;base64,',
+    ),
+    "long name": (f'{{"image": "{"b" * 5000}", "conversations": {TURNS}}}', "bbb ... (4"),
+    "NUL in a name": (f'{{"image": "a\\u0000.png", "conversations": {TURNS}}}', "a\\x00.png"),
+    "newline in a name": (f'{{"image": "a\\n.png", "conversations": {TURNS}}}', "image "),
+    "folder": (f'{{"image": ".", "conversations": {TURNS}}}', "does not exist"),
+    "pipe": (f'{{"image": "pipe.png", "conversations": {TURNS}}}', "does not exist"),
+    "link to itself": (f'{{"image": "loop.png", "conversations": {TURNS}}}', "does not exist"),
+    "no object": ("[1, 2]", "expected an object"),
+    "no list": ("""{"conversations": {}}""", "expected an object"),
+    "nothing": ("null", "expected an object"),
+}
+
+
+@pytest.fixture(scope="module")
+def odd_images(tmp_path_factory):
+    """A folder of odd files beside a good one, and the same in a tar shard, as far as that can hold them."""
+    folder = tmp_path_factory.mktemp("odd")
+    noise(0).save(folder / "a.png")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "loop.png").symlink_to("loop.png")
+    with tarfile.open(folder / "p.tar", "w") as tar:
+        tar.add(folder / "a.png", "a.png")
+        tar.add(folder / "a.png", "caf\udce9.png")  # a name of bytes that are no UTF-8
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "array_record"])
+@pytest.mark.parametrize("images", ["", "p.tar"])
+def test_an_odd_row_is_named_and_changes_no_other(tmp_path, odd_images, kind, images):
+    """Each row alone between good ones: it is bad, in one short line, and the good ones are as without it."""
+    good = f'{{"image": "a.png", "conversations": {TURNS}}}'
+    texts = [good]
+    for text, _ in ODD_ROWS.values():
+        texts += [text, good]
+    path = tmp_path / f"data.{kind}"
+    if kind == "array_record":
+        write_array_record(path, [text.encode() for text in texts])
+    else:
+        path.write_text("[" + ",\n".join(texts) + "]" if kind == "json" else "\n".join(texts))
+    source = SourceConfig(str(path), images=str(odd_images / images), kind="auto")
+    index = open_index(source, CONFIG, TOKENIZER, on_error=lambda error: None)
+    assert len(index) == len(texts)
+    bad = {each.row: each for each in index.bad()}
+    assert sorted(bad) == list(range(1, len(texts), 2))
+    for row, (name, (_, problem)) in zip(sorted(bad), ODD_ROWS.items()):
+        message = bad[row].message
+        assert problem in message, name
+        where = f"{path}:record {row}" if kind == "array_record" else f"{path}:{row + 1}"
+        assert message.startswith(f"{where}: "), name
+        assert len(message) < len(where) + 600, name
+        assert message.isprintable(), name
+    alone = build.build_example(index.conversation(0), TOKENIZER, CONFIG)
+    for row in range(2, len(texts), 2):
+        example = build.build_example(index.conversation(row), TOKENIZER, CONFIG)
+        np.testing.assert_array_equal(example.tokens, alone.tokens)
+        np.testing.assert_array_equal(index.lengths[row], index.lengths[0])
 
 
 def test_rows_of_a_cut_off_tar_shard_are_left_out(tmp_path, caplog):

@@ -19,7 +19,7 @@ from unitoken_jax.config import SourceConfig
 from unitoken_jax.data import index, index_build
 from unitoken_jax.data.index import open_index
 from unitoken_jax.sequence import build
-from unitoken_jax.sequence.conversation import ConversationError
+from unitoken_jax.sequence.errors import ConversationError
 from unitoken_jax.sequence.image import ImageError
 from unitoken_jax.sequence.tokenizer import train_tokenizer
 

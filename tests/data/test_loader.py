@@ -25,7 +25,7 @@ from tests.helpers.tiny_model import CONFIG, tiny_tokenizer
 from unitoken_jax.config import SourceConfig
 from unitoken_jax.data import codes, packing
 from unitoken_jax.data.loader import Loader, Validation
-from unitoken_jax.sequence.conversation import ConversationError
+from unitoken_jax.sequence.errors import ConversationError
 from unitoken_jax.sequence.image import ImageError
 
 TOKENIZER = tiny_tokenizer()

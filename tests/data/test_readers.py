@@ -9,7 +9,8 @@ from tests.helpers.host_data import write_array_record, write_tfds
 from unitoken_jax.config import SourceConfig
 from unitoken_jax.data import readers
 from unitoken_jax.data.readers import count_records, open_records
-from unitoken_jax.sequence.conversation import ConversationError, parse_conversation
+from unitoken_jax.sequence.conversation import parse_conversation
+from unitoken_jax.sequence.errors import ConversationError
 from unitoken_jax.sequence.image import image_size
 
 VALUES = [{"a": 1, "b": "é 🙂 \n x"}, {"conversations": []}, {"c": [1, {"d": ']},"'}]}, {}]

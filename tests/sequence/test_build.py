@@ -13,7 +13,8 @@ from tests.helpers.host_data import with_sequence
 from tests.helpers.tiny_model import CODES, CONFIG, noise
 from unitoken_jax.config import DecoderConfig, ModelConfig, VQConfig, published_sequence
 from unitoken_jax.sequence import anyres, build
-from unitoken_jax.sequence.conversation import ConversationError, ImageFile, make_conversation
+from unitoken_jax.sequence.conversation import ImageFile, make_conversation
+from unitoken_jax.sequence.errors import ConversationError
 from unitoken_jax.sequence.image import ImageError, discrete_crop, siglip_crops
 from unitoken_jax.sequence.layout import image_template, validate_config
 from unitoken_jax.sequence.tokenizer import train_tokenizer

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unitoken_jax.sequence.conversation import (
-    ConversationError,
     ImageFile,
     make_conversation,
     parse_conversation,
 )
+from unitoken_jax.sequence.errors import ConversationError
 
 ROOT = pathlib.Path("root")
 

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unitoken_jax.sequence import conversation_file
-from unitoken_jax.sequence.conversation import ConversationError, ImageFile
+from unitoken_jax.sequence.conversation import ImageFile
 from unitoken_jax.sequence.conversation_file import JsonRecords, read_conversations, scan_json
+from unitoken_jax.sequence.errors import ConversationError
 
 VALUES = [{"a": 1, "b": "é 🙂 \n x"}, {"conversations": []}, {"c": [1, {"d": ']},"'}]}, {}]
 

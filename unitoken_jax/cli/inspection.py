@@ -15,7 +15,10 @@ def add_verbs(add_verb: AddVerb) -> None:
     inspect.add_argument("what", nargs="?", metavar="MODEL|DATA", help=f"default: {DEFAULT_MODEL}")
     inspect.add_argument("--model", metavar="MODEL", help="of a data set: whose tokenizer and settings count")
     inspect.add_argument(
-        "--row", type=int, action="append", help="example, from 0; may be given several times"
+        "--row",
+        type=int,
+        action="append",
+        help="example, from 0, several times if need be (default: the first good one)",
     )
     inspect.add_argument("--sheet", metavar="PNG", help="write the example's images and crops")
     inspect.add_argument("--images", default="", metavar="DIR", help="their folder, or 'x/*.tar'")
@@ -74,7 +77,7 @@ def _inspect_data(arguments: argparse.Namespace) -> list[str]:
         SourceConfig(arguments.what, images=arguments.images),
         config,
         tokenizer,
-        arguments.row or [0],
+        arguments.row,
         sheet=arguments.sheet,
         colour=_use_colour(arguments.color),
     )

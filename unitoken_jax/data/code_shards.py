@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from unitoken_jax.data.image_store import name_hashes
+from unitoken_jax.data.image_store import encode_name, name_hashes
 from unitoken_jax.data.readers import array_record_module
+from unitoken_jax.sequence.errors import RowError
 from unitoken_jax.storage.atomic import atomic_write, explain_os_error, save_array, write_text
 
 SHARD = 8192  # images a shard; with 1,024 codes each about 16 MB
@@ -24,8 +25,11 @@ SETTINGS, WORK = "settings.json", "work"  # while building; the writer's own not
 DATASET, VERSION = "codes", "1.0.0"  # as TFDS calls it
 
 
-class CodesError(ValueError):
+class CodesError(RowError):
     """VQ codes that cannot be used or written; the message names the folder or file."""
+
+    def __init__(self, message: str, reason: str = "missing_codes"):
+        super().__init__(message, reason)
 
 
 def shard_count(images: int) -> int:
@@ -43,7 +47,7 @@ def encode_record(name: str, codes: np.ndarray) -> bytes:
     from tensorflow_datasets.proto import tf_example_pb2
 
     example = tf_example_pb2.Example()
-    example.features.feature["name"].bytes_list.value.append(name.encode())
+    example.features.feature["name"].bytes_list.value.append(encode_name(name))
     example.features.feature["codes"].int64_list.value.extend(codes.reshape(-1).tolist())
     return example.SerializeToString(deterministic=True)
 
@@ -60,7 +64,7 @@ def decode_record(record: bytes) -> tuple[str, np.ndarray]:
     if set(features) != {"name", "codes"} or len(features["name"].bytes_list.value) != 1:
         raise ValueError(f"expected one name and its codes, found the features {sorted(features)}")
     codes = np.array(features["codes"].int64_list.value, np.int32)
-    return features["name"].bytes_list.value[0].decode(), codes
+    return features["name"].bytes_list.value[0].decode(errors="surrogatepass"), codes
 
 
 @contextlib.contextmanager

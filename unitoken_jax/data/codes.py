@@ -20,7 +20,7 @@ import numpy as np
 from unitoken_jax.config import ModelConfig
 from unitoken_jax.data import code_shards
 from unitoken_jax.data.code_shards import ABOUT, NAMES, CodesError
-from unitoken_jax.data.image_store import name_hash
+from unitoken_jax.data.image_store import encode_name, name_hash
 from unitoken_jax.data.readers import array_record_module
 from unitoken_jax.sequence.conversation import Conversation, ImageFile
 from unitoken_jax.sequence.image import discrete_crop, open_image
@@ -117,14 +117,14 @@ class Codes(Mapping):
         """(image name, codes int32[h, w]) of record `record`. Raises CodesError where it is damaged."""
         shard = bisect.bisect_right(self._ends, record)
         file = self.path / code_shards.shard_name(shard, len(self._ends))
-        if shard not in self._readers:
-            self._readers[shard] = array_record_module().ArrayRecordReader(str(file))
         try:
+            if shard not in self._readers:
+                self._readers[shard] = array_record_module().ArrayRecordReader(str(file))
             (data,) = self._readers[shard].read([record - (self._ends[shard - 1] if shard else 0)])
             name, codes = code_shards.decode_record(data)
             return name, codes.reshape(self.about["shape"])
-        except (RuntimeError, IndexError, ValueError, KeyError) as error:
-            raise CodesError(f"{file} is damaged ({error}): run `unitoken tokenize` again") from None
+        except Exception as error:  # what a library raises for a damaged file
+            raise CodesError(f"{file} is damaged ({error}): run `unitoken tokenize` again") from error
 
 
 def read_codes(path: str | os.PathLike, config: ModelConfig) -> Codes:
@@ -170,5 +170,5 @@ def crop_to_encode(image: ImageFile, config: ModelConfig, seed: int = 0) -> np.n
     """
     offset = None
     if config.sequence.crop == "random":
-        offset = tuple(np.random.default_rng([seed, zlib.crc32(image.name.encode())]).random(2))
+        offset = tuple(np.random.default_rng([seed, zlib.crc32(encode_name(image.name))]).random(2))
     return discrete_crop(open_image(image.path), config.sequence.image_size, offset)

@@ -23,9 +23,14 @@ log = logging.getLogger(__name__)
 _BLOCK = 512  # a tar file's unit; two blocks of zeros end it
 
 
+def encode_name(name: str) -> bytes:
+    """An image's name in UTF-8, or as near to it as a file's name of any other bytes comes."""
+    return name.encode(errors="surrogatepass")
+
+
 def name_hash(name: str) -> int:
     """64 bits of an image's name: two of twenty million collide with a chance of 1e-5."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(encode_name(name), digest_size=8).digest(), "little")
 
 
 def name_hashes(names: Iterable[str]) -> np.ndarray:
@@ -135,7 +140,9 @@ def _members(shard: pathlib.Path) -> tuple[list[tuple[str, int, int]], str | Non
                     return members, f"is truncated within {member.name} (member {len(members) + 1})"
                 if member.isreg():
                     members.append((_member_name(member.name), member.offset_data, member.size))
-    except (tarfile.TarError, EOFError) as error:
+    except OSError:  # the disk's or the network's, not the shard's
+        raise
+    except Exception as error:  # tarfile has several of its own, and lets int() and decode() raise theirs
         return members, f"is damaged after {len(members)} members ({error})"
     if size < end + _BLOCK:  # tarfile takes a file that stops between two members for a whole one
         return members, f"is truncated after {len(members)} members: it has no end mark"

@@ -119,11 +119,11 @@ def open_index(
         except Exception:  # whatever comes of a folder that vanishes under our hands
             if not (path / ABOUT).exists():  # else another process was faster, and has cleaned up behind us
                 raise
-    index = Index(config, path, key)
-    if on_error is None and index.bad() and index_build.measure_again(spec, path):
-        index = Index(config, path, key)
-    report_bad(index.bad(), index.report, on_error)
-    return index
+    bad = index_build.read_bad(path / BAD)
+    if on_error is None and bad:
+        bad = index_build.measure_again(spec, path)
+    report_bad(bad, path / BAD, on_error)
+    return Index(config, path, key)
 
 
 def report_bad(bad: list[index_build.InvalidRow], report: pathlib.Path, on_error: OnError | None) -> None:

@@ -27,8 +27,9 @@ from unitoken_jax.data.image_store import OnError, is_tar, open_images, scan_tar
 from unitoken_jax.data.readers import kind_of, open_records
 from unitoken_jax.data.workers import deaf_to_stop_signals
 from unitoken_jax.sequence import build
-from unitoken_jax.sequence.conversation import Conversation, ConversationError, parse_conversation
+from unitoken_jax.sequence.conversation import Conversation, parse_conversation
 from unitoken_jax.sequence.conversation_file import scan_json
+from unitoken_jax.sequence.errors import ConversationError, RowError
 from unitoken_jax.sequence.image import ImageError
 from unitoken_jax.sequence.tokenizer import Tokenizer
 from unitoken_jax.storage.atomic import atomic_write, save_array, write_text
@@ -41,16 +42,23 @@ IMAGE_REASONS = ("missing_image", "corrupt_image", "missing_codes")
 
 @dataclasses.dataclass(frozen=True)
 class InvalidRow:
-    """A row that cannot be used: its number, "file:line", the kind of reason, and the whole message."""
+    """A row that cannot be used: its number, "file:line", the kind of reason, and the whole message.
+
+    `cause` is what was raised, where it is kept: the file of bad rows does not hold it.
+    """
 
     row: int
     where: str
     reason: str
     message: str
+    cause: RowError | None = dataclasses.field(default=None, compare=False, repr=False)
 
-    def error(self, more: str = "") -> ConversationError | ImageError:
+    def error(self, more: str = "") -> RowError:
+        """The error of this row, whose message ends with `more`."""
         kind = ImageError if self.reason in IMAGE_REASONS else ConversationError
-        return kind(self.message + more, self.reason)
+        error = kind(self.message + more, self.reason)
+        error.__cause__ = self.cause
+        return error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +86,14 @@ class LengthIndexer:
 
     def rows(self, rows: Sequence[int]) -> tuple[np.ndarray, list[InvalidRow]]:
         """(int32[n, 5] as in index.py, the bad ones)."""
-        table, bad = np.zeros((len(rows), 5), np.int32), []
+        table, bad = np.zeros((len(rows), 5), np.int32), list[InvalidRow]()
         for i, row in enumerate(rows):
             try:
                 table[i] = self._row(row)
-            except (ConversationError, ImageError) as error:
-                bad.append(InvalidRow(int(row), self.records.location(row), error.reason, str(error)))
+            except RowError as error:
+                cause = None if bad else error  # one is shown; its frames hold what the row held
+                where = self.records.location(row)
+                bad.append(InvalidRow(int(row), where, error.reason, str(error), cause))
         return table, bad
 
     def _row(self, row: int) -> tuple[int, int, int, int, int]:
@@ -228,18 +238,17 @@ def join(spec: IndexBuildSpec, folder: pathlib.Path) -> None:
             shutil.copyfile(spec.folder / name, folder / name)  # another process may still read it
 
 
-def measure_again(spec: IndexBuildSpec, path: pathlib.Path) -> bool:
-    """Measures an index's bad rows again (a missing image may be there now); whether any has changed."""
+def measure_again(spec: IndexBuildSpec, path: pathlib.Path) -> list[InvalidRow]:
+    """Measures an index's bad rows again (a missing image may be there now); those that still are bad."""
     before = read_bad(path / BAD)
     rows = [invalid.row for invalid in before]
     table, bad = LengthIndexer(spec, path).rows(rows)
-    if bad == before:
-        return False
-    lengths = np.load(path / LENGTHS)
-    lengths[rows] = table
-    save_array(path / LENGTHS, lengths)
-    write_bad(path / BAD, bad)
-    return True
+    if bad != before:
+        lengths = np.load(path / LENGTHS)
+        lengths[rows] = table
+        save_array(path / LENGTHS, lengths)
+        write_bad(path / BAD, bad)
+    return bad
 
 
 def read_bad(path: pathlib.Path) -> list[InvalidRow]:
@@ -254,7 +263,8 @@ def write_bad(path: pathlib.Path, bad: list[InvalidRow]) -> None:
 
 
 def _line(bad: InvalidRow) -> str:
-    return json.dumps(dataclasses.asdict(bad)) + "\n"
+    names = ("row", "where", "reason", "message")
+    return json.dumps({name: getattr(bad, name) for name in names}) + "\n"
 
 
 def _table(path: pathlib.Path) -> np.ndarray | None:

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from unitoken_jax.config import SourceConfig
-from unitoken_jax.sequence.conversation import ConversationError
 from unitoken_jax.sequence.conversation_file import JsonRecords, decode_json, scan_json
+from unitoken_jax.sequence.errors import ConversationError, row_errors
 from unitoken_jax.storage.paths import ends_digest, expand
 
 
@@ -64,20 +64,14 @@ class ArrayRecords:
         shard, record = self.locate(i)
         return f"{self._paths[shard]}:record {record}"
 
-    def raw(self, i: int) -> bytes:
-        """The record's bytes. Raises ConversationError where the file is damaged there."""
-        shard, record = self.locate(i)
-        if self._readers[shard] is None:
-            self._readers[shard] = array_record_module().ArrayRecordReader(self._paths[shard])
-        try:
-            (data,) = self._readers[shard].read([record])
-        except (RuntimeError, IndexError, ValueError) as error:
-            raise ConversationError(f"{self.location(i)}: cannot be read ({error})", "json") from None
-        return data
-
     def read(self, i: int) -> Any:
-        """The record as JSON says it. Raises ConversationError where it is not JSON."""
-        return decode_json(self.raw(i), self.location(i))
+        """The record as JSON says it. Raises ConversationError where it is damaged or no JSON."""
+        shard, record = self.locate(i)
+        with row_errors(self.location(i)):
+            if self._readers[shard] is None:
+                self._readers[shard] = array_record_module().ArrayRecordReader(self._paths[shard])
+            (data,) = self._readers[shard].read([record])
+            return decode_json(data)
 
 
 class TfdsRecords:
@@ -124,13 +118,15 @@ class TfdsRecords:
 
     def read(self, i: int) -> Any:
         """Example `i` as the mapping makes it. Raises ConversationError where that fails."""
-        try:
-            return self._map(self._examples[i])
-        except Exception as error:  # the mapping is the user's own code
-            raise ConversationError(
-                f"{self.location(i)}: the mapping {self.mapping or 'of fields conversations and image'} "
-                f"failed ({type(error).__name__}: {error})"
-            ) from None
+        with row_errors(self.location(i)):
+            example = self._examples[i]
+            try:
+                return self._map(example)
+            except Exception as error:  # the mapping is the user's own code
+                raise ConversationError(
+                    f"the mapping {self.mapping or 'of fields conversations and image'} failed "
+                    f"({type(error).__name__}: {error})"
+                ) from error
 
 
 Records = JsonRecords | ArrayRecords | TfdsRecords

@@ -13,12 +13,14 @@ import numpy as np
 
 from unitoken_jax.config import DataConfig, ModelConfig, SourceConfig
 from unitoken_jax.data import packing, shuffle
+from unitoken_jax.data.code_shards import CodesError
 from unitoken_jax.data.codes import Codes, codes_needed, codes_path, read_codes
 from unitoken_jax.data.image_store import OnError
 from unitoken_jax.data.index import open_index, report_bad
 from unitoken_jax.data.index_build import InvalidRow, write_bad
 from unitoken_jax.sequence.build import build_example
-from unitoken_jax.sequence.conversation import Conversation, ConversationError
+from unitoken_jax.sequence.conversation import Conversation
+from unitoken_jax.sequence.errors import ConversationError, RowError, row_errors
 from unitoken_jax.sequence.example import Example, ExampleSize
 from unitoken_jax.sequence.image import ImageError
 from unitoken_jax.sequence.tokenizer import Tokenizer
@@ -162,7 +164,7 @@ class Source:
         return ExampleSlice(epochs, indices, drops, lengths)
 
     def example(self, epoch: int, index: int, drop: bool) -> Example | None:
-        """Example `index` as epoch `epoch` sees it; None where its image is bad and errors are skipped."""
+        """Example `index` as epoch `epoch` sees it; None where it proves bad now and errors are skipped."""
         rng = None
         if self.model.sequence.crop == "random" and self.seed is not None and self.codes is None:
             rng = np.random.default_rng([self.seed, self.number, epoch, index])
@@ -171,7 +173,7 @@ class Source:
             return self._cache[index, drop]
         try:
             example = self._build(self.index.conversation(index), index, drop, rng)
-        except (ConversationError, ImageError) as error:
+        except RowError as error:
             if self.data.on_error == "raise":
                 raise
             self._skip(error)
@@ -204,20 +206,16 @@ class Source:
         if about.get("data") == self.index.data_digest() and not about["left_out"]:
             return bad  # made from this very data, and complete
         for row in np.flatnonzero(usable).tolist():
-            conversation = self.index.conversation(row)
-            for image in codes_needed(conversation, self.model):
-                if image.name not in codes:
-                    location = conversation.source
-                    message = f"no VQ codes for {image.name} in {codes.path}"
-                    bad.append(
-                        InvalidRow(
-                            row,
-                            location,
-                            "missing_codes",
-                            f"{location}: {message}: run `unitoken tokenize` again",
-                        )
-                    )
-                    break
+            location = self.index.records.location(row)
+            try:
+                with row_errors(location):
+                    for image in codes_needed(self.index.conversation(row), self.model):
+                        if image.name not in codes:
+                            raise CodesError(
+                                f"no VQ codes for {image.name} in {codes.path}: run `unitoken tokenize` again"
+                            )
+            except RowError as error:
+                bad.append(InvalidRow(row, location, error.reason, str(error)))
         return bad
 
     def _cache_example(self, key: tuple[int, bool], example: Example) -> None:

@@ -20,8 +20,8 @@ from unitoken_jax.data.readers import kind_of
 from unitoken_jax.generate.runtime import Runtime
 from unitoken_jax.generate.scheduler import BATCH
 from unitoken_jax.generate.vq import encode_images
-from unitoken_jax.sequence.conversation import ConversationError, ImageFile, parse_conversation
-from unitoken_jax.sequence.image import ImageError
+from unitoken_jax.sequence.conversation import ImageFile, parse_conversation
+from unitoken_jax.sequence.errors import RowError, row_errors
 from unitoken_jax.storage.atomic import save_array
 from unitoken_jax.storage.paths import is_remote
 
@@ -49,7 +49,7 @@ def tokenize(
         then reads that copy, with `images` pointing to the old folder, or the old one with
         `SourceConfig.codes`.
       on_error: takes the error of each bad conversation or image, which is left out; None: the first raises
-        ConversationError or ImageError.
+        RowError, beginning with file and line.
       share: (index, count) of this process among those that write together; the last one to end joins.
     """
     source = data if isinstance(data, SourceConfig) else SourceConfig(str(data), images=str(images))
@@ -125,37 +125,36 @@ class _SourceEncoder:
     def __len__(self) -> int:
         return len(self._table)
 
-    def __getitem__(self, i: int) -> ImageFile:
-        row, number = self._table[i].tolist()
-        return self._needed(row)[number]
-
     def encode(self, numbers: range, left_out: list[dict], bar: tqdm) -> Iterator[tuple[str, np.ndarray]]:
         """(name, int32[h, w]) of the images `numbers`, in order. The next batch is read from files meanwhile.
 
-        A bad one is added to `left_out`, or its ImageError raised where nothing takes errors.
+        A bad one is added to `left_out`, or its RowError raised where nothing takes errors.
         """
         batches = [numbers[start : start + self._batch] for start in range(0, len(numbers), self._batch)]
         with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-            crop_batches = (pool.map(self._crop, [self[i] for i in batch]) for batch in batches)
+            crop_batches = (pool.map(self._crop, batch) for batch in batches)
             next_crops = next(crop_batches, ())
             for batch in batches:
                 crops = list(next_crops)
                 next_crops = next(crop_batches, ())
                 for name, error in crops:
-                    if isinstance(error, ImageError):
+                    if isinstance(error, RowError):
                         self._report(error)
                         left_out.append({"name": name, "reason": error.reason, "message": str(error)})
-                good = [(name, crop) for name, crop in crops if not isinstance(crop, ImageError)]
+                good = [(name, crop) for name, crop in crops if not isinstance(crop, RowError)]
                 if good:
                     names, stack = zip(*good)
                     yield from zip(names, encode_images(self._model, np.stack(stack), self._batch))
                 bar.update(len(batch))
 
-    def _crop(self, image: ImageFile) -> tuple[str, np.ndarray | ImageError]:
-        """The image's name, and its discrete crop uint8[H, W, 3] or what is wrong with it."""
+    def _crop(self, i: int) -> tuple[str, np.ndarray | RowError]:
+        """Image `i`'s name, and its discrete crop uint8[H, W, 3] or what is wrong with it."""
+        row, number = self._table[i].tolist()
+        image = self._needed(row)[number]
         try:
-            return image.name, crop_to_encode(image, self._model.config)
-        except ImageError as error:
+            with row_errors(self._measurer.records.location(row)):
+                return image.name, crop_to_encode(image, self._model.config)
+        except RowError as error:
             return image.name, error
 
     def _report(self, error: Exception) -> None:
@@ -176,7 +175,7 @@ class _SourceEncoder:
         for row in tqdm(range(len(self._measurer.records)), unit="row", disable=None, leave=False):
             try:
                 needed = self._needed(row)
-            except ConversationError as error:
+            except RowError as error:
                 self._report(error)
                 continue
             hashes.extend(name_hash(image.name) for image in needed)

@@ -16,6 +16,7 @@ from unitoken_jax.config import ModelConfig, SourceConfig
 from unitoken_jax.data.index import Index, open_index
 from unitoken_jax.sequence import anyres, build
 from unitoken_jax.sequence.conversation import Conversation, image_source
+from unitoken_jax.sequence.errors import legible, row_errors
 from unitoken_jax.sequence.example import Example
 from unitoken_jax.sequence.image import on_white, open_image
 from unitoken_jax.sequence.layout import has_codes, has_features
@@ -105,7 +106,7 @@ def inspect_data(
     source: SourceConfig,
     model: ModelConfig,
     tokenizer: Tokenizer,
-    rows: list[int],
+    rows: list[int] | None,
     *,
     sheet: pathlib.Path | None = None,
     colour: bool = False,
@@ -115,13 +116,15 @@ def inspect_data(
     Args:
       source: the data set.
       model, tokenizer: what makes sequences of its conversations.
-      rows: numbers of the examples, counted from 0.
+      rows: numbers of the examples, counted from 0; None: the first that can be used.
       sheet: a PNG file to write, with the images and crops of the first of them; None: none.
       colour: with ANSI colours.
-    Raises ValueError for a row that is not there; ConversationError or ImageError for a bad one.
+    Raises ValueError for a row that is not there, and RowError for a bad one.
     """
     index = open_index(source, model, tokenizer, on_error=lambda error: None)
     lines = [*_summary(index), legend(colour)]
+    if rows is None:
+        rows = np.flatnonzero(index.lengths[:, 0])[:1].tolist()
     for row in rows:
         if not 0 <= row < len(index):
             raise ValueError(f"row {row} of {source.path}: it has rows 0 to {len(index) - 1}")
@@ -130,7 +133,9 @@ def inspect_data(
         lines += ["", f"row {row} ({conversation.source}): {counts(example, tokenizer)}"]
         lines += format_runs(token_runs(example, tokenizer), colour).split("\n")
         if sheet is not None and row == rows[0]:
-            image_sheet(conversation, example, model).save(sheet)
+            with row_errors(conversation.source):
+                drawn = image_sheet(conversation, example, model)
+            drawn.save(sheet)
             lines.append(f"images and crops: {sheet}")
     return lines
 
@@ -162,7 +167,7 @@ def image_sheet(conversation: Conversation, example: Example, model: ModelConfig
             if isinstance(part, str):
                 continue
             image = on_white(open_image(image_source(part)))
-            name = getattr(part, "name", "image")
+            name = legible(getattr(part, "name", "image"))
             strip = [(f"{name[-28:]} {image.width} x {image.height}", image)]
             if has_codes(turn, model):
                 strip.append(("discrete", Image.fromarray(next(images))))

@@ -13,12 +13,12 @@ with epy.lazy_api_imports(globals()):
     )
     from unitoken_jax.sequence.conversation import (
         Conversation,
-        ConversationError,
         GeneratedImage,
         ImageFile,
         make_conversation,
     )
     from unitoken_jax.sequence.conversation_file import read_conversations
+    from unitoken_jax.sequence.errors import ConversationError, RowError
     from unitoken_jax.sequence.example import Example, ExampleSize
     from unitoken_jax.sequence.image import ImageError, open_image
     from unitoken_jax.sequence.tokenizer import Tokenizer, train_tokenizer

@@ -15,15 +15,14 @@ from unitoken_jax.config import ModelConfig
 from unitoken_jax.sequence import anyres
 from unitoken_jax.sequence.conversation import (
     Conversation,
-    ConversationError,
     GeneratedImage,
-    ImageLike,
     Turn,
     image_source,
     make_conversation,
 )
+from unitoken_jax.sequence.errors import ConversationError, row_errors
 from unitoken_jax.sequence.example import Example, ExampleSize
-from unitoken_jax.sequence.image import ImageError, image_size
+from unitoken_jax.sequence.image import image_size
 from unitoken_jax.sequence.layout import has_codes, has_features, image_template
 from unitoken_jax.sequence.sequence_writer import CodeLookup, SequenceWriter, text_ids
 from unitoken_jax.sequence.tokenizer import Tokenizer
@@ -59,7 +58,7 @@ def build_example(
       rng: where the discrete crop is taken, if `config.sequence.crop` is "random"; None: the centre.
     Raises ConversationError or ImageError, beginning with the conversation's source.
     """
-    writer = SequenceWriter(tokenizer, config, codes, rng, conversation.source)
+    writer = SequenceWriter(tokenizer, config, codes, rng)
     turns = conversation.turns
     if drop_prompt:
         if not is_text_to_image(conversation):
@@ -67,9 +66,10 @@ def build_example(
         turns = turns[1:]
     else:
         writer.add_ids([tokenizer.vocabulary.bos])
-    for turn in turns:
-        writer.add_turn(turn)
-    return writer.example()
+    with row_errors(conversation.source):
+        for turn in turns:
+            writer.add_turn(turn)
+        return writer.example()
 
 
 def build_prompt(
@@ -91,10 +91,11 @@ def build_prompt(
     """
     if conversation.turns[-1].role != "question":
         raise ConversationError(f"{conversation.source}: a prompt must end with a question, not an answer")
-    writer = SequenceWriter(tokenizer, config, codes, None, conversation.source)
+    writer = SequenceWriter(tokenizer, config, codes, None)
     writer.add_ids([tokenizer.vocabulary.bos])
-    for turn in conversation.turns:
-        writer.add_turn(turn)
+    with row_errors(conversation.source):
+        for turn in conversation.turns:
+            writer.add_turn(turn)
     for answered in answer:
         if isinstance(answered, GeneratedImage):
             writer.add_image(answered, Turn("answer", (answered,)))
@@ -107,14 +108,16 @@ def build_prompt(
     return dataclasses.replace(example, labels=np.full_like(example.labels, NO_LABEL))
 
 
-def build_text_to_image_prompt(text: str, tokenizer: Tokenizer, config: ModelConfig) -> Example:
+def build_text_to_image_prompt(
+    text: str, tokenizer: Tokenizer, config: ModelConfig, source: str = "the prompt"
+) -> Example:
     """The text-to-image prompt of a description: instruction and text, ending in begin-of-image.
 
     A `text` that begins with TEXT_TO_IMAGE_INSTRUCTION, as the released data's questions do, gets no second
-    one.
+    one. Raises ConversationError beginning with `source`.
     """
     question = TEXT_TO_IMAGE_INSTRUCTION + text.removeprefix(TEXT_TO_IMAGE_INSTRUCTION)
-    return build_prompt(make_conversation([[question]]), tokenizer, config, image=True)
+    return build_prompt(make_conversation([[question]], source), tokenizer, config, image=True)
 
 
 def unconditional_prompt_ids(vocabulary: Vocabulary) -> np.ndarray:
@@ -139,37 +142,31 @@ def example_size(
       drop_prompt: as in `build_example`.
     Raises as `build_example`, except for damaged pixels.
     """
-    source = conversation.source
     if sizes is None:
         sizes = image_sizes(conversation)
     discrete = len(image_template(config, tokenizer.vocabulary))
     tokens, crops, images, prefix = int(not drop_prompt), 0, 0, None
     remaining = iter(sizes)
-    for turn in conversation.turns[1:] if drop_prompt else conversation.turns:
-        codes, features = has_codes(turn, config), has_features(turn, config)
-        for part in turn.parts:
-            if isinstance(part, str):
-                tokens += len(text_ids(part, tokenizer, source))
-                continue
-            size = next(remaining)
-            tokens += discrete if codes else 2
-            images += online and codes
-            if features:
-                tokens += codes
-                prefix = tokens - 1 if prefix is None else prefix  # one of them is end of image
-                tokens += len(anyres.feature_layout(*size, config.siglip, config.sequence))
-                crops += anyres.crop_count(*size, config.siglip, config.sequence)
-        tokens += 1  # end of turn
+    with row_errors(conversation.source):
+        for turn in conversation.turns[1:] if drop_prompt else conversation.turns:
+            codes, features = has_codes(turn, config), has_features(turn, config)
+            for part in turn.parts:
+                if isinstance(part, str):
+                    tokens += len(text_ids(part, tokenizer))
+                    continue
+                size = next(remaining)
+                tokens += discrete if codes else 2
+                images += online and codes
+                if features:
+                    tokens += codes
+                    prefix = tokens - 1 if prefix is None else prefix  # one of them is end of image
+                    tokens += len(anyres.feature_layout(*size, config.siglip, config.sequence))
+                    crops += anyres.crop_count(*size, config.siglip, config.sequence)
+            tokens += 1  # end of turn
     return ExampleSize(tokens, crops, images, 0 if prefix is None else tokens - prefix)
 
 
 def image_sizes(conversation: Conversation) -> list[tuple[int, int]]:
     """(height, width) in px of each image, in reading order, from headers alone. Raises ImageError."""
-    return [_sized(image, conversation.source) for image in conversation.images]
-
-
-def _sized(image: ImageLike, source: str) -> tuple[int, int]:
-    try:
-        return image_size(image_source(image))
-    except ImageError as error:
-        raise ImageError(f"{source}: {error}", error.reason) from None
+    with row_errors(conversation.source):
+        return [image_size(image_source(image)) for image in conversation.images]

@@ -17,21 +17,12 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from unitoken_jax.sequence.errors import ConversationError, row_errors
 from unitoken_jax.storage import paths
 
 _IMAGE_MARK = re.compile(r"<\|image\|>|<image>")
+_URL = re.compile(r"(data|https?):", re.IGNORECASE)
 _ROLES = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer"}
-
-
-class ConversationError(ValueError):
-    """A conversation that cannot be used; the message begins with file:line, `reason` is its kind."""
-
-    def __init__(self, message: str, reason: str = "format"):
-        super().__init__(message)
-        self.reason = reason
-
-    def __reduce__(self) -> tuple:
-        return type(self), (str(self), self.reason)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,19 +79,21 @@ class Conversation:
 def make_conversation(turns: Sequence[Sequence], source: str = "the prompt") -> Conversation:
     """A conversation from lists of parts, questions and answers in turn, a question first.
 
-    A part is text (str), a PIL image or a pathlib.Path of an image. Raises ConversationError.
+    A part is text (str), a PIL image or a pathlib.Path of an image. Raises ConversationError beginning with
+    `source`.
     """
     built = []
-    for number, parts in enumerate(turns):
-        parts = [parts] if isinstance(parts, str | Image.Image | pathlib.Path | GeneratedImage) else parts
-        built.append(Turn(("question", "answer")[number % 2], tuple(_part(part, source) for part in parts)))
-        _check_turn(built[-1], source)
-    if not built:
-        raise ConversationError(f"{source}: no turns")
+    with row_errors(source):
+        for number, parts in enumerate(turns):
+            parts = [parts] if isinstance(parts, str | Image.Image | pathlib.Path | GeneratedImage) else parts
+            built.append(Turn(("question", "answer")[number % 2], tuple(_part(part) for part in parts)))
+            _check_turn(built[-1])
+        if not built:
+            raise ConversationError("no turns")
     return Conversation(tuple(built), source)
 
 
-def _part(part: object, source: str) -> Part:
+def _part(part: object) -> Part:
     """A part as `make_conversation` takes it. Raises ConversationError where it is none."""
     if isinstance(part, os.PathLike):
         return ImageFile(os.fspath(part), pathlib.Path(part))
@@ -108,11 +101,11 @@ def _part(part: object, source: str) -> Part:
         return part
     if not isinstance(part, str):
         raise ConversationError(
-            f"{source}: a part is a {type(part).__name__}; expected text, a PIL image or a pathlib.Path"
+            f"a part is a {type(part).__name__}; expected text, a PIL image or a pathlib.Path"
         )
     if mark := _IMAGE_MARK.search(part):
         raise ConversationError(
-            f"{source}: {mark[0]} in a text part; put the image itself between two text parts instead"
+            f"{mark[0]} in a text part; put the image itself between two text parts instead"
         )
     return part
 
@@ -123,19 +116,24 @@ def parse_conversation(record: Any, source: str, root: Any, need_answers: bool =
     `root / name` is an image's path: a folder, or a store of data/image_store.py. An image may also be bytes,
     the encoded file itself.
     """
+    with row_errors(source):
+        return Conversation(_parse_turns(record, source, root, need_answers), source)
+
+
+def _parse_turns(record: Any, source: str, root: Any, need_answers: bool) -> tuple[Turn, ...]:
+    """The turns of `parse_conversation`. Raises ConversationError, not yet with its source."""
     if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
-        raise ConversationError(f'{source}: expected an object with a list "conversations"')
+        raise ConversationError('expected an object with a list "conversations"')
     names = record.get("image")
     names = [] if names is None else [names] if isinstance(names, str | bytes) else names
     if not isinstance(names, list) or not all(isinstance(name, str | bytes) and name for name in names):
-        raise ConversationError(f'{source}: "image" must be a path or a list of paths, found {names!r:.200}')
+        raise ConversationError(f'"image" must be a path or a list of paths, found {names!r}')
     files = [_image(name, f"{source}, image {i}", root) for i, name in enumerate(names, 1)]
-    values = [_value(turn, number, source) for number, turn in enumerate(record["conversations"])]
+    values = [_value(turn, number) for number, turn in enumerate(record["conversations"])]
     mark_count = sum(len(_IMAGE_MARK.findall(value)) for value in values)
     if mark_count != len(files):
         raise ConversationError(
-            f'{source}: {mark_count} <|image|> in the turns but {len(files)} images in "image"; they must '
-            "agree",
+            f'{mark_count} <|image|> in the turns but {len(files)} images in "image"; they must agree',
             "placeholders",
         )
     turns, remaining_files = [], iter(files)
@@ -145,39 +143,51 @@ def parse_conversation(record: Any, source: str, root: Any, need_answers: bool =
             parts += [next(remaining_files)] if i else []
             parts += [text] if text else []
         turns.append(Turn(("question", "answer")[number % 2], tuple(parts)))
-        _check_turn(turns[-1], source)
+        _check_turn(turns[-1])
     if not turns:
-        raise ConversationError(f'{source}: "conversations" is empty')
+        raise ConversationError('"conversations" is empty')
     if need_answers and turns[-1].role != "answer":
         raise ConversationError(
-            f"{source}: ends with a question, so nothing is to be learnt; add an answer", "unsupervised"
+            "ends with a question, so nothing is to be learnt; add an answer", "unsupervised"
         )
-    return Conversation(tuple(turns), source)
+    return tuple(turns)
 
 
 def _image(name: str | bytes, description: str, root: Any) -> ImageFile:
     """The image `root / name`; of encoded bytes, one that is called as `description` says."""
     if isinstance(name, bytes):
         return ImageFile(description, paths.InMemoryFile(description, name))
+    if _URL.match(name):
+        raise ConversationError(f'"image" holds a URL, {name:.40}: save the image as a file, and name that')
     return ImageFile(name, root / name)
 
 
-def _value(turn: Any, number: int, source: str) -> str:
+def _value(turn: Any, number: int) -> str:
     """The text of turn `number`, its speaker checked."""
     if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
-        raise ConversationError(f'{source}: turn {number + 1} must be {{"from": ..., "value": text}}')
+        raise ConversationError(f'turn {number + 1} must be {{"from": ..., "value": text}}')
     expected = ("question", "answer")[number % 2]
-    if _ROLES.get(str(turn.get("from"))) != expected:
+    speaker = turn.get("from")
+    if not isinstance(speaker, str) or _ROLES.get(speaker) != expected:
         allowed = " or ".join(repr(name) for name, role in _ROLES.items() if role == expected)
         raise ConversationError(
-            f"{source}: turn {number + 1} is from {turn.get('from')!r}, expected {allowed} "
-            "(turns alternate, a human begins)"
+            f"turn {number + 1} is from {speaker!r}, expected {allowed} (turns alternate, a human begins)"
         )
     return turn["value"]
 
 
-def _check_turn(turn: Turn, source: str) -> None:
-    """Raises ConversationError where a turn says nothing."""
-    if not any(not isinstance(part, str) or part.strip() for part in turn.parts):
+def _check_turn(turn: Turn) -> None:
+    """Raises ConversationError where a turn says nothing, or its text is none."""
+    texts = [part for part in turn.parts if isinstance(part, str)]
+    if len(texts) == len(turn.parts) and not any(text.strip() for text in texts):
         reason = "unsupervised" if turn.role == "answer" else "format"
-        raise ConversationError(f"{source}: empty {turn.role}; write one, or drop the conversation", reason)
+        raise ConversationError(f"empty {turn.role}; write one, or drop the conversation", reason)
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ConversationError(
+                f"the {turn.role} has {text[error.start]!a} at character {error.start + 1}, which is no "
+                "character (half of a surrogate pair, or a byte that is not UTF-8): write it again as UTF-8",
+                "encoding",
+            ) from error

@@ -14,7 +14,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from unitoken_jax.sequence.conversation import Conversation, ConversationError, parse_conversation
+from unitoken_jax.sequence.conversation import Conversation, parse_conversation
+from unitoken_jax.sequence.errors import ConversationError, RowError, row_errors
 from unitoken_jax.storage.paths import RandomFile, as_path
 
 MAX_RECORD = 64 << 20  # bytes of one JSON record; what is longer is no conversation
@@ -25,7 +26,7 @@ _SPACE = b" \t\r\n"
 def read_conversations(
     path: str | os.PathLike,
     images: str | os.PathLike = "",
-    on_error: Callable[[ConversationError], None] | None = None,
+    on_error: Callable[[RowError], None] | None = None,
     need_answers: bool = True,
 ) -> list[Conversation]:
     """Every conversation of a JSON or JSONL file.
@@ -44,7 +45,7 @@ def read_conversations(
         try:
             record = records.read(i)
             conversations.append(parse_conversation(record, records.location(i), root, need_answers))
-        except ConversationError as error:
+        except RowError as error:
             if on_error is None:
                 raise
             on_error(error)
@@ -69,27 +70,31 @@ class JsonRecords:
     def read(self, i: int) -> Any:
         """The record as JSON says it. Raises ConversationError where it is not JSON."""
         start, end, line = self._table[i].tolist()
-        if end - start > MAX_RECORD:
-            raise ConversationError(
-                f"{self.location(i)}: a record of {end - start} bytes, more than {MAX_RECORD}: split it; "
-                "images go into files, not into the text",
-                "json",
-            )
-        data = self._file.read(start, end - start)
-        if line < 0:
-            problem = "text after the closing ]" if data[:1] == b"]" else "expected , or ] after an element"
-            raise ConversationError(f"{self.location(i)}: not valid JSON ({problem})", "json")
-        return decode_json(data, self.location(i))
+        # What reading the file raises is not this row's fault, and stays as it is.
+        data = self._file.read(start, end - start) if end - start <= MAX_RECORD else b""
+        with row_errors(self.location(i)):
+            if end - start > MAX_RECORD:
+                raise ConversationError(
+                    f"a record of {end - start} bytes, more than {MAX_RECORD}: split it; images go into "
+                    "files, not into the text",
+                    "json",
+                )
+            if line < 0:
+                problem = (
+                    "text after the closing ]" if data[:1] == b"]" else "expected , or ] after an element"
+                )
+                raise ConversationError(f"not valid JSON ({problem})", "json")
+            return decode_json(data)
 
 
-def decode_json(data: bytes, location: str) -> Any:
-    """The JSON value in `data`. Raises ConversationError beginning with `location`."""
+def decode_json(data: bytes) -> Any:
+    """The JSON value in `data`. Raises ConversationError, without saying where."""
     try:
         return json.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise ConversationError(f"{location}: not UTF-8 ({error}); save it as UTF-8", "encoding") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ConversationError(f"{location}: not valid JSON ({error})", "json") from None
+        raise ConversationError(f"not UTF-8 ({error}); save it as UTF-8", "encoding") from error
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a bare ValueError
+        raise ConversationError(f"not valid JSON ({error})", "json") from error
 
 
 def scan_json(path: str | os.PathLike) -> np.ndarray:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from unitoken_jax.config import SequenceConfig, SiglipConfig
 from unitoken_jax.sequence import anyres
+from unitoken_jax.sequence.errors import RowError
 from unitoken_jax.storage.paths import ReadableFile
 
 MAX_PIXELS = 89_478_485  # Pillow's own bomb limit: 256 MiB of RGB
@@ -48,15 +49,11 @@ _NARROWED_SAMPLES: dict[str, Callable[[int], int]] = {
 }
 
 
-class ImageError(ValueError):
+class ImageError(RowError):
     """An image that cannot be used; the message names the file and what to do, `reason` its kind."""
 
     def __init__(self, message: str, reason: str = "corrupt_image"):
-        super().__init__(message)
-        self.reason = reason
-
-    def __reduce__(self) -> tuple:
-        return type(self), (str(self), self.reason)
+        super().__init__(message, reason)
 
 
 # What can be opened as an image: its path, a file inside another one, or the image itself.

@@ -9,14 +9,8 @@ from PIL import Image
 from unitoken_jax.batch import NO_INDEX, NO_LABEL
 from unitoken_jax.config import ModelConfig
 from unitoken_jax.sequence import anyres
-from unitoken_jax.sequence.conversation import (
-    ConversationError,
-    GeneratedImage,
-    ImageFile,
-    ImageLike,
-    Turn,
-    image_source,
-)
+from unitoken_jax.sequence.conversation import GeneratedImage, ImageFile, ImageLike, Turn, image_source
+from unitoken_jax.sequence.errors import ConversationError
 from unitoken_jax.sequence.example import Example
 from unitoken_jax.sequence.image import ImageError, discrete_crop, open_image, siglip_crops
 from unitoken_jax.sequence.layout import has_codes, has_features, image_template
@@ -27,11 +21,11 @@ from unitoken_jax.sequence.vocabulary import MODEL_CHOOSES
 CodeLookup = Mapping[str, np.ndarray] | Callable[[np.ndarray], np.ndarray]
 
 
-def text_ids(text: str, tokenizer: Tokenizer, source: str) -> list[int]:
+def text_ids(text: str, tokenizer: Tokenizer) -> list[int]:
     """Ids of users' text. Raises ConversationError where it spells a control token's name."""
     if name := tokenizer.control_name_in(text):
         raise ConversationError(
-            f"{source}: the text contains {name}, the name of a control token; remove it, or write it "
+            f"the text contains {name}, the name of a control token; remove it, or write it "
             "another way (a space inside is enough)",
             "control_name",
         )
@@ -50,17 +44,15 @@ class SequenceWriter:
         config: ModelConfig,
         codes: CodeLookup | None,
         rng: np.random.Generator | None,
-        source: str,
     ):
         """Begins an empty sequence.
 
         Args:
           codes: VQ codes made beforehand; None leaves them to the device.
           rng: where random discrete crops are taken; None: the centre.
-          source: what an error message begins with ("file:line").
         """
         self.tokenizer, self.config, self.codes, self.rng = tokenizer, config, codes, rng
-        self.vocabulary, self.source = tokenizer.vocabulary, source
+        self.vocabulary = tokenizer.vocabulary
         self.pieces: list[list[np.ndarray]] = []
         self.crops: list[np.ndarray] = []
         self.images: list[np.ndarray] = []
@@ -89,13 +81,10 @@ class SequenceWriter:
         learn = turn.role == "answer"
         for part in turn.parts:
             if isinstance(part, str):
-                ids = np.array(text_ids(part, self.tokenizer, self.source), np.int32)
+                ids = np.array(text_ids(part, self.tokenizer), np.int32)
                 self.add_ids(ids, ids if learn else None)
             else:
-                try:
-                    self.add_image(part, turn)
-                except ImageError as error:
-                    raise ImageError(f"{self.source}: {error}", error.reason) from None
+                self.add_image(part, turn)
         end = np.array([self.vocabulary.end_of_turn], np.int32)
         self.add_ids(end, end if learn else None)
 
