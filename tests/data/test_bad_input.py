@@ -131,7 +131,7 @@ ODD_ROWS = {
         f'{{"image": "data:image/png;base64,{"A" * 5000}", "conversations": {TURNS}}}',
         '"image" holds a URL, data:image/png;base64,',
     ),
-    "long name": (f'{{"image": "{"b" * 5000}", "conversations": {TURNS}}}', "bbb ... (4"),
+    "long name": (f'{{"image": "{"b" * 5000}", "conversations": {TURNS}}}', "characters) "),
     "NUL in a name": (f'{{"image": "a\\u0000.png", "conversations": {TURNS}}}', "a\\x00.png"),
     "newline in a name": (f'{{"image": "a\\n.png", "conversations": {TURNS}}}', "image "),
     "folder": (f'{{"image": ".", "conversations": {TURNS}}}', "does not exist"),
@@ -156,7 +156,7 @@ def odd_images(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "array_record"])
+@pytest.mark.parametrize("kind", ["jsonl", "json", "array_record"])
 @pytest.mark.parametrize("images", ["", "p.tar"])
 def test_an_odd_row_is_named_and_changes_no_other(tmp_path, odd_images, kind, images):
     """Each row alone between good ones: it is bad, in one short line, and the good ones are as without it."""

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import pickle
+import re
 import time
 
 import numpy as np
@@ -80,6 +81,83 @@ def test_a_broken_record_says_its_line_and_the_others_can_be_read(tmp_path, text
             with pytest.raises(ConversationError, match=message):
                 found.read(i)
     assert len(found) > len(good)
+
+
+# How a list may be written: what opens it, stands between elements, closes it, and an element's indent.
+LISTS = [
+    ("[", ", ", "]", None),
+    ("[", ",\n", "]\n", None),
+    ("[\n", "\n,", "\n]\n", None),
+    ("[\n", ",\n", "]", 1),
+]
+ELEMENTS = [
+    {
+        "id": i,
+        "conversations": [
+            {"from": "human", "value": f'"{i}" {{"a": [1]}} }} ]\n {{'},
+            {"from": "gpt", "value": "\\"},
+        ],
+    }
+    for i in range(5)
+]
+
+
+@given(
+    st.sampled_from(LISTS),
+    st.integers(0, 4),
+    st.floats(0, 1, exclude_max=True),
+    st.sampled_from(["drop", "insert", "replace", "cut"]),
+    st.sampled_from('"{}[],:\\\nx'),
+    st.integers(1, 400),
+)
+def test_damage_to_one_element_costs_no_other(tmp_path_factory, written, number, at, how, sign, block):
+    start, comma, end, indent = written
+    texts = [json.dumps(element, indent=indent) for element in ELEMENTS]
+    whole = texts[number]
+    at = int(at * len(whole))
+    tail = {
+        "drop": whole[at + 1 :],
+        "insert": sign + whole[at:],
+        "replace": sign + whole[at + 1 :],
+        "cut": "",
+    }
+    texts[number] = whole[:at] + tail[how]
+    path = tmp_path_factory.getbasetemp() / "damaged.json"
+    path.write_text(start + comma.join(texts) + end)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conversation_file, "_BLOCK", block)
+        records = JsonRecords(str(path), scan_json(path))
+    good = []
+    for i in range(len(records)):
+        try:
+            record = records.read(i)
+        except ConversationError as error:
+            line = int(str(error).removeprefix(f"{path}:").split(":")[0])
+            before = start + comma.join(texts[:number])
+            assert line >= before.count("\n") + 1
+            continue
+        good += [record] if record in ELEMENTS else []
+    assert [record for record in good if record != ELEMENTS[number]] == [
+        element for element in ELEMENTS if element != ELEMENTS[number]
+    ]
+
+
+def test_a_list_says_how_much_of_it_is_not_read(tmp_path):
+    path = tmp_path / "a.json"
+    texts = [json.dumps(element) for element in ELEMENTS]
+    broken = texts[2].replace('"gpt"', '"gpt""')
+    path.write_text("[" + ",\n".join([*texts[:2], broken, *texts[3:]]) + "\n")
+    left_out = []
+    found = read_conversations(path, on_error=left_out.append)
+    assert [conversation.source for conversation in found] == [f"{path}:{line}" for line in (1, 2, 4, 5)]
+    assert re.search(rf"a\.json:3: not valid JSON .* in {len(broken) + 2} bytes", str(left_out[0]))
+    assert "expected , or ] after an element): 0 bytes, up to" in str(left_out[1])
+
+
+def test_a_list_as_the_first_row_of_a_jsonl_file_is_a_row(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(["[1]", *map(json.dumps, ELEMENTS)]))
+    assert read_all(path)[0] == [[1], *ELEMENTS]
 
 
 def test_a_huge_record_is_refused_unread(tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ from unitoken_jax.storage.paths import as_path, ends_digest, file_digest, is_rem
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # of the files; part of the key
+FORMAT = 3  # of the files, and of what counts as a row; part of the key
 SHOWN = 20  # bad rows that are logged one by one
 ABOUT, STAMPS = "about.json", "stamps.json"
 

@@ -6,9 +6,11 @@ names the record's line.
 """
 
 import codecs
+import contextlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
@@ -21,6 +23,9 @@ from unitoken_jax.storage.paths import RandomFile, as_path
 MAX_RECORD = 64 << 20  # bytes of one JSON record; what is longer is no conversation
 _BLOCK = 16 << 20  # bytes read at a time
 _SPACE = b" \t\r\n"
+_OBJECT = re.compile(r'\{[ \t\r\n]*(?:"|\Z)')  # where an object begins, or may in the next block
+_LONGEST_TOKEN = 16  # characters that a block may cut in two, as of -Infinity or \u1234; a text is longer
+_TEXT_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\(?:.|\Z))*+("|\Z)|[\[{]|[\]}]', re.DOTALL)
 
 
 def read_conversations(
@@ -83,7 +88,11 @@ class JsonRecords:
                 problem = (
                     "text after the closing ]" if data[:1] == b"]" else "expected , or ] after an element"
                 )
-                raise ConversationError(f"not valid JSON ({problem})", "json")
+                raise ConversationError(
+                    f"not valid JSON ({problem}): {end - start} bytes, up to the next conversation or to the "
+                    "file's end, are not read",
+                    "json",
+                )
             return decode_json(data)
 
 
@@ -94,36 +103,45 @@ def decode_json(data: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise ConversationError(f"not UTF-8 ({error}); save it as UTF-8", "encoding") from error
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a bare ValueError
-        raise ConversationError(f"not valid JSON ({error})", "json") from error
+        raise ConversationError(f"not valid JSON ({error}) in {len(data)} bytes", "json") from error
 
 
 def scan_json(path: str | os.PathLike) -> np.ndarray:
     """int64[N, 3]: first byte, end and line of each record in a JSON or JSONL file.
 
     A file that begins with `[` is an array; its elements may span lines. Any other holds one record a line,
-    blank lines apart, or (a `.json` file) one object. What is not JSON becomes a record too: reading it says
-    so, with its line. The line is negative in a last record that is not an element of its array: what a
-    missing comma leaves of the file, or the closing bracket with the text after it.
+    blank lines apart, or (a `.json` file) one object; so does a `.jsonl` file that does not end with `]`.
+
+    What is not JSON becomes a record too: reading it says so, with its line. In an array it reaches up to the
+    next conversation that can be found, so that one broken element costs no other (`_elements`). The line is
+    negative in a record that is not an element of its array: what stands where a comma should, or the closing
+    bracket with the text after it.
     """
     file = as_path(path)
     if not file.is_file():
         raise FileNotFoundError(f"no conversation file at {path}")
+    suffix = pathlib.PurePath(path).suffix
     with file.open("rb") as opened:
         beginning = opened.read(4096)
         start = len(beginning) - len(beginning.removeprefix(codecs.BOM_UTF8))
         first_sign = beginning[start:].lstrip(_SPACE)[:1]
+        is_array = first_sign == b"[" and (suffix != ".jsonl" or _last_sign(opened) == b"]")
         opened.seek(start)
-        if first_sign == b"[":
+        if is_array:
             return np.array(list(_elements(opened, start)), np.int64).reshape(-1, 3)
         lines = _lines(opened, start)
-    if first_sign == b"{" and pathlib.PurePath(path).suffix == ".json" and len(lines) > 1:
-        whole = RandomFile(path).read(start, MAX_RECORD + 1)
-        try:
-            json.loads(whole)
-        except (ValueError, RecursionError):
-            return lines  # lines of objects under the wrong suffix, or broken: the lines will say
-        return np.array([[start, start + len(whole), 1]], np.int64)
+        if first_sign == b"{" and suffix == ".json" and len(lines) > 1:
+            opened.seek(start)
+            scanner = _Scanner(opened, start)
+            if scanner.take_value() and not scanner.peek():
+                return np.array([[start, scanner.offset, 1]], np.int64)
     return lines
+
+
+def _last_sign(file: BinaryIO) -> bytes:
+    """The last byte of `file` that is not white space, as far as its last 4 KiB say."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+    return file.read().rstrip(_SPACE)[-1:]
 
 
 def _lines(file: BinaryIO, start: int) -> np.ndarray:
@@ -148,25 +166,33 @@ def _lines(file: BinaryIO, start: int) -> np.ndarray:
 def _elements(file: BinaryIO, start: int) -> Iterator[tuple[int, int, int]]:
     """(first byte, end, line) of each element of a JSON array, read block by block.
 
-    A syntax error ends it, with what is left as the last record: there is no way to go on. Its line is
-    negative where the error stands between elements or behind them, as `scan_json` describes.
+    After a syntax error it goes on at the next conversation: an object with "conversations" that the parser
+    reads to its end. That may stand within what is broken: where a bracket is missing, the elements behind
+    it look like parts of the broken one. It never stands within a text: there `{"` is written `{\\"`, and
+    behind a text that ends with `{` comes no name. An error between elements or behind them is a record with
+    a negative line, as `scan_json` describes.
     """
     scanner = _Scanner(file, start)
     scanner.take("[")
-    while not scanner.take("]"):  # also right after a comma: files written by hand have one too many
+    while True:
         first, line = scanner.next_value()
-        if not scanner.take_value():
-            yield first, scanner.file_end(), line
-            return
-        yield first, scanner.offset, line
-        if scanner.peek() != "]" and not scanner.take(","):
+        if scanner.take("]"):  # also right after a comma: files written by hand have one too many
+            if not scanner.peek():
+                return
+            line = -scanner.next_value()[1]
+            scanner.skip_to_conversation()
+        elif scanner.take_value():
+            yield first, scanner.offset, line
+            if scanner.take(",") or scanner.peek() == "]":
+                continue
             first, line = scanner.next_value()
-            yield first, scanner.file_end(), -line
+            line = -line
+            scanner.skip_to_conversation()
+        else:
+            scanner.skip_to_conversation(after=1)
+        yield first, scanner.offset, line
+        if not scanner.peek():
             return
-    closing = scanner.offset - 1
-    if scanner.peek():
-        _, line = scanner.next_value()
-        yield closing, scanner.file_end(), -line
 
 
 class _Scanner:
@@ -177,7 +203,8 @@ class _Scanner:
         self.offset, self._line = start, 1  # byte of the file, and line, of the character `_text[_at]`
         # Bytes that are not UTF-8 stay in the record as they are; reading the record reports them.
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-        self._json, self._at_end, self._block = json.JSONDecoder(), False, _BLOCK
+        # Numbers stay as they are written: there are some that int() refuses.
+        self._json, self._at_end, self._block = json.JSONDecoder(parse_int=str), False, _BLOCK
 
     def _read_more(self) -> bool:
         """Drops the text passed over and reads the next block; False at the file's end."""
@@ -220,19 +247,68 @@ class _Scanner:
         return self.offset, self._line
 
     def take_value(self) -> bool:
-        """Passes over one JSON value; False where there is none."""
+        """Passes over one JSON value; False where there is none, or a whole list of conversations."""
+        try:
+            value, end = self._decode() or (None, None)
+            if isinstance(value, list) and any(map(_is_conversation, value)):
+                return False
+        except RecursionError:  # too deep for the parser; where it ends can be found all the same
+            while (end := _nested_end(self._text, self._at)) is None and self._read_on():
+                pass
+        if end is None:
+            return False
+        self._advance(end)
+        return True
+
+    def skip_to_conversation(self, after: int = 0) -> None:
+        """Passes over `after` characters, and what comes before the next conversation, or all there is."""
+        self._advance(min(self._at + after, len(self._text)))
+        while True:
+            if (beginning := _OBJECT.search(self._text, self._at)) is None:
+                self._advance(len(self._text))
+                if not self._read_more():
+                    return
+                continue
+            self._advance(beginning.start())
+            with contextlib.suppress(RecursionError):
+                value, _ = self._decode() or (None, None)
+                if _is_conversation(value):
+                    return
+            self._advance(self._at + 1)
+
+    def _decode(self) -> tuple[Any, int] | None:
+        """The JSON value that comes next, and where it ends in `_text`; None where there is none."""
         self._block = _BLOCK
         while True:
             try:
-                _, end = self._json.raw_decode(self._text, self._at)
-            except (ValueError, RecursionError):
-                self._block *= 2  # perhaps it only goes on in the next block
-                if len(self._text) - self._at > 2 * MAX_RECORD or not self._read_more():
-                    return False
-                continue
-            self._advance(end)
-            return True
+                return self._json.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                certain = error.pos + _LONGEST_TOKEN < len(self._text)
+                if certain and not error.msg.startswith("Unterminated string"):
+                    return None
+            if not self._read_on():  # perhaps it only goes on in the next block
+                return None
 
-    def file_end(self) -> int:
-        """The file's last byte, plus one."""
-        return self._file.seek(0, os.SEEK_END)
+    def _read_on(self) -> bool:
+        """Reads more and more of a long value; False where there is no more, or it is too long."""
+        self._block *= 2
+        return len(self._text) - self._at <= 2 * MAX_RECORD and self._read_more()
+
+
+def _is_conversation(value: Any) -> bool:
+    """Whether a JSON value looks like the record of a conversation."""
+    return isinstance(value, dict) and "conversations" in value
+
+
+def _nested_end(text: str, start: int) -> int | None:
+    """Where the brackets that open at `text[start]` are closed again; None where they are not."""
+    depth = 0
+    for sign in _TEXT_OR_BRACKET.finditer(text, start):
+        if sign[0][0] == '"':
+            if not sign[1]:  # the text is cut off here
+                return None
+            continue
+        depth += 1 if sign[0] in "[{" else -1
+        if depth <= 0:
+            return sign.end()
+    return None
