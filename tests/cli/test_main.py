@@ -194,6 +194,32 @@ def test_chat_prints_text_and_files(tmp_path, monkeypatch, capsys):
         assert "one of them" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["generate", "--out", "a.png", "--prompt", "caf\udce9"], r"--prompt: the question has .*caf\udce9'"),
+        (
+            ["answer", "--question", "caf\udce9?"],
+            r"--question: the question has 'caf\udce9', whose last",
+        ),
+        (["answer", "--question", "what ?", "--image", "no.png"], "--question: image no.png does not exist"),
+        (["chat", "--out", "a.png", "--question", "\ud83d"], r"--question: the question has '\ud83d'"),
+        (["chat", "--out", "a.png", "--question", "a", "--image", "data:,"], '"image" holds a URL, data:,'),
+        (["chat", "--out", "a.png", "--conversation", "c.jsonl"], r"c.jsonl:1: the question has '\ud83d'"),
+    ],
+)
+def test_what_is_no_text_or_image_is_refused_before_the_model_loads(
+    command, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    row = r'{"conversations": [{"from": "human", "value": "\ud83d"}]}'
+    (tmp_path / "c.jsonl").write_text(row)
+    assert main.main([*command, "--model", "M"]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message.replace("\\", r"\\"), error)
+    assert error.replace("\n", "").isprintable()
+
+
 def test_where_images_stand_in_a_question():
     def parts(text, images):
         (turn,) = generate.question_of(text, images).turns

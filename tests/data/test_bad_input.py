@@ -113,12 +113,12 @@ ODD_ROWS = {
     "surrogate": (
         """{"conversations": [{"from": "human", "value": "nice \\ud83d"}, """
         """{"from": "gpt", "value": "x"}]}""",
-        "the question has '\\ud83d' at character 6",
+        "the question has 'nice \\ud83d'",
     ),
     "surrogate in an answer": (
         """{"conversations": [{"from": "human", "value": "a"}, """
         """{"from": "gpt", "value": "\\udc80"}]}""",
-        "the answer has '\\udc80' at character 1",
+        "the answer has '\\udc80'",
     ),
     "surrogate in a name": (f'{{"image": "\\ud83d.png", "conversations": {TURNS}}}', "does not exist"),
     "surrogate as a role": ("""{"conversations": [{"from": "\\ud83d", "value": "a"}]}""", "turn 1 is from"),

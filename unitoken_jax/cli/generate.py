@@ -4,6 +4,7 @@ import argparse
 import json
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from unitoken_jax.cli.options import (
@@ -73,7 +74,10 @@ def add_verbs(add_verb: AddVerb) -> None:
 
 def run_generate(arguments: argparse.Namespace) -> None:
     """`unitoken generate`: prints the files of the images."""
+    from unitoken_jax.sequence.build import text_to_image_question
+
     files = image_files(arguments.out, arguments.number)
+    text_to_image_question(arguments.prompt, "--prompt")  # refuses what is no text before the model loads
     progress = (lambda number, image: image.save(files[number])) if arguments.progress else None
     drawings = _load(arguments).image_results(
         [arguments.prompt],
@@ -121,6 +125,7 @@ def image_files(out: str, number: int) -> list[pathlib.Path]:
 def run_answer(arguments: argparse.Namespace) -> None:
     """`unitoken answer`: prints the answer."""
     conversation = question_of(arguments.question, arguments.image)
+    _check_images([conversation])
     if arguments.stream:
         if arguments.timing or arguments.save_tokens:
             raise ValueError("--stream prints the text alone: leave out --timing and --save-tokens")
@@ -150,6 +155,7 @@ def run_chat(arguments: argparse.Namespace) -> None:
         conversations = read_conversations(arguments.conversation, need_answers=False)
     else:
         conversations = [question_of(arguments.question, arguments.image)]
+    _check_images(conversations)
     (out,) = image_files(arguments.out, 1)
     replies = _load(arguments).chat(
         conversations,
@@ -180,6 +186,14 @@ def question_of(text: str, images: list[str]) -> "Conversation":
     value = text if marked else "<|image|>" * len(images) + text
     record = {"conversations": [{"from": "human", "value": value}], "image": images}
     return parse_conversation(record, "--question", pathlib.Path(), need_answers=False)
+
+
+def _check_images(conversations: "Sequence[Conversation]") -> None:
+    """Raises RowError for an image that is missing or damaged, before the model loads."""
+    from unitoken_jax.sequence.build import image_sizes
+
+    for conversation in conversations:
+        image_sizes(conversation)
 
 
 def _load(arguments: argparse.Namespace) -> "UniToken":

@@ -75,7 +75,7 @@ def draw(
       batch: images drawn at one time.
       speculate: how many tokens a pass reads; 0 is plain decoding, None the model's default.
       progress: called with an image's number and its rows so far, about once a row.
-    Raises ValueError for an unsupported size or meaningless settings.
+    Raises ValueError for an unsupported size, meaningless settings, or a prompt that the model cannot be given.
     """
     check_prompts(prompts)
     if number < 1:
@@ -86,7 +86,7 @@ def draw(
     session = scheduler.DecodeSession(model, seed, batch)
 
     samples = _numbered(prompts, number)
-    by_text = {text: _prompt(model, text) for text in dict.fromkeys(prompts)}
+    by_text = {text: _prompt(model, text, prompts.index(text)) for text in dict.fromkeys(prompts)}
     numbered_prompts = [(by_text[text], i) for text, i in samples]
     shown: Counter[int] = Counter()  # rows of each image that `progress` has been given
     ids = np.zeros((len(samples), grammar.rows * grammar.columns), np.int32)
@@ -213,5 +213,6 @@ def default_top_k(config: ModelConfig) -> int:
     return min(config.generation.top_k, config.vq.codes)
 
 
-def _prompt(model: Runtime, text: str) -> decode.Prompt:
-    return text_prompt(build.build_text_to_image_prompt(text, model.tokenizer, model.config).tokens)
+def _prompt(model: Runtime, text: str, number: int) -> decode.Prompt:
+    source = f"prompt {number}"
+    return text_prompt(build.build_text_to_image_prompt(text, model.tokenizer, model.config, source).tokens)

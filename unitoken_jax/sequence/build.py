@@ -108,16 +108,24 @@ def build_prompt(
     return dataclasses.replace(example, labels=np.full_like(example.labels, NO_LABEL))
 
 
+def text_to_image_question(text: str, source: str = "the prompt") -> Conversation:
+    """The question for an image of this description: instruction and text.
+
+    A `text` that begins with TEXT_TO_IMAGE_INSTRUCTION, as the released data's questions do, gets no second
+    one. Raises ConversationError beginning with `source` where `text` is none.
+    """
+    question = TEXT_TO_IMAGE_INSTRUCTION + text.removeprefix(TEXT_TO_IMAGE_INSTRUCTION)
+    return make_conversation([[question]], source)
+
+
 def build_text_to_image_prompt(
     text: str, tokenizer: Tokenizer, config: ModelConfig, source: str = "the prompt"
 ) -> Example:
-    """The text-to-image prompt of a description: instruction and text, ending in begin-of-image.
+    """The text-to-image prompt of a description: `text_to_image_question`, ending in begin-of-image.
 
-    A `text` that begins with TEXT_TO_IMAGE_INSTRUCTION, as the released data's questions do, gets no second
-    one. Raises ConversationError beginning with `source`.
+    Raises ConversationError beginning with `source`.
     """
-    question = TEXT_TO_IMAGE_INSTRUCTION + text.removeprefix(TEXT_TO_IMAGE_INSTRUCTION)
-    return build_prompt(make_conversation([[question]], source), tokenizer, config, image=True)
+    return build_prompt(text_to_image_question(text, source), tokenizer, config, image=True)
 
 
 def unconditional_prompt_ids(vocabulary: Vocabulary) -> np.ndarray:

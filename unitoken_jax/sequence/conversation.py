@@ -186,8 +186,9 @@ def _check_turn(turn: Turn) -> None:
         try:
             text.encode()
         except UnicodeEncodeError as error:
+            until = text[max(0, error.start - 20) : error.start + 1]
             raise ConversationError(
-                f"the {turn.role} has {text[error.start]!a} at character {error.start + 1}, which is no "
-                "character (half of a surrogate pair, or a byte that is not UTF-8): write it again as UTF-8",
+                f"the {turn.role} has {until!a}, whose last sign is no character (half of a surrogate pair, "
+                "or a byte that is not UTF-8): write it again as UTF-8",
                 "encoding",
             ) from error
