@@ -75,7 +75,7 @@ def draw(
       batch: images drawn at one time.
       speculate: how many tokens a pass reads; 0 is plain decoding, None the model's default.
       progress: called with an image's number and its rows so far, about once a row.
-    Raises ValueError for an unsupported size, meaningless settings, or a prompt that the model cannot be given.
+    Raises ValueError for an unsupported size, meaningless settings, or a prompt that no model can be given.
     """
     check_prompts(prompts)
     if number < 1:

@@ -4,7 +4,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,11 @@ from unitoken_jax.config import DataConfig, ModelConfig
 from unitoken_jax.data.packing import batch_of
 from unitoken_jax.generate.vq import encode_example_images
 from unitoken_jax.sequence import build
-from unitoken_jax.sequence.conversation_file import read_conversations
+from unitoken_jax.sequence.conversation import parse_conversation
+from unitoken_jax.sequence.conversation_file import JsonRecords, scan_json
+from unitoken_jax.sequence.errors import ConversationError, RowError
 from unitoken_jax.sequence.example import Example
+from unitoken_jax.storage.paths import as_path
 from unitoken_jax.train.loss import LossSums, cross_entropy
 from unitoken_jax.unitoken import UniToken
 
@@ -23,17 +26,32 @@ CHUNK = 1024  # supervised positions whose logits exist at one time
 _LENGTH_STEP = 256  # rows are padded to multiples of this, so that few programs are compiled
 
 
-def score(model: UniToken | str | os.PathLike, data: str | os.PathLike) -> Iterator[dict]:
+def score(
+    model: UniToken | str | os.PathLike,
+    data: str | os.PathLike,
+    on_error: Callable[[RowError], None] | None = None,
+) -> Iterator[dict]:
     """A dict for each conversation of file `data`: index, loss, z_loss, supervised_tokens, length.
 
     `loss` (cross-entropy in nats) and `z_loss` (logsumexp squared) are means over supervised tokens, None
-    where there are none. Discrete tokens are made by the model's own VQ encoder.
-    Raises ConversationError or ImageError at a bad example.
+    where there are none. Discrete tokens are made by the model's own VQ encoder. `on_error` is called with
+    the error of each bad conversation, which has no dict; None raises the first, a RowError.
     """
+    path = as_path(data)
+    records = JsonRecords(os.fspath(path), scan_json(path))
+    if not len(records):
+        raise ConversationError(f"{path}: holds no conversation")
     model = model if isinstance(model, UniToken) else UniToken.load(model)
     params = model.network_params
-    for index, conversation in enumerate(read_conversations(data)):
-        example = build.build_example(conversation, model.tokenizer, model.config)
+    for index in range(len(records)):
+        try:
+            conversation = parse_conversation(records.read(index), records.location(index), path.parent)
+            example = build.build_example(conversation, model.tokenizer, model.config)
+        except RowError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+            continue
         (example,) = encode_example_images(model, [example], 1)
         row = _row(example, model.config)
         sums = jax.device_get(model.run(_sums, model.module, params, row))
@@ -50,10 +68,17 @@ def score(model: UniToken | str | os.PathLike, data: str | os.PathLike) -> Itera
 def score_file(
     model: UniToken | str | os.PathLike, data: str | os.PathLike, out: str | os.PathLike
 ) -> pathlib.Path:
-    """Writes `score`'s dicts to file `out`, a JSON object a line, when all are there; returns its path."""
-    lines = [json.dumps(result) + "\n" for result in score(model, data)]
+    """Writes `score`'s dicts to file `out`, a JSON object a line, when all are there; returns its path.
+
+    Bad conversations have no line. Raises the first one's RowError when those of all others are written.
+    """
+    bad: list[RowError] = []
+    lines = [json.dumps(result) + "\n" for result in score(model, data, bad.append)]
     out = pathlib.Path(out)
     out.write_text("".join(lines), encoding="utf-8")
+    if bad:
+        note = f"{len(bad)} of {len(bad) + len(lines)} conversations are bad; {out} has the others' losses"
+        raise type(bad[0])(f"{bad[0]}\n{note}", bad[0].reason) from bad[0]
     return out
 
 
