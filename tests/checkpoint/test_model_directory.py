@@ -31,6 +31,22 @@ def saved(tmp_path_factory):
     return path
 
 
+@pytest.mark.parametrize("name", ["run[1]", "../{here}/a/../b", "~/c", "link/../d", "a\\b*"])
+def test_any_path_that_a_person_types(name, tmp_path, monkeypatch):
+    """Read whole, by parameter, and in bits: each hands the path to another library."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "deep")
+    path = name.format(here=tmp_path.name)
+    save_model(path, CONFIG, tiny_params(), tiny_tokenizer())
+    jax.tree.map(np.testing.assert_array_equal, load_model(path).params, tiny_params())
+    scale = open_model(path).params.read("decoder/norm/scale")
+    np.testing.assert_array_equal(scale, tiny_params()["decoder"]["norm"]["scale"])
+    assert load_model(path, quantize="int8").params["decoder"]
+    assert not (tmp_path / "~").exists()
+
+
 @pytest.fixture
 def copy(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "copy")

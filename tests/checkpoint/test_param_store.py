@@ -8,6 +8,7 @@ from flax.traverse_util import unflatten_dict
 
 from unitoken_jax.checkpoint import param_store
 from unitoken_jax.checkpoint.param_store import ArraySpec, ParamStore, StoredParams, contiguous
+from unitoken_jax.storage.paths import literal_path
 
 ARRAYS = {
     "a/kernel": ArraySpec((3, 50, 8), np.dtype(ml_dtypes.bfloat16), stacked=True),
@@ -30,6 +31,18 @@ def pieces():
         yield from (
             ((path, i, each) for i, each in enumerate(value)) if spec.stacked else [(path, None, value)]
         )
+
+
+def test_a_folder_with_pattern_signs_in_its_name(tmp_path):
+    folder = tmp_path / "m[v2]\\*"
+    store = ParamStore(folder, ARRAYS, {})
+    for path, layer, value in pieces():
+        store.write(path, layer, value)
+    store.publish(folder / "params")
+    stored = StoredParams(literal_path(folder) / "params")
+    assert stored.shapes.keys() == ARRAYS.keys()
+    for path, layer, value in pieces():
+        np.testing.assert_array_equal(stored.read(path, layer), value.astype(ARRAYS[path].dtype))
 
 
 def test_orbax_reads_what_was_written_in_pieces(tmp_path, small_chunks, caplog):

@@ -26,6 +26,20 @@ def test_it_can_be_moved_or_turned_off(tmp_path):
         assert environ == before
 
 
+def test_a_home_directory_is_expanded_or_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert enable({VARIABLE: "~/uc"}).parent == tmp_path / "home" / "uc"
+    theirs = {JAX_VARIABLE: "~/jax"}
+    assert enable(theirs) is None
+    assert theirs[JAX_VARIABLE] == str(tmp_path / "home" / "jax")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what it does where no home is known
+    assert enable({}) is None  # a default nobody typed
+    with pytest.raises(ValueError, match=r"^~/uc: the home directory ~ is not known"):
+        enable({VARIABLE: "~/uc"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home"]
+
+
 @pytest.mark.parametrize("place", ["a file", "read only"])
 def test_a_folder_that_cannot_be_written_is_left_alone(place, tmp_path, monkeypatch):
     path = tmp_path / "cache"

@@ -41,6 +41,33 @@ def test_quickstart(calls):
     assert calls["quickstart"] == (("quickstart",), {"minutes": 15, "seed": 0})
 
 
+def test_a_tilde_that_the_shell_left_is_the_home_directory(calls, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.py").write_text("def get_config():\n    return {}\n")
+    assert main.main(["train", "--config=~/c.py", "--workdir=~/run"]) == 0
+    assert calls["train"][0][1] == str(tmp_path / "run")
+    assert main.main(["quickstart", "--out=~"]) == 0
+    assert calls["quickstart"][0] == (str(tmp_path),)
+
+
+def test_every_option_that_names_a_path_is_known_as_one():
+    """So that `~` means the same in each."""
+    path_words = re.compile(r"DIR|FILE|MODEL|DATA|PNG|JSON|NPZ", re.IGNORECASE)
+    for parser in parsers(main.build_parser()):
+        for action in parser._actions:
+            if path_words.search(str(action.metavar)):
+                assert action.dest in main.PATH_OPTIONS, action
+
+
+def parsers(parser):
+    """The parser of each verb and word below `parser`."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action.choices, dict):
+            for inner in action.choices.values():
+                yield from parsers(inner)
+
+
 def test_train_reads_the_config_and_its_overrides(calls, tmp_path):
     path = tmp_path / "c.py"
     path.write_text("def get_config():\n    return {'train': {'steps': 5}}\n")

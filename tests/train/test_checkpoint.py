@@ -46,7 +46,9 @@ def abstract(state):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
-def test_round_trip_is_exact_and_the_newest_are_kept(tmp_path):
+@pytest.mark.parametrize("name", ["run", "run[1]", "a/../run*"])
+def test_round_trip_is_exact_and_the_newest_are_kept(tmp_path, name):
+    tmp_path = f"{tmp_path}/{name}"
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         assert checkpoints.latest() is None
         for step in (1, 2, 3):

@@ -31,7 +31,7 @@ from unitoken_jax.model.quantize import QUANTIZED_KERNELS, QuantizedKernel, bits
 from unitoken_jax.sequence.tokenizer import Tokenizer
 from unitoken_jax.storage import atomic
 from unitoken_jax.storage.atomic import write_text
-from unitoken_jax.storage.paths import absolute, as_path, is_remote
+from unitoken_jax.storage.paths import absolute, as_path, is_remote, literal_path
 
 FORMAT = 2  # of the directory: 1 had other config keys (`config.RENAMED_KEYS`)
 # What reads an older format: no release exists, so the last revision of this repository that did.
@@ -102,7 +102,7 @@ def save_model(
         staged.mkdir()
     _wait("save_model: directory made")
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(staged / PARAMS, params, save_args=_save_args(params), force=True)
+        checkpointer.save(literal_path(staged) / PARAMS, params, save_args=_save_args(params), force=True)
     if main:
         finalize(path, config, tokenizer, manifest)
     _wait("save_model: done")
@@ -181,7 +181,7 @@ def open_model(path: str | os.PathLike) -> LoadedModel:
     """The model directory `path`, checked as by `load_model`; `params` are StoredParams, not read yet."""
     path = absolute(path)
     config, tokenizer, manifest = load_settings(path)
-    stored = StoredParams(path / PARAMS)
+    stored = StoredParams(literal_path(path) / PARAMS)
     _check_params(config, stored.tree, str(path / PARAMS))
     return LoadedModel(config, stored, tokenizer, manifest)
 
@@ -202,7 +202,7 @@ def load_model(
     if quantize is not None:
         return opened._replace(params=_quantized(opened.params, targets, bits_of(quantize)))
     with ocp.StandardCheckpointer() as checkpointer:
-        params = checkpointer.restore(absolute(path) / PARAMS, targets)
+        params = checkpointer.restore(literal_path(absolute(path)) / PARAMS, targets)
     return opened._replace(params=params)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from unitoken_jax.storage.paths import is_remote
+from unitoken_jax.storage.paths import is_remote, literal_path
 
 CHUNK_BYTES = 64 * 2**20
 SMALL_BYTES = 2**20  # arrays up to this have a single chunk, not one a layer
@@ -105,7 +105,7 @@ class ParamStore:
             return self._open[path]
 
     def _array_folder(self, path: str) -> pathlib.Path:
-        return self.folder / _ARRAYS / path.replace("/", ".")
+        return literal_path(self.folder) / _ARRAYS / path.replace("/", ".")
 
     def publish(self, checkpoint: pathlib.Path) -> None:
         """Makes the Orbax checkpoint `checkpoint` of all arrays. They and the journal are gone from here."""
@@ -135,7 +135,8 @@ class ParamStore:
         os.sync()
         self._journal.unlink()  # cut short from here on, it begins anew
         with ocp.Checkpointer(handler) as checkpointer:
-            checkpointer.save(checkpoint, ocp.args.PyTreeSave(unflatten_dict(tree, sep="/")))
+            target = literal_path(checkpoint.parent) / checkpoint.name
+            checkpointer.save(target, ocp.args.PyTreeSave(unflatten_dict(tree, sep="/")))
         shutil.rmtree(self.folder / _ARRAYS)
 
 

@@ -10,6 +10,8 @@ import platform
 import zlib
 from collections.abc import MutableMapping
 
+from unitoken_jax.storage.paths import expand_home, user_cache
+
 VARIABLE = "UNITOKEN_CACHE"
 JAX_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
@@ -19,16 +21,21 @@ def enable(environ: MutableMapping[str, str] = os.environ) -> pathlib.Path | Non
 
     The default is ~/.cache/unitoken_jax/ (XDG_CACHE_HOME moves it), with a folder for each kind of processor:
     programs compiled for one may not run on another, and homes are shared between machines. A
-    folder that cannot be written is left alone: a cache only saves time.
+    folder that cannot be written, or a home directory that is not known, is left alone: a cache only saves
+    time. Raises ValueError where the environment names a folder in an unknown home directory.
     """
     name = environ.get(VARIABLE, "")
-    if environ.get(JAX_VARIABLE) or name.lower() == "off":
+    if environ.get(JAX_VARIABLE):
+        environ[JAX_VARIABLE] = expand_home(environ[JAX_VARIABLE])
+        return None
+    if name.lower() == "off":
         return None
     if name:
-        folder = pathlib.Path(name)
+        folder = pathlib.Path(expand_home(name))
+    elif cache := user_cache(environ):
+        folder = cache / "unitoken_jax"
     else:
-        home = environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        folder = pathlib.Path(home, "unitoken_jax")
+        return None
     folder = folder.absolute() / _processor()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -90,10 +90,11 @@ def _meant_word(options: argparse.Namespace) -> str:
         return "score"
     from unitoken_jax.evaluate import recipe as recipes
     from unitoken_jax.evaluate.registry import find_benchmark
+    from unitoken_jax.storage.paths import expand_home
 
     if not options.benchmark and not options.recipe:
         raise ValueError("which benchmark? --benchmark NAME, or --recipe FILE to repeat a run")
-    return find_benchmark(options.benchmark or recipes.load(options.recipe)["benchmark"]).verb
+    return find_benchmark(options.benchmark or recipes.load(expand_home(options.recipe))["benchmark"]).verb
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:

@@ -33,6 +33,7 @@ from unitoken_jax.convert.torch.report import ConversionError, ProblemCollector
 from unitoken_jax.convert.torch.sources import Sources, checksum, describe, open_sources, parameters
 from unitoken_jax.sequence.layout import validate_config
 from unitoken_jax.sequence.tokenizer import Tokenizer
+from unitoken_jax.storage.paths import as_path, user_cache
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -40,6 +41,7 @@ DTYPES = {
     "float16": np.dtype(np.float16),
 }
 _THREADS = 4
+_HUB_FOLDERS = ("HF_HOME", "HF_HUB_CACHE")  # environment variables: where huggingface_hub keeps its files
 LICENCES = (
     "Chameleon's weights and VQ-GAN: Meta's Chameleon Research License (non-commercial research)",
     "SigLIP: Apache-2.0; UniToken: see the release the weights came from",
@@ -123,8 +125,8 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def _local_folder(source: str | os.PathLike) -> pathlib.Path:
     """A folder: itself, or the snapshot of a hub id ("owner/name") where huggingface_hub is installed."""
-    if pathlib.Path(source).is_dir():
-        return pathlib.Path(source)
+    if (folder := as_path(source)).is_dir():
+        return folder
     parts = str(source).split("/")
     if len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~"):
         raise ConversionError(f"{source} is no folder")
@@ -134,6 +136,8 @@ def _local_folder(source: str | os.PathLike) -> pathlib.Path:
         raise ConversionError(
             f"{source} is no folder; for a hub id, install huggingface_hub (pip install 'unitoken_jax[hub]')"
         ) from None
+    if not any(os.environ.get(name) for name in _HUB_FOLDERS) and user_cache() is None:
+        raise ConversionError(f"{source}: no home directory is known to keep the hub's files in: set HF_HOME")
     try:
         return pathlib.Path(snapshot_download(str(source)))
     except Exception as error:  # of several libraries

@@ -17,6 +17,7 @@ from unitoken_jax.convert.torch import configs, rules, writers
 from unitoken_jax.convert.torch.report import ConversionError, Tensor
 from unitoken_jax.sequence.tokenizer import Tokenizer
 from unitoken_jax.storage.atomic import atomic_folder
+from unitoken_jax.storage.paths import absolute
 
 _PREFIX = {"siglip": "vit."}
 
@@ -40,7 +41,7 @@ def export(
       shard_bytes: size of a shard at most, unless it holds a single tensor.
     Raises FileExistsError where `out` is there and not empty.
     """
-    out = pathlib.Path(out).absolute()
+    out = absolute(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not empty: choose another place, or remove it")
     config, params, tokenizer, _ = open_model(model)

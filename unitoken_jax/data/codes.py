@@ -25,7 +25,7 @@ from unitoken_jax.data.readers import array_record_module
 from unitoken_jax.sequence.conversation import Conversation, ImageFile
 from unitoken_jax.sequence.image import discrete_crop, open_image
 from unitoken_jax.sequence.layout import has_codes
-from unitoken_jax.storage.paths import is_remote
+from unitoken_jax.storage.paths import expand_home, is_remote
 
 
 def codes_path(data: str | os.PathLike) -> pathlib.Path:
@@ -36,7 +36,7 @@ def codes_path(data: str | os.PathLike) -> pathlib.Path:
             f"{data} is no local file, and codes are kept on a local disk: tokenize with `out`, and set the "
             "source's `codes`"
         )
-    return pathlib.Path(data).with_name(codes_name(data))
+    return pathlib.Path(expand_home(data)).with_name(codes_name(data))
 
 
 def codes_name(data: str | os.PathLike) -> str:
@@ -58,7 +58,7 @@ def write_codes(
 
     `about` says more on how they were made (JSON values), such as a fingerprint of the VQ parameters.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(expand_home(path))
     names = sorted(codes)
     with code_shards.building(path, describe_codes(config, **about)) as folder:
         count = code_shards.shard_count(len(names))
@@ -129,7 +129,7 @@ class Codes(Mapping):
 
 def read_codes(path: str | os.PathLike, config: ModelConfig) -> Codes:
     """The codes in folder `path`. Raises CodesError where it is damaged or made for another model."""
-    path = pathlib.Path(path)
+    path = pathlib.Path(expand_home(path))
     if not path.is_dir():
         raise CodesError(f'no VQ codes at {path}: run `unitoken tokenize`, or set data.codes to "online"')
     try:

@@ -29,11 +29,11 @@ from unitoken_jax.config import ModelConfig, SourceConfig
 from unitoken_jax.data import index_build
 from unitoken_jax.data.image_store import OnError, open_images, store_files
 from unitoken_jax.data.index_build import BAD, IMAGES, LENGTHS, RECORDS
-from unitoken_jax.data.readers import kind_of, open_records, records_digest
+from unitoken_jax.data.readers import kind_of, open_records, records_digest, with_home
 from unitoken_jax.sequence.conversation import Conversation, parse_conversation
 from unitoken_jax.sequence.tokenizer import Tokenizer
 from unitoken_jax.storage.atomic import atomic_folder, write_text
-from unitoken_jax.storage.paths import as_path, ends_digest, file_digest, is_remote, size_of
+from unitoken_jax.storage.paths import as_path, ends_digest, file_digest, is_remote, size_of, user_cache
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +107,7 @@ def open_index(
       workers: processes that measure; None: one a core if there is much to do.
       share: (index, count) of this process among those that build the index together in a shared folder.
     """
+    config = with_home(config)
     base = index_folder(config, folder)
     about = describe(config, model, tokenizer, base)
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
@@ -158,8 +159,14 @@ def index_folder(config: SourceConfig, folder: str = "") -> pathlib.Path:
     # Elsewhere two data sets may have the same name.
     whole = path if by_name or is_remote(path) else os.path.abspath(path)
     mark = hashlib.sha256(whole.encode()).hexdigest()[:8]
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return pathlib.Path(folder or os.path.join(cache, "unitoken", "index")) / f"{mark}-{name}"
+    if folder:
+        return as_path(folder) / f"{mark}-{name}"
+    if (cache := user_cache()) is None:
+        raise ValueError(
+            f"{path}: no index can be written beside it, and no home directory is known: set data.index to a "
+            "folder"
+        )
+    return cache / "unitoken" / "index" / f"{mark}-{name}"
 
 
 def describe(config: SourceConfig, model: ModelConfig, tokenizer: Tokenizer, base: pathlib.Path) -> dict:

@@ -6,6 +6,7 @@ Nothing holds conversations in memory: a JSON file is read through a table of by
 """
 
 import bisect
+import dataclasses
 import hashlib
 import importlib
 import inspect
@@ -20,7 +21,18 @@ import numpy as np
 from unitoken_jax.config import SourceConfig
 from unitoken_jax.sequence.conversation_file import JsonRecords, decode_json, scan_json
 from unitoken_jax.sequence.errors import ConversationError, row_errors
-from unitoken_jax.storage.paths import ends_digest, expand
+from unitoken_jax.storage.paths import ends_digest, expand, expand_home
+
+
+def with_home(config: SourceConfig) -> SourceConfig:
+    """`config` with `~` expanded in its paths, as a config file or an option may have them."""
+    return dataclasses.replace(
+        config,
+        path=expand_home(config.path),
+        images=expand_home(config.images),
+        codes=expand_home(config.codes),
+        mapping=expand_home(config.mapping),
+    )
 
 
 def kind_of(config: SourceConfig) -> str:

@@ -16,14 +16,14 @@ from unitoken_jax.data import code_shards, index_build
 from unitoken_jax.data.codes import codes_name, codes_needed, codes_path, crop_to_encode, describe_codes
 from unitoken_jax.data.image_store import name_hash
 from unitoken_jax.data.index import data_digest, index_folder
-from unitoken_jax.data.readers import kind_of
+from unitoken_jax.data.readers import kind_of, with_home
 from unitoken_jax.generate.runtime import Runtime
 from unitoken_jax.generate.scheduler import BATCH
 from unitoken_jax.generate.vq import encode_images
 from unitoken_jax.sequence.conversation import ImageFile, parse_conversation
 from unitoken_jax.sequence.errors import RowError, row_errors
 from unitoken_jax.storage.atomic import save_array
-from unitoken_jax.storage.paths import is_remote
+from unitoken_jax.storage.paths import expand_home, is_remote
 
 WORK = "work.npy"  # in the folder of work in progress: which image of which conversation comes when
 THREADS = 8  # image files decoded at one time, while the device encodes the batch before
@@ -53,9 +53,11 @@ def tokenize(
       share: (index, count) of this process among those that write together; the last one to end joins.
     """
     source = data if isinstance(data, SourceConfig) else SourceConfig(str(data), images=str(images))
+    source = with_home(source)
     model = model if isinstance(model, Runtime) else Runtime.load(model)
     model.require("vqgan/encoder", "tokenizing")
-    path = codes_path(source.path) if out is None else pathlib.Path(out) / codes_name(source.path)
+    folder = codes_path(source.path).parent if out is None else pathlib.Path(expand_home(out))
+    path = folder / codes_name(source.path)
     about = _about(model, source)
     if not code_shards.is_complete(path, about):
         with code_shards.building(path, about) as folder:

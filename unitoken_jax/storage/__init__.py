@@ -13,5 +13,6 @@ with epy.lazy_api_imports(globals()):
         absolute,
         as_path,
         expand,
+        expand_home,
         is_remote,
     )

@@ -3,14 +3,18 @@
 Paths and patterns, files read by byte range, and fingerprints of files. Writing is in atomic.py.
 """
 
+import contextlib
 import dataclasses
-import glob
+import fnmatch
+import functools
 import hashlib
 import io
 import os
 import pathlib
+import re
+import tempfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 if TYPE_CHECKING:
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
 
 # A fingerprint of a large file covers this many bytes at each of its ends.
 ENDS = 1 << 16
+# In the path of a checkpoint: glob's signs, and what tensorstore refuses.
+_MISREAD = re.compile(r"[*?\[\\\ud800-\udfff]")
 
 
 class ReadableFile(Protocol):
@@ -33,15 +39,43 @@ def is_remote(path: str | os.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
+def expand_home(path: str | os.PathLike) -> str:
+    """A local path as a person types it, `~` and `~name` at its beginning made the home directory they mean.
+
+    A file or folder here that is called `~name` is meant before the user of that name.
+    Raises ValueError where the home directory is not known: a folder called "~" is never meant.
+    """
+    text = os.fspath(path)
+    user = text.split(os.sep)[0]
+    if not user.startswith("~") or (user != "~" and os.path.lexists(user)):
+        return text
+    expanded = os.path.expanduser(text)
+    if not os.path.isabs(expanded):
+        raise ValueError(
+            f"{text}: the home directory {user} is not known on this machine (is HOME set?): give the path "
+            "from the root on"
+        )
+    return expanded
+
+
+def user_cache(environ: Mapping[str, str] = os.environ) -> pathlib.Path | None:
+    """The user's folder for what can be made again: XDG_CACHE_HOME, else ~/.cache; None: no home is known."""
+    with contextlib.suppress(ValueError):
+        named = expand_home(environ.get("XDG_CACHE_HOME", ""))
+        # The XDG Base Directory Specification (0.8) has a relative path ignored.
+        return pathlib.Path(named if os.path.isabs(named) else expand_home("~/.cache"))
+    return None
+
+
 def as_path(path: str | os.PathLike) -> pathlib.Path:
-    """The path as an object: a pathlib.Path, or etils' epath.Path for a URL.
+    """The path as an object: a pathlib.Path (`~` expanded), or etils' epath.Path for a URL.
 
     Both open, list and stat alike, so both are declared as pathlib.Path, though etils' is a PurePosixPath
     with the same methods (`isinstance(path, pathlib.Path)` tells them apart). Raises ValueError for a URL of
-    an unknown kind.
+    an unknown kind, or an unknown home directory.
     """
     if not is_remote(path):
-        return pathlib.Path(path)
+        return pathlib.Path(expand_home(path))
     import fsspec.config
     from etils import epath
 
@@ -55,29 +89,75 @@ def as_path(path: str | os.PathLike) -> pathlib.Path:
 
 
 def absolute(path: str | os.PathLike) -> pathlib.Path:
-    """The path as by `as_path`, from the root on."""
-    return as_path(path) if is_remote(path) else pathlib.Path(path).absolute()  # etils' would prefix a URL
+    """The path as by `as_path`, from the root on and without "..", which tensorstore takes for an error.
+
+    What "link/.." means depends on where the link points: links before a ".." are followed, others are not.
+    """
+    path = as_path(path)
+    if is_remote(path):  # etils' absolute() would prefix a URL
+        return path
+    path = path.absolute()
+    if ".." not in path.parts:
+        return path
+    end = len(path.parts) - path.parts[::-1].index("..")
+    return pathlib.Path(os.path.realpath(pathlib.Path(*path.parts[:end])), *path.parts[end:])
+
+
+def literal_path(folder: pathlib.Path) -> pathlib.Path:
+    """The absolute `folder`, or a link to it where its own path would be misread.
+
+    Orbax finds the files of a local checkpoint with glob patterns that its folder is part of (0.11 and
+    0.12): in "run[1]" it would find none, and leave a checkpoint that nobody can read. Tensorstore takes no
+    backslash, and no name that is not UTF-8. The link lasts until the process ends.
+    """
+    if is_remote(folder) or not _MISREAD.search(os.fspath(folder)):
+        return folder
+    link = pathlib.Path(_links().name, hashlib.sha256(os.fsencode(folder)).hexdigest()[:16])
+    if not link.is_symlink():
+        link.symlink_to(folder)
+    return link
+
+
+@functools.cache
+def _links() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="unitoken-links-")
 
 
 def expand(pattern: str | os.PathLike, suffix: str = "") -> list[pathlib.Path]:
-    """The files `pattern` names, sorted: one file, a pattern with `*`, or a folder's files with `suffix` in
-    their names. Raises FileNotFoundError where there are none."""
-    text, path = os.fspath(pattern), as_path(pattern)
-    if any(sign in text for sign in "*?["):
-        if is_remote(text):
-            folder, _, name = text.rpartition("/")
-            files = [as_path(match) for match in as_path(folder).glob(name)]
-        else:
-            files = [pathlib.Path(match) for match in glob.glob(text)]
-        # An index beside the data may have a name that the pattern fits too.
-        files = [file for file in files if file.is_file()]
-    elif path.is_dir():
+    """The files `pattern` names, sorted: one file, a folder's files with `suffix` in their names, or what a
+    pattern with `*`, `?` or `[...]` fits.
+
+    What exists is literal, whatever signs its name has, and so is each folder on the way: only what does not
+    exist is a pattern. Raises FileNotFoundError where there are no files.
+    """
+    path = as_path(pattern)
+    if path.is_dir():
         files = [file for file in path.iterdir() if suffix in file.name and file.is_file()]
+    elif path.exists():
+        files = [path]
     else:
-        files = [path] if path.exists() else []
+        # An index beside the data, a folder, may have a name that the pattern fits too.
+        files = [file for file in _matches(path) if file.is_file()]
     if not files:
-        raise FileNotFoundError(f"no files at {text}: expected a file, a folder of *{suffix}*, or a pattern")
+        raise FileNotFoundError(
+            f"no files at {os.fspath(pattern)}: expected a file, a folder of *{suffix}*, or a pattern"
+        )
     return sorted(files, key=os.fspath)
+
+
+def _matches(path: pathlib.Path) -> list[pathlib.Path]:
+    """What `path` names when its components are patterns wherever nothing has that very name."""
+    if not any(sign in os.fspath(path) for sign in "*?["):
+        return [path]
+    paths: list[pathlib.Path] = []
+    for folder in _matches(path.parent):
+        if (literal := folder / path.name).exists():
+            paths.append(literal)
+        elif folder.is_dir():
+            names = fnmatch.filter((file.name for file in folder.iterdir()), path.name)
+            # As a shell has it, a hidden file is not meant unless the pattern begins with a full stop.
+            paths += [folder / name for name in names if not name.startswith(".") or path.name[0] == "."]
+    return paths
 
 
 class RandomFile:

@@ -13,7 +13,7 @@ import jax
 
 from unitoken_jax.config import Config, differences, from_dict, to_dict
 from unitoken_jax.storage.atomic import write_text
-from unitoken_jax.storage.paths import absolute, as_path
+from unitoken_jax.storage.paths import absolute, as_path, is_remote, literal_path
 from unitoken_jax.train.state import State
 
 CONFIG_FILE, DATA_FILE = "config.json", "data.json"
@@ -61,8 +61,10 @@ class Checkpoints:
         self._failures: list[Exception] = []
         managers = ocp.checkpoint_managers
         writing = keep is not None
+        if writing and not is_remote(self._folder):
+            self._folder.parent.mkdir(parents=True, exist_ok=True)  # a link to it must lead somewhere
         self._manager = ocp.CheckpointManager(
-            self._folder,
+            literal_path(absolute(workdir)) / self._folder.name,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=None if keep is None else managers.LatestN(max(keep, 1)),
                 cleanup_tmp_directories=writing,
