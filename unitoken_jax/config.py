@@ -15,6 +15,15 @@ from typing import Any, Literal, TypeVar
 T = TypeVar("T")
 
 
+MAX_SEED = 2**32 - 1  # jax's keys are made of 32 bits
+
+
+def check_seed(seed: int, name: str = "seed") -> None:
+    """Raises ValueError, which calls it `name`, where `seed` is no whole number from 0 to MAX_SEED."""
+    if isinstance(seed, bool) or int(seed) != seed or not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"{name} is {seed!r}; expected a whole number from 0 to {MAX_SEED}")
+
+
 @dataclasses.dataclass(frozen=True)
 class SiglipConfig:
     """SigLIP, the vision tower that makes continuous image features. Defaults are SO400M/14-384."""
@@ -264,6 +273,9 @@ class TrainConfig:
     spike_window: int = 128
     spike_sigma: float = 6.0  # 0: only what is not finite is left out.
     skip_limit: int = 10
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed, "train.seed")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,10 @@
 """The command line: one library call a verb, one clear message an error."""
 
 import json
+import os
+import pathlib
 import re
+import signal
 import subprocess
 import sys
 import types
@@ -32,6 +35,23 @@ def calls(monkeypatch):
     module("unitoken_jax.generate.tokenize", tokenize=note("tokenize", "codes.npz"))
     module("unitoken_jax.cli.doctor", run=note("doctor", 1))
     return noted
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Two model directories, M and, without anything to draw with, R; a folder and a conversation file."""
+    from tests.helpers.tiny_model import CONFIG, tiny_params, tiny_tokenizer
+    from unitoken_jax.checkpoint.model_directory import save_model
+
+    folder = tmp_path_factory.mktemp("models")
+    params = tiny_params()
+    save_model(folder / "M", CONFIG, params, tiny_tokenizer())
+    reader = {name: params["vqgan"][name] for name in ("encoder", "quant_conv", "codebook")}
+    save_model(folder / "R", CONFIG, params | {"vqgan": reader}, tiny_tokenizer())
+    (folder / "F").mkdir()
+    (folder / "c.jsonl").write_text(r'{"conversations": [{"from": "human", "value": "\ud83d"}]}')
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    return folder
 
 
 def test_quickstart(calls):
@@ -135,20 +155,6 @@ def test_usage_errors(argv, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        (["--out", "a.xyz"], "no image format is known by the ending '.xyz'"),
-        (["--out", "no/such/folder/a.png"], "folder no/such/folder does not exist"),
-        (["--out", "a.png", "--number", "0"], "--number is 0"),
-        (["--out", "a.png", "--model", "nowhere"], "no model directory at"),
-    ],
-)
-def test_generate_checks_before_it_draws(argv, message, capsys):
-    assert main.main(["generate", "--prompt", "a", *argv]) == 2
-    assert message in capsys.readouterr().err
-
-
 def test_image_names():
     assert [str(path) for path in generate.image_files("a.png", 1)] == ["a.png"]
     assert [str(path) for path in generate.image_files("a.png", 2)] == ["a-0.png", "a-1.png"]
@@ -166,16 +172,15 @@ def test_help_needs_no_heavy_import():
 
 
 @pytest.mark.slow
-def test_generate_and_answer_write_what_was_asked(tmp_path, monkeypatch, capsys):
+def test_generate_and_answer_write_what_was_asked(models, tmp_path, monkeypatch, capsys):
     import numpy as np
     from PIL import Image
 
     from tests.helpers.tiny_model import noise, tiny_model
-    from unitoken_jax.unitoken import UniToken
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(UniToken, "load", lambda path, quantize: tiny_model())
-    common = ["--model", "M", "--save-tokens", "t.json"]
+    model = str(models / "M")
+    common = ["--model", model, "--save-tokens", "t.json"]
     argv = ["generate", "--prompt", "a red circle", "--out", "a.png", "--number", "2", "--seed", "3"]
     assert main.main([*argv, "--size", "24x8", "--timing", "--progress", "--speculate", "0", *common]) == 0
     printed = capsys.readouterr()
@@ -194,24 +199,24 @@ def test_generate_and_answer_write_what_was_asked(tmp_path, monkeypatch, capsys)
     (reply,) = tiny_model().text_results([[noise(0), "what ?"]])
     assert capsys.readouterr().out == reply.text + "\n"
     assert json.loads((tmp_path / "t.json").read_text())["tokens"] == reply.tokens.tolist()
-    assert main.main(["answer", "--image", "c.png", "--question", "what ?", "--model", "M"]) == 2
+    assert main.main(["answer", "--image", "c.png", "--question", "what ?", "--model", model]) == 2
     assert "image c.png does not exist" in capsys.readouterr().err
-    assert main.main(["answer", "--image", "b.png", "--question", "what ?", "--model", "M", "--stream"]) == 0
+    assert (
+        main.main(["answer", "--image", "b.png", "--question", "what ?", "--model", model, "--stream"]) == 0
+    )
     assert capsys.readouterr().out == reply.text + "\n"
 
 
 @pytest.mark.slow
-def test_chat_prints_text_and_files(tmp_path, monkeypatch, capsys):
-    from tests.helpers.tiny_model import noise, tiny_model
-    from unitoken_jax.unitoken import UniToken
+def test_chat_prints_text_and_files(models, tmp_path, monkeypatch, capsys):
+    from tests.helpers.tiny_model import noise
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(UniToken, "load", lambda path, quantize: tiny_model())
     noise(0).save("b.png")
     turns = [{"from": "human", "value": "<image>what ?"}, {"from": "gpt", "value": "a red <image>"}]
     asked = {"conversations": [*turns, {"from": "human", "value": "blue ?"}], "image": ["b.png", "b.png"]}
     (tmp_path / "c.jsonl").write_text(json.dumps(asked) + "\n")
-    how = ["chat", "--model", "M", "--draw", "--out", "a.png", "--max-tokens", "3"]
+    how = ["chat", "--model", str(models / "M"), "--draw", "--out", "a.png", "--max-tokens", "3"]
     assert main.main([*how, "--image", "b.png", "--question", "what ?"]) == 0
     assert capsys.readouterr().out.startswith("a-0.png\n")
     assert main.main([*how, "--conversation", "c.jsonl"]) == 0
@@ -221,29 +226,60 @@ def test_chat_prints_text_and_files(tmp_path, monkeypatch, capsys):
         assert "one of them" in capsys.readouterr().err
 
 
+GENERATE = "generate --prompt a --out a.png "
+ANSWER = "answer --question a "
+CHAT = "chat --question a --out a.png "
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["generate", "--out", "a.png", "--prompt", "caf\udce9"], r"--prompt: the question has .*caf\udce9'"),
-        (
-            ["answer", "--question", "caf\udce9?"],
-            r"--question: the question has 'caf\udce9', whose last",
-        ),
-        (["answer", "--question", "what ?", "--image", "no.png"], "--question: image no.png does not exist"),
-        (["chat", "--out", "a.png", "--question", "\ud83d"], r"--question: the question has '\ud83d'"),
-        (["chat", "--out", "a.png", "--question", "a", "--image", "data:,"], '"image" holds a URL, data:,'),
-        (["chat", "--out", "a.png", "--conversation", "c.jsonl"], r"c.jsonl:1: the question has '\ud83d'"),
+        (GENERATE + "--seed -1", "--seed: '-1'; expected a whole number from 0 to 4294967295"),
+        (GENERATE + "--seed 4294967296", "--seed: '4294967296'; expected"),
+        (GENERATE + "--seed " + "1" * 5000, "1...'; expected a whole number"),
+        (GENERATE + "--number 0", "--number: '0'; expected a whole number from 1"),
+        (GENERATE + "--guidance nan", "--guidance: 'nan'; expected a number above 0"),
+        (GENERATE + "--guidance 0", "--guidance: '0'; expected a number above 0"),
+        (GENERATE + "--temperature inf", "--temperature: 'inf'; expected a number from 0"),
+        (GENERATE + "--top-k 99", "top_k is 99; there are only 16 tokens"),
+        (GENERATE + "--size 17x16", "17"),
+        (GENERATE + "--size 0x16", "--size: '0x16'; expected WIDTHxHEIGHT"),
+        (GENERATE + "--save-tokens nodir/x.json", "--save-tokens nodir/x.json: the folder nodir does not"),
+        (GENERATE + "--save-tokens F", "--save-tokens F is a folder; expected a file"),
+        (GENERATE + "--model R", "no vqgan/decoder parameters, which drawing images needs"),
+        (GENERATE + "--model N", "no model directory at"),
+        ("generate --prompt a --out a.xyz", "no image format is known by the ending '.xyz'"),
+        ("generate --prompt a --out nodir/a.png", "--out nodir/a.png: the folder nodir does not exist"),
+        ("generate --out a.png --prompt caf\udce9", r"prompt 0: the question has .*caf\udce9'"),
+        (ANSWER + "--max-tokens 0", "--max-tokens: '0'; expected a whole number from 1"),
+        (ANSWER + "--image no.png", "--question: image no.png does not exist"),
+        (ANSWER + "--image broken.png", "--question: broken.png is not an image Pillow can open"),
+        (ANSWER + "--save-tokens nodir/x.json", "the folder nodir does not exist"),
+        ("answer --question caf\udce9?", r"--question: the question has 'caf\udce9', whose last"),
+        (CHAT + "--seed -1", "--seed: '-1'"),
+        (CHAT + "--image data:,", '"image" holds a URL, data:,'),
+        (CHAT + "--draw --model R", "no vqgan/decoder parameters"),
+        ("chat --out a.png --question \ud83d", r"--question: the question has '\ud83d'"),
+        ("chat --out a.png --conversation c.jsonl", r"c.jsonl:1: the question has '\ud83d'"),
+        ("chat --out a.png", "give --question TEXT or --conversation FILE"),
+        ("score --data c.jsonl --out nodir/a.jsonl", "--out nodir/a.jsonl: the folder nodir does not exist"),
+        ("score --data none.jsonl --out a.jsonl", "none.jsonl"),
+        ("tokenize --data none.jsonl", "none.jsonl"),
     ],
 )
-def test_what_is_no_text_or_image_is_refused_before_the_model_loads(
-    command, message, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
-    row = r'{"conversations": [{"from": "human", "value": "\ud83d"}]}'
-    (tmp_path / "c.jsonl").write_text(row)
-    assert main.main([*command, "--model", "M"]) == 2
+def test_what_a_verb_needs_is_checked_before_the_model_loads(command, message, models, monkeypatch, capsys):
+    from unitoken_jax.unitoken import UniToken
+
+    monkeypatch.chdir(models)
+    monkeypatch.setattr(UniToken, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    model = [] if "--model" in command else ["--model", "M"]
+    try:
+        code = main.main([*command.split(" "), *model])
+    except SystemExit as usage:
+        code = usage.code
     error = capsys.readouterr().err
-    assert re.search(message.replace("\\", r"\\"), error)
+    assert code == 2
+    assert re.search(message.replace("\\", r"\\"), error), error
     assert error.replace("\n", "").isprintable()
 
 
@@ -301,3 +337,55 @@ def test_only_train_writes_to_a_url(command, calls, tmp_path, monkeypatch, capsy
     assert f"{command.split()[-1]} gs://bucket/x is a URL; expected a path" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
     assert not calls
+
+
+def printing(text, **settings):
+    """Exit code, output and errors of `unitoken doctor`, in a process of its own, where it prints `text`."""
+    code = f"from unitoken_jax.cli import doctor, main; doctor.run = lambda: print({text!r}) or 0; "
+    command = [sys.executable, "-c", code + "raise SystemExit(main.main())", "doctor"]
+    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | settings
+    done = subprocess.run(command, **settings)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("size", [1, 10**5])
+def test_a_reader_that_goes_away_is_no_error(size):
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as pipe:
+        assert printing("x" * size, stdout=pipe) == (128 + signal.SIGPIPE, None, "")
+
+
+def test_a_full_disk_is_one():
+    with open("/dev/full", "w") as full:
+        code, _, error = printing("x", stdout=full)
+    assert (code, "No space left" in error) == (2, True)
+
+
+def test_a_name_that_the_terminal_cannot_show_is_escaped():
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    assert printing("röt \udce9", env=environment) == (0, "r\\xf6t \\udce9\n", "")
+
+
+def test_a_fault_of_ours_is_one_line_and_a_file(calls, monkeypatch, capsys):
+    def fail():
+        raise KeyError("a")
+
+    monkeypatch.setattr(sys.modules["unitoken_jax.cli.doctor"], "run", fail)
+    assert main.main(["doctor"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("unitoken doctor: failed unexpectedly (KeyError: 'a')\n")
+    report = pathlib.Path(error.split()[-1])
+    assert "in fail" in report.read_text()
+    report.unlink()
+    with pytest.raises(KeyError):
+        main.main(["doctor", "--debug"])
+
+
+def test_ctrl_c_is_one_line(calls, monkeypatch, capsys):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["unitoken_jax.cli.doctor"], "run", interrupt)
+    assert main.main(["doctor"]) == 130
+    assert capsys.readouterr().err == "unitoken doctor: stopped\n"

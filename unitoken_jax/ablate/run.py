@@ -22,7 +22,7 @@ from typing import Any
 
 from unitoken_jax.ablate import findings
 from unitoken_jax.ablate.cells import CELLS, Cell, Encoding
-from unitoken_jax.config import to_dict
+from unitoken_jax.config import check_seed, to_dict
 from unitoken_jax.quickstart import evaluate, recipe
 from unitoken_jax.quickstart.recipe import Stage, muon
 from unitoken_jax.quickstart.run import Quickstart, init_run_dir
@@ -84,6 +84,7 @@ def run(out: str | os.PathLike, scale: float = 1.0, seeds: int = 3, first_seed: 
     if not scale > 0 or seeds < 1 or first_seed < 0:
         options = f"--scale is {scale}, --seeds {seeds}, --first-seed {first_seed}"
         raise ValueError(f"{options}; expected numbers above 0, and a first seed of 0 or more")
+    check_seed(first_seed + seeds - 1, "the last seed")
     ablation = Ablation(pathlib.Path(out).absolute(), float(scale))
     settings = {"scale": float(scale), "steps": STEPS_PER_MILLION, "model": to_dict(recipe.model_config())}
     init_run_dir(ablation.out, settings, "run of `unitoken ablate`")

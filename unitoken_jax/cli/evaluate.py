@@ -8,7 +8,15 @@ import argparse
 import pathlib
 from collections.abc import Callable, Sequence
 
-from unitoken_jax.cli.options import AddVerb, add_model_option, model_directory
+from unitoken_jax.cli.options import (
+    AddVerb,
+    add_model_option,
+    count,
+    model_directory,
+    positive,
+    real_number,
+    seed,
+)
 
 WORDS = ("run", "draw", "score", "import")
 
@@ -29,16 +37,20 @@ def add_verbs(add_verb: AddVerb) -> None:
     run = add_word("run", _run, "answer a benchmark's questions, and score the answers")
     _add_run_options(run, "the benchmark's file, as VLMEvalKit has it (TSV)")
     run.add_argument("--template", help="how questions are put: vlmevalkit (default) or direct")
-    run.add_argument("--max-tokens", type=int, help="longest answer (default: the model's)")
+    run.add_argument("--max-tokens", type=count, help="longest answer (default: the model's)")
     _add_rules_option(run)
     draw = add_word("draw", _draw, "draw a benchmark's prompts, where its scorer looks for the images")
     _add_run_options(draw, "the benchmark's prompts")
     draw.add_argument("--rewritten", metavar="FILE", help="draw these prompts, line by line, instead")
-    draw.add_argument("--number", type=int, help="images a prompt (default: the benchmark's)")
-    draw.add_argument("--seed", type=int, help="of the images (default 0)")
-    draw.add_argument("--guidance", type=float, help="default: 5.5 for GenEval, 5.0 for T2I-CompBench++")
-    draw.add_argument("--top-k", type=int, help="of the images (default: the model's)")
-    draw.add_argument("--temperature", type=float, help="of the images (default: the model's)")
+    draw.add_argument("--number", type=count, help="images a prompt (default: the benchmark's)")
+    draw.add_argument("--seed", type=seed, help="of the images (default 0)")
+    draw.add_argument(
+        "--guidance",
+        type=positive,
+        help="default: 5.5 for GenEval, 5.0 for T2I-CompBench++",
+    )
+    draw.add_argument("--top-k", type=count, help="of the images (default: the model's)")
+    draw.add_argument("--temperature", type=real_number(0), help="of the images (default: the model's)")
     score = add_word("score", _score, "score predictions, or the quickstart's images; needs no model")
     score.add_argument("--benchmark", required=True, metavar="NAME", help="whose rules they are scored by")
     score.add_argument("--predictions", required=True, metavar="FILE", help="or the folder of the images")
@@ -63,7 +75,7 @@ def _add_run_options(parser: argparse.ArgumentParser, data_help: str) -> None:
     parser.add_argument("--benchmark", metavar="NAME", help="MMMU, GenEval, ... (a wrong name lists them)")
     parser.add_argument("--recipe", metavar="FILE", help="repeat the run that this recipe is of")
     parser.add_argument("--data", required=True, metavar="FILE", help=data_help)
-    parser.add_argument("--batch", type=int, help="how many at one time (default 16)")
+    parser.add_argument("--batch", type=count, help="how many at one time (default 16)")
 
 
 def with_word(argv: Sequence[str]) -> list[str]:
@@ -99,8 +111,6 @@ def _meant_word(options: argparse.Namespace) -> str:
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """`unitoken evaluate WORD`: prints the report. Raises ValueError, as the functions it calls."""
-    if getattr(arguments, "batch", None) is not None and arguments.batch < 1:
-        raise ValueError(f"--batch is {arguments.batch}; expected at least 1")
     if pathlib.Path(arguments.out).is_file():
         raise ValueError(f"--out {arguments.out} is a file; expected a folder")
     print("\n".join(arguments.call(arguments)))

@@ -12,8 +12,14 @@ from unitoken_jax.cli.options import (
     add_decoding_options,
     add_model_option,
     add_save_tokens_option,
+    check_output_file,
+    count,
     image_size,
     model_directory,
+    positive,
+    real_number,
+    seed,
+    whole_number,
 )
 
 if TYPE_CHECKING:
@@ -29,14 +35,17 @@ def add_verbs(add_verb: AddVerb) -> None:
     generate.add_argument(
         "--out", required=True, metavar="PNG", help="with --number N: PNG-0.png, PNG-1.png, ..."
     )
-    generate.add_argument("--seed", type=int, default=0)
-    generate.add_argument("--guidance", type=float, help="1 is none (default: the model's)")
-    generate.add_argument("--top-k", type=int, help="1 is greedy (default: the model's)")
-    generate.add_argument("--temperature", type=float, help="0 is greedy (default: the model's)")
-    generate.add_argument("--number", type=int, default=1, help="how many images")
+    generate.add_argument("--seed", type=seed, default=0)
+    generate.add_argument("--guidance", type=positive, help="1 is none (default: the model's)")
+    generate.add_argument("--top-k", type=count, help="1 is greedy (default: the model's)")
+    generate.add_argument("--temperature", type=real_number(0), help="0 is greedy (default: the model's)")
+    generate.add_argument("--number", type=count, default=1, help="how many images")
     generate.add_argument("--size", type=image_size, metavar="WxH", help="pixels (default: as in training)")
     generate.add_argument(
-        "--speculate", type=int, metavar="W", help="tokens a pass reads; same images (default: the model's)"
+        "--speculate",
+        type=whole_number(0),
+        metavar="W",
+        help="tokens a pass reads; same images (default: the model's)",
     )
     generate.add_argument("--progress", action="store_true", help="write the rows so far while it draws")
     add_save_tokens_option(generate)
@@ -50,7 +59,7 @@ def add_verbs(add_verb: AddVerb) -> None:
     answer.add_argument(
         "--question", required=True, metavar="TEXT", help="<|image|> in it says where an image stands"
     )
-    answer.add_argument("--max-tokens", type=int, help="longest answer (default: the model's)")
+    answer.add_argument("--max-tokens", type=count, help="longest answer (default: the model's)")
     answer.add_argument("--stream", action="store_true", help="print the answer as it is written")
     add_save_tokens_option(answer)
     add_decoding_options(answer)
@@ -66,30 +75,24 @@ def add_verbs(add_verb: AddVerb) -> None:
     )
     chat.add_argument("--draw", action="store_true", help="the answer begins with an image")
     chat.add_argument("--out", required=True, metavar="PNG", help="its images: PNG-0.png, PNG-1.png, ...")
-    chat.add_argument("--seed", type=int, default=0)
-    chat.add_argument("--guidance", type=float, help="of images (default: the model's)")
-    chat.add_argument("--max-tokens", type=int, help="of text in an answer (default: the model's)")
+    chat.add_argument("--seed", type=seed, default=0)
+    chat.add_argument("--guidance", type=positive, help="of images (default: the model's)")
+    chat.add_argument("--max-tokens", type=count, help="of text in an answer (default: the model's)")
     add_decoding_options(chat)
 
 
 def run_generate(arguments: argparse.Namespace) -> None:
     """`unitoken generate`: prints the files of the images."""
-    from unitoken_jax.sequence.build import text_to_image_question
+    from unitoken_jax.generate.image import plan_drawing
+    from unitoken_jax.unitoken import UniToken
 
     files = image_files(arguments.out, arguments.number)
-    text_to_image_question(arguments.prompt, "--prompt")  # refuses what is no text before the model loads
+    names = ("number", "guidance", "top_k", "temperature", "size", "speculate")
+    settings = {name: getattr(arguments, name) for name in names}
+    prompts = [arguments.prompt]
+    plan_drawing(UniToken.outline(model_directory(arguments)), prompts, **settings)  # else after loading
     progress = (lambda number, image: image.save(files[number])) if arguments.progress else None
-    drawings = _load(arguments).image_results(
-        [arguments.prompt],
-        number=arguments.number,
-        seed=arguments.seed,
-        guidance=arguments.guidance,
-        top_k=arguments.top_k,
-        temperature=arguments.temperature,
-        size=arguments.size,
-        speculate=arguments.speculate,
-        progress=progress,
-    )
+    drawings = _load(arguments).image_results(prompts, seed=arguments.seed, progress=progress, **settings)
     if arguments.timing:
         # A batch's drawings share one record.
         for timing in dict.fromkeys(drawing.timing for drawing in drawings):
@@ -107,28 +110,25 @@ def run_generate(arguments: argparse.Namespace) -> None:
 def image_files(out: str, number: int) -> list[pathlib.Path]:
     """The files that `number` images go to, checked before minutes are spent drawing them.
 
-    Raises ValueError for an ending that no image format has, FileNotFoundError for a missing folder.
+    Raises ValueError for an ending that no image format has, OSError where no file can be written.
     """
     from PIL import Image
 
+    check_output_file(out, "--out")
     path = pathlib.Path(out)
     formats = Image.registered_extensions()
     if formats.get(path.suffix.lower()) not in Image.SAVE:
         raise ValueError(f"--out {out}: no image format is known by the ending {path.suffix!r}; use .png")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"--out {out}: the folder {path.parent} does not exist")
-    if number < 1:
-        raise ValueError(f"--number is {number}; expected at least 1")
     return [path] if number == 1 else [path.with_stem(f"{path.stem}-{i}") for i in range(number)]
 
 
 def run_answer(arguments: argparse.Namespace) -> None:
     """`unitoken answer`: prints the answer."""
+    if arguments.stream and (arguments.timing or arguments.save_tokens):
+        raise ValueError("--stream prints the text alone: leave out --timing and --save-tokens")
     conversation = question_of(arguments.question, arguments.image)
-    _check_images([conversation])
+    _check_questions(arguments, [conversation])
     if arguments.stream:
-        if arguments.timing or arguments.save_tokens:
-            raise ValueError("--stream prints the text alone: leave out --timing and --save-tokens")
         loaded = _load(arguments)
         for _, text in loaded.stream([conversation], max_tokens=arguments.max_tokens):
             print(text, end="", flush=True)
@@ -145,6 +145,7 @@ def run_answer(arguments: argparse.Namespace) -> None:
 
 def run_chat(arguments: argparse.Namespace) -> None:
     """`unitoken chat`: prints the text, and the files of the images."""
+    from unitoken_jax.generate.image import resolve_image_sampling
     from unitoken_jax.sequence.conversation_file import read_conversations
 
     if (arguments.question is None) == (arguments.conversation is None):
@@ -155,8 +156,11 @@ def run_chat(arguments: argparse.Namespace) -> None:
         conversations = read_conversations(arguments.conversation, need_answers=False)
     else:
         conversations = [question_of(arguments.question, arguments.image)]
-    _check_images(conversations)
     (out,) = image_files(arguments.out, 1)
+    outline = _check_questions(arguments, conversations)
+    resolve_image_sampling(outline.config, guidance=arguments.guidance)
+    if arguments.draw:
+        outline.require("vqgan/decoder", "drawing images")
     replies = _load(arguments).chat(
         conversations,
         draws=arguments.draw,
@@ -188,12 +192,15 @@ def question_of(text: str, images: list[str]) -> "Conversation":
     return parse_conversation(record, "--question", pathlib.Path(), need_answers=False)
 
 
-def _check_images(conversations: "Sequence[Conversation]") -> None:
-    """Raises RowError for an image that is missing or damaged, before the model loads."""
-    from unitoken_jax.sequence.build import image_sizes
+def _check_questions(arguments: argparse.Namespace, conversations: "Sequence[Conversation]") -> "UniToken":
+    """The model's outline. Raises RowError or ValueError for what no answer can be given to."""
+    from unitoken_jax.generate import text
+    from unitoken_jax.unitoken import UniToken
 
-    for conversation in conversations:
-        image_sizes(conversation)
+    outline = UniToken.outline(model_directory(arguments))
+    text.check_settings(outline, arguments.max_tokens)
+    text.build_examples(outline, conversations)
+    return outline
 
 
 def _load(arguments: argparse.Namespace) -> "UniToken":

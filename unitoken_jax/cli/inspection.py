@@ -4,7 +4,14 @@ import argparse
 import os
 import sys
 
-from unitoken_jax.cli.options import DEFAULT_MODEL, AddVerb, add_model_option, model_directory
+from unitoken_jax.cli.options import (
+    DEFAULT_MODEL,
+    AddVerb,
+    add_model_option,
+    check_output_file,
+    model_directory,
+    whole_number,
+)
 
 
 def add_verbs(add_verb: AddVerb) -> None:
@@ -16,7 +23,7 @@ def add_verbs(add_verb: AddVerb) -> None:
     inspect.add_argument("--model", metavar="MODEL", help="of a data set: whose tokenizer and settings count")
     inspect.add_argument(
         "--row",
-        type=int,
+        type=whole_number(0),
         action="append",
         help="example, from 0, several times if need be (default: the first good one)",
     )
@@ -92,4 +99,5 @@ def run_score(arguments: argparse.Namespace) -> None:
     """`unitoken score`: writes the loss of every conversation, and prints a summary."""
     from unitoken_jax.inspection.score import score_file
 
+    check_output_file(arguments.out, "--out")
     print(score_file(model_directory(arguments), arguments.data, arguments.out))

@@ -5,18 +5,25 @@ imports neither jax nor numpy, so that --help answers at once: a verb imports wh
 """
 
 import argparse
+import contextlib
+import os
+import select
+import signal
 import sys
+import tempfile
+import traceback
 
 import unitoken_jax
 from unitoken_jax.cli import compile_cache, evaluate, generate, inspection, quickstart, train, weights
-from unitoken_jax.cli.options import RunVerb
+from unitoken_jax.cli.options import RunVerb, check_output_file
 from unitoken_jax.config_file import is_override
 from unitoken_jax.storage.paths import expand_home
 
 # In the order of `unitoken --help`.
 VERB_GROUPS = (quickstart, generate, train, weights, inspection, evaluate)
 # Arguments that name what a verb writes.
-OUTPUT_OPTIONS = ("out", "sheet", "json", "save_tokens")
+OUTPUT_FILES = ("sheet", "json", "save_tokens")
+OUTPUT_OPTIONS = ("out", *OUTPUT_FILES)
 # Arguments that name what a verb reads.
 INPUT_OPTIONS = (
     *("against", "checkpoint", "config", "conversation", "data", "image", "images", "model", "predictions"),
@@ -28,40 +35,75 @@ RENAMED_OPTIONS = {"--pictures": "--images", "--picture-size": "--image-size"}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit code; 2: it cannot be done, and one message says why."""
-    own_process = argv is None  # called from Python, jax's settings are the caller's
+    """Runs the command line and returns its exit code.
+
+    0: done. 1: done, and the answer is no (`plan`, `doctor`). 2: it cannot be done, and one message says why.
+    75: training was told to stop, and goes on with the same command. 130: stopped by Ctrl-C. 141: whatever
+    read the output has gone.
+    """
+    own_process = argv is None  # called from Python, jax's settings and the streams are the caller's
     argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        if own_process:
+            compile_cache.enable()
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                stream.reconfigure(errors="backslashreplace")
+        return _run(argv, own_process)
+    except KeyboardInterrupt:
+        _complain(argv, "stopped")
+        return 130
+    except BrokenPipeError:
+        if not own_process or not _reader_has_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python flushes at its end
+        return 128 + signal.SIGPIPE
+    except (ValueError, OSError, ImportError) as error:
+        if "--debug" in argv:
+            raise
+        # str(KeyError) and str(OSError) say less than they could, str(ValueError) all there is.
+        _complain(argv, f"{error}\n(--debug shows where)")
+        return 2
+    except Exception as error:  # a fault of ours, or of the machine: its traceback is worth a report
+        if "--debug" in argv or argv[:1] == ["train"]:  # a run's log is the place where it is looked for
+            raise
+        with tempfile.NamedTemporaryFile("w", prefix="unitoken-", suffix=".txt", delete=False) as file:
+            traceback.print_exc(file=file)
+        reason = f"{type(error).__name__}: {error}"
+        _complain(argv, f"failed unexpectedly ({reason})\nPlease report the traceback in {file.name}")
+        return 2
+
+
+def _run(argv: list[str], own_process: bool) -> int:
+    """Parses `argv` and does what it says; raises whatever that raises."""
     parser = build_parser()
     for argument in argv:
         if new_name := RENAMED_OPTIONS.get(option := argument.partition("=")[0]):
             parser.error(f"{option} is called {new_name} now")
-    try:
-        if own_process:
-            compile_cache.enable()
-        argv = evaluate.with_word(argv)
-    except (ValueError, OSError) as error:
-        if "--debug" in argv:
-            raise
-        print(f"unitoken {argv[0] if argv else ''}: {error}\n(--debug shows where)", file=sys.stderr)
-        return 2
+    argv = evaluate.with_word(argv)
     arguments = parser.parse_args([argument for argument in argv if not is_override(argument)])
     overrides = [argument for argument in argv if is_override(argument)]
     if overrides and not hasattr(arguments, "overrides"):
         parser.error(f"{overrides[0]}: only `unitoken train` and `plan` take --config overrides")
     arguments.overrides, arguments.own_process = overrides, own_process
-    try:
-        _expand_homes(arguments)
-        _refuse_urls(arguments)
-        return arguments.run(arguments) or 0
-    except (ValueError, OSError, ImportError) as error:
-        if arguments.debug:
-            raise
-        # str(KeyError) and str(OSError) say less than they could, str(ValueError) all there is.
-        print(f"unitoken {arguments.verb}: {error}\n(--debug shows where)", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"unitoken {arguments.verb}: stopped", file=sys.stderr)
-        return 130
+    _expand_homes(arguments)
+    _check_outputs(arguments)
+    code = arguments.run(arguments) or 0
+    if sys.stdout is not None:
+        sys.stdout.flush()  # a full disk, or a reader that has gone, is an error that has an exit code
+    return code
+
+
+def _complain(argv: list[str], message: str) -> None:
+    """Prints `message` on the standard error, if there is still someone to read it."""
+    with contextlib.suppress(OSError):
+        print(" ".join(["unitoken", *argv[:1]]) + f": {message}", file=sys.stderr)
+
+
+def _reader_has_gone() -> bool:
+    """Whether the standard output is a pipe whose other end is closed."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _expand_homes(arguments: argparse.Namespace) -> None:
@@ -73,14 +115,22 @@ def _expand_homes(arguments: argparse.Namespace) -> None:
             setattr(arguments, name, expand_home(value))
 
 
-def _refuse_urls(arguments: argparse.Namespace) -> None:
-    """ValueError where a verb would make a folder "gs:" of a URL; `train` alone writes to one."""
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """Raises ValueError or OSError where what a verb is to write cannot be written there.
+
+    `train` alone writes to a URL; the others would make a folder "gs:" of one.
+    """
     for name in OUTPUT_OPTIONS:
-        if "://" in (value := getattr(arguments, name, None) or ""):
+        option, value = f"--{name.replace('_', '-')}", getattr(arguments, name, None)
+        if value is None:
+            continue
+        if "://" in value:
             raise ValueError(
-                f"--{name.replace('_', '-')} {value} is a URL; expected a path on this machine, as only "
+                f"{option} {value} is a URL; expected a path on this machine, as only "
                 "`unitoken train` writes to a URL: copy what you get there (gcloud storage cp --recursive)"
             )
+        if name in OUTPUT_FILES:
+            check_output_file(value, option)
 
 
 def build_parser() -> argparse.ArgumentParser:

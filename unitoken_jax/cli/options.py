@@ -1,8 +1,13 @@
 """What several verbs share: their common options, how an option's text is read, and which model is meant."""
 
 import argparse
+import math
+import os
 import pathlib
+from collections.abc import Callable
 from typing import Protocol
+
+from unitoken_jax.config import MAX_SEED
 
 QUICKSTART_DIR = "quickstart"
 DEFAULT_MODEL = f"{QUICKSTART_DIR}/model"  # what `unitoken quickstart` leaves behind
@@ -46,22 +51,85 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quantize", choices=("int8", "int4"), help="the decoder in so many bits")
 
 
+def whole_number(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
+    """A reader of whole numbers from `minimum` to `maximum` (None: of any size)."""
+    expected = f"a whole number from {minimum}" + (f" to {maximum}" if maximum else "")
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = minimum - 1
+        if number < minimum or (maximum is not None and number > maximum):
+            raise argparse.ArgumentTypeError(f"{shorten(text)!r}; expected {expected}")
+        return number
+
+    return read
+
+
+def real_number(minimum: float, above: bool = False) -> Callable[[str], float]:
+    """A reader of finite numbers from `minimum` on, or `above` it."""
+    expected = f"a number {'above' if above else 'from'} {minimum:g}"
+
+    def read(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not (math.isfinite(number) and number >= minimum and (number > minimum or not above)):
+            raise argparse.ArgumentTypeError(f"{shorten(text)!r}; expected {expected}")
+        return number
+
+    return read
+
+
+def shorten(text: str, length: int = 60) -> str:
+    """`text` for a message: no more than `length` characters of it."""
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+count, positive = whole_number(1), real_number(0, above=True)
+seed = whole_number(0, MAX_SEED)
+
+
 def image_size(text: str) -> tuple[int, int]:
     """Reads "WxH" in pixels; (height, width)."""
     width, cross, height = text.lower().partition("x")
-    if not (cross and width.isdigit() and height.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r}; expected WIDTHxHEIGHT in pixels, for example 512x512")
+    if not (cross and _is_pixels(width) and _is_pixels(height)):
+        raise argparse.ArgumentTypeError(
+            f"{shorten(text)!r}; expected WIDTHxHEIGHT in pixels, for example 512x512"
+        )
     return int(height), int(width)
 
 
 def side_or_image_size(text: str) -> int | tuple[int, int]:
     """Reads the side of a square, "512", or "WxH"; int or (height, width)."""
-    return int(text) if text.isdigit() else image_size(text)
+    return int(text) if _is_pixels(text) else image_size(text)
+
+
+def _is_pixels(text: str) -> bool:
+    """Whether `text` is a number of pixels, in ASCII digits, that an image may have."""
+    return text.isascii() and text.isdigit() and len(text) < 7 and int(text) > 0
 
 
 def share(text: str) -> tuple[int, int]:
     """Reads "I/N", the I-th of N shares counted from 0; (I, N)."""
     index, slash, count = text.partition("/")
-    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise argparse.ArgumentTypeError(f"{text!r}; expected I/N with I from 0 to N - 1, for example 0/4")
+    digits = all(part.isascii() and part.isdigit() and len(part) < 10 for part in (index, count))
+    if not (slash and digits and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(
+            f"{shorten(text)!r}; expected I/N with I from 0 to N - 1, for example 0/4"
+        )
     return int(index), int(count)
+
+
+def check_output_file(path: str, option: str) -> None:
+    """Raises OSError, with the option's name, where no file can be written at `path`: checked before the work
+    whose result it is to hold."""
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"{option} {path}: the folder {folder} does not exist")
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{option} {path} is a folder; expected a file")
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise PermissionError(f"{option} {path}: no permission to write there")

@@ -4,7 +4,13 @@ import argparse
 import os
 import sys
 
-from unitoken_jax.cli.options import AddVerb, add_model_option, model_directory, share
+from unitoken_jax.cli.options import (
+    AddVerb,
+    add_model_option,
+    count,
+    model_directory,
+    share,
+)
 
 
 def add_verbs(add_verb: AddVerb) -> None:
@@ -19,7 +25,7 @@ def add_verbs(add_verb: AddVerb) -> None:
         "--workdir", required=True, metavar="DIR", help="where the run lives, and resumes from; or gs://..."
     )
     train.add_argument(
-        "--profile", type=int, metavar="STEPS", help="trace that many steps into WORKDIR/profile"
+        "--profile", type=count, metavar="STEPS", help="trace that many steps into WORKDIR/profile"
     )
     train.set_defaults(overrides=())
 

@@ -69,8 +69,7 @@ def chat(
         raise ValueError(f"max_images is {max_images}; expected {int(draws)} or more")
     if draws:
         model.require("vqgan/decoder", "drawing images")
-    limit = text.token_limit(model, max_tokens)
-    sampling = text.resolve_text_sampling(model, temperature, top_k)
+    limit, sampling = text.check_settings(model, max_tokens, temperature, top_k)
     session = scheduler.DecodeSession(model, seed, batch)
     image_generator = _ImageGenerator(session, **(drawing or {}))
     asked = [text.as_conversation(parts, number) for number, parts in enumerate(conversations)]

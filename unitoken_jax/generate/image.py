@@ -77,17 +77,17 @@ def draw(
       progress: called with an image's number and its rows so far, about once a row.
     Raises ValueError for an unsupported size, meaningless settings, or a prompt that no model can be given.
     """
-    check_prompts(prompts)
-    if number < 1:
-        raise ValueError(f"number is {number}; expected at least 1 image a prompt")
-    sampling = resolve_image_sampling(model.config, guidance, top_k, temperature, speculate)
-    model.require("vqgan/decoder", "drawing images")
-    grammar = grammar_of(model, size)
+    samples, numbered_prompts, grammar, sampling = plan_drawing(
+        model,
+        prompts,
+        number=number,
+        guidance=guidance,
+        top_k=top_k,
+        temperature=temperature,
+        size=size,
+        speculate=speculate,
+    )
     session = scheduler.DecodeSession(model, seed, batch)
-
-    samples = _numbered(prompts, number)
-    by_text = {text: _prompt(model, text, prompts.index(text)) for text in dict.fromkeys(prompts)}
-    numbered_prompts = [(by_text[text], i) for text, i in samples]
     shown: Counter[int] = Counter()  # rows of each image that `progress` has been given
     ids = np.zeros((len(samples), grammar.rows * grammar.columns), np.int32)
     yield_every = grammar.columns if progress else None
@@ -103,6 +103,42 @@ def draw(
     tokens = np.concatenate([np.full((len(samples), 1), grammar.begin, np.int32), tokens], axis=1)
     timing = session.clock.timing
     return [ImageResult(*sample, row, image, timing) for sample, row, image in zip(samples, tokens, images)]
+
+
+class DrawingPlan(NamedTuple):
+    """What `draw` is to do. `samples`: (prompt, its number) of each image; `prompts`: the same as the model
+    reads them."""
+
+    samples: list[tuple[str, int]]
+    prompts: list[tuple[decode.Prompt, int]]
+    grammar: ImageGrammar
+    sampling: ImageSampling
+
+
+def plan_drawing(
+    model: Runtime,
+    prompts: Sequence[str],
+    *,
+    number: int = 1,
+    size: tuple[int, int] | None = None,
+    **sampling,
+) -> DrawingPlan:
+    """Checks what `draw` is given, and raises as it does; `Runtime.outline` is model enough.
+
+    Args:
+      model: whose settings and tokenizer count.
+      prompts, number, size: as for `draw`.
+      **sampling: guidance, top_k, temperature and speculate, as for `draw`.
+    """
+    check_prompts(prompts)
+    if number < 1:
+        raise ValueError(f"number is {number}; expected at least 1 image a prompt")
+    resolved = resolve_image_sampling(model.config, **sampling)
+    model.require("vqgan/decoder", "drawing images")
+    grammar = grammar_of(model, size)
+    samples = _numbered(prompts, number)
+    by_text = {text: _prompt(model, text, prompts.index(text)) for text in dict.fromkeys(prompts)}
+    return DrawingPlan(samples, [(by_text[text], i) for text, i in samples], grammar, resolved)
 
 
 def check_prompts(prompts: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unitoken_jax.checkpoint.model_directory import NETWORK, load_model
+from unitoken_jax.checkpoint.model_directory import NETWORK, load_model, open_model
 from unitoken_jax.config import ModelConfig
 from unitoken_jax.generate.decode import batch_rows
 from unitoken_jax.model import sharding
@@ -86,6 +86,14 @@ class Runtime:
             params["decoder"] = unstack_layers(params["decoder"], consume=True)
         cache = None if quantize is None else "int8"
         return cls(config, params, tokenizer, mesh=mesh, dtype=dtype, cache_dtype=cache, manifest=manifest)
+
+    @classmethod
+    def outline(cls, path: str | os.PathLike) -> Self:
+        """The model directory `path` without its weights, which takes no time: what a call is given can be
+        checked with it. `params` holds shapes, and nothing of the decoder. Errors as `load_model`."""
+        config, stored, tokenizer, manifest = open_model(path)
+        shapes = {name: tree for name, tree in stored.tree.items() if name != "decoder"}
+        return cls(config, shapes, tokenizer, manifest=manifest)
 
     @property
     def network_params(self) -> dict:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from unitoken_jax.config import check_seed
 from unitoken_jax.generate import decode
 from unitoken_jax.generate.memory import check_memory
 from unitoken_jax.generate.runtime import Runtime
@@ -35,12 +36,20 @@ class Completion(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DecodeSession:
-    """What all decoding of one call shares: the model, the seed, `batch` rows at one time, and a clock."""
+    """What all decoding of one call shares: the model, the seed, `batch` rows at one time, and a clock.
+
+    Raises ValueError for a seed that does not fit 32 bits, and a batch below 1.
+    """
 
     model: Runtime
     seed: int = 0
     batch: int = BATCH
     clock: decode.Clock = dataclasses.field(default_factory=decode.Clock)
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        if self.batch < 1:
+            raise ValueError(f"batch is {self.batch}; expected at least 1")
 
 
 class DecodePlan(NamedTuple):

@@ -14,6 +14,7 @@ from unitoken_jax.generate.scheduler import BATCH
 from unitoken_jax.generate.vq import encode_example_images
 from unitoken_jax.sequence import build
 from unitoken_jax.sequence.conversation import Conversation, make_conversation
+from unitoken_jax.sequence.example import Example
 from unitoken_jax.sequence.vocabulary import MODEL_CHOOSES
 
 MIN_ANSWER_BUCKET = 32  # the smallest number of tokens that a program for answers has room for
@@ -98,11 +99,17 @@ def _write_answers(
     yield_every: int | None = None,
 ) -> Iterator[scheduler.Completion]:
     """Checks and reads at once what `answer` and `stream` are given; the answers' tokens as they come."""
-    sampling = resolve_text_sampling(session.model, temperature, top_k)
-    limit = token_limit(session.model, max_tokens)
+    limit, sampling = check_settings(session.model, max_tokens, temperature, top_k)
     check_conversations(conversations)
     prompts = build_prompts(session.model, conversations, session.batch)
     return write_text(session, prompts, [limit] * len(prompts), sampling, yield_every=yield_every)
+
+
+def check_settings(
+    model: Runtime, max_tokens: int | None = None, temperature: float = 0.0, top_k: int | None = None
+) -> tuple[int, TextSampling]:
+    """(limit of an answer, how its tokens are chosen). Raises ValueError for what means nothing."""
+    return token_limit(model, max_tokens), resolve_text_sampling(model, temperature, top_k)
 
 
 def check_conversations(conversations: Sequence) -> None:
@@ -177,6 +184,18 @@ def build_prompts(
     `begun`: what each answer consists of so far (`answer` of `sequence.build.build_prompt`). `known`: codes
     of images that earlier calls have encoded (`vq.encode_example_images`).
     """
+    examples = build_examples(model, conversations, begun)
+    examples = encode_example_images(model, examples, batch, known)
+    return [decode.Prompt(example.tokens, example.image_feature_index, example.crops) for example in examples]
+
+
+def build_examples(
+    model: Runtime, conversations: Sequence, begun: Sequence[Sequence] | None = None
+) -> list[Example]:
+    """Every conversation as tokens and crops, as for `build_prompts`; `Runtime.outline` is model enough.
+
+    Raises ValueError naming the conversation's number, or its file and line, and what is wrong.
+    """
     examples = []
     for number, parts in enumerate(conversations):
         answer = begun[number] if begun else ()
@@ -185,8 +204,7 @@ def build_prompts(
         )
     if any(len(example.crops) for example in examples):
         model.require("siglip", "reading images")
-    examples = encode_example_images(model, examples, batch, known)
-    return [decode.Prompt(example.tokens, example.image_feature_index, example.crops) for example in examples]
+    return examples
 
 
 def as_conversation(parts, number: int) -> Conversation:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
-from unitoken_jax.config import to_dict
+from unitoken_jax.config import check_seed, to_dict
 from unitoken_jax.quickstart import evaluate, recipe, report
 from unitoken_jax.scenes import checker
 from unitoken_jax.scenes.dataset import Dataset, write_dataset
@@ -35,6 +35,7 @@ def run(out: str | os.PathLike, minutes: float = recipe.BUDGET, seed: int = 0) -
     """
     if not minutes > 0:
         raise ValueError(f"--minutes is {minutes}; expected a number above 0")
+    check_seed(seed, "--seed")
     quickstart = Quickstart(pathlib.Path(out).absolute(), float(minutes), seed)
     settings = {"minutes": quickstart.minutes, "seed": seed, "model": to_dict(recipe.model_config())}
     init_run_dir(quickstart.out, settings, "quickstart")
