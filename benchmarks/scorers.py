@@ -31,7 +31,10 @@ OPTIONS = {"A": "a red cat", "B": "blue", "C": "none of it", "D": "a red cat and
 OPTION_WORDS = (
     "A B C D E Z a red cat blue Blue dog and none of it (A) B. **C** D: A,B answer is the - \n 选项 \u0130"
 )
-YES_NO_WORDS = 'yes no Yes No yes. no, not 1,000 - yes- / yes/no . 5 yes.5 .no ! (yes) "no" ? it \n _ 1. \u0663. ........'
+YES_NO_WORDS = (
+    'yes no Yes No yes. no, not 1,000 - yes- / yes/no . 5 yes.5 .no ! (yes) "no" ? it '
+    "\n _ 1. \u0663. ........"
+)
 LENGTHS = (0, 1, 2, 3, 5, 8, 20, 60)  # words of a random answer
 REPLIES = ("Yes", "No.", "yes, it is", "hm")
 

@@ -1,11 +1,13 @@
 """`unitoken evaluate` on text-to-image benchmarks with a tiny random model: folders, kills and repeats."""
 
 import dataclasses
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -21,8 +23,11 @@ from unitoken_jax.cli import main
 from unitoken_jax.config import differences
 from unitoken_jax.evaluate import recipe as recipes
 from unitoken_jax.evaluate.devices import load_model
+from unitoken_jax.evaluate.drawing.geneval import GENEVAL
+from unitoken_jax.evaluate.drawing.images import draw_missing, save_image
 from unitoken_jax.evaluate.drawing.prompts import PromptError
-from unitoken_jax.evaluate.drawing.run import draw_benchmark
+from unitoken_jax.evaluate.drawing.run import check_prompts, draw_benchmark
+from unitoken_jax.evaluate.drawing.t2i_compbench import T2I_COMPBENCH
 
 PROMPTS = ["a red circle", "a blue square", "a red circle"]
 SETTINGS = {"number": 2, "batch": 2}
@@ -182,9 +187,65 @@ def test_geneval_keeps_metadata_where_another_prompt_is_drawn(model, tmp_path, c
 
 def test_a_bad_prompt_is_named_before_the_weights_are_read(model, tmp_path, monkeypatch):
     monkeypatch.setattr(UniToken, "load", None)
-    data = write_lines(tmp_path / "color_val.txt", "a book", "a <s>")
-    with pytest.raises(PromptError, match=r"color_val\.txt:2: .*<s>, the name of a control token"):
+    data = write_lines(tmp_path / "color_val.txt", "a book", "an <image> of <s>")
+    with pytest.raises(PromptError, match=r"color_val\.txt:2: .*<image> in a text part"):
         draw_benchmark("T2I-CompBench++", model, data, tmp_path)
+
+
+def test_a_control_tokens_name_in_a_prompt_is_text(model, tmp_path):
+    check_prompts(
+        model, T2I_COMPBENCH.read(write_lines(tmp_path / "color_val.txt", "a <s>", "<racm3:break>"))
+    )
+
+
+class Artist:
+    """Draws a white image for each prompt, and notes what it was asked for."""
+
+    def __init__(self):
+        self.asked = []
+
+    def image_results(self, texts, number, **settings):
+        self.asked.append(list(texts))
+        return [types.SimpleNamespace(image=Image.new("RGB", (8, 8), "white")) for _ in texts * number]
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut off", "zeros", "a text", "a folder"])
+def test_an_image_that_does_not_open_is_drawn_again(tmp_path, damage):
+    prompts = GENEVAL.read(
+        write_lines(tmp_path / "m.jsonl", geneval_line("a bench"), geneval_line("a cup")), 2
+    )
+    settings, artist = {"number": 2, "batch": 2, "size": [8, 8]}, Artist()
+    assert draw_missing(artist, prompts, tmp_path, tmp_path / ".part.png", settings) == 4
+    whole, path = content(tmp_path), tmp_path / prompts[1].files[1]
+    data = path.read_bytes()
+    if damage == "a folder":
+        path.unlink()
+        path.mkdir()
+        with pytest.raises(OSError, match=path.name):
+            draw_missing(artist, prompts, tmp_path, tmp_path / ".part.png", settings)
+        assert not (tmp_path / ".part.png").exists()
+        return
+    half = len(data) // 2
+    left = {
+        "empty": b"",
+        "cut off": data[:-half],
+        "zeros": data[:half] + bytes(len(data) - half),
+        "a text": b"x",
+    }
+    path.write_bytes(left[damage])
+    assert draw_missing(artist, prompts, tmp_path, tmp_path / ".part.png", settings) == 2
+    assert artist.asked == [["a bench"], ["a cup"], ["a cup"]]
+    assert content(tmp_path) == whole
+
+
+def test_a_full_disk_leaves_no_image_and_says_so(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"no space left while writing .*a\.png"):
+        save_image(Image.new("RGB", (8, 8)), tmp_path / ".part.png", tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,10 @@ def test_rewritten_prompts_are_drawn_under_the_original_names(tmp_path, as_json)
         (GENEVAL, "a bench", r"f:2: no line of this benchmark's metadata \(JSONDecodeError"),
         (GENEVAL, '{"tag": "x", "include": []}', "f:2: no line .*'prompt'"),
         (GENEVAL, '{"prompt": "a"}', "f:2: no line .*'tag'"),
+        (GENEVAL, geneval_line("caf\\ud83d"), r"f:2: no line .*'\\ud83d' alone is half of a character"),
+        (GENEVAL, '{"prompt": ' + "[" * 99_999 + "]" * 99_999 + "}", "f:2: no line .*nested too deep"),
+        (GENEVAL, '{"tag": [], "include": [], "prompt": "a"}', "f:2: no line .*expected a text"),
+        (QUICKSTART, geneval_line("caf\\ud83d"), r"f:2: no line .*'\\ud83d' alone is half of a character"),
         (GENEVAL, '{"tag": "x", "include": [], "prompt": " "}', "f:2: \"prompt\" is ' '"),
         (QUICKSTART, geneval_line("a bench"), "f:2: no line .*'category'"),
         (
@@ -77,6 +81,15 @@ def test_bad_files(tmp_path):
     for lines, message in ((["a"], r"has 1 prompts, .* has 2"), (["a", "{}"], r":2: expected a prompt, or")):
         with pytest.raises(PromptError, match=message):
             T2I_COMPBENCH.read(path, 1, write_lines(tmp_path / "r", *lines))
+    for lines, message in (
+        (["a", '"caf\\ud83d"'], r"r:2: .*'\\ud83d' alone is half of a character"),
+        (["a", '{"prompt": ' + "[" * 99_999], "r:2: .*nested too deep"),
+    ):
+        with pytest.raises(PromptError, match=message):
+            T2I_COMPBENCH.read(path, 1, write_lines(tmp_path / "r", *lines))
+    (tmp_path / "u").write_bytes(b"a\n\xed\xa0\xbd\n")  # a surrogate as UTF-8 would write it
+    with pytest.raises(PromptError, match=r"u: not UTF-8 \(.*u:2: "):
+        T2I_COMPBENCH.read(tmp_path / "u", 1)
     with pytest.raises(PromptError, match="holds no prompts"):
         T2I_COMPBENCH.read(write_lines(tmp_path / "f", ""), 1)
     with pytest.raises(FileNotFoundError, match="no prompt file"):

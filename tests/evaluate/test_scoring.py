@@ -57,6 +57,22 @@ def test_mmbench_counts_a_question_when_every_rotation_is_right():
     assert not found.notes
 
 
+def test_mmbench_takes_the_files_own_groups():
+    """VLMEvalKit's column g_index: another distance of rotations, or rows that only look like rotations."""
+    rows = [
+        said("A", "A", index="3", g_index="3"),
+        said("B", "A", index="103", g_index="3.0"),  # as pandas may have written it
+        said("A", "A", index="1000003", g_index="1000003"),
+    ]
+    found = scored("MMBench_EN", *rows, **AB)
+    assert (found.score, found.parts) == (50, {"not circular": 100})
+    assert not found.notes
+    with pytest.raises(
+        TableError, match=r"\(index 4\), column 'index': a rotation of question 3, which is no"
+    ):
+        scored("MMBench_EN", said("A", "A", index="4", g_index="3"), **AB)
+
+
 def test_mmbench_without_rotations_says_so():
     (note,) = scored("MMBench_CN", said("A", "A", index="1"), **AB).notes
     assert "not MMBench's circular score" in note
@@ -79,6 +95,21 @@ def test_mmmu_counts_validation_and_turns_open_questions_into_choices():
     assert found.notes == ["1 open questions whose answer is a capital letter cannot be hit by this rule"]
     with pytest.raises(TableError, match="no row has 'validation'"):
         scored("MMMU", said("A", "A", split="dev"), **AB)
+
+
+def test_mmmus_open_questions_whose_answer_is_a_letter():
+    """As VLMEvalKit: B is what "Other Answers" is, and Z whatever names no option."""
+    open_ = {"A": "", "B": "", "C": "", "split": "validation"}
+    predictions = ["B", "Other Answers", "no idea", "C", "Z"]
+    rows = [said(gold, text, **open_) for gold in "BZC" for text in predictions]
+    found = scored("MMMU", *rows)
+    assert found.hits == [True, True, *[False] * 3, False, False, True, True, True, *[False] * 5]
+    assert found.notes == [
+        "5 open questions whose answer is a capital letter cannot be hit by this rule",
+        '5 open questions whose answer is B are hit by "B" and "Other Answers"',
+        "5 open questions whose answer is Z are hit by what names no option",
+    ]
+    assert scored("MMMU", said("C", "C", **open_ | {"C": "a cat"})).hits == [True]
 
 
 def mme(category, image, *predictions):
@@ -119,6 +150,14 @@ def test_hallusionbench_has_three_accuracies():
     assert found.parts["aAcc"] == found.score == 60
     assert found.parts["fAcc"] == pytest.approx(200 / 3)  # 0/0, 1/0 of three figures
     assert found.parts["qAcc"] == pytest.approx(100 / 3)  # 1/0 of three questions
+    table = [{**row(0, 0, 0, True), "category": "VD"}, {**row(0, 0, 1, False), "category": "VS"}]
+    parts = scored("HallusionBench", *table, **{"l2-category": "chart"}).parts
+    assert parts == {
+        **{"aAcc": 50, "fAcc": 0, "qAcc": 50, "mean of the three": pytest.approx(100 / 3)},
+        **{"category: VD, aAcc": 100, "category: VD, fAcc": 100, "category: VD, qAcc": 100},
+        **{"category: VS, aAcc": 0, "category: VS, fAcc": 0, "category: VS, qAcc": 0},
+        **{"l2-category: chart, aAcc": 50, "l2-category: chart, fAcc": 0, "l2-category: chart, qAcc": 50},
+    }
     other = [
         *rows,
         {**row(0, 0, 0, False), "l2-category": "table"},
@@ -183,7 +222,14 @@ def test_files_without_answers_are_for_the_server():
         ),
         ("MMStar", said("", "A", **AB), "'' is none of the options"),
         ("MMStar", said("\uff21", "A", **AB), "is none of the options A, B"),  # a full-width A
+        (
+            "MMStar",
+            said("A", "A", A="", B="dog"),
+            'none of the options B; .* takes the text "None" for nothing',
+        ),
         ("MMBench_EN", said("A", "A", index="x1", **AB), "column 'index': not a whole number"),
+        ("MMBench_EN", said("A", "A", index="9" * 5000, **AB), "column 'index': not a whole number"),
+        ("MMBench_EN", said("A", "A", g_index="", **AB), "column 'g_index': not a whole number"),
         ("MMBench_EN", said("A", "A", index="1000007", **AB), "a rotation of question 7, which is no row"),
         ("MMMU", said("", "A", A="", B="", split="validation"), "column 'answer': empty"),
         ("MME", said("yes", "Yes", category="color", image_path="1"), "'yes'; expected Yes or No"),

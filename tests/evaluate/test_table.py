@@ -2,10 +2,14 @@
 
 import base64
 import csv
+import io
 
 import pytest
+from PIL import Image, ImageFile, PngImagePlugin
 
 from tests.helpers.benchmark_files import base64_image, write_tsv
+from tests.helpers.tiny_model import noise
+from unitoken_jax.evaluate.understanding.prompts import choice_text, find_template
 from unitoken_jax.evaluate.understanding.table import (
     TableError,
     check_images,
@@ -50,6 +54,58 @@ def test_images_may_be_shared_listed_or_absent(tmp_path):
     assert len(read_table(table.path, images=False).rows) == 5
 
 
+def test_what_pandas_writes_for_nothing_is_nothing_and_a_text_is_a_text(tmp_path):
+    header = ["index", "image", "question", "hint", "A", "B", "C", "answer", "category", "prediction"]
+    image = base64_image()
+    table = read(
+        tmp_path,
+        header,
+        ["1", image, "nan", "nan", "None", "nan", "NaN", "nan", "nan", "nan"],
+        ["2", image, "?", "<NA>", "N/A", "null", "nano", "B", "x", "B"],
+        ["3", "nan", "?", "", "a", "b", "c", "B", "x", "B"],
+    )
+    assert table.left_out == {"3"}
+    first, second = ([row[name] for name in header if name not in ("image", "index")] for row in table.rows)
+    assert first == ["nan", "", "None", "", "", "nan", "", "nan"]
+    assert second == ["?", "", "N/A", "null", "nano", "B", "x", "B"]
+    assert choice_text(table.rows[0], find_template("direct")).startswith(
+        "Question: nan\nOptions:\nA. None\nAnswer"
+    )
+
+
+def test_a_reference_may_lead_to_another_one(tmp_path):
+    image = base64_image()
+    table = read(tmp_path, ["index", "image"], ["1", "2"], ["2", "3"], ["3", image], ["4", " 1 "])
+    assert row_images(table) == [[image]] * 4
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("x"), NotImplementedError("x"), ValueError("x"), AssertionError]
+)
+@pytest.mark.parametrize("function", ["open", "load"])
+def test_whatever_a_reader_of_images_raises_is_the_rows_fault(tmp_path, monkeypatch, error, function):
+    table = read(tmp_path, ["index", "image"], ["1", base64_image()])
+
+    def fails(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(*((Image, "open") if function == "open" else (ImageFile.ImageFile, "load")), fails)
+    with pytest.raises(TableError, match=r"d\.tsv:2 \(index 1\), column 'image': ") as raised:
+        check_images(table, row_images(table))
+    assert raised.value.__cause__ is not None  # for --debug
+
+
+def test_an_image_with_a_large_text_is_named(tmp_path):
+    text, data = PngImagePlugin.PngInfo(), io.BytesIO()
+    text.add_text("a", "x" * 2_000_000, zip=True)
+    noise(0).save(data, "PNG", pnginfo=text)
+    table = read(tmp_path, ["index", "image"], ["1", base64.b64encode(data.getvalue()).decode()])
+    with pytest.raises(
+        TableError, match=r"d\.tsv:2 \(index 1\), column 'image': .*Decompressed data too large"
+    ):
+        check_images(table, row_images(table))
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -70,7 +126,7 @@ def test_bad_files(tmp_path, rows, message):
 
 def test_files_of_another_kind(tmp_path):
     (tmp_path / "d.tsv").write_bytes(b"index\n\xff\n")
-    with pytest.raises(TableError, match=r"d\.tsv: not UTF-8"):
+    with pytest.raises(TableError, match=r"d\.tsv: not UTF-8 \(.*d\.tsv:2: "):
         read_table(tmp_path / "d.tsv")
     (tmp_path / "d.tsv").write_text('index\timage\n1\t"open\n')
     with pytest.raises(TableError, match=r"d\.tsv:2: .* quotation mark not closed"):
@@ -91,6 +147,10 @@ def test_files_of_another_kind(tmp_path):
     [
         ("9", r"d\.tsv:3 \(index 2\), column 'image': refers to the image of index 9, which is no row"),
         ("2", "refers to the image of index 2, which has none of its own"),
+        ("3", "refers to the image of index 3, which has none"),
+        ("4", "refers to the image of index 2, which has none of its own but refers back"),
+        ("\u00e9" * 80, r"d\.tsv:3 \(index 2\), column 'image': broken base64"),
+        (f"[0x{'f' * 5000}]", "is no Python list"),  # more digits than Python writes
         ("[oops]", "is no Python list"),
         ("[]", "is no Python list"),
         ("%" * 80, r"d\.tsv:3 \(index 2\), column 'image': broken base64"),
@@ -99,7 +159,8 @@ def test_files_of_another_kind(tmp_path):
     ],
 )
 def test_bad_images(tmp_path, cell, message):
-    table = read(tmp_path, ["index", "image"], ["1", base64_image()], ["2", cell])
+    rows = [["1", base64_image()], ["2", cell], ["3", ""], ["4", "2"]]
+    table = read(tmp_path, ["index", "image"], *rows)
     with pytest.raises(TableError, match=message):
         decode_image(table, 1, row_images(table)[1][0])
 

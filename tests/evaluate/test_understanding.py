@@ -10,7 +10,7 @@ import sys
 import jax
 import pytest
 
-from tests.helpers.benchmark_files import MMMU_HEADER, mmmu_rows, write_tsv
+from tests.helpers.benchmark_files import MMMU_HEADER, base64_image, mmmu_rows, write_tsv
 from tests.helpers.html_page import read_page
 from tests.helpers.tiny_model import CONFIG, noise, tiny_params, tiny_tokenizer
 from unitoken_jax.cli import main
@@ -20,8 +20,9 @@ from unitoken_jax.evaluate.understanding.mmmu import MMMU
 from unitoken_jax.evaluate.understanding.multiple_choice import MMSTAR
 from unitoken_jax.evaluate.understanding.prompts import find_template
 from unitoken_jax.evaluate.understanding.report import averages, read_judged, write_report
-from unitoken_jax.evaluate.understanding.run import run_benchmark, score_predictions
-from unitoken_jax.evaluate.understanding.table import TableError, read_table
+from unitoken_jax.evaluate.understanding.run import check_rows, run_benchmark, score_predictions
+from unitoken_jax.evaluate.understanding.table import TableError, read_table, row_images
+from unitoken_jax.sequence.build import build_prompt
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +199,7 @@ def bad_row(column, value):
         ("MMMU", bad_row("answer", "E"), r"d\.tsv:4 \(index 2\), column 'answer': 'E' is none of"),
         ("MMMU", bad_row("index", "0"), "column 'index': 0 again"),
         ("MMMU", bad_row("question", "<image 2>?"), "1 images, but the text names <image 2>"),
-        ("MMMU", bad_row("question", "is </s> there?"), r"d\.tsv:4 \(index 2\): the text contains </s>"),
+        ("MMMU", bad_row("question", f"<image {'9' * 5000}>?"), r"d\.tsv:4 \(index 2\), column 'image': "),
         ("MME", mmmu_rows(), "lacks the columns image_path, category"),
         ("MMMMU", mmmu_rows(), "unknown benchmark 'MMMMU'. Did you mean MMMU?"),
     ],
@@ -211,6 +212,57 @@ def test_bad_files_are_refused_before_the_weights_are_read(
     monkeypatch.setattr(UniToken, "load", None)
     with pytest.raises(ValueError, match=message):
         run_benchmark(benchmark, model, write_tsv(tmp_path / "d.tsv", MMMU_HEADER, *rows), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["<s>", "is </s> there?", "<image>", "<|image|>", "<racm3:break>", "IMGIMGAZ"]
+)
+def test_a_control_tokens_name_in_a_question_is_text(text, model, tmp_path):
+    table = MMMU.read(write_tsv(tmp_path / "d.tsv", MMMU_HEADER, *bad_row("question", text)))
+    check_rows(model, MMMU, table, find_template("vlmevalkit"))  # refuses nothing
+    tokenizer = tiny_tokenizer().literal()
+    asked = MMMU.conversation(table, row_images(table), find_template("vlmevalkit"), 2)
+    tokens = build_prompt(asked, tokenizer, CONFIG).tokens.tolist()
+    other = MMMU.conversation(table, row_images(table), find_template("vlmevalkit"), 3)
+    control = [
+        [i for i in ids if tokenizer.is_control(i)]
+        for ids in (tokens, build_prompt(other, tokenizer, CONFIG).tokens.tolist())
+    ]
+    assert control[0] == control[1]
+    assert f"Question: {text}" in tokenizer.decode(tokens)
+
+
+def test_predictions_for_rows_without_an_image_are_left_out(tmp_path):
+    rows = bad_row("image", "")
+    data = write_tsv(tmp_path / "d.tsv", MMMU_HEADER, *rows)
+    header = [name for name in MMMU_HEADER if name != "image"]
+    predictions = [[*(row[:1] + row[2:]), row[6]] for row in rows]
+    path = write_tsv(tmp_path / "m_MMMU_DEV_VAL.tsv", [*header, "prediction"], *predictions)
+    lines = score_predictions("MMMU", path, tmp_path, data)
+    assert lines[0] == "MMMU (MMMU_DEV_VAL, 5 rows): score 100.00"
+    assert "  note: 1 rows without an image were left out" in lines
+
+
+def test_a_spreadsheets_line_ends_are_no_other_question_and_a_difference_is_shown(tmp_path):
+    long = "Which of the following sentences is right, and what is wrong with each of the others? " * 2
+
+    def scored(there, here):
+        header = ["index", "question", "A", "B", "answer"]
+        data = write_tsv(tmp_path / "d.tsv", [*header, "image"], ["1", here, "a", "b", "A", base64_image()])
+        path = write_tsv(tmp_path / "p.tsv", [*header, "prediction"], ["1", there, "a", "b", "A", "A"])
+        return score_predictions("MMStar", path, tmp_path / "out", data)
+
+    assert scored("one_x000D_\ntwo_x005F_", "one\r\ntwo_")[0].endswith("score 100.00")
+    with pytest.raises(TableError, match=r"others\? one'; .*d\.tsv asks \.\.\. '.*others\? two'") as raised:
+        scored(long + "one", long + "two")
+    assert len(str(raised.value)) < 500
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"rows": 1}', "[" * 99_999])
+def test_damaged_results_are_named(tmp_path, content):
+    (tmp_path / "m_MMStar_results.json").write_text(content)
+    with pytest.raises(ValueError, match=r"m_MMStar_results\.json: "):
+        write_report(tmp_path, "m")
 
 
 def test_other_files_predictions_are_refused(done, tmp_path):
@@ -316,6 +368,8 @@ def test_a_judges_scores_enter_the_report(tmp_path):
     for text, message in (
         ('{"MMMU": 3}', "MMMU: expected a number, for MathVista"),
         ('{"MMVet": 101}', "is 101"),
+        ('{"MMVett": 1}', r"judged\.json: unknown benchmark 'MMVett'"),
+        ("[" * 99_999, r"judged\.json: not valid JSON .*nested too deep"),
     ):
         (tmp_path / "judged.json").write_text(text)
         with pytest.raises(ValueError, match=message):

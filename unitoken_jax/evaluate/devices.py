@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 def load_model(model: str | os.PathLike, dtype: str | None = None) -> "UniToken":
     """UniToken of directory `model`; where there are several devices, weights and rows are spread over them.
 
+    It reads a benchmark's texts literally: one that spells a control token's name is text, and not refused.
     Raises ValueError in a run of several processes: each would write the same files.
     """
     import jax
@@ -22,4 +23,6 @@ def load_model(model: str | os.PathLike, dtype: str | None = None) -> "UniToken"
             f"evaluation runs in one process, this run has {jax.process_count()}: start one a benchmark or "
             "prompt list, each with the devices it shall use"
         )
-    return UniToken.load(model, mesh=make_mesh() if jax.device_count() > 1 else None, dtype=dtype)
+    loaded = UniToken.load(model, mesh=make_mesh() if jax.device_count() > 1 else None, dtype=dtype)
+    loaded.tokenizer = loaded.tokenizer.literal()
+    return loaded

@@ -15,6 +15,7 @@ import numpy as np
 
 from unitoken_jax.config import differences
 from unitoken_jax.convert.torch.sources import checksum
+from unitoken_jax.evaluate.faults import parse_json
 from unitoken_jax.storage.atomic import write_text
 from unitoken_jax.storage.paths import as_path
 
@@ -93,7 +94,7 @@ def load(path: str | os.PathLike) -> dict:
     """Reads a recipe. Raises FileNotFoundError, or ValueError naming the file where it is none."""
     path = pathlib.Path(path)
     try:
-        recipe = json.loads(path.read_text(encoding="utf-8"))
+        recipe = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"no recipe at {path}") from None
     except ValueError as error:
@@ -104,6 +105,8 @@ def load(path: str | os.PathLike) -> dict:
         raise ValueError(f"{path} is no recipe: it lacks {', '.join(missing)}")
     if recipe["format"] != FORMAT:
         raise ValueError(f"{path} has format {recipe['format']}; this version reads {FORMAT}")
+    if not isinstance(recipe["benchmark"], str) or not isinstance(recipe["settings"], dict):
+        raise ValueError(f"{path} is no recipe: expected a benchmark's name, and settings")
     return recipe
 
 

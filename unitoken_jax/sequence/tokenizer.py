@@ -1,7 +1,8 @@
 """The text tokenizer: a `tokenizer.json` (HF `tokenizers` format) and the control ids in it.
 
 Users' text never becomes a control id: control names are encoded as plain text here, and refused with a
-clear error where sequences are built (`control_name_in`). Control ids are put in by `SequenceWriter` alone.
+clear error where sequences are built (`control_name_in`), unless the texts are a benchmark's (`literal`).
+Control ids are put in by `SequenceWriter` alone.
 """
 
 import hashlib
@@ -90,6 +91,15 @@ class Tokenizer:
             if match[0] in self._control:
                 return match[0]
         return None
+
+    def literal(self) -> "Tokenizer":
+        """This tokenizer for texts that nobody may rewrite, a benchmark's: `control_name_in` finds nothing.
+
+        `encode` is the same, so that a control token's name is plain text. Not kept by pickling.
+        """
+        other = object.__new__(type(self))
+        vars(other).update(vars(self) | {"_control": {}})
+        return other
 
     def __getstate__(self) -> dict:
         return {"json": self._backend.to_str(), "source": self._source}

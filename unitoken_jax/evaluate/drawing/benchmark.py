@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from unitoken_jax.evaluate.benchmark import Benchmark
 from unitoken_jax.evaluate.drawing.images import draw_missing
 from unitoken_jax.evaluate.drawing.prompts import BenchmarkPrompt, PromptLine, read_lines, with_rewritten
+from unitoken_jax.evaluate.faults import undecodable_line
 
 if TYPE_CHECKING:
     from unitoken_jax.unitoken import UniToken
@@ -106,7 +107,8 @@ def read_scores(scores: pathlib.Path) -> str:
     except FileNotFoundError:
         raise FileNotFoundError(f"no scores at {scores}") from None
     except UnicodeDecodeError as error:
-        raise ScoresError(f"{scores}: not UTF-8 ({error})") from None
+        line = undecodable_line(scores)
+        raise ScoresError(f"{scores}: not UTF-8 ({scores}:{line}: {error.reason})") from None
 
 
 def check_complete(scores: pathlib.Path, missing: Sequence[str], total: int) -> None:

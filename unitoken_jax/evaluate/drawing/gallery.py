@@ -1,6 +1,5 @@
 """A text-to-image run to look at: its settings, its scores beside the paper's, images, and failures."""
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +7,8 @@ from PIL import Image
 
 from unitoken_jax.evaluate import page
 from unitoken_jax.evaluate.drawing.benchmark import DrawingBenchmark
-from unitoken_jax.evaluate.drawing.prompts import BenchmarkPrompt
+from unitoken_jax.evaluate.drawing.prompts import BenchmarkPrompt, PromptError
+from unitoken_jax.evaluate.faults import named, read_json
 from unitoken_jax.evaluate.markdown import markdown_table
 from unitoken_jax.storage.atomic import write_text
 
@@ -63,7 +63,7 @@ def write_gallery(
 
 
 def _read(path: pathlib.Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def _scores(run_folder: pathlib.Path, benchmark: DrawingBenchmark) -> dict[str, float]:
@@ -95,7 +95,8 @@ def _cards(image_root: pathlib.Path, shown: Sequence[tuple], verdicts: Mapping[s
     for prompt, files in shown:
         images = []
         for file in files:
-            with Image.open(image_root / file) as image:
+            path = image_root / file
+            with named(PromptError, str(path), "not an image to show"), Image.open(path) as image:
                 images.append(page.small_jpeg(image))
         file_verdicts = [verdicts[file] for file in files if file in verdicts]
         lines = {"prompt": prompt.text}

@@ -6,7 +6,6 @@ scorer writes   results.jsonl: a line an image, with filename, tag, correct, rea
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections import defaultdict
@@ -24,6 +23,7 @@ from unitoken_jax.evaluate.drawing.prompts import (
     numbered_prompt,
     read_drawn,
 )
+from unitoken_jax.evaluate.faults import named, parse_json, read_json
 
 # The scorer's tag -> the task's name in the paper's Table 4.
 _TASKS = {
@@ -49,9 +49,7 @@ class GenEval(DrawingBenchmark):
             raise self.needs_scorer()
         metadata_of: dict[str, dict] = {}
         for prompt in read_drawn(run_folder):
-            metadata = json.loads(
-                (run_folder / prompt.files[0]).parent.with_name("metadata.jsonl").read_text("utf-8")
-            )
+            metadata = read_json((run_folder / prompt.files[0]).parent.with_name("metadata.jsonl"))
             metadata_of |= dict.fromkeys(prompt.files, metadata)
         verdicts: dict[str, dict] = {}
         lines: dict[str, int] = {}
@@ -104,23 +102,22 @@ GENEVAL = GenEval(
 
 
 def _check_metadata(metadata: dict) -> None:
-    """Raises KeyError where `metadata` lacks what the scorer reads."""
+    """Raises KeyError or TypeError where `metadata` lacks what the scorer reads."""
     metadata["tag"], metadata["include"]
+    if not isinstance(metadata["tag"], str):
+        raise TypeError(f'"tag" is {metadata["tag"]!r}; expected a text')
 
 
 def _read_entry(source: str, line: str) -> dict:
     """A line of results.jsonl, with its metadata as a dict. ScoresError where it is none."""
-    try:
-        entry = json.loads(line)
+    problem = "no line of GenEval's results.jsonl, with filename, tag, correct, metadata"
+    with named(ScoresError, source, problem):
+        entry = parse_json(line)
         metadata = entry["metadata"]
-        entry["metadata"] = json.loads(metadata) if isinstance(metadata, str) else metadata
+        entry["metadata"] = parse_json(metadata) if isinstance(metadata, str) else metadata
         good = isinstance(entry["correct"], bool) and isinstance(entry["metadata"], dict)
         if not good or not isinstance(entry["filename"], str) or "tag" not in entry:
             raise ValueError("a value of another type")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ScoresError(
-            f"{source}: no line of GenEval's results.jsonl ({error!r}): filename, tag, correct, metadata"
-        ) from None
     return entry
 
 

@@ -1,5 +1,6 @@
 """Prompts -> image files, one by one and each whole; called again, a killed run draws only what is missing.
 
+An image counts as there if it opens: a full disk, or a copy that broke off, leaves files without content.
 Groups of prompts are the same either way, so the images are the same byte for byte.
 """
 
@@ -14,6 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from unitoken_jax.evaluate.drawing.prompts import BenchmarkPrompt
+from unitoken_jax.storage.atomic import explain_os_error, write_text
 
 if TYPE_CHECKING:
     from unitoken_jax.unitoken import UniToken
@@ -51,7 +53,7 @@ def draw_missing(
             group = prompts[start : start + step]
             for prompt in group:
                 _prepare_folder(prompt, out)
-            if not all((out / file).exists() for prompt in group for file in prompt.files):
+            if not all(_opens(out / file) for prompt in group for file in prompt.files):
                 group_texts = {prompt.text for prompt in group}
                 # Equal prompts get different images by their count in a call: earlier ones are drawn again.
                 before = [text for text in texts[:start] if text in group_texts]
@@ -66,6 +68,16 @@ def draw_missing(
     return drawn
 
 
+def _opens(file: pathlib.Path) -> bool:
+    """Whether `file` is an image, whole."""
+    try:
+        with Image.open(file) as image:
+            image.load()
+    except Exception:  # whatever Pillow's readers raise: it has to be drawn
+        return False
+    return True
+
+
 def _finish(saving: list[Future]) -> None:
     """Waits until everything is saved, and raises what went wrong."""
     for future in saving:
@@ -78,10 +90,23 @@ def _prepare_folder(prompt: BenchmarkPrompt, out: pathlib.Path) -> None:
     (out / prompt.files[0]).parent.mkdir(parents=True, exist_ok=True)
     if prompt.metadata is not None:
         file, content = prompt.metadata
-        (out / file).write_text(content, encoding="utf-8")
+        path = out / file
+        if not path.is_file() or path.read_bytes() != content.encode():
+            write_text(path, content)
 
 
 def save_image(image: Image.Image, staging: pathlib.Path, file: pathlib.Path) -> None:
-    """A PNG at `file`, whole or not at all. `staging` is elsewhere: scorers read all that a folder holds."""
-    image.save(staging, format="PNG")
-    os.replace(staging, file)
+    """A PNG at `file`, whole or not at all. `staging` is elsewhere: scorers read all that a folder holds.
+
+    Raises OSError naming `file` where the disk is full.
+    """
+    try:
+        with open(staging, "wb") as part:
+            image.save(part, format="PNG")
+            part.flush()
+            os.fsync(part.fileno())  # else a full disk or a power cut may leave the name without the content
+        os.replace(staging, file)
+    except OSError as error:
+        raise explain_os_error(error, file) from error
+    finally:
+        staging.unlink(missing_ok=True)

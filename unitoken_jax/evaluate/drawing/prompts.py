@@ -6,6 +6,7 @@ import os
 import pathlib
 from collections.abc import Callable, Sequence
 
+from unitoken_jax.evaluate.faults import named, parse_json, undecodable_line
 from unitoken_jax.storage.atomic import write_text
 
 DRAWN = "prompts.jsonl"
@@ -47,7 +48,8 @@ def read_lines(path: pathlib.Path) -> list[PromptLine]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise PromptError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from None
+        line = undecodable_line(path)
+        raise PromptError(f"{path}: not UTF-8 ({path}:{line}: {error.reason}); save it as UTF-8") from None
     except FileNotFoundError:
         raise FileNotFoundError(f"no prompt file at {path}") from None
     numbered = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
@@ -59,15 +61,13 @@ def read_lines(path: pathlib.Path) -> list[PromptLine]:
 def numbered_prompt(line: PromptLine, number: int, check: Callable[[dict], None]) -> BenchmarkPrompt:
     """The prompt of a line of metadata, its `number` images in a numbered folder beside the metadata.
 
-    `check` raises ValueError, KeyError or TypeError for metadata that the scorer could not use; then, and
-    where the line holds no prompt, PromptError is raised.
+    `check` raises whatever it likes for metadata that the scorer could not use; then, and where the line
+    holds no prompt, PromptError is raised.
     """
-    try:
-        metadata = json.loads(line.text)
+    with named(PromptError, line.source, "no line of this benchmark's metadata"):
+        metadata = parse_json(line.text)
         prompt = metadata["prompt"]
         check(metadata)
-    except (ValueError, KeyError, TypeError) as error:
-        raise PromptError(f"{line.source}: no line of this benchmark's metadata ({error!r})") from None
     if not isinstance(prompt, str) or not prompt.strip():
         raise PromptError(f'{line.source}: "prompt" is {prompt!r}; expected what to draw')
     folder = f"{line.order:05d}"
@@ -98,10 +98,8 @@ def _rewritten_text(line: PromptLine) -> str:
     """The prompt in a line: text, a JSON string, or a JSON object with "prompt". PromptError without one."""
     text = line.text.rstrip("\r")
     if text.lstrip()[:1] in ("{", '"'):
-        try:
-            text = json.loads(text)
-        except ValueError as error:
-            raise PromptError(f"{line.source}: not valid JSON ({error})") from None
+        with named(PromptError, line.source, "not valid JSON"):
+            text = parse_json(text)
     if isinstance(text, dict):
         text = text.get("prompt")
     if not isinstance(text, str) or not text.strip():
@@ -125,9 +123,7 @@ def read_drawn(run_folder: pathlib.Path) -> list[BenchmarkPrompt]:
         )
     prompts = []
     for line in read_lines(path):
-        try:
-            row = json.loads(line.text)
+        with named(PromptError, line.source, "expected a prompt and its files"):
+            row = parse_json(line.text)
             prompts.append(BenchmarkPrompt(row["prompt"], line.source, tuple(row["files"])))
-        except (ValueError, KeyError, TypeError) as error:
-            raise PromptError(f"{line.source}: expected a prompt and its files ({error!r})") from None
     return prompts

@@ -10,6 +10,7 @@ from unitoken_jax.evaluate.drawing.benchmark import DrawingBenchmark
 from unitoken_jax.evaluate.drawing.gallery import RESULTS, write_gallery
 from unitoken_jax.evaluate.drawing.prompts import BenchmarkPrompt, PromptError, write_drawn
 from unitoken_jax.evaluate.drawing.scorers import score_images
+from unitoken_jax.evaluate.faults import named
 from unitoken_jax.evaluate.registry import find_drawing
 from unitoken_jax.sequence.build import TEXT_TO_IMAGE_INSTRUCTION, build_text_to_image_prompt
 
@@ -46,7 +47,7 @@ def draw_benchmark(
     if not isinstance(settings["number"], int) or settings["number"] < 1:
         raise ValueError(f"number is {settings['number']}; expected at least 1 image a prompt")
     prompts = drawing.read(data, settings["number"], rewritten)
-    _check(model, prompts)
+    check_prompts(model, prompts)
 
     loaded = load_model(model, dtype=settings.get("dtype"))
     if earlier is None:
@@ -124,13 +125,12 @@ def _write_recipe(path: pathlib.Path, recipe: Mapping) -> None:
     recipes.write_json(path, recipe)
 
 
-def _check(model: str | os.PathLike, prompts: Sequence[BenchmarkPrompt]) -> None:
+def check_prompts(model: str | os.PathLike, prompts: Sequence[BenchmarkPrompt]) -> None:
     """Raises PromptError for a prompt that the model cannot be given now, not after hours of drawing."""
     from unitoken_jax.checkpoint.model_directory import load_settings
 
     config, tokenizer, _ = load_settings(model)
+    tokenizer = tokenizer.literal()
     for prompt in prompts:
-        try:
+        with named(PromptError, prompt.source):
             build_text_to_image_prompt(prompt.text, tokenizer, config)
-        except ValueError as error:
-            raise PromptError(f"{prompt.source}: {error}") from None

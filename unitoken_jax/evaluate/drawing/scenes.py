@@ -4,7 +4,6 @@ This is the only file of `evaluate` that knows the `scenes` room. Judging needs 
 """
 
 import dataclasses
-import json
 import pathlib
 from typing import ClassVar
 
@@ -13,6 +12,7 @@ from PIL import Image
 
 from unitoken_jax.evaluate.drawing.benchmark import DrawingBenchmark, ScoresError
 from unitoken_jax.evaluate.drawing.prompts import BenchmarkPrompt, PromptError, PromptLine, numbered_prompt
+from unitoken_jax.evaluate.faults import named, parse_json
 from unitoken_jax.scenes.checker import check, score_images
 from unitoken_jax.scenes.prompts import Requirement
 
@@ -43,11 +43,8 @@ class SceneBenchmark(DrawingBenchmark):
             if not files:
                 raise PromptError(f"{metadata.parent}: no images in samples/")
             for file in files:
-                try:
-                    with Image.open(file) as image:
-                        verdict = check(np.asarray(image.convert("RGB")), requirement)
-                except (OSError, ValueError) as error:
-                    raise PromptError(f"{file}: {error}") from None
+                with named(PromptError, str(file)), Image.open(file) as image:
+                    verdict = check(np.asarray(image.convert("RGB")), requirement)
                 requirements.append(requirement)
                 verdicts.append(verdict)
                 name = file.relative_to(run_folder).as_posix()
@@ -64,10 +61,8 @@ def _check_metadata(metadata: dict) -> None:
 
 
 def _read_requirement(metadata: pathlib.Path) -> Requirement:
-    try:
-        return Requirement.from_json(json.loads(metadata.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError) as error:
-        raise PromptError(f"{metadata}: no requirement of the quickstart ({error!r})") from None
+    with named(PromptError, str(metadata), "no requirement of the quickstart"):
+        return Requirement.from_json(parse_json(metadata.read_text(encoding="utf-8")))
 
 
 QUICKSTART = SceneBenchmark("quickstart", (), number=1, guidance=None)

@@ -8,7 +8,6 @@ scorer writes   vqa_result.json: [{"question_id": n, "answer": score}, ...], n a
 """
 
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -20,6 +19,7 @@ from unitoken_jax.evaluate.drawing.benchmark import (
     read_scores,
 )
 from unitoken_jax.evaluate.drawing.prompts import BenchmarkPrompt, PromptError, PromptLine, read_drawn
+from unitoken_jax.evaluate.faults import named, parse_json
 
 _LONGEST_NAME = 255  # Bytes of a file's name, on common file systems.
 # Where the list's scorer puts its last word. A noun phrase's own vqa_result.json has the same form.
@@ -75,13 +75,9 @@ class T2ICompBench(DrawingBenchmark):
                 f"{scores}: the score of list {run_folder.name} is {scorer_folder}/vqa_result.json"
             )
         files = [file for prompt in prompts for file in prompt.files]
-        try:
-            entries = json.loads(read_scores(scores))
+        with named(ScoresError, str(scores), 'expected [{"question_id": 0, "answer": 0.5}, ...]'):
+            entries = parse_json(read_scores(scores))
             numbered_scores = [(int(entry["question_id"]), float(entry["answer"])) for entry in entries]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ScoresError(
-                f'{scores}: expected [{{"question_id": 0, "answer": 0.5}}, ...] ({error!r})'
-            ) from None
         values: dict[int, float] = {}
         for number, value in numbered_scores:
             if not 0 <= number < len(files):

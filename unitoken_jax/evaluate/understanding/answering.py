@@ -71,8 +71,10 @@ def _resume(journal: pathlib.Path, recipe: Mapping, rows: int) -> list[tuple[str
             if entry is None:
                 break
             if whole == 0:
+                if "recipe" not in entry:
+                    break
                 recipes.check_same(entry["recipe"], json.loads(json.dumps(recipe)), _advice(journal))
-            elif entry["start"] != len(answers) or len(answers) + len(entry["answers"]) > rows:
+            elif entry.get("start") != len(answers) or len(answers) + len(entry["answers"]) > rows:
                 break
             else:
                 answers += [(text, complete) for text, complete in entry["answers"]]
@@ -94,4 +96,8 @@ def _entry(line: bytes) -> dict | None:
         entry = json.loads(line)
     except ValueError:
         return None
-    return entry if isinstance(entry, dict) and ("recipe" in entry or "answers" in entry) else None
+    if not isinstance(entry, dict):
+        return None
+    answers = entry.get("answers")
+    pairs = isinstance(answers, list) and all(isinstance(one, list) and len(one) == 2 for one in answers)
+    return entry if pairs or isinstance(entry.get("recipe"), dict) else None

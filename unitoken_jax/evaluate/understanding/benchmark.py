@@ -27,7 +27,7 @@ from unitoken_jax.evaluate.understanding.table import (
     read_table,
     row_images,
 )
-from unitoken_jax.sequence.conversation import Conversation, make_conversation
+from unitoken_jax.sequence.conversation import Conversation, Turn
 
 if TYPE_CHECKING:
     from unitoken_jax.unitoken import UniToken
@@ -97,9 +97,9 @@ class UnderstandingBenchmark(Benchmark):
     ) -> Conversation:
         """Row `number` as a question to the model; `cells` is `row_images(table)`."""
         images = [decode_image(table, number, text) for text in cells[number]]
-        return make_conversation(
-            [self.question_parts(table, number, images, template)], table.location(number)
-        )
+        # Not by make_conversation: a text that spells an image's mark is text here, whatever it says.
+        question = Turn("question", tuple(self.question_parts(table, number, images, template)))
+        return Conversation((question,), table.location(number))
 
     def run(
         self, model: "UniToken", table: Table, template: Template, journal: pathlib.Path, recipe: Mapping

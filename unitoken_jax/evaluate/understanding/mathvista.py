@@ -15,7 +15,10 @@ LOWER_BOUND = "no-judge, a lower bound"  # Name of the score over rows that need
 
 @dataclasses.dataclass(frozen=True)
 class MathVista(UnderstandingBenchmark):
-    """Options are matched, and predictions that are a number and nothing else; the rest is for a judge."""
+    """Options are matched, and predictions that are a number and nothing else; the rest is for a judge.
+
+    A right integer 0 counts: VLMEvalKit's check takes that 0 for "nothing found" and asks its judge.
+    """
 
     needs_judge: ClassVar[bool] = True
 

@@ -2,16 +2,24 @@
 
 import dataclasses
 import re
+import string
+from collections import Counter
 from collections.abc import Sequence
 
 from PIL import Image
 
 from unitoken_jax.evaluate.understanding.benchmark import CHOICE_COLUMNS, UnderstandingBenchmark
-from unitoken_jax.evaluate.understanding.matching import MatchingRules, match_option
-from unitoken_jax.evaluate.understanding.prompts import Template
+from unitoken_jax.evaluate.understanding.matching import REFUSED, MatchingRules, match_option
+from unitoken_jax.evaluate.understanding.prompts import Template, options_of
 from unitoken_jax.evaluate.understanding.scoring import Scored, by_column, checked_options, mean
 from unitoken_jax.evaluate.understanding.table import IMAGE, PREDICTION, Table, TableError
 
+# What becomes of open questions whose answer is a capital letter, by letter.
+_LETTERS = {
+    "lost": "whose answer is a capital letter cannot be hit by this rule",
+    "B": 'whose answer is B are hit by "B" and "Other Answers"',
+    REFUSED: "whose answer is Z are hit by what names no option",
+}
 _IMAGE_MARK = re.compile(r"<image (\d+)>")
 
 
@@ -33,19 +41,23 @@ class Mmmu(UnderstandingBenchmark):
         before, *marked = _IMAGE_MARK.split(text)  # text, then image number and text in alternation
         parts += [before] if before else []
         for image_number, after in zip(marked[::2], marked[1::2]):
-            if not 1 <= int(image_number) <= len(images):
+            with table.reading(number, IMAGE):
+                position = int(image_number)
+            if not 1 <= position <= len(images):
                 message = f"{len(images)} images, but the text names <image {image_number}>"
                 raise table.fault(number, IMAGE, message)
-            parts.append(images[int(image_number) - 1])
+            parts.append(images[position - 1])
             parts += [after] if after else []
         return parts
 
     def score_answers(self, table: Table, rules: MatchingRules) -> Scored:
         """Accuracy over the validation split, as far as the file says which rows these are.
 
-        An open question, which has no options, gets two: A is the right answer, B "Other Answers".
+        An open question, which has no option A, gets two: A is the right answer, B "Other Answers". As in
+        VLMEvalKit, a capital letter stays the wanted letter all the same, and what names no option counts
+        as Z (its `MMMU_preproc`, `mcq_vanilla_eval` and `extract_answer_from_item`).
         """
-        matches, hits, lost = [], [], 0
+        matches, hits, letters = [], [], Counter[str]()
         for number, row in enumerate(table.rows):
             gold = row["answer"]
             if row.get("A", "") != "":
@@ -53,17 +65,15 @@ class Mmmu(UnderstandingBenchmark):
             else:
                 if not gold:
                     raise table.fault(number, "answer", "empty")
-                options = {"A": gold, "B": "Other Answers"}
-                # VLMEvalKit keeps a capital letter as the wanted letter; so do we, to count as it does.
-                letter = len(gold) == 1 and "A" <= gold <= "Z"
-                lost += letter and gold != "A"
-                gold = gold if letter else "A"
+                options = options_of(row) | {"A": gold, "B": "Other Answers"}
+                if gold in tuple(string.ascii_uppercase):
+                    letters[gold if gold in (*options, REFUSED) else "lost"] += 1
+                else:
+                    gold = "A"
             matches.append(match_option(row[PREDICTION], options, rules))
-            hits.append(matches[-1] == gold)
+            hits.append((matches[-1] or REFUSED) == gold)
         numbers = list(range(len(hits)))
-        notes = [f"{lost} open questions whose answer is a capital letter cannot be hit by this rule"] * bool(
-            lost
-        )
+        notes = [f"{letters[kind]} open questions {_LETTERS[kind]}" for kind in _LETTERS if letters[kind]]
         if "split" in table.columns:
             numbers = [number for number in numbers if table.rows[number]["split"] == "validation"]
             if not numbers:

@@ -1,7 +1,6 @@
 """Results as JSON; of all a model's results one report beside the paper's numbers, Markdown and HTML."""
 
 import dataclasses
-import json
 import pathlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from PIL import Image
 
 from unitoken_jax.evaluate import page
+from unitoken_jax.evaluate.faults import named, parse_json, read_json
 from unitoken_jax.evaluate.markdown import markdown_table
 from unitoken_jax.evaluate.recipe import write_json
 from unitoken_jax.evaluate.registry import UNDERSTANDING_BENCHMARKS, find_understanding
@@ -104,15 +104,14 @@ def read_judged(out: pathlib.Path) -> dict[str, float]:
     path = out / JUDGED
     if not path.exists():
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from None
+    with named(ValueError, str(path), "not valid JSON"):
+        content = parse_json(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError(f'{path}: expected {{"MathVista": 41.6, "MMVet": 30.0}}')
     judged = {}
     for name, value in content.items():
-        benchmark, _ = find_understanding(name)
+        with named(ValueError, str(path)):
+            benchmark, _ = find_understanding(name)
         if not benchmark.needs_judge or isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{path}: {name}: expected a number, for MathVista or MMVet")
         if not 0 <= value <= 100:
@@ -143,7 +142,7 @@ def write_report(out: pathlib.Path, model: str) -> pathlib.Path:
         for dataset in reversed(benchmark.datasets):  # the usual file last, so that it wins
             path = out / f"{model}_{dataset}{_SUFFIX}"
             if path.exists():
-                result = json.loads(path.read_text(encoding="utf-8"))
+                result = _read_results(path)
                 results[benchmark.name] = {"rules": UNNAMED_RULES.name} | result
     judged = read_judged(out)
     points = {name: result["points"] for name, result in results.items()} | judged
@@ -162,7 +161,7 @@ def write_report(out: pathlib.Path, model: str) -> pathlib.Path:
         chosen = out / f"{model}_{result['dataset']}{_EXAMPLES_SUFFIX}"
         if chosen.exists():  # results of an older version have none
             body.append(page.heading(f"{name}: the first examples of each kind"))
-            body.append(examples.cards(json.loads(chosen.read_text(encoding="utf-8"))))
+            body.append(examples.cards(read_json(chosen)))
     page.write_page(path.with_suffix(".html"), title, body)
     return path
 
@@ -172,6 +171,16 @@ _REMARKS = (
     "which letters and texts name an option moves a score by many points. Averages are means of percents:",
     "MME is divided by 28 and OCRBench by 10. Table 6's models have no any-res images.",
 )
+
+
+def _read_results(path: pathlib.Path) -> dict:
+    """The results in `path`, as `write_results` wrote them. ValueError naming the file where it did not."""
+    result = read_json(path)
+    keys = ("dataset", "rows", "score", "points", "parts", "notes")
+    absent = [key for key in keys if not isinstance(result, dict) or key not in result]
+    if absent:
+        raise ValueError(f"{path}: no results of `unitoken evaluate`: it lacks {', '.join(absent)}")
+    return result
 
 
 def _mixed(rules: Mapping[str, str]) -> list[str]:

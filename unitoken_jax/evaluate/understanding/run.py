@@ -15,11 +15,13 @@ Scoring imports no jax. In folder `out`, for model M and data set D:
 import dataclasses
 import os
 import pathlib
+import re
 
 from PIL import Image
 
 from unitoken_jax.evaluate import recipe as recipes
 from unitoken_jax.evaluate.devices import load_model
+from unitoken_jax.evaluate.faults import named
 from unitoken_jax.evaluate.registry import find_understanding
 from unitoken_jax.evaluate.understanding.benchmark import UnderstandingBenchmark
 from unitoken_jax.evaluate.understanding.matching import PAPER_RULES, UNNAMED_RULES, find_rules
@@ -38,6 +40,7 @@ from unitoken_jax.evaluate.understanding.table import (
     row_images,
     write_table,
 )
+from unitoken_jax.sequence.image import open_image
 
 BATCH = 16
 
@@ -111,7 +114,7 @@ def run_benchmark(
     wording, scored_by = find_template(template or "vlmevalkit"), find_rules(rules or PAPER_RULES.name)
     table = understanding.read(data, dataset)
     cells = row_images(table)
-    _check(model, understanding, table, wording)
+    check_rows(model, understanding, table, wording)
     check_images(table, cells)
 
     choices = {"max_tokens": max_tokens, "batch": batch}
@@ -138,13 +141,13 @@ def run_benchmark(
     cut_off = sum(not complete for _, complete in answers)
 
     def images(row: int) -> list[Image.Image]:
-        return [decode_image(table, row, text) for text in cells[row]]
+        return [open_image(decode_image(table, row, text)) for text in cells[row]]
 
     predictions = Predictions(name, understanding, dataset, with_answers, scored_by, cut_off, images)
     return [*notes, f"predictions: {stem}.tsv", *_score_and_report(out, predictions)]
 
 
-def _check(
+def check_rows(
     model: str | os.PathLike, benchmark: UnderstandingBenchmark, table: Table, template: Template
 ) -> None:
     """Raises for every row that cannot be asked or judged now, not after hours of answers."""
@@ -153,9 +156,11 @@ def _check(
 
     benchmark.score(with_predictions(table, [""] * len(table.rows)))
     config, tokenizer, _ = load_settings(model)
+    tokenizer = tokenizer.literal()
     cells = row_images(table)
     for row in range(len(table.rows)):
-        example_size(benchmark.conversation(table, cells, template, row), tokenizer, config)
+        with table.reading(row):
+            example_size(benchmark.conversation(table, cells, template, row), tokenizer, config)
 
 
 def _settings(model, choices: dict) -> dict:
@@ -171,14 +176,16 @@ def _same_choice(
     """Data set, template and rules of `recipe`, which `source` names, checked against what was asked for."""
     if benchmark is not None and find_understanding(benchmark)[0].name != recipe["benchmark"]:
         raise ValueError(f"{source} is for {recipe['benchmark']}, not for {benchmark}")
-    if template is not None and template != recipe["template"]["name"]:
-        raise ValueError(f"{source} is for template {recipe['template']['name']}, not for {template}")
+    with named(ValueError, source, "no recipe of questions about images"):
+        dataset, wording = str(recipe["dataset"]), str(recipe["template"]["name"])
+    if template is not None and template != wording:
+        raise ValueError(f"{source} is for template {wording}, not for {template}")
     if rules is not None and rules != recipe["rules"]:
         raise ValueError(
             f"{source} is for rules {recipe['rules']}, not for {rules}: repeat it without --rules, then "
             f"score its predictions by others (unitoken evaluate score --rules {rules})"
         )
-    return recipe["dataset"], recipe["template"]["name"], recipe["rules"]
+    return dataset, wording, recipe["rules"]
 
 
 def with_predictions(table: Table, predictions: list[str]) -> Table:
@@ -200,15 +207,16 @@ def _joined(answers: Table, predictions: Table) -> Table:
             raise answers.fault(number, INDEX, f"{predictions.path} has no prediction for it")
         predicted = predictions.rows[number_of[row[INDEX]]]
         texts.append(predicted[PREDICTION])
-        problem = ""
-        if QUESTION in predicted and predicted[QUESTION] != row[QUESTION]:
-            column, problem = QUESTION, f"asks {row[QUESTION][:60]!r} there"
+        column, problem = "", ""
+        if _plain(predicted.get(QUESTION, row[QUESTION])) != _plain(row[QUESTION]):
+            column, problem = QUESTION, "asks"
         elif not _same_answer(predicted.get("answer", ""), row.get("answer", "")):
-            column, problem = "answer", f"says {row['answer'][:60]!r}"
+            column, problem = "answer", "says"
         if problem:
-            message = f"{predicted[column][:60]!r}; {answers.path} {problem}: predictions of another file"
+            there, here = _excerpts(_plain(predicted[column]), _plain(row[column]))
+            message = f"{there}; {answers.path} {problem} {here}: predictions of another file"
             raise predictions.fault(number_of[row[INDEX]], column, message)
-    indices = {row[INDEX] for row in answers.rows}
+    indices = {row[INDEX] for row in answers.rows} | answers.left_out
     for number, row in enumerate(predictions.rows):
         if row[INDEX] not in indices:
             message = f"{answers.path} has no such row: predictions of another file"
@@ -216,8 +224,24 @@ def _joined(answers: Table, predictions: Table) -> Table:
     return with_predictions(answers, texts)
 
 
+def _plain(text: str) -> str:
+    """`text` with what a spreadsheet writes as "_x000D_" (a carriage return) undone, and plain line ends."""
+    text = re.sub(r"_x([0-9A-Fa-f]{4})_", lambda code: chr(int(code[1], 16)), text)
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _excerpts(first: str, second: str) -> tuple[str, str]:
+    """Where two texts begin to differ, of each 60 characters that show it, quoted."""
+    pairs = enumerate(zip(first, second))
+    agree = next((at for at, (one, other) in pairs if one != other), min(len(first), len(second)))
+    start = max(0, agree - 20) if agree > 40 else 0
+    lead = "... " if start else ""
+    return f"{lead}{first[start : start + 60]!r}", f"{lead}{second[start : start + 60]!r}"
+
+
 def _same_answer(first: str, second: str) -> bool:
     """Whether two cells may mean the same: pandas writes numbers anew, and drops "None"."""
+    first, second = _plain(first), _plain(second)
     if not first.strip() or not second.strip() or first.strip() == second.strip():
         return True
     try:

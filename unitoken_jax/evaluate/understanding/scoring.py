@@ -40,12 +40,19 @@ def mean(values: Sequence[float]) -> float:
 
 def by_column(table: Table, column: str, numbers: Sequence[int], hits: Sequence[bool]) -> dict[str, float]:
     """Percent of `hits` (one a row in `numbers`) for each value of `column`; nothing without the column."""
-    if column not in table.columns:
-        return {}
+    hit_of = dict(zip(numbers, hits))
+    return {
+        f"{column}: {name}": mean([hit_of[number] for number in group])
+        for name, group in rows_by_value(table, column, numbers).items()
+    }
+
+
+def rows_by_value(table: Table, column: str, numbers: Sequence[int]) -> dict[str, list[int]]:
+    """Those of the rows `numbers` that hold each value of `column`, sorted; nothing without the column."""
     groups = defaultdict(list)
-    for number, hit in zip(numbers, hits):
-        groups[table.rows[number][column]].append(hit)
-    return {f"{column}: {name}": mean(groups[name]) for name in sorted(groups) if name}
+    for number in numbers:
+        groups[table.rows[number].get(column, "")].append(number)
+    return {name: groups[name] for name in sorted(groups) if name}
 
 
 def details(table: Table, numbers: Sequence[int], hits: Sequence[bool]) -> dict[str, float]:
@@ -61,7 +68,10 @@ def checked_options(table: Table, number: int) -> dict[str, str]:
     options, gold = options_of(table.rows[number]), table.rows[number]["answer"]
     if gold not in options:
         raise table.fault(
-            number, "answer", f"{gold!r} is none of the options {', '.join(options) or '(none)'}"
+            number,
+            "answer",
+            f"{gold!r} is none of the options {', '.join(options) or '(none)'}; if the authors' file has it, "
+            'a program lost it (pandas takes the text "None" for nothing): use their file',
         )
     return options
 
@@ -85,9 +95,10 @@ def match_yes_nos(table: Table, rules: MatchingRules) -> tuple[list[str | None],
 
 
 def unmatched(table: Table, scored: Scored) -> list[int]:
-    """Rows whose prediction was taken for no answer at all."""
+    """Rows whose prediction was taken for no answer at all, and which count as wrong for that."""
+    outcomes = enumerate(zip(scored.matches, scored.hits))
     return [
-        number for number, match in enumerate(scored.matches) if match is None and "answer" in table.columns
+        number for number, (match, hit) in outcomes if match is None and not hit and "answer" in table.columns
     ]
 
 

@@ -1,25 +1,32 @@
 """Benchmark and prediction files: tab-separated, quoted as the csv module and pandas quote.
 
 A row's `image` is a base64 image, a list of them written as a Python list, or (64 characters and fewer)
-the index of the row whose image it shares. Every error names file, line, index and column.
+the index of the row whose image it shares. Every error names file, line, index and column, whatever class of
+error a library raised.
 """
 
 import ast
 import base64
-import binascii
 import csv
 import dataclasses
 import io
 import os
 import pathlib
+import string
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 
 from PIL import Image
 
-from unitoken_jax.sequence.image import ImageError, image_size, open_image
+from unitoken_jax.evaluate.faults import named, undecodable_line
+from unitoken_jax.sequence.image import image_size, open_image
 from unitoken_jax.storage.atomic import write_text
 
 INDEX, QUESTION, IMAGE, PREDICTION = "index", "question", "image", "prediction"
+# How pandas and numpy write that there is nothing, in columns where an empty cell means that. "None" is not
+# among them: it is an option of real questions (VLMEvalKit's issue 1559, of 2026-05-28).
+_NOTHING = ("nan", "NaN", "<NA>")
+_MAY_HOLD_NOTHING = frozenset((*string.ascii_uppercase, IMAGE, "hint", "split", "category", "l2-category"))
 _LONGEST_REFERENCE = 64  # characters; VLMEvalKit's rule
 _LARGEST_CELL = 2**31 - 1
 
@@ -30,22 +37,36 @@ class TableError(ValueError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Table:
-    """`rows` in file order, every cell text ("": nothing); `lines`: where in `path` each begins."""
+    """`rows` in file order, every cell text ("": nothing); `lines`: where in `path` each begins.
+
+    `left_out`: the indices of rows that are not among them because their `image` is empty.
+    """
 
     path: pathlib.Path
     columns: tuple[str, ...]
     rows: list[dict[str, str]]
     lines: list[int]
-    without_image: int = 0  # rows left out because their `image` is empty
+    left_out: frozenset[str] = frozenset()
+
+    @property
+    def without_image(self) -> int:
+        """How many rows were left out because their `image` is empty."""
+        return len(self.left_out)
 
     def location(self, number: int, column: str | None = None) -> str:
         """Names row `number`, and `column`, for a message."""
-        row = f"{self.path}:{self.lines[number]} (index {self.rows[number][INDEX]})"
+        row = f"{self.path}:{self.lines[number]} (index {self.rows[number][INDEX][:80]})"
         return row if column is None else f"{row}, column {column!r}"
 
     def fault(self, number: int, column: str, problem: str) -> TableError:
         """The error that `problem` is wrong with `column` of row `number`, to be raised."""
         return TableError(f"{self.location(number, column)}: {problem}")
+
+    def reading(
+        self, number: int, column: str | None = None, problem: str = ""
+    ) -> AbstractContextManager[None]:
+        """A block in which whatever is raised becomes the `fault` of `column` in row `number`."""
+        return named(TableError, self.location(number, column), problem)
 
 
 def read_table(path: str | os.PathLike, need: Iterable[str] = (), images: bool = True) -> Table:
@@ -69,7 +90,8 @@ def read_table(path: str | os.PathLike, need: Iterable[str] = (), images: bool =
     except UnicodeDecodeError as error:
         if error.object[:2] == b"PK":
             raise TableError(f"{path}: an Excel or zip file, whatever its name; save it as .tsv") from None
-        raise TableError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from None
+        line = undecodable_line(path)
+        raise TableError(f"{path}: not UTF-8 ({path}:{line}: {error.reason}); save it as UTF-8") from None
     except FileNotFoundError:
         raise FileNotFoundError(f"no file at {path}") from None
     finally:
@@ -93,7 +115,7 @@ def _read(path: pathlib.Path, reader, need: Sequence[str], images: bool) -> Tabl
     rows: list[dict[str, str]] = []
     lines: list[int] = []
     first: dict[str, int] = {}
-    empty = 0
+    left_out = set()
     while True:
         line = reader.line_num + 1
         cells = _next(path, reader)
@@ -106,7 +128,10 @@ def _read(path: pathlib.Path, reader, need: Sequence[str], images: bool) -> Tabl
                 f"{path}:{line}: {len(cells)} cells, the header names {len(header)} columns; is a tab or a "
                 "quotation mark in a cell not quoted?"
             )
-        row = dict(zip(header, cells))
+        row = {
+            name: "" if name in _MAY_HOLD_NOTHING and cell in _NOTHING else cell
+            for name, cell in zip(header, cells)
+        }
         index = row[INDEX].strip()
         if not index:
             raise TableError(f"{path}:{line}, column {INDEX!r}: empty")
@@ -117,16 +142,16 @@ def _read(path: pathlib.Path, reader, need: Sequence[str], images: bool) -> Tabl
         first[index] = line
         row[INDEX] = index
         if IMAGE in row and not row[IMAGE].strip():
-            empty += 1
+            left_out.add(index)
             continue
         if not images:
             row.pop(IMAGE, None)
         rows.append(row)
         lines.append(line)
     if not rows:
-        raise TableError(f"{path}: holds no rows" + (" with an image" if empty else ""))
+        raise TableError(f"{path}: holds no rows" + (" with an image" if left_out else ""))
     columns = tuple(name for name in header if images or name != IMAGE)
-    return Table(path, columns, rows, lines, empty)
+    return Table(path, columns, rows, lines, frozenset(left_out))
 
 
 def _next(path: pathlib.Path, reader) -> list[str] | None:
@@ -158,51 +183,45 @@ def literal_list(table: Table, number: int, column: str) -> list[str]:
 
 def _list_of(table: Table, number: int, column: str, cell: str) -> list[str]:
     """The texts of the Python list in `cell`; the other arguments name the place in an error."""
-    try:
+    problem = f"{cell[:60]!r} is no Python list, for example ['a', 'b']"
+    with table.reading(number, column, problem):
         values = ast.literal_eval(cell)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        values = None
-    if not isinstance(values, list | tuple) or not values:
-        raise table.fault(number, column, f"{cell[:60]!r} is no Python list, for example ['a', 'b']")
-    return [str(value) for value in values]
+        if isinstance(values, list | tuple) and values:
+            return [str(value) for value in values]
+    raise table.fault(number, column, problem)
 
 
 def row_images(table: Table) -> list[list[str]]:
     """The base64 images of each row, references and lists resolved; none of them decoded.
 
-    Raises TableError where a reference leads to no row, or to one that refers on.
+    A reference may lead to another one, up or down the file (VLMEvalKit follows those to earlier rows).
+    Raises TableError where it leads to no row with an image, or back to itself.
     """
     cells = {row[INDEX]: row[IMAGE] for row in table.rows}
     images = []
     for number, row in enumerate(table.rows):
-        cell = row[IMAGE]
-        if len(cell) <= _LONGEST_REFERENCE and not cell.startswith("["):
+        cell, seen = row[IMAGE], {row[INDEX]}
+        while len(cell) <= _LONGEST_REFERENCE and not cell.startswith("["):
             target = cell.strip()
+            problem = f"refers to the image of index {target}"
+            if target in seen:
+                raise table.fault(number, IMAGE, f"{problem}, which has none of its own but refers back")
             if target not in cells:
-                raise table.fault(number, IMAGE, f"refers to the image of index {target}, which is no row")
+                absent = "has none" if target in table.left_out else "is no row"
+                raise table.fault(number, IMAGE, f"{problem}, which {absent}")
+            seen.add(target)
             cell = cells[target]
-            if len(cell) <= _LONGEST_REFERENCE:
-                raise table.fault(
-                    number, IMAGE, f"refers to the image of index {target}, which has none of its own"
-                )
-        if cell.startswith("["):
-            images.append(_list_of(table, number, IMAGE, cell))
-        else:
-            images.append([cell])
+        images.append(_list_of(table, number, IMAGE, cell) if cell.startswith("[") else [cell])
     return images
 
 
 def decode_image(table: Table, number: int, text: str) -> Image.Image:
     """The image of base64 `text` in row `number`, opened but not read. TableError where it is none."""
-    try:
+    with table.reading(number, IMAGE, "broken base64"):
         data = base64.b64decode("".join(text.split()), validate=True)
-    except binascii.Error as error:
-        raise table.fault(number, IMAGE, f"broken base64 ({error})") from None
-    try:
+    with table.reading(number, IMAGE, "the base64 text is no usable image"):
         image = Image.open(io.BytesIO(data))
         image_size(image)
-    except (OSError, SyntaxError, ImageError, Image.DecompressionBombError) as error:
-        raise table.fault(number, IMAGE, f"the base64 text is no usable image ({error})") from None
     return image
 
 
@@ -214,7 +233,5 @@ def check_images(table: Table, images: Sequence[Sequence[str]]) -> None:
             if text in seen:
                 continue
             seen.add(text)
-            try:
+            with table.reading(number, IMAGE):
                 open_image(decode_image(table, number, text))
-            except ImageError as error:
-                raise table.fault(number, IMAGE, str(error)) from None
