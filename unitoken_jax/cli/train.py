@@ -1,8 +1,11 @@
 """`unitoken train`, `plan` and `tokenize`: a config file's run, what it needs, and its images' codes."""
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
+from types import FrameType
 
 from unitoken_jax.cli.options import (
     AddVerb,
@@ -11,6 +14,7 @@ from unitoken_jax.cli.options import (
     model_directory,
     share,
 )
+from unitoken_jax.train.preemption import RESUMABLE, Preempted
 
 
 def add_verbs(add_verb: AddVerb) -> None:
@@ -55,10 +59,13 @@ def add_verbs(add_verb: AddVerb) -> None:
 
 def run_train(arguments: argparse.Namespace) -> None:
     """`unitoken train`: runs one process of training, of as many as the environment says."""
+    if arguments.own_process:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _end_at_once)
     from unitoken_jax.cli import distributed
     from unitoken_jax.config_file import load_config
     from unitoken_jax.train.loop import train
-    from unitoken_jax.train.preemption import Preempted
 
     overrides = list(arguments.overrides)
     if arguments.profile is not None:
@@ -76,6 +83,16 @@ def run_train(arguments: argparse.Namespace) -> None:
     except (Exception, KeyboardInterrupt):
         distributed.fail()
         raise
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    """Ends a run that has made no step yet, which the same command begins, or goes on with.
+
+    An exception would do, were it not lost where Python is just deleting an object.
+    """
+    with contextlib.suppress(OSError):
+        os.write(2, b"unitoken train: stopped before its first step\n")
+    os._exit(RESUMABLE)
 
 
 def run_plan(arguments: argparse.Namespace) -> int:

@@ -109,7 +109,7 @@ def train(
             clock=clock,
         )
         programs = _programs(config, mesh, rates, tokenizer.vocabulary, shardings_of(abstract))
-        preemption.defer()
+        preemption.listen()
         run = Run(config, mesh, programs, loader, checkpoints, logs, validation, samples)
         state = run.run(state, preemption)
         stack.close()  # the last checkpoint is whole before the model is written

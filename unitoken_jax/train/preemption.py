@@ -1,12 +1,13 @@
-"""SIGTERM and Ctrl-C, on whichever process: all of them save and stop at one common step."""
+"""SIGTERM and Ctrl-C, on whichever process: all of them save and stop at one common step.
+
+Importing this imports no jax: the command line is to hear signals before that is there.
+"""
 
 import os
 import signal
 import threading
 from types import FrameType
 from typing import Any
-
-import jax
 
 RESUMABLE = 75  # exit code of a run that was told to stop: sysexits' "try again"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -20,29 +21,29 @@ class Preempted(SystemExit):
 
 
 class Preemption:
-    """What a signal to stop means while this is entered as a context manager, as around a whole run.
-
-    Before `defer` nothing has been begun that could be lost: the signal raises Preempted where it comes.
-    After that it waits until `reached` is asked. A second Ctrl-C raises KeyboardInterrupt.
+    """What a signal to stop means in a run, from `listen` to the end of this context manager: to save first.
 
     With `jax.distributed` its own handler listens for SIGTERM from the start, and agrees with the other
-    processes on the step; Ctrl-C becomes a SIGTERM. Only the main thread may handle signals: in another one
-    this changes nothing, nor does it for a signal that is ignored, as Ctrl-C is in a shell's background.
+    processes on the step; Ctrl-C becomes a SIGTERM. A second Ctrl-C raises KeyboardInterrupt. Only the main
+    thread may handle signals: in another one this changes nothing, nor does it for a signal that is ignored,
+    as Ctrl-C is in a shell's background.
     """
 
     def __init__(self) -> None:
+        import jax
+
         self._together = jax.distributed.is_initialized()
         self._asked = threading.Event()
-        self._deferred = False
         self._before: dict[signal.Signals, Any] = {}
         self._calls, self._reached = 0, False
 
-    def defer(self) -> None:
-        """From here on signals wait for `reached`. Raises Preempted if there was one that nobody has heard:
-        what a handler raises is lost where Python was just deleting an object."""
-        self._deferred = True
-        if self._asked.is_set() and not self._together:
-            raise Preempted
+    def listen(self) -> None:
+        """To be called when there will soon be something to save; what came before ends a run as it would
+        end any program."""
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS[self._together :]:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._handle)
 
     def reached(self) -> bool:
         """Whether to save and stop now; to be called once a step, on every process."""
@@ -59,19 +60,12 @@ class Preemption:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again = self._asked.is_set()
         self._asked.set()
-        if again:
-            if number == signal.SIGINT:
-                raise KeyboardInterrupt
-        elif self._together:
+        if again and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not again and self._together:
             os.kill(os.getpid(), signal.SIGTERM)
-        elif not self._deferred:
-            raise Preempted
 
     def __enter__(self) -> "Preemption":
-        if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS[self._together :]:
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_) -> None:
