@@ -4,22 +4,28 @@ disk."""
 import io
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
 import tarfile
+import traceback
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from tests.helpers.host_data import data_config, tar_name, write_array_record, write_tar
 from tests.helpers.tiny_model import CONFIG, noise, tiny_tokenizer
 from unitoken_jax.config import SourceConfig
+from unitoken_jax.data import codes, sources
 from unitoken_jax.data.index import open_index
 from unitoken_jax.data.loader import Loader
+from unitoken_jax.data.sources import Source
 from unitoken_jax.sequence import build
+from unitoken_jax.sequence.errors import RowError
+from unitoken_jax.sequence.image import ImageError
 
 TOKENIZER = tiny_tokenizer()
 
@@ -186,6 +192,79 @@ def test_an_odd_row_is_named_and_changes_no_other(tmp_path, odd_images, kind, im
         example = build.build_example(index.conversation(row), TOKENIZER, CONFIG)
         np.testing.assert_array_equal(example.tokens, alone.tokens)
         np.testing.assert_array_equal(index.lengths[row], index.lengths[0])
+
+
+def spoilt_avif():
+    """An AVIF file with a good header and no pixels behind it."""
+    content = encoded(noise(1, 64, 48), "AVIF")
+    start = content.index(b"mdat") + 4
+    return content[:start] + bytes(len(content) - start)
+
+
+def write_questions(folder, images):
+    """A JSONL file with a question about each of these files."""
+    path = folder / "data.jsonl"
+    path.write_text("".join(f'{{"image": "{image}", "conversations": {TURNS}}}\n' for image in images))
+    return path
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_pixels_that_fail_when_they_are_decoded_are_one_bad_row(tmp_path, caplog):
+    noise(0).save(tmp_path / "a.png")
+    (tmp_path / "b.avif").write_bytes(spoilt_avif())
+    path = write_questions(tmp_path, ["a.png", "b.avif", "a.png"])
+    loader = Loader(data_config(path, on_error="skip"), CONFIG, TOKENIZER, 0)
+    batches = [next(loader) for _ in range(4)]
+    loader.close()
+    assert all((batch["labels"] >= 0).any() for batch in batches)
+    assert "left out: " in caplog.text
+    assert "data.jsonl:2: " in caplog.text
+    with pytest.raises(ImageError, match=r"data\.jsonl:2: .*b\.avif is damaged or truncated"):
+        Source(SourceConfig(str(path)), 0, data_config(), CONFIG, TOKENIZER, 0).example(0, 1, False)
+
+
+def test_a_damaged_record_of_codes_is_one_bad_row(tmp_path, caplog):
+    for name in ("a.png", "b.png"):
+        noise(0).save(tmp_path / name)
+    path = write_questions(tmp_path, ["a.png", "b.png"])
+    table = {name: np.full((4, 4), 7, np.int32) for name in ("a.png", "b.png")}
+    codes.write_codes(codes.codes_path(path), table, CONFIG)
+    (shard,) = codes.codes_path(path).glob("*array_record*0001")
+    content = shard.read_bytes()
+    at = content.index(b"b.png")
+    shard.write_bytes(content[:at] + b"x" + content[at + 1 :])
+    settings = data_config(codes="offline", on_error="skip")
+    source = Source(SourceConfig(str(path)), 0, settings, CONFIG, TOKENIZER, 0)
+    assert source.example(0, 0, False) is not None
+    assert source.example(0, 1, False) is None
+    assert re.search(r"data\.jsonl:2: .*array_record.* is damaged", caplog.text)
+
+
+def test_a_run_whose_every_row_fails_ends(tmp_path, monkeypatch):
+    """Its images went away, say: it would go on for ever with nothing to learn."""
+    monkeypatch.setattr(sources, "HOPELESS", 5)
+    noise(0).save(tmp_path / "a.png")
+    path = write_questions(tmp_path, ["a.png", "a.png"])
+    source = Source(SourceConfig(str(path)), 0, data_config(on_error="skip"), CONFIG, TOKENIZER, 0)
+    assert source.example(0, 0, False) is not None
+    (tmp_path / "a.png").unlink()
+    assert [source.example(epoch, 1, False) for epoch in range(4)] == [None] * 4
+    with pytest.raises(ImageError, match=r"(?s)data\.jsonl:2: .*does not exist.*5 rows one after another"):
+        source.example(4, 1, False)
+
+
+def test_a_fault_of_our_own_shows_where_it_is(tmp_path, monkeypatch):
+    """With --debug, which shows the traceback; the row is named nevertheless."""
+
+    def broken(*args):
+        raise KeyError("our own")
+
+    noise(0).save(tmp_path / "a.png")
+    path = write_questions(tmp_path, ["a.png"])
+    monkeypatch.setattr(build.anyres, "feature_layout", broken)
+    with pytest.raises(RowError, match=r"data\.jsonl:1: cannot be used \(KeyError: 'our own'\)") as raised:
+        open_index(SourceConfig(str(path)), CONFIG, TOKENIZER)
+    assert "in broken" in "".join(traceback.format_exception(raised.value))
 
 
 def test_rows_of_a_cut_off_tar_shard_are_left_out(tmp_path, caplog):

@@ -1,6 +1,7 @@
 """Images in folders and tar shards, local or behind a URL."""
 
 import pickle
+import re
 import tarfile
 
 import pytest
@@ -39,6 +40,31 @@ def test_a_shard_cut_off_anywhere_is_named_and_its_whole_images_are_kept(tmp_pat
     table = scan_tars(str(path), errors.append)
     assert len(errors) == 1
     assert len(table) == {700: 0, 3000: 1, -1024: 4, 100: 0}[size]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "problem"),
+    [
+        (slice(148, 156), b"0000000\0", r"after 2 members \(a bad header\)"),  # its checksum
+        (slice(124, 136), b"\xff" * 12, r"at 4\.png \(member 3\): a negative size"),
+        (slice(124, 136), b"\x80" + b"\x7f" * 11, None),
+    ],
+)
+def test_a_shard_damaged_within_is_named_and_what_comes_before_is_kept(tmp_path, field, value, problem):
+    path = write_tar(tmp_path / "a.tar", range(0, 8, 2))
+    with tarfile.open(path) as tar:
+        start = tar.getmembers()[2].offset
+    content = bytearray(path.read_bytes())
+    header = content[start : start + 512]
+    header[field] = value
+    if field != slice(148, 156):
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+    content[start : start + 512] = header
+    path.write_bytes(content)
+    errors = []
+    assert len(scan_tars(str(path), errors.append)) == 2
+    assert re.search(problem or r"is truncated within 4\.png", str(errors[0]))
 
 
 def test_a_name_in_two_shards_is_an_error(tmp_path):

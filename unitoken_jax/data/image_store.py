@@ -131,21 +131,31 @@ def _member_name(name: str) -> str:
 def _members(shard: pathlib.Path) -> tuple[list[tuple[str, int, int]], str | None]:
     """((name, first byte, bytes) of each whole file in `shard`, what is wrong with it or None)."""
     members: list[tuple[str, int, int]] = []
-    size, end = size_of(shard), 0
+    size = size_of(shard)
     try:
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
+                if member.size < 0:  # the next member would be looked for before this one
+                    return (
+                        members,
+                        f"is damaged at {member.name} (member {len(members) + 1}): a negative size",
+                    )
                 end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK * member.isreg()
                 if end > size:
                     return members, f"is truncated within {member.name} (member {len(members) + 1})"
                 if member.isreg():
                     members.append((_member_name(member.name), member.offset_data, member.size))
+            file.seek(tar.offset)
+            end_mark = file.read(_BLOCK)
     except OSError:  # the disk's or the network's, not the shard's
         raise
     except Exception as error:  # tarfile has several of its own, and lets int() and decode() raise theirs
         return members, f"is damaged after {len(members)} members ({error})"
-    if size < end + _BLOCK:  # tarfile takes a file that stops between two members for a whole one
+    # tarfile takes a file that stops between two members, or goes on with a damaged one, for a whole one.
+    if len(end_mark) < _BLOCK:
         return members, f"is truncated after {len(members)} members: it has no end mark"
+    if any(end_mark):
+        return members, f"is damaged after {len(members)} members (a bad header)"
     return members, None
 
 

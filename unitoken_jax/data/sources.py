@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 CACHE_BYTES = 256 << 20  # decoded examples kept, all of a source together
 CACHED_EXAMPLE_BYTES = 64 << 10  # larger ones are not worth it: real images would only push each other out
+HOPELESS = 1000  # examples one after another that cannot be built: whatever it is, it is wrong with them all
 REPORT = "left_out.jsonl"  # in the index's folder: good rows that these settings cannot use
 # Salts that keep the random streams of one seed apart.
 _ORDER, _DROP, _RATIO = 0x0A, 0x0D, 0x0F
@@ -86,6 +87,7 @@ class Source:
         self.skipped = int(np.count_nonzero(~usable & self._kept(config.ratio)))
         self._cache: collections.OrderedDict[tuple[int, bool], Example] = collections.OrderedDict()
         self._cached_bytes = 0
+        self._bad_in_a_row = 0
 
     def __len__(self) -> int:
         """Examples in an epoch."""
@@ -166,7 +168,10 @@ class Source:
         return ExampleSlice(epochs, indices, drops, lengths)
 
     def example(self, epoch: int, index: int, drop: bool) -> Example | None:
-        """Example `index` as epoch `epoch` sees it; None where it proves bad now and errors are skipped."""
+        """Example `index` as epoch `epoch` sees it; None where it proves bad now and errors are skipped.
+
+        Where HOPELESS of them are bad and none between them is good, the last one's error is raised after all.
+        """
         rng = None
         if self.model.sequence.crop == "random" and self.seed is not None and self.codes is None:
             rng = np.random.default_rng([self.seed, self.number, epoch, index])
@@ -178,8 +183,15 @@ class Source:
         except RowError as error:
             if self.data.on_error == "raise":
                 raise
+            self._bad_in_a_row += 1
+            if self._bad_in_a_row >= HOPELESS:
+                raise type(error)(
+                    f"{error}\n({HOPELESS} rows one after another cannot be used: nothing would be learnt)",
+                    error.reason,
+                ) from error
             self._skip(error)
             return None
+        self._bad_in_a_row = 0
         if rng is None:
             self._cache_example((index, drop), example)
         return example
