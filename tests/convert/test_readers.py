@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.reference import REFERENCE, needs_reference
-from unitoken_jax.convert.torch.readers import read_folder, read_json, read_safetensors
+from unitoken_jax.convert.torch.readers import read_folder, read_json, read_safetensors, weight_files
 from unitoken_jax.convert.torch.report import ConversionError, ProblemCollector
 from unitoken_jax.convert.torch.writers import write_safetensors, write_sharded
 
@@ -146,6 +146,56 @@ def test_shards(folder):
         np.testing.assert_array_equal(found[name].read(), value)
     (folder / "model.safetensors.index.json").unlink()
     assert read_folder(folder, report)[0].keys() == TENSORS.keys()
+
+
+def test_a_single_file_goes_before_shards_and_their_index(folder):
+    """As `transformers` has it, whichever is newer, and even where the index is stale."""
+    write_safetensors(folder / "model.safetensors", {"a": TENSORS["a"] + 1})
+    for _ in range(2):
+        report = ProblemCollector()
+        tensors, files, names = read_folder(folder, report)
+        assert (tensors.keys(), names) == ({"a"}, {"a"})
+        assert files == [folder / "model.safetensors"]
+        assert not report.problems
+        (note,) = report.notes
+        assert "read model.safetensors, as `transformers` does, and not model.safetensors.index.json" in note
+        for shard in folder.glob("model-*.safetensors"):
+            shard.unlink()
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (["pytorch_model.bin", "pytorch_model.bin.index.json"], "pytorch_model.bin"),
+        (["pytorch_model.bin", "model.safetensors"], "model.safetensors"),
+        (["pytorch_model.bin", "model-1.safetensors"], "pytorch_model.bin"),
+        (["pytorch_model-1.bin", "model-1.safetensors"], "model-1.safetensors"),
+        (["model.safetensors", "model-1.safetensors", "model.safetensors.index.json"], "model.safetensors"),
+    ],
+)
+def test_which_of_several_weights_is_read(tmp_path, names, chosen):
+    for name in names:
+        (tmp_path / name).touch()
+    report = ProblemCollector()
+    files, _ = weight_files(tmp_path, report)
+    assert files == [tmp_path / chosen]
+    assert f"read {chosen}" in report.notes[0]
+
+
+def test_an_index_goes_before_a_bin_file_and_is_refused_without_its_shards(folder):
+    (folder / "pytorch_model.bin").touch()
+    found, files, _ = read_folder(folder, ProblemCollector())
+    assert (found.keys(), len(files)) == (TENSORS.keys(), 2)
+    files[0].unlink()
+    report = ProblemCollector()
+    weight_files(folder, report)
+    with pytest.raises(ConversionError, match=r"which is not there[^$]*note: .*not pytorch_model\.bin"):
+        report.check(str(folder))
+
+
+def test_an_adapter_beside_the_weights_is_not_left_out_in_silence(folder):
+    (folder / "adapter_config.json").write_text("{}")
+    assert any("adapter_config.json says that an adapter" in problem for problem in problems(folder))
 
 
 def test_every_problem_is_in_one_report(folder):

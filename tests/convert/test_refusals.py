@@ -8,6 +8,7 @@ import pytest
 
 from tests.helpers.released_files import OPTIONS, sources
 from tests.helpers.tiny_model import tiny_tokenizer
+from unitoken_jax.checkpoint.model_directory import load_settings
 from unitoken_jax.convert.from_torch import convert
 from unitoken_jax.convert.torch.readers import read_safetensors
 from unitoken_jax.convert.torch.report import ConversionError
@@ -90,3 +91,18 @@ def test_wrong_settings_are_named(copy, tmp_path, changes, message):
     (copy / "config.json").write_text(json.dumps(config | changes))
     with pytest.raises(ConversionError, match=rf"config\.json.*{message}"):
         convert(copy, out=tmp_path / "m", **sources(copy))
+
+
+def test_two_vqgans_in_a_folder_are_refused_by_name(copy, tmp_path):
+    (copy / "chameleon" / "tokenizer" / "vqgan.ckpt").touch()
+    with pytest.raises(ConversionError, match=r"has both vqgan\.ckpt and vqgan\.safetensors"):
+        convert(copy, out=tmp_path / "m", **sources(copy))
+
+
+def test_the_newer_spelling_of_rotary_settings_is_converted(copy, tmp_path):
+    config = json.loads((copy / "config.json").read_text())
+    del config["rope_theta"], config["rope_scaling"]
+    config["rope_parameters"] = {"rope_theta": 1e6, "rope_type": "default"}
+    (copy / "config.json").write_text(json.dumps(config))
+    convert(copy, out=tmp_path / "m", **sources(copy))
+    assert load_settings(tmp_path / "m")[0].decoder.rope_theta == 1e6

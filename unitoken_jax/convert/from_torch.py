@@ -104,7 +104,7 @@ def convert(
         manifest = {
             "sources": {name: store.done[_checksum_key(name)] for name in sources.files},
             "left_out": {reason: len(names) for reason, names in report.ignored.items()},
-            "notes": list(sources.notes),
+            "notes": [*sources.notes, *report.notes],
             "licences": list(LICENCES),
         }
         finalize(out, sources.config, tokenizer, manifest)

@@ -1,14 +1,15 @@
 """Published settings <-> ModelConfig: config.json of checkpoints and of SigLIP, Chameleon's vqgan.yaml."""
 
-import functools
+import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from unitoken_jax.config import DecoderConfig, ModelConfig, SiglipConfig, VQConfig
-from unitoken_jax.convert.torch.readers import read_json
+from unitoken_jax.convert.torch import known_keys
 from unitoken_jax.convert.torch.report import ConversionError, Tensor
+from unitoken_jax.convert.torch.settings import REQUIRED, SettingsTable
 
 # Where a SigLIP config.json is silent, `transformers` means these (its SiglipVisionConfig).
 _SIGLIP_DEFAULTS = {
@@ -21,48 +22,9 @@ _SIGLIP_DEFAULTS = {
     "layer_norm_eps": 1e-6,
 }
 ANYRES, BASE = "ChameleonXLLMXForConditionalGenerationAnyRes", "ChameleonXLLMXForConditionalGeneration"
-REQUIRED = object()
 _MAX_LAYERS, _MAX_BLOCKS, _MAX_LEVELS = 1000, 100, 12
 
-
-def _get(
-    values: Mapping, key: str, kind: type | tuple[type, ...], location: str, default: Any = REQUIRED
-) -> Any:
-    """The value of `key`, which must be of type `kind`. Raises ConversionError naming `location` and key."""
-    value = values.get(key, default)
-    if value is REQUIRED:
-        raise ConversionError(f"{location} has no {key!r}; expected {_name(kind)}")
-    if value is not default and (
-        not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool)
-    ):
-        raise ConversionError(f"{location}: {key!r} is {value!r}; expected {_name(kind)}")
-    return value
-
-
-def _count(
-    values: Mapping, key: str, location: str, default: Any = REQUIRED, maximum: int = 2**20, minimum: int = 1
-) -> int:
-    """The whole number values[key], `minimum` to `maximum`.
-
-    A damaged size must not become a shape that takes all memory to describe.
-    """
-    value = _get(values, key, int, location, default)
-    if value is None or not minimum <= value <= maximum:
-        raise ConversionError(f"{location}: {key!r} is {value}; expected {minimum} to {maximum}")
-    return value
-
-
-def _positive(values: Mapping, key: str, location: str, default: float) -> float:
-    """The positive number values[key]."""
-    value = _get(values, key, (int, float), location, default)
-    if not 0 < value < 1e30:
-        raise ConversionError(f"{location}: {key!r} is {value}; expected a positive number")
-    return float(value)
-
-
-def _name(kind: type | tuple[type, ...]) -> str:
-    """ "int or float": a type, or several, for messages."""
-    return " or ".join(member.__name__ for member in (kind if isinstance(kind, tuple) else (kind,)))
+_ROPE_KEYS = ("rope_parameters", "rope_scaling")  # of `transformers` 5, and before
 
 
 def decoder_config(values: Mapping, location: str) -> DecoderConfig:
@@ -70,31 +32,23 @@ def decoder_config(values: Mapping, location: str) -> DecoderConfig:
 
     Raises ConversionError where a setting would change the computation in a way that is not known here.
     """
-    count = functools.partial(_count, values, location=location)
-    known_values = (
-        ("rope_scaling", None),
-        ("hidden_act", "silu"),
-        ("attention_bias", False),
-        ("mlp_bias", False),
-        ("mask_image_logits", False),
-    )
-    for key, known in known_values:
-        if values.get(key, known) != known:
-            raise ConversionError(f"{location}: {key!r} is {values[key]!r}; only {known!r} is known here")
-    heads = count("num_attention_heads")
+    table = SettingsTable(values, location)
+    heads = table.count("num_attention_heads")
     config = DecoderConfig(
-        vocab_size=count("vocab_size"),
-        width=count("hidden_size"),
-        depth=count("num_hidden_layers", maximum=_MAX_LAYERS),
+        vocab_size=table.count("vocab_size"),
+        width=table.count("hidden_size"),
+        depth=table.count("num_hidden_layers", maximum=_MAX_LAYERS),
         heads=heads,
-        kv_heads=count("num_key_value_heads", default=heads),
-        mlp=count("intermediate_size"),
-        norm_eps=_positive(values, "rms_norm_eps", location, 1e-5),
-        rope_theta=_positive(values, "rope_theta", location, 10000.0),
-        qk_norm_shards=count("model_parallel_size", default=1),
-        norm="output" if _get(values, "swin_norm", bool, location, False) else "pre",
-        dropout=float(_get(values, "dropout", (int, float), location, 0.05)),
+        kv_heads=table.count("num_key_value_heads", default=heads),
+        mlp=table.count("intermediate_size"),
+        norm_eps=table.positive("rms_norm_eps", 1e-5),
+        rope_theta=_rope_theta(table),
+        qk_norm_shards=table.count("model_parallel_size", default=1),
+        norm="output" if table.get("swin_norm", bool, False) else "pre",
+        dropout=float(table.get("dropout", (int, float), 0.05)),
     )
+    fixed = {**known_keys.DECODER_FIXED, "head_dim": (config.width // heads, None)}
+    table.close(fixed, known_keys.DECODER_HARMLESS)
     if not 0 <= config.dropout < 1:
         raise ConversionError(f"{location}: 'dropout' is {config.dropout}; expected 0 to less than 1")
     for name, number in (("num_attention_heads", heads), ("num_key_value_heads", config.kv_heads)):
@@ -106,24 +60,56 @@ def decoder_config(values: Mapping, location: str) -> DecoderConfig:
     return config
 
 
+def _rope_theta(table: SettingsTable) -> float:
+    """The base of the rotary embedding, wherever config.json says it.
+
+    `transformers` writes the key `rope_theta` up to version 4; from version 5 on (December 2025) it is inside
+    the table `rope_parameters`, which also took the place of `rope_scaling`, and may hold a table for each
+    kind of layer. The default is 10000 in both.
+    """
+    found = {}
+    if table.get("rope_theta", (int, float), None) is not None:
+        found["rope_theta"] = table.positive("rope_theta", 10000.0)
+    for key in _ROPE_KEYS:
+        found |= dict(_thetas_of(table.table(key)))
+    if len(set(found.values())) > 1:
+        said = ", ".join(f"{key} {theta}" for key, theta in found.items())
+        raise ConversionError(
+            f"{table.location} says several bases of the rotary embedding: {said}; expected one"
+        )
+    return next(iter(found.values()), 10000.0)
+
+
+def _thetas_of(rope: SettingsTable) -> Iterator[tuple[str, float]]:
+    """(where it stands, base) for every base in a table of rotary settings, which may say nothing else."""
+    for key, value in rope.values.items():
+        if isinstance(value, dict):
+            yield from _thetas_of(rope.table(key))
+    if rope.values.get("rope_theta") is not None:
+        yield f"rope_theta of {rope.location}", rope.positive("rope_theta", 10000.0)
+    rope.close(known_keys.ROPE_FIXED)
+
+
 def is_tied(values: Mapping, location: str) -> bool:
     """Whether a checkpoint's output layer is its embeddings."""
-    return _get(values, "tie_word_embeddings", bool, location, False)
+    return SettingsTable(values, location).get("tie_word_embeddings", bool, False)
 
 
 def siglip_config(folder: str | os.PathLike) -> SiglipConfig:
     """The vision tower that a SigLIP folder's config.json describes (a full model's, or a tower's alone)."""
     path = pathlib.Path(folder) / "config.json"
-    values = read_json(path)
-    vision = values.get(
-        "vision_config", values if values.get("model_type") == "siglip_vision_model" else None
-    )
-    if not isinstance(vision, dict):
+    whole = SettingsTable.of_json(path)
+    if isinstance(whole.values.get("vision_config"), dict):
+        vision = SettingsTable(whole.get("vision_config", dict), str(path))
+        whole.close(known_keys.SIGLIP_FIXED, known_keys.SIGLIP_HARMLESS)
+    elif whole.values.get("model_type") == "siglip_vision_model":
+        vision = whole
+    else:
         raise ConversionError(f"{path} has no 'vision_config': it is not SigLIP's")
     sizes: dict[str, Any] = {}
     for key, default in _SIGLIP_DEFAULTS.items():
-        read = _positive if isinstance(default, float) else _count
-        sizes[key] = read(vision, key, str(path), default)
+        sizes[key] = (vision.positive if isinstance(default, float) else vision.count)(key, default)
+    vision.close(known_keys.VISION_FIXED, known_keys.VISION_HARMLESS)
     if sizes["num_hidden_layers"] > _MAX_LAYERS or sizes["hidden_size"] % sizes["num_attention_heads"]:
         raise ConversionError(
             f"{path}: {sizes['num_hidden_layers']} layers of width {sizes['hidden_size']} with "
@@ -131,10 +117,6 @@ def siglip_config(folder: str | os.PathLike) -> SiglipConfig:
         )
     if sizes["patch_size"] > sizes["image_size"]:
         raise ConversionError(f"{path}: 'patch_size' is larger than 'image_size' {sizes['image_size']}")
-    if vision.get("hidden_act", "gelu_pytorch_tanh") != "gelu_pytorch_tanh":
-        raise ConversionError(
-            f"{path}: 'hidden_act' is {vision['hidden_act']!r}; expected 'gelu_pytorch_tanh'"
-        )
     return SiglipConfig(
         image_size=sizes["image_size"],
         patch_size=sizes["patch_size"],
@@ -147,23 +129,27 @@ def siglip_config(folder: str | os.PathLike) -> SiglipConfig:
 
 
 def check_preprocessor(folder: str | os.PathLike, config: SiglipConfig) -> None:
-    """Raises ConversionError where a SigLIP folder's preprocessor_config.json, if any, prepares other pixels.
+    """Raises ConversionError where a SigLIP folder's settings, if any, prepare other pixels.
 
-    Here they are as published: the whole image to a square, bicubic, 0..255 to -1..1.
+    Here they are as published: the whole image to a square, bicubic, 0..255 to -1..1. `transformers` keeps
+    them in preprocessor_config.json, or (version 5) in a table of processor_config.json.
     """
-    path = pathlib.Path(folder) / "preprocessor_config.json"
-    if not path.is_file():
-        return
-    values, side = read_json(path), config.image_size
-    known = {
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "resample": 3,
-        "size": {"height": side, "width": side},
-    }
-    for key, expected in known.items():
-        if values.get(key, expected) != expected:
-            raise ConversionError(f"{path}: {key!r} is {values[key]!r}; only {expected!r} is known here")
+    folder, side = pathlib.Path(folder), config.image_size
+    tables = []
+    if (path := folder / "preprocessor_config.json").is_file():
+        tables.append(SettingsTable.of_json(path))
+    if (path := folder / "processor_config.json").is_file():
+        tables.append(SettingsTable.of_json(path).table("image_processor"))
+    for table in tables:
+        factor = table.get("rescale_factor", (int, float), 1 / 255)
+        if not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+            raise ConversionError(f"{table.location}: 'rescale_factor' is {factor}; only 1/255 is known here")
+        size = table.table("size").values
+        if any(value is not None for value in size.values()):
+            known = {"height": side, "width": side}
+            if {key: value for key, value in size.items() if value is not None} != known:
+                raise ConversionError(f"{table.location}: 'size' is {size}; only {known} is known here")
+        table.close(known_keys.PREPROCESSOR_FIXED, known_keys.PREPROCESSOR_HARMLESS)
 
 
 def siglip_of_shapes(tensors: Mapping[str, Tensor]) -> SiglipConfig:
@@ -201,75 +187,79 @@ def vq_config_of_yaml(path: str | os.PathLike) -> VQConfig:
     if not path.is_file():
         raise ConversionError(f"{path} does not exist; expected Chameleon's vqgan.yaml beside vqgan.ckpt")
     try:
-        params = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["params"]
-        table = dict(params["ddconfig"])
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        model = SettingsTable(yaml.safe_load(path.read_text(encoding="utf-8"))["model"], f"{path} (model)")
+        params = SettingsTable(model.get("params", dict), str(path))
+        table = SettingsTable(dict(params.get("ddconfig", dict)), f"{path} (ddconfig)")
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConversionError(
             f"{path} has no model.params.ddconfig ({error}): it is not a VQ-GAN's"
         ) from None
-    location = f"{path} (ddconfig)"
-    known_values = {"double_z": False, "in_channels": 3, "out_ch": 3}
-    for key, known in known_values.items():
-        if table.get(key, known) != known:
-            raise ConversionError(f"{location}: {key!r} is {table[key]!r}; only {known!r} is known here")
-    return VQConfig(
-        codes=_count(params, "n_embed", str(path)),
-        embed_dim=_count(params, "embed_dim", str(path)),
-        latent_channels=_count(table, "z_channels", location),
-        base_channels=_count(table, "ch", location),
-        channel_multipliers=_levels(table, "ch_mult", location),
-        res_blocks=_count(table, "num_res_blocks", location, maximum=_MAX_BLOCKS, minimum=0),
-        resolution=_count(table, "resolution", location),
-        attention_resolutions=_numbers(table, "attn_resolutions", location),
-        mid_attention=_get(table, "attn_type", str, location, "vanilla") == "vanilla",
-        norm_groups=_groups(table, location),
+    kind = model.get("target", str, "VQModel").rpartition(".")[2]
+    if kind != "VQModel":
+        raise ConversionError(f"{model.location}: 'target' is a {kind}; only VQModel is known here")
+    vanilla = _is_vanilla(table)
+    config = VQConfig(
+        codes=params.count("n_embed"),
+        embed_dim=params.count("embed_dim"),
+        latent_channels=table.count("z_channels"),
+        base_channels=table.count("ch"),
+        channel_multipliers=_levels(table, "ch_mult"),
+        res_blocks=table.count("num_res_blocks", maximum=_MAX_BLOCKS, minimum=0),
+        resolution=table.count("resolution"),
+        attention_resolutions=table.numbers("attn_resolutions") if vanilla else (),
+        mid_attention=vanilla,
+        norm_groups=_groups(table),
     )
+    model.close(harmless=("base_learning_rate",))
+    params.close(harmless=known_keys.VQ_PARAMS_HARMLESS)
+    table.close(known_keys.DDCONFIG_FIXED, known_keys.DDCONFIG_HARMLESS)
+    return config
 
 
-def _numbers(values: Mapping, key: str, location: str) -> tuple[int, ...]:
-    """The list of whole numbers values[key]."""
-    numbers = _get(values, key, (list, tuple), location)
-    if not all(type(value) is int for value in numbers):
-        raise ConversionError(f"{location}: {key!r} is {numbers!r}; expected whole numbers")
-    return tuple(numbers)
+def _is_vanilla(table: SettingsTable) -> bool:
+    """Whether the VQ-GAN has attention blocks: "vanilla" ones, or ("none", null) none at all."""
+    kind = table.values.get("attn_type", "vanilla")
+    if kind is not None and table.get("attn_type", str, "vanilla") not in ("vanilla", "none"):
+        raise ConversionError(
+            f"{table.location}: 'attn_type' is {kind!r}; only 'vanilla' or 'none' is known here"
+        )
+    return kind == "vanilla"
 
 
-def _levels(values: Mapping, key: str, location: str) -> tuple[int, ...]:
-    """The channel multipliers values[key], one for each level of the VQ-GAN."""
-    multipliers = _numbers(values, key, location)
+def _levels(table: SettingsTable, key: str, default: Any = REQUIRED) -> tuple[int, ...]:
+    """The channel multipliers of `key`, one for each level of the VQ-GAN."""
+    multipliers = table.numbers(key, default)
     if not 1 <= len(multipliers) <= _MAX_LEVELS or not all(1 <= number <= 1024 for number in multipliers):
         raise ConversionError(
-            f"{location}: {key!r} is {list(multipliers)}; expected 1 to {_MAX_LEVELS} multipliers"
+            f"{table.location}: {key!r} is {list(multipliers)}; expected 1 to {_MAX_LEVELS} multipliers"
         )
     return multipliers
 
 
-def _groups(values: Mapping, location: str) -> int:
+def _groups(table: SettingsTable) -> int:
     """Groups of the GroupNorms, 0 for none: a setting of ours, without which there are 32 as published."""
-    groups = _get(values, "norm_groups", int, location, VQConfig.norm_groups)
-    return groups if groups == 0 else _count(values, "norm_groups", location, VQConfig.norm_groups)
+    return table.count("norm_groups", VQConfig.norm_groups, minimum=0)
 
 
 def vq_config_of_json(values: Mapping, location: str) -> VQConfig:
     """The VQ-GAN that config.json's `vq_config` describes; `transformers`' defaults where it is silent."""
-    table = values.get("vq_config") or {}
-    if not isinstance(table, dict):
-        raise ConversionError(f"{location}: 'vq_config' is {table!r}; expected a table")
-    location = f"{location} (vq_config)"
-    multipliers = _levels(table, "channel_multiplier", location) if "channel_multiplier" in table else None
-    attend = _numbers(table, "attn_resolutions", location) if table.get("attn_resolutions") else ()
-    return VQConfig(
-        codes=_count(table, "num_embeddings", location, 8192),
-        embed_dim=_count(table, "embed_dim", location, 256),
-        latent_channels=_count(table, "latent_channels", location, 256),
-        base_channels=_count(table, "base_channels", location, 128),
-        channel_multipliers=multipliers or (1, 1, 2, 2, 4),
-        res_blocks=_count(table, "num_res_blocks", location, 2, _MAX_BLOCKS, minimum=0),
-        resolution=_count(table, "resolution", location, 512),
-        attention_resolutions=attend,
-        mid_attention=_get(table, "attn_type", str, location, "vanilla") == "vanilla",
-        norm_groups=_groups(table, location),
+    table = SettingsTable(values, location).table("vq_config")
+    vanilla = _is_vanilla(table)
+    attend = table.numbers("attn_resolutions") if table.values.get("attn_resolutions") else ()
+    config = VQConfig(
+        codes=table.count("num_embeddings", 8192),
+        embed_dim=table.count("embed_dim", 256),
+        latent_channels=table.count("latent_channels", 256),
+        base_channels=table.count("base_channels", 128),
+        channel_multipliers=_levels(table, "channel_multiplier", (1, 1, 2, 2, 4)),
+        res_blocks=table.count("num_res_blocks", 2, _MAX_BLOCKS, minimum=0),
+        resolution=table.count("resolution", 512),
+        attention_resolutions=attend if vanilla else (),
+        mid_attention=vanilla,
+        norm_groups=_groups(table),
     )
+    table.close(known_keys.VQ_FIXED, known_keys.VQ_HARMLESS)
+    return config
 
 
 def resolution_of(values: Mapping, location: str) -> Literal["anyres", "base"]:

@@ -32,11 +32,15 @@ _DTYPES = {
     "BOOL": np.bool_,
 }
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
-# Index, single file, shards; in the order they are looked for.
-_LAYOUTS = (
-    ("model.safetensors.index.json", "model.safetensors", "model-*.safetensors"),
-    ("pytorch_model.bin.index.json", "pytorch_model.bin", "pytorch_model-*.bin"),
+_INDEX_SUFFIX = ".index.json"
+# What names a folder's weights, the first that is there: the order of `transformers` (modeling_utils of 4.57,
+# November 2025, and of 5), which reads a single file whatever else stands beside it, however old.
+_NAMES = (
+    *("model.safetensors", "model.safetensors" + _INDEX_SUFFIX),
+    *("pytorch_model.bin", "pytorch_model.bin" + _INDEX_SUFFIX),
 )
+_SHARDS = ("model-*.safetensors", "pytorch_model-*.bin")  # without an index
+_ADAPTER = "adapter_config.json"
 
 
 def read_json(path: str | os.PathLike) -> dict:
@@ -144,35 +148,50 @@ def weight_files(
 ) -> tuple[list[pathlib.Path], dict[str, str]]:
     """The files that hold a checkpoint folder's weights, and its index's name -> file (empty without one).
 
-    Shards that the index points to and that are not there are problems of `report`.
+    What stands beside them and is not read is a note of `report`. Shards that the index points to and that
+    are not there are problems, and so is an adapter, which would change the weights.
     """
     folder = pathlib.Path(folder)
-    for index, single, shards in _LAYOUTS:
-        if (folder / index).is_file():
-            table = read_json(folder / index).get("weight_map")
-            if not isinstance(table, dict) or not all(isinstance(file, str) for file in table.values()):
-                raise ConversionError(f"{folder / index} has no table 'weight_map' of file names")
-            files = []
-            for name in sorted(set(table.values())):
-                path = folder / name
-                if pathlib.PurePath(name).name != name:
-                    report.add("file", f"{folder / index} points outside its folder: {name!r}")
-                elif not path.is_file():
-                    count = sum(file == name for file in table.values())
-                    report.add(
-                        "file", f"{folder / index} points to {name}, which is not there ({count} tensors)"
-                    )
-                else:
-                    files.append(path)
-            return files, table
-        if (folder / single).is_file():
-            return [folder / single], {}
-        if shard_files := sorted(folder.glob(shards)):
-            return shard_files, {}
-    raise ConversionError(
-        f"{folder} has no weights; looked for model.safetensors, model-*.safetensors, pytorch_model.bin and "
-        "pytorch_model-*.bin, with or without their index"
-    )
+    if (folder / _ADAPTER).is_file():
+        report.add("file", f"{folder / _ADAPTER} says that an adapter changes these weights: merge it first")
+    present = [name for name in _NAMES if (folder / name).is_file()]
+    shards = [path.name for pattern in _SHARDS for path in sorted(folder.glob(pattern))]
+    table: dict[str, str] = {}
+    if present and present[0].endswith(_INDEX_SUFFIX):
+        files, table = _indexed(folder / present[0], report)
+    elif present:
+        files = [folder / present[0]]
+    else:
+        files = [folder / name for name in shards if name.endswith(pathlib.Path(shards[0]).suffix)]
+    if not present and not files:
+        raise ConversionError(
+            f"{folder} has no weights; looked for model.safetensors, model-*.safetensors, pytorch_model.bin "
+            "and pytorch_model-*.bin, with or without their index"
+        )
+    read = {*present[:1], *(path.name for path in files)}
+    if beside := [name for name in (*present, *shards) if name not in read]:
+        others = f" and {len(beside) - 1} others" if len(beside) > 1 else ""
+        chosen = (*present, *shards)[0]
+        report.note(f"{folder}: read {chosen}, as `transformers` does, and not {beside[0]}{others}")
+    return files, table
+
+
+def _indexed(index: pathlib.Path, report: ProblemCollector) -> tuple[list[pathlib.Path], dict[str, str]]:
+    """The shards that the file `index` points to and that are there, and its table tensor -> shard."""
+    table = read_json(index).get("weight_map")
+    if not isinstance(table, dict) or not all(isinstance(file, str) for file in table.values()):
+        raise ConversionError(f"{index} has no table 'weight_map' of file names")
+    files = []
+    for name in sorted(set(table.values())):
+        path = index.parent / name
+        if pathlib.PurePath(name).name != name:
+            report.add("file", f"{index} points outside its folder: {name!r}")
+        elif not path.is_file():
+            count = sum(file == name for file in table.values())
+            report.add("file", f"{index} points to {name}, which is not there ({count} tensors)")
+        else:
+            files.append(path)
+    return files, table
 
 
 class Folder(NamedTuple):

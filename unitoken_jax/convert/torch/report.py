@@ -46,6 +46,7 @@ class ProblemCollector:
     def __init__(self) -> None:
         self.problems: list[str] = []
         self.ignored: dict[str, list[str]] = {}  # reason -> names
+        self.notes: list[str] = []
 
     def add(self, kind: str, what: str) -> None:
         """`kind`: missing, surplus, shape, dtype, duplicate, file, config."""
@@ -55,9 +56,13 @@ class ProblemCollector:
         """Notes that the tensor `name` is left out, and why."""
         self.ignored.setdefault(reason, []).append(name)
 
+    def note(self, what: str) -> None:
+        """Notes what is no problem, and what a user should know."""
+        self.notes.append(what)
+
     def check(self, source: str) -> None:
         """Raises ConversionError with all problems, if there are any."""
         if self.problems:
-            lines = "\n  ".join(self.problems)
+            lines = "\n  ".join([*self.problems, *(f"note: {note}" for note in self.notes)])
             number = f"{len(self.problems)} problem" + "s" * (len(self.problems) > 1)
             raise ConversionError(f"{source} cannot be converted, {number}:\n  {lines}")

@@ -137,6 +137,10 @@ def _vq(
         weights = [folder / name for name in ("vqgan.ckpt", "vqgan.safetensors") if (folder / name).is_file()]
         if not weights:
             raise ConversionError(f"{folder} has neither vqgan.ckpt nor vqgan.safetensors")
+        if len(weights) > 1:
+            raise ConversionError(
+                f"{folder} has both {weights[0].name} and {weights[1].name}: remove the one that is not meant"
+            )
         files["vqgan/vqgan.yaml"] = folder / "vqgan.yaml"
         files[f"vqgan/{weights[0].name}"] = weights[0]
         for name in inside:
@@ -194,4 +198,4 @@ def checksum(path: pathlib.Path) -> dict:
 def describe(report: ProblemCollector, notes: Iterable[str]) -> list[str]:
     """Lines for the user: what was left out by rule, and what to know about the model."""
     left = [f"left out: {len(names)} tensors ({reason})" for reason, names in report.ignored.items()]
-    return [*left, *(f"note: {note}" for note in notes)]
+    return [*left, *(f"note: {note}" for note in (*notes, *report.notes))]
