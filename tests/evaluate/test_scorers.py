@@ -210,3 +210,31 @@ def test_scores_stand_alone(geneval):
         main.main(["evaluate", "--scores", "s", "--out", str(geneval / "report.md"), "--debug"])
     with pytest.raises(FileNotFoundError, match="no scores at"):
         import_scores(geneval / "none.jsonl", geneval)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("00001/metadata.jsonl", "", r"metadata\.jsonl: not what was written there"),
+        ("00001/metadata.jsonl", "[]", r"metadata\.jsonl: .*tag, include, prompt: absent"),
+        (
+            "prompts.jsonl",
+            '{"prompt": "a", "files": []}',
+            r"prompts\.jsonl:1: expected a prompt and its files",
+        ),
+        (
+            "prompts.jsonl",
+            '{"prompt": "a", "files": [3]}',
+            r"prompts\.jsonl:1: expected a prompt and its files",
+        ),
+        ("00001/samples/00002.png", "", r"00001.samples.00002\.png: not an image to show"),
+        ("s.jsonl", "[" * 99_999, r"s\.jsonl:1: no line .*nested too deep"),
+        ("s.jsonl", '{"reason": "\\ud83d"}', r"s\.jsonl:1: no line .*'\\ud83d' alone is half"),
+        ("s.jsonl", "\udced", r"s\.jsonl: not UTF-8 \(.*s\.jsonl:1: "),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(geneval, tmp_path, name, content, message):
+    scores = lines_of(geneval / "s.jsonl", judged())
+    (geneval / name).write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=message):
+        import_scores(scores, geneval)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -23,6 +24,7 @@ from unitoken_jax.evaluate.understanding.report import averages, read_judged, wr
 from unitoken_jax.evaluate.understanding.run import check_rows, run_benchmark, score_predictions
 from unitoken_jax.evaluate.understanding.table import TableError, read_table, row_images
 from unitoken_jax.sequence.build import build_prompt
+from unitoken_jax.sequence.conversation import make_conversation
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +258,36 @@ def test_a_spreadsheets_line_ends_are_no_other_question_and_a_difference_is_show
     with pytest.raises(TableError, match=r"others\? one'; .*d\.tsv asks \.\.\. '.*others\? two'") as raised:
         scored(long + "one", long + "two")
     assert len(str(raised.value)) < 500
+
+
+def test_a_chunk_that_the_model_cannot_answer_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(answering, "CHUNK", 2)
+
+    class Full:
+        def text_results(self, conversations, **settings):
+            if conversations[-1].source == "d.tsv:4":
+                raise ValueError("no room")
+            return [types.SimpleNamespace(text="A", complete=True) for _ in conversations]
+
+    def ask(row):
+        return make_conversation([["?"]], f"d.tsv:{row + 1}")
+
+    journal = tmp_path / "answers.jsonl"
+    with pytest.raises(ValueError, match=r"among d\.tsv:3 to d\.tsv:4: no room"):
+        answering.answer_rows(Full(), ask, 5, journal, {"settings": {}})
+    assert len(journal.read_text().splitlines()) == 2  # what was answered stays
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[]", "3", '{"answers": 3}', '{"start": 0, "answers": [3]}', '{"answers": []}', '{"recipe": 3}', "["],
+)
+def test_a_journals_line_that_says_nothing_ends_it(line, tmp_path):
+    journal, model = tmp_path / "answers.jsonl", types.SimpleNamespace(text_results=None)
+    journal.write_text('{"recipe": {"settings": {}}}\n{"start": 0, "answers": [["A", true]]}\n' + line + "\n")
+    with pytest.raises(TypeError):  # it goes on to ask, with a model that cannot
+        answering.answer_rows(model, lambda row: make_conversation([["?"]]), 2, journal, {"settings": {}})
+    assert len(journal.read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"rows": 1}', "[" * 99_999])

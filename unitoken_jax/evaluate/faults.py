@@ -3,8 +3,10 @@
 import contextlib
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from unitoken_jax.sequence.errors import legible
 
 
 @contextlib.contextmanager
@@ -20,6 +22,7 @@ def named(error_type: type[ValueError], source: str, problem: str = "") -> Itera
         detail = _explained(error)
         if detail.startswith(source):
             raise (error if isinstance(error, error_type) else error_type(detail)) from error.__cause__
+        detail = legible(detail)
         raise error_type(f"{source}: {problem} ({detail})" if problem else f"{source}: {detail}") from error
 
 
@@ -40,7 +43,7 @@ def parse_json(text: str) -> Any:
         value = json.loads(text)
         check_encodable(json.dumps(value, ensure_ascii=False))
     except RecursionError:
-        raise ValueError("not valid JSON for this program: nested too deep") from None
+        raise ValueError("JSON that is nested too deep") from None
     return value
 
 
@@ -55,14 +58,23 @@ def check_encodable(text: str) -> None:
         ) from None
 
 
-def read_json(path: pathlib.Path) -> Any:
-    """The value in our own file `path`. Raises FileNotFoundError, or ValueError naming the file."""
+def read_json(path: pathlib.Path, types: Mapping[str, Any]) -> dict:
+    """The object in our own file `path`, whose values have the `types` by key.
+
+    Raises FileNotFoundError, or ValueError naming the file where it is not what was written there.
+    """
     try:
-        return parse_json(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
+        wrong = [
+            key for key in types if not isinstance(value, dict) or not isinstance(value.get(key), types[key])
+        ]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)}: absent, or of another type")
     except ValueError as error:
         raise ValueError(
-            f"{path}: {error}: not what was written there; remove it, and repeat the command that wrote it"
+            f"{path}: not what was written there ({error}): remove it, and repeat the command that wrote it"
         ) from None
+    return value
 
 
 def undecodable_line(path: pathlib.Path) -> int:

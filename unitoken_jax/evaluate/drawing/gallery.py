@@ -63,7 +63,7 @@ def write_gallery(
 
 
 def _read(path: pathlib.Path) -> dict:
-    return read_json(path) if path.exists() else {}
+    return read_json(path, {"overall": int | float, "categories": dict}) if path.exists() else {}
 
 
 def _scores(run_folder: pathlib.Path, benchmark: DrawingBenchmark) -> dict[str, float]:

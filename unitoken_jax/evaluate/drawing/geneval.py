@@ -49,7 +49,8 @@ class GenEval(DrawingBenchmark):
             raise self.needs_scorer()
         metadata_of: dict[str, dict] = {}
         for prompt in read_drawn(run_folder):
-            metadata = read_json((run_folder / prompt.files[0]).parent.with_name("metadata.jsonl"))
+            path = (run_folder / prompt.files[0]).parent.with_name("metadata.jsonl")
+            metadata = read_json(path, {"tag": str, "include": list, "prompt": str})
             metadata_of |= dict.fromkeys(prompt.files, metadata)
         verdicts: dict[str, dict] = {}
         lines: dict[str, int] = {}

@@ -125,5 +125,8 @@ def read_drawn(run_folder: pathlib.Path) -> list[BenchmarkPrompt]:
     for line in read_lines(path):
         with named(PromptError, line.source, "expected a prompt and its files"):
             row = parse_json(line.text)
-            prompts.append(BenchmarkPrompt(row["prompt"], line.source, tuple(row["files"])))
+            prompt, files = row["prompt"], row["files"]
+            if not isinstance(prompt, str) or not files or not all(isinstance(file, str) for file in files):
+                raise ValueError("a value of another type")
+            prompts.append(BenchmarkPrompt(prompt, line.source, tuple(files)))
     return prompts

@@ -13,13 +13,14 @@ from collections.abc import Callable, Mapping
 from tqdm import tqdm
 
 from unitoken_jax.evaluate import recipe as recipes
+from unitoken_jax.sequence.conversation import Conversation
 
 CHUNK = 64  # rows answered between two writes to the journal
 
 
 def answer_rows(
     model,
-    conversation: Callable[[int], object],
+    conversation: Callable[[int], Conversation],
     rows: int,
     journal: pathlib.Path,
     recipe: Mapping,
@@ -33,7 +34,8 @@ def answer_rows(
         journal: the file that chunks of answers are kept in.
         recipe: what the journal must belong to; its `settings` say how the model answers.
 
-    Raises ValueError where `journal` belongs to a run with another recipe.
+    Raises ValueError where `journal` belongs to a run with another recipe, and, naming the first and the last
+    row of a chunk, where the model cannot answer it, as for want of memory.
     """
     settings = {name: value for name, value in recipe["settings"].items() if name != "dtype"}
     answers = _resume(journal, recipe, rows)
@@ -44,7 +46,11 @@ def answer_rows(
             while len(answers) < rows:
                 start = len(answers)
                 conversations = [conversation(row) for row in range(start, min(start + CHUNK, rows))]
-                replies = model.text_results(conversations, **settings)
+                try:
+                    replies = model.text_results(conversations, **settings)
+                except ValueError as error:
+                    first, last = conversations[0].source, conversations[-1].source
+                    raise ValueError(f"among {first} to {last}: {error}") from error
                 chunk = [(reply.text, reply.complete) for reply in replies]
                 _append(file, {"start": start, "answers": chunk})
                 answers += chunk

@@ -24,6 +24,16 @@ PAPER_GROUPS: dict[Group, tuple[float, float]] = {"General": (49.8, 53.3), "Text
 JUDGED = "judged.json"
 _MAX_UNMATCHED = 5  # How many of the predictions that name no option are quoted in the results.
 _SUFFIX = "_results.json"
+_NUMBER = int | float | None
+# What a report reads of results.
+_RESULT_TYPES = {
+    "dataset": str,
+    "rows": int,
+    "score": _NUMBER,
+    "points": _NUMBER,
+    "parts": dict,
+    "notes": list,
+}
 _EXAMPLES_SUFFIX = "_examples.json"
 
 
@@ -142,7 +152,7 @@ def write_report(out: pathlib.Path, model: str) -> pathlib.Path:
         for dataset in reversed(benchmark.datasets):  # the usual file last, so that it wins
             path = out / f"{model}_{dataset}{_SUFFIX}"
             if path.exists():
-                result = _read_results(path)
+                result = read_json(path, _RESULT_TYPES)
                 results[benchmark.name] = {"rules": UNNAMED_RULES.name} | result
     judged = read_judged(out)
     points = {name: result["points"] for name, result in results.items()} | judged
@@ -161,7 +171,8 @@ def write_report(out: pathlib.Path, model: str) -> pathlib.Path:
         chosen = out / f"{model}_{result['dataset']}{_EXAMPLES_SUFFIX}"
         if chosen.exists():  # results of an older version have none
             body.append(page.heading(f"{name}: the first examples of each kind"))
-            body.append(examples.cards(read_json(chosen)))
+            with named(ValueError, str(chosen), "not what was written there"):
+                body.append(examples.cards(parse_json(chosen.read_text(encoding="utf-8"))))
     page.write_page(path.with_suffix(".html"), title, body)
     return path
 
@@ -171,16 +182,6 @@ _REMARKS = (
     "which letters and texts name an option moves a score by many points. Averages are means of percents:",
     "MME is divided by 28 and OCRBench by 10. Table 6's models have no any-res images.",
 )
-
-
-def _read_results(path: pathlib.Path) -> dict:
-    """The results in `path`, as `write_results` wrote them. ValueError naming the file where it did not."""
-    result = read_json(path)
-    keys = ("dataset", "rows", "score", "points", "parts", "notes")
-    absent = [key for key in keys if not isinstance(result, dict) or key not in result]
-    if absent:
-        raise ValueError(f"{path}: no results of `unitoken evaluate`: it lacks {', '.join(absent)}")
-    return result
 
 
 def _mixed(rules: Mapping[str, str]) -> list[str]:

@@ -16,9 +16,10 @@ import string
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from unitoken_jax.evaluate.faults import named, undecodable_line
+from unitoken_jax.sequence.errors import legible
 from unitoken_jax.sequence.image import image_size, open_image
 from unitoken_jax.storage.atomic import write_text
 
@@ -60,7 +61,7 @@ class Table:
 
     def fault(self, number: int, column: str, problem: str) -> TableError:
         """The error that `problem` is wrong with `column` of row `number`, to be raised."""
-        return TableError(f"{self.location(number, column)}: {problem}")
+        return TableError(f"{self.location(number, column)}: {legible(problem)}")
 
     def reading(
         self, number: int, column: str | None = None, problem: str = ""
@@ -137,7 +138,8 @@ def _read(path: pathlib.Path, reader, need: Sequence[str], images: bool) -> Tabl
             raise TableError(f"{path}:{line}, column {INDEX!r}: empty")
         if index in first:
             raise TableError(
-                f"{path}:{line}, column {INDEX!r}: {index} again; it is at line {first[index]} already"
+                f"{path}:{line}, column {INDEX!r}: {legible(index)} again; it is at line {first[index]} "
+                "already"
             )
         first[index] = line
         row[INDEX] = index
@@ -220,7 +222,10 @@ def decode_image(table: Table, number: int, text: str) -> Image.Image:
     with table.reading(number, IMAGE, "broken base64"):
         data = base64.b64decode("".join(text.split()), validate=True)
     with table.reading(number, IMAGE, "the base64 text is no usable image"):
-        image = Image.open(io.BytesIO(data))
+        try:
+            image = Image.open(io.BytesIO(data))
+        except UnidentifiedImageError:
+            raise ValueError("of no format that Pillow knows, or damaged at its beginning") from None
         image_size(image)
     return image
 
