@@ -17,6 +17,7 @@ import unitoken_jax
 from unitoken_jax.cli import compile_cache, evaluate, generate, inspection, quickstart, train, weights
 from unitoken_jax.cli.options import RunVerb, check_output_file
 from unitoken_jax.config_file import is_override
+from unitoken_jax.sequence.errors import escape
 from unitoken_jax.storage.paths import expand_home
 
 # In the order of `unitoken --help`.
@@ -96,7 +97,7 @@ def _run(argv: list[str], own_process: bool) -> int:
 def _complain(argv: list[str], message: str) -> None:
     """Prints `message` on the standard error, if there is still someone to read it."""
     with contextlib.suppress(OSError):
-        print(" ".join(["unitoken", *argv[:1]]) + f": {message}", file=sys.stderr)
+        print(escape(" ".join(["unitoken", *argv[:1]]) + f": {message}", keep="\n"), file=sys.stderr)
 
 
 def _reader_has_gone() -> bool:

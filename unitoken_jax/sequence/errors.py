@@ -50,6 +50,12 @@ def legible(text: str) -> str:
     if len(text) > SHOWN_FIRST + SHOWN_LAST:
         left_out = len(text) - SHOWN_FIRST - SHOWN_LAST
         text = f"{text[:SHOWN_FIRST]} ... ({left_out} more characters) ... {text[-SHOWN_LAST:]}"
+    return escape(text)
+
+
+def escape(text: str, keep: str = "") -> str:
+    """`text` with every unprintable sign but those in `keep` as its escape: a terminal shows it as it is."""
     return "".join(
-        sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text
+        sign if sign.isprintable() or sign in keep else sign.encode("unicode_escape").decode("ascii")
+        for sign in text
     )
