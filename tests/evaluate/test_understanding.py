@@ -16,6 +16,7 @@ from tests.helpers.html_page import read_page
 from tests.helpers.tiny_model import CONFIG, noise, tiny_params, tiny_tokenizer
 from unitoken_jax.cli import main
 from unitoken_jax.evaluate import recipe as recipes
+from unitoken_jax.evaluate.drawing.t2i_compbench import T2I_COMPBENCH
 from unitoken_jax.evaluate.understanding import answering
 from unitoken_jax.evaluate.understanding.mmmu import MMMU
 from unitoken_jax.evaluate.understanding.multiple_choice import MMSTAR
@@ -368,6 +369,15 @@ def test_results_and_recipes_without_rules_are_of_august(done, data, model, tmp_
     for kind in ("results", "recipe"):
         again = json.loads((folder / f"tiny_MMMU_DEV_VAL_{kind}.json").read_text())
         assert again["rules"] == "vlmevalkit-2025-08"
+
+
+def test_a_name_that_is_not_utf_8_is_written_as_far_as_it_goes(tmp_path):
+    header = ["index", "question", "A", "B", "answer", "prediction"]
+    path = tmp_path / "m\udce9_MMStar.tsv"  # the byte E9, as Python reads it from the command line
+    score_predictions("MMStar", write_tsv(path, header, ["0", "?", "a", "b", "A", "A"]), tmp_path)
+    assert json.loads((tmp_path / "m\ufffd_MMStar_results.json").read_text())["model"] == "m\ufffd"
+    assert "m\ufffd" in (tmp_path / "m\ufffd_report.md").read_text()
+    assert T2I_COMPBENCH.run_folder(tmp_path / "a\udce9_val.txt", tmp_path) == tmp_path / "a\ufffd"
 
 
 def test_averages_are_the_papers():

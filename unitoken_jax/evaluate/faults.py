@@ -77,6 +77,11 @@ def read_json(path: pathlib.Path, types: Mapping[str, Any]) -> dict:
     return value
 
 
+def encodable(name: str) -> str:
+    """The file name `name` as text that can be written: what is not UTF-8 in it is replaced."""
+    return name.encode(errors="surrogateescape").decode(errors="replace")
+
+
 def undecodable_line(path: pathlib.Path) -> int:
     """The number, from 1, of the first line of file `path` that is not UTF-8; 0 where all are."""
     with open(path, "rb") as file:

@@ -15,7 +15,7 @@ import numpy as np
 
 from unitoken_jax.config import differences
 from unitoken_jax.convert.torch.sources import checksum
-from unitoken_jax.evaluate.faults import parse_json
+from unitoken_jax.evaluate.faults import encodable, parse_json
 from unitoken_jax.storage.atomic import write_text
 from unitoken_jax.storage.paths import as_path
 
@@ -72,10 +72,10 @@ def make(
         "format": FORMAT,
         "benchmark": benchmark,
         "dataset": dataset,
-        "data": {use: checksum(path) | {"file": path.name} for use, path in files.items()},
+        "data": {use: checksum(path) | {"file": encodable(path.name)} for use, path in files.items()},
         "template": dict(template),
         "settings": dict(settings),
-        "model": {"name": as_path(model).resolve().name, "weights": weights_id(model)},
+        "model": {"name": encodable(as_path(model).resolve().name), "weights": weights_id(model)},
         "versions": versions() | {"pillow": PIL.__version__},
         "device": {
             "backend": jax.default_backend(),

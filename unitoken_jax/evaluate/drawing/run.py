@@ -10,7 +10,7 @@ from unitoken_jax.evaluate.drawing.benchmark import DrawingBenchmark
 from unitoken_jax.evaluate.drawing.gallery import RESULTS, write_gallery
 from unitoken_jax.evaluate.drawing.prompts import BenchmarkPrompt, PromptError, write_drawn
 from unitoken_jax.evaluate.drawing.scorers import score_images
-from unitoken_jax.evaluate.faults import named
+from unitoken_jax.evaluate.faults import encodable, named
 from unitoken_jax.evaluate.registry import find_drawing
 from unitoken_jax.sequence.build import TEXT_TO_IMAGE_INSTRUCTION, build_text_to_image_prompt
 
@@ -56,7 +56,9 @@ def draw_benchmark(
     if rewritten is not None:
         files["rewritten"] = pathlib.Path(rewritten)
     template = {"lead": TEXT_TO_IMAGE_INSTRUCTION}
-    current = recipes.make(drawing.name, pathlib.Path(data).stem, files, template, settings, str(model))
+    current = recipes.make(
+        drawing.name, encodable(pathlib.Path(data).stem), files, template, settings, str(model)
+    )
     notes = [] if earlier is None else recipes.check_same(earlier, current, str(recipe), recipes.MAY_DIFFER)
     out = pathlib.Path(out)
     run_folder = drawing.run_folder(data, out)

@@ -10,6 +10,7 @@ from unitoken_jax.evaluate import recipe as recipes
 from unitoken_jax.evaluate.drawing.benchmark import DrawingBenchmark, ScoresError
 from unitoken_jax.evaluate.drawing.gallery import RESULTS, write_gallery
 from unitoken_jax.evaluate.drawing.prompts import read_drawn
+from unitoken_jax.evaluate.faults import encodable
 from unitoken_jax.evaluate.registry import find_drawing
 
 
@@ -49,7 +50,7 @@ def import_scores(
     if benchmark is not None and find_drawing(benchmark) is not drawn:
         raise ScoresError(f"{run_folder} is a run of {recipe['benchmark']}, not of {benchmark}")
     results = drawn.score(run_folder, scores)
-    source = recipes.checksum(scores) | {"file": scores.name}
+    source = recipes.checksum(scores) | {"file": encodable(scores.name)}
     recipes.write_json(run_folder / RESULTS, {"benchmark": drawn.name, "scores": source} | results)
     report = write_gallery(run_folder, drawn, read_drawn(run_folder), recipe["settings"])
     lines = [f"{drawn.name} ({len(results['images'])} images): {results['overall']:.4f}"]

@@ -19,7 +19,7 @@ from unitoken_jax.evaluate.drawing.benchmark import (
     read_scores,
 )
 from unitoken_jax.evaluate.drawing.prompts import BenchmarkPrompt, PromptError, PromptLine, read_drawn
-from unitoken_jax.evaluate.faults import named, parse_json
+from unitoken_jax.evaluate.faults import encodable, named, parse_json
 
 _LONGEST_NAME = 255  # Bytes of a file's name, on common file systems.
 # Where the list's scorer puts its last word. A noun phrase's own vqa_result.json has the same form.
@@ -99,7 +99,7 @@ class T2ICompBench(DrawingBenchmark):
 
 def _list_name(path: pathlib.Path) -> str:
     """The list that prompt file `path` is: "color" of color_val.txt."""
-    return path.stem.removesuffix("_val")
+    return encodable(path.stem).removesuffix("_val")
 
 
 T2I_COMPBENCH = T2ICompBench(

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from unitoken_jax.evaluate import recipe as recipes
 from unitoken_jax.sequence.conversation import Conversation
+from unitoken_jax.storage.atomic import explain_os_error
 
 CHUNK = 64  # rows answered between two writes to the journal
 
@@ -52,7 +53,10 @@ def answer_rows(
                     first, last = conversations[0].source, conversations[-1].source
                     raise ValueError(f"among {first} to {last}: {error}") from error
                 chunk = [(reply.text, reply.complete) for reply in replies]
-                _append(file, {"start": start, "answers": chunk})
+                try:
+                    _append(file, {"start": start, "answers": chunk})
+                except OSError as error:
+                    raise explain_os_error(error, journal) from error
                 answers += chunk
                 bar.update(len(chunk))
     return answers

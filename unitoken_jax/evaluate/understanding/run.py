@@ -21,7 +21,7 @@ from PIL import Image
 
 from unitoken_jax.evaluate import recipe as recipes
 from unitoken_jax.evaluate.devices import load_model
-from unitoken_jax.evaluate.faults import named
+from unitoken_jax.evaluate.faults import encodable, named
 from unitoken_jax.evaluate.registry import find_understanding
 from unitoken_jax.evaluate.understanding.benchmark import UnderstandingBenchmark
 from unitoken_jax.evaluate.understanding.matching import PAPER_RULES, UNNAMED_RULES, find_rules
@@ -71,7 +71,7 @@ def score_predictions(
     else:
         answers = understanding.read(data, dataset, images=False)
         table = _joined(answers, read_table(predictions, (PREDICTION,), images=False))
-    name = pathlib.Path(predictions).stem
+    name = encodable(pathlib.Path(predictions).stem)
     ending = f"_{dataset}".casefold()
     model = name[: -len(ending)] if name.casefold().endswith(ending) and len(name) > len(ending) else name
     return _score_and_report(pathlib.Path(out), Predictions(model, understanding, dataset, table, scored_by))
