@@ -80,6 +80,7 @@ def test_pixels_prepared_otherwise_are_refused(copy, tmp_path, changes):
         ({"num_key_value_heads": 3}, "do not divide evenly"),
         ({"architectures": "AnyRes"}, "expected a list of names"),
         ({"architectures": []}, "give --resolution"),
+        ({"architectures": ["LlavaForConditionalGeneration"]}, "Llava.*give --resolution"),
         ({"mask_image_logits": True}, "only False is known"),
         ({"num_hidden_layers": 10**12}, "is 1000000000000; expected 1 to 1000"),
         ({"rope_theta": float("nan")}, "expected a positive number"),

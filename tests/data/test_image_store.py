@@ -27,6 +27,21 @@ def test_tar_shards(tmp_path):
         open_image(store / "none.png")
 
 
+@pytest.mark.parametrize("images", ["pics[v2].tar", "b[v2]/*.tar"])
+def test_brackets_in_the_names_of_shards(tmp_path, monkeypatch, images):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b[v2]").mkdir()
+    write_tar(tmp_path / "b[v2]" / "1.tar", range(2))
+    write_tar(tmp_path / "pics[v2].tar", range(2))
+    assert image_size(open_images(images, "x.jsonl") / tar_name(1)) == (20, 31)
+
+
+def test_a_folder_is_a_folder_whatever_it_is_called(tmp_path):
+    (tmp_path / "a.tar").mkdir()
+    noise(1, 30, 20).save(tmp_path / "a.tar" / "1.png")
+    assert image_size(open_images(str(tmp_path / "a.tar"), "x.jsonl") / "1.png") == (20, 30)
+
+
 @pytest.mark.parametrize("size", [700, 3000, -1024, 100])
 def test_a_shard_cut_off_anywhere_is_named_and_its_whole_images_are_kept(tmp_path, size):
     path = write_tar(tmp_path / "a.tar", range(0, 8, 2))

@@ -8,7 +8,7 @@ import pytest
 from tests.helpers.host_data import write_array_record, write_tfds
 from unitoken_jax.config import SourceConfig
 from unitoken_jax.data import readers
-from unitoken_jax.data.readers import count_records, open_records
+from unitoken_jax.data.readers import count_records, open_records, with_home
 from unitoken_jax.sequence.conversation import parse_conversation
 from unitoken_jax.sequence.errors import ConversationError
 from unitoken_jax.sequence.image import image_size
@@ -31,6 +31,15 @@ def test_array_records(tmp_path):
             open_records(SourceConfig(str(tmp_path / "*array_record*")))
     with pytest.raises(FileNotFoundError):
         count_records(str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("path", ["ar[1]/x.array_record", "ar[1]/*.array_record", "~/ar[1]/x.array_record"])
+def test_a_source_with_brackets_or_a_tilde_in_its_path(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "ar[1]").mkdir()
+    write_array_record(tmp_path / "ar[1]" / "x.array_record", [json.dumps(VALUES[0]).encode()])
+    assert open_records(with_home(SourceConfig(path))).read(0) == VALUES[0]
 
 
 def test_tfds(tmp_path):

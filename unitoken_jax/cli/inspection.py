@@ -64,13 +64,14 @@ def _inspect_model(model: str, against: str | None) -> list[str]:
 
 
 def _looks_like_data(path_or_pattern: str) -> bool:
-    """Whether it is a file, a pattern, or a folder of a TFDS data set or ArrayRecord files."""
+    """Whether it is a file, a folder of a TFDS data set or ArrayRecord files, or a pattern."""
     from unitoken_jax.storage.paths import as_path
 
     path = as_path(path_or_pattern)
-    if "*" in path_or_pattern or path.is_file():
-        return True
-    return (path / "dataset_info.json").exists() or any(path.glob("*array_record*"))
+    if not path.is_dir():
+        return path.is_file() or any(sign in path_or_pattern for sign in "*?[")
+    names = {file.name for file in path.iterdir()}
+    return "dataset_info.json" in names or any("array_record" in name for name in names)
 
 
 def _inspect_data(arguments: argparse.Namespace) -> list[str]:

@@ -39,8 +39,8 @@ def name_hashes(names: Iterable[str]) -> np.ndarray:
 
 
 def is_tar(images: str | os.PathLike) -> bool:
-    """Whether `images` names tar shards (one, or a pattern), not a folder."""
-    return os.fspath(images).endswith(".tar")
+    """Whether `images` names tar shards (one, or a pattern), not a folder, whatever that is called."""
+    return os.fspath(images).endswith(".tar") and not os.path.isdir(images)
 
 
 class Tars:

@@ -17,7 +17,7 @@ from PIL import Image
 from unitoken_jax.config import SequenceConfig, SiglipConfig
 from unitoken_jax.sequence import anyres
 from unitoken_jax.sequence.errors import RowError
-from unitoken_jax.storage.paths import ReadableFile
+from unitoken_jax.storage.paths import ReadableFile, as_path
 
 MAX_PIXELS = 89_478_485  # Pillow's own bomb limit: 256 MiB of RGB
 MAX_ASPECT = 100  # beyond it the crop's enlargement of the short side would need gigabytes
@@ -133,7 +133,7 @@ def _open(source: Any) -> Image.Image:
     """The file `source` as Pillow opens it, or `source` where it is an image already."""
     if isinstance(source, Image.Image):
         return source
-    file = source if hasattr(source, "is_file") else pathlib.Path(source)
+    file = source if hasattr(source, "is_file") else as_path(source)
     if not file.is_file():
         raise ImageError(f"image {describe(source)} does not exist", "missing_image")
     return Image.open(file if isinstance(file, pathlib.Path) else file.open("rb"))

@@ -271,7 +271,13 @@ def resolution_of(values: Mapping, location: str) -> Literal["anyres", "base"]:
         raise ConversionError(
             f"{location} names no 'architectures', which say any-res or base: give --resolution"
         )
-    return "anyres" if any("anyres" in name.lower() for name in names) else "base"
+    if any("anyres" in name.lower() for name in names):
+        return "anyres"
+    if any(name.startswith(BASE) for name in names):
+        return "base"
+    raise ConversionError(
+        f"{location}: 'architectures' is {names!r}, which is neither {ANYRES} nor {BASE}: give --resolution"
+    )
 
 
 def published_config(config: ModelConfig, names: Mapping[str, int], dtype: str) -> dict:

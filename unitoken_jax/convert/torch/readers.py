@@ -170,9 +170,9 @@ def weight_files(
         )
     read = {*present[:1], *(path.name for path in files)}
     if beside := [name for name in (*present, *shards) if name not in read]:
-        others = f" and {len(beside) - 1} others" if len(beside) > 1 else ""
+        more = f" and {len(beside) - 1} more" if len(beside) > 1 else ""
         chosen = (*present, *shards)[0]
-        report.note(f"{folder}: read {chosen}, as `transformers` does, and not {beside[0]}{others}")
+        report.note(f"{folder}: read {chosen}, as `transformers` does, and not {beside[0]}{more}")
     return files, table
 
 
