@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from unittest import mock
 
 import pytest
 
@@ -54,6 +55,11 @@ def test_tfds(tmp_path):
     assert image.name == f"{folder}[train[1:]]:example 2, image 1"
     with pytest.raises(ConversationError, match=r"example 0: the mapping of fields .* failed \(KeyError"):
         open_records(SourceConfig(str(folder))).read(0)
+    for raised in (StopIteration(), SystemExit(3), RecursionError("x\n" * 9999)):
+        found._map = mock.Mock(side_effect=raised)
+        with pytest.raises(ConversationError, match=r"example 0: the mapping .* failed") as error:
+            found.read(0)
+        assert len(str(error.value)) < 800
     for path, split in ((folder, "test"), ("no_such_set:1.0.0", "train")):
         with pytest.raises(ConversationError, match=f"{path}: TFDS cannot open split '{split}' of it"):
             open_records(SourceConfig(str(path), kind="tfds", split=split))

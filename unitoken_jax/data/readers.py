@@ -134,7 +134,7 @@ class TfdsRecords:
             example = self._examples[i]
             try:
                 return self._map(example)
-            except Exception as error:  # the mapping is the user's own code
+            except (Exception, SystemExit) as error:  # the mapping is the user's own code
                 raise ConversationError(
                     f"the mapping {self.mapping or 'of fields conversations and image'} failed "
                     f"({type(error).__name__}: {error})"

@@ -170,7 +170,7 @@ class Source:
     def example(self, epoch: int, index: int, drop: bool) -> Example | None:
         """Example `index` as epoch `epoch` sees it; None where it proves bad now and errors are skipped.
 
-        Where HOPELESS of them are bad and none between them is good, the last one's error is raised after all.
+        Where HOPELESS of them are bad and none between them is good, an error is raised all the same.
         """
         rng = None
         if self.model.sequence.crop == "random" and self.seed is not None and self.codes is None:

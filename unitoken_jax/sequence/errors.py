@@ -47,10 +47,15 @@ def row_errors(location: str) -> Iterator[None]:
 
 def legible(text: str) -> str:
     """`text` in one line that fits a screen: its middle left out if it is long, unprintable signs escaped."""
-    if len(text) > SHOWN_FIRST + SHOWN_LAST:
-        left_out = len(text) - SHOWN_FIRST - SHOWN_LAST
-        text = f"{text[:SHOWN_FIRST]} ... ({left_out} more characters) ... {text[-SHOWN_LAST:]}"
-    return escape(text)
+    return _cut(escape(_cut(text)))
+
+
+def _cut(text: str) -> str:
+    """`text` without its middle, if it is long."""
+    left_out = len(text) - SHOWN_FIRST - SHOWN_LAST
+    if left_out <= 0:
+        return text
+    return f"{text[:SHOWN_FIRST]} ... ({left_out} more characters) ... {text[-SHOWN_LAST:]}"
 
 
 def escape(text: str, keep: str = "") -> str:
