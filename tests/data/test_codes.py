@@ -107,9 +107,18 @@ def test_files_that_do_not_fit(tmp_path):
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(CodesError, match=r"c\.codes is damaged \(shard sizes"):
         read_codes(path, CONFIG)
+    for content in ("[]", "{", '{"shards": [3]}', "null"):
+        (path / "about.json").write_text(content)
+        with pytest.raises(CodesError, match=r"c\.codes is damaged"):
+            read_codes(path, CONFIG)
     (path / "about.json").unlink()
     with pytest.raises(CodesError, match=r"c\.codes is damaged"):
         read_codes(path, CONFIG)
+    building = tmp_path / "c.codes.building"
+    building.mkdir()
+    (building / "settings.json").write_text("[")
+    with pytest.raises(CodesError, match=r"settings\.json is damaged .* delete .*c\.codes\.building"):
+        write_codes(path, table("a"), CONFIG)
 
 
 def test_a_shard_damaged_inside_is_named(tmp_path):

@@ -77,7 +77,10 @@ def building(path: pathlib.Path, about: dict) -> Iterator[pathlib.Path]:
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder / SETTINGS
     if settings.exists():
-        stored = json.loads(settings.read_text(encoding="utf-8"))
+        try:
+            stored = dict(json.loads(settings.read_text(encoding="utf-8")))
+        except Exception as error:
+            raise CodesError(f"{settings} is damaged ({error}): delete {folder} to begin again") from error
         if differing := [name for name in about if stored.get(name) != about[name]]:
             raise CodesError(
                 f"{folder} holds the shards of an unfinished run with another {' and '.join(differing)}: "
@@ -92,9 +95,9 @@ def is_complete(path: pathlib.Path, about: dict) -> bool:
     """Whether `path` holds all codes already, made as `about` says and with no image left out."""
     try:
         stored = json.loads((path / ABOUT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return not stored.get("left_out") and all(stored.get(name) == about[name] for name in about)
+    except Exception:  # none is there, or a damaged one
         return False
-    return not stored.get("left_out") and all(stored.get(name) == about[name] for name in about)
 
 
 def has_shard(folder: pathlib.Path, shard: int, count: int) -> bool:

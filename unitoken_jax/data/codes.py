@@ -141,8 +141,8 @@ def read_codes(path: str | os.PathLike, config: ModelConfig) -> Codes:
         if sizes != actual_sizes:
             raise ValueError(f"shard sizes are {actual_sizes}, written were {sizes}")
         codes = Codes(path, about)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CodesError(f"{path} is damaged ({error}): run `unitoken tokenize` again") from None
+    except Exception as error:  # whatever a damaged file leads to
+        raise CodesError(f"{path} is damaged ({error}): run `unitoken tokenize` again") from error
     expected = describe_codes(config)
     if any(about[name] != expected[name] for name in ("image_size", "crop")):
         raise CodesError(
