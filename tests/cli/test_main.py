@@ -264,7 +264,13 @@ CHAT = "chat --question a --out a.png "
         ("chat --out a.png", "give --question TEXT or --conversation FILE"),
         ("score --data c.jsonl --out nodir/a.jsonl", "--out nodir/a.jsonl: the folder nodir does not exist"),
         ("score --data none.jsonl --out a.jsonl", "none.jsonl"),
+        ("score --data c.jsonl --out F", "--out F is a folder; expected a file"),
         ("tokenize --data none.jsonl", "none.jsonl"),
+        (
+            "tokenize --data c.jsonl --out broken.png/codes",
+            "--out broken.png/codes: .*png is no folder",
+        ),
+        ("evaluate run --benchmark MMMU --data x.tsv --out broken.png/a/b", "broken.png is no folder"),
     ],
 )
 def test_what_a_verb_needs_is_checked_before_the_model_loads(command, message, models, monkeypatch, capsys):

@@ -15,7 +15,7 @@ import traceback
 
 import unitoken_jax
 from unitoken_jax.cli import compile_cache, evaluate, generate, inspection, quickstart, train, weights
-from unitoken_jax.cli.options import RunVerb, check_output_file
+from unitoken_jax.cli.options import RunVerb, check_output, check_output_file
 from unitoken_jax.config_file import is_override
 from unitoken_jax.sequence.errors import escape
 from unitoken_jax.storage.paths import expand_home
@@ -130,8 +130,7 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
                 f"{option} {value} is a URL; expected a path on this machine, as only "
                 "`unitoken train` writes to a URL: copy what you get there (gcloud storage cp --recursive)"
             )
-        if name in OUTPUT_FILES:
-            check_output_file(value, option)
+        (check_output_file if name in OUTPUT_FILES else check_output)(value, option)
 
 
 def build_parser() -> argparse.ArgumentParser:

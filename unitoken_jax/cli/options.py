@@ -123,13 +123,23 @@ def share(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
+def check_output(path: str, option: str) -> None:
+    """Raises OSError, with the option's name, where nothing can be written at `path` or below it: checked
+    before the work whose result it is to hold. Missing folders are no problem."""
+    existing = os.path.abspath(path)
+    while not os.path.lexists(existing):
+        existing = os.path.dirname(existing)
+    if existing != os.path.abspath(path) and not os.path.isdir(existing):
+        raise NotADirectoryError(f"{option} {path}: {existing} is no folder")
+    if not os.access(existing, os.W_OK):
+        raise PermissionError(f"{option} {path}: no permission to write in {existing}")
+
+
 def check_output_file(path: str, option: str) -> None:
-    """Raises OSError, with the option's name, where no file can be written at `path`: checked before the work
-    whose result it is to hold."""
+    """Raises OSError as `check_output`, and where `path` is a folder or its folder is missing."""
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"{option} {path}: the folder {folder} does not exist")
     if os.path.isdir(path):
         raise IsADirectoryError(f"{option} {path} is a folder; expected a file")
-    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
-        raise PermissionError(f"{option} {path}: no permission to write there")
+    check_output(path, option)
