@@ -15,7 +15,7 @@ from unitoken_jax.convert.torch.sources import open_sources
 from unitoken_jax.sequence.layout import validate_config
 from unitoken_jax.sequence.tokenizer import Tokenizer
 
-pytestmark = needs_reference
+pytestmark = [needs_reference, pytest.mark.slow]  # each input parses a tokenizer
 FILES = (
     "config.json",
     "generation_config.json",
