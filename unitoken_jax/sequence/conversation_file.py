@@ -21,7 +21,7 @@ from unitoken_jax.sequence.errors import ConversationError, RowError, row_errors
 from unitoken_jax.storage.paths import RandomFile, as_path
 
 MAX_RECORD = 64 << 20  # bytes of one JSON record; what is longer is no conversation
-_BLOCK = 16 << 20  # bytes read at a time
+_BLOCK = 1 << 20  # bytes read at a time; an error costs a look at all of them
 _SPACE = b" \t\r\n"
 _OBJECT = re.compile(r'\{[ \t\r\n]*(?:"|\Z)')  # where an object begins, or may in the next block
 _LONGEST_TOKEN = 16  # characters that a block may cut in two, as of -Infinity or \u1234; a text is longer
