@@ -1,5 +1,6 @@
 """Runs that are killed, told to stop, or cannot save: real processes, signals and file systems."""
 
+import itertools
 import os
 import pathlib
 import random
@@ -90,27 +91,29 @@ def has_children(process) -> bool:
 
 @pytest.mark.slow
 def test_a_signal_to_the_whole_group_at_any_moment_saves_or_finds_nothing_begun(folder):
-    """SIGTERM and Ctrl-C by turns while it starts, as the loader's workers start, and within steps.
+    """SIGTERM and Ctrl-C, as the loader's workers start and within steps.
 
-    Slow, since it starts a process for each signal; UNITOKEN_TEST_SIGNALS=200 sends so many.
+    Slow, since it starts a process for each signal. UNITOKEN_TEST_SIGNALS=200 sends so many more, each at a
+    random time of the first 20 seconds.
     """
-    workdir, rng, started = folder / "signalled", random.Random(0), 8.0
+    workdir, rng = folder / "signalled", random.Random(0)
     lines, saves = workdir / "metrics.jsonl", workdir / "checkpoints"
-    for attempt in range(int(os.environ.get("UNITOKEN_TEST_SIGNALS", 4))):
+    settings = ("--config.data.workers=1", "--config.train.steps=10000")
+    moments = ["workers", "workers", "step", "step"] + ["time"] * int(
+        os.environ.get("UNITOKEN_TEST_SIGNALS", 0)
+    )
+    for number, moment in zip(itertools.cycle((signal.SIGTERM, signal.SIGINT)), moments):
         saved = sorted(saves.glob("[0-9]*"))
         size = lines.stat().st_size if lines.exists() else 0
-        settings = ("--config.data.workers=1", "--config.train.steps=10000")
-        (process,), began = start(folder, workdir, 1, 1, *settings, own_session=True), time.monotonic()
-        if attempt % 4 == 0:
-            time.sleep(rng.uniform(0, started))
-        elif attempt % 4 == 3:
-            wait_for(lambda: lines.exists() and lines.stat().st_size > size, [process])  # noqa: B023
-            started = time.monotonic() - began
-            time.sleep(rng.uniform(0, 1))
-        else:
+        (process,) = start(folder, workdir, 1, 1, *settings, own_session=True)
+        if moment == "workers":
             wait_for(lambda: has_children(process), [process])  # noqa: B023
             time.sleep(rng.uniform(0, 2))
-        number = (signal.SIGTERM, signal.SIGINT)[attempt // 2 % 2]
+        elif moment == "step":
+            wait_for(lambda: lines.exists() and lines.stat().st_size > size, [process])  # noqa: B023
+            time.sleep(rng.uniform(0, 1))
+        else:
+            time.sleep(rng.uniform(0, 20))
         os.killpg(process.pid, number)
         code, log = process.wait(timeout=100), log_of(workdir)
         nothing_begun = sorted(saves.glob("[0-9]*")) == saved
