@@ -11,6 +11,7 @@ need, so the functions are run one by one from their source.
 import ast
 import collections
 import copy
+import logging
 import os
 import pathlib
 import random
@@ -37,6 +38,23 @@ YES_NO_WORDS = (
 )
 LENGTHS = (0, 1, 2, 3, 5, 8, 20, 60)  # words of a random answer
 REPLIES = ("Yes", "No.", "yes, it is", "hm")
+MMMU_REPLIES = (
+    *(
+        "A",
+        "B",
+        "C",
+        "Z",
+        "Other Answers",
+        "3",
+        "cat",
+        "it is a cat",
+        "no idea",
+        "(C)",
+        "D or E",
+        "cat " * 20,
+    ),
+    *("B is the right one because of it all", "Cannot determine the answer"),
+)
 
 
 def functions(path: pathlib.Path, *names: str, **namespace) -> dict:
@@ -101,6 +119,38 @@ def circular_rows(rng: random.Random) -> list[dict]:
     return rows
 
 
+def mmmu_rows(rng: random.Random) -> list[dict]:
+    """Questions with options, and open ones, whose answers are letters too."""
+    rows = []
+    for number in range(12):
+        options = {"A": rng.choice(("", "cat")), "B": "dog", "C": rng.choice(("", "bird"))}
+        letters = [letter for letter, text in options.items() if text]
+        gold = rng.choice(letters if options["A"] else ("A", "B", "C", "D", "Z", "3", "cat", "AB"))
+        rows.append({"index": str(number), "question": "?", "split": "validation", **options})
+        rows[-1] |= {"answer": gold, "prediction": rng.choice(MMMU_REPLIES)}
+    return rows
+
+
+def mmmu_score(choices: dict, rows: list[dict]) -> float:
+    """The score by VLMEvalKit's functions `choices`."""
+    frame = pd.DataFrame([{name: cell or np.nan for name, cell in row.items()} for row in rows])
+    wanted = [gold if gold in (*string.ascii_uppercase,) else "A" for gold in frame["answer"]]
+    frame = choices["MMMU_preproc"](frame)
+    frame["GT"] = wanted
+    return 100 * np.mean([choices["eval_vanilla"](None, frame.iloc[n])["hit"] for n in range(len(frame))])
+
+
+def hallusion_pairs(parts: dict, theirs: pd.DataFrame) -> list[tuple[float, float]]:
+    """(ours, theirs) of each accuracy: of all rows, then of each l2-category."""
+    named = {"Overall": ""} | {name: f"l2-category: {name}, " for name in theirs["split"][1:]}
+    accuracies = ("aAcc", "fAcc", "qAcc")
+    return [
+        (parts[named[line["split"]] + name], line[name])
+        for _, line in theirs.iterrows()
+        for name in accuracies
+    ]
+
+
 def main(folder: pathlib.Path, name_of_rules: str) -> None:
     rules = find_rules(name_of_rules)
     utils = folder / "dataset" / "utils"
@@ -112,7 +162,12 @@ def main(folder: pathlib.Path, name_of_rules: str) -> None:
     names = ("YOrN_Extraction", "MME_rating", "Hallusion_rating")
     rated = functions(utils / "yorn.py", *names, process_punctuation=punctuation["process_punctuation"])
     names = ("build_choices", "prefetch_answer", "prefetch_circular_group")
-    group = functions(utils / "multiple_choice.py", *names, can_infer=infer)["prefetch_circular_group"]
+    names += ("MMMU_preproc", "extract_answer_from_item", "eval_vanilla")
+    # What they need for a judge's prompt, which is never asked here.
+    judge = {"build_option_str": str, "cn_string": lambda _: False, "build_prompt": lambda *_: ""}
+    logs = {"get_logger": logging.getLogger, "logger": logging.getLogger()}
+    choices = functions(utils / "multiple_choice.py", *names, can_infer=infer, **judge, **logs)
+    group = choices["prefetch_circular_group"]
 
     def own_option(text):
         return match_option(text, OPTIONS, rules)
@@ -131,6 +186,7 @@ def main(folder: pathlib.Path, name_of_rules: str) -> None:
             ("MME", mme_rows),
             ("HallusionBench", hallusion_rows),
             ("MMBench_EN", circular_rows),
+            ("MMMU", mmmu_rows),
         ):
             table_rows = rows(random.Random(seed))
             scored = find_understanding(name)[0].score(table_of(table_rows), rules)
@@ -140,8 +196,9 @@ def main(folder: pathlib.Path, name_of_rules: str) -> None:
                 theirs = rated["MME_rating"](frame)
                 pairs = [(scored.parts[key], value) for key, value in theirs.items()]
             elif name == "HallusionBench":
-                theirs = rated["Hallusion_rating"](frame).iloc[0]
-                pairs = [(scored.parts[key], theirs[key]) for key in ("aAcc", "fAcc", "qAcc")]
+                pairs = hallusion_pairs(scored.parts, rated["Hallusion_rating"](frame))
+            elif name == "MMMU":
+                pairs = [(scored.score, mmmu_score(choices, table_rows))]
             else:
                 frame["GT"], main_index = frame["answer"], frame["index"].astype(int) % 1_000_000
                 hits = [(group(frame[main_index == one]) or {"hit": 0})["hit"] for one in main_index.unique()]

@@ -26,7 +26,7 @@ from unitoken_jax.evaluate.devices import load_model
 from unitoken_jax.evaluate.drawing.geneval import GENEVAL
 from unitoken_jax.evaluate.drawing.images import draw_missing, save_image
 from unitoken_jax.evaluate.drawing.prompts import PromptError
-from unitoken_jax.evaluate.drawing.run import check_prompts, draw_benchmark
+from unitoken_jax.evaluate.drawing.run import check_prompts, draw_benchmark, write_recipe
 from unitoken_jax.evaluate.drawing.t2i_compbench import T2I_COMPBENCH
 
 PROMPTS = ["a red circle", "a blue square", "a red circle"]
@@ -236,6 +236,14 @@ def test_an_image_that_does_not_open_is_drawn_again(tmp_path, damage):
     assert draw_missing(artist, prompts, tmp_path, tmp_path / ".part.png", settings) == 2
     assert artist.asked == [["a bench"], ["a cup"], ["a cup"]]
     assert content(tmp_path) == whole
+
+
+def test_images_whose_recipe_is_damaged_are_not_mixed_with_others(tmp_path):
+    (tmp_path / "recipe.json").write_text("")
+    with pytest.raises(
+        ValueError, match=r"recipe\.json is no recipe: .*: choose another --out, or remove it if"
+    ):
+        write_recipe(tmp_path / "recipe.json", {})
 
 
 def test_a_full_disk_leaves_no_image_and_says_so(tmp_path, monkeypatch):

@@ -62,7 +62,7 @@ def draw_benchmark(
     notes = [] if earlier is None else recipes.check_same(earlier, current, str(recipe), recipes.MAY_DIFFER)
     out = pathlib.Path(out)
     run_folder = drawing.run_folder(data, out)
-    _write_recipe(run_folder / "recipe.json", current)
+    write_recipe(run_folder / "recipe.json", current)
     write_drawn(run_folder, prompts)
     count = drawing.run(loaded, prompts, out, run_folder / ".part.png", settings)
     total = sum(len(prompt.files) for prompt in prompts)
@@ -119,10 +119,16 @@ def _settings(benchmark: DrawingBenchmark, model, choices: Mapping) -> dict:
     return settings | {"size": size, "dtype": str(model.module.dtype)}
 
 
-def _write_recipe(path: pathlib.Path, recipe: Mapping) -> None:
+def write_recipe(path: pathlib.Path, recipe: Mapping) -> None:
     """Writes the recipe before the first image; ValueError where another run's images are there."""
     if path.exists():
-        recipes.check_same(recipes.load(path), recipe, f"{path.parent} (choose another --out)")
+        try:
+            earlier = recipes.load(path)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}: choose another --out, or remove it if the images are this run's"
+            ) from None
+        recipes.check_same(earlier, recipe, f"{path.parent} (choose another --out)")
     path.parent.mkdir(parents=True, exist_ok=True)
     recipes.write_json(path, recipe)
 

@@ -6,8 +6,8 @@ scores by many points, so they have names (`RULES`). Dates and sources:
     2025-03  ms-vlmeval 0.0.15 and 0.0.16 (a packaged VLMEvalKit; `utils/matching_util.py` of 2024-07-24,
              `smp/misc.py` of 2025-03-14), as in April 2025, when the paper came out
     2025-06  0.0.18 (2025-06-27): another pattern of full stops in `smp/misc.py`
-    2025-08  pull request 1175 (of 2025-07-23): a letter counts among the last words only, and a long text
-             names no option; also in 0.0.19 (2025-11-25) and 0.0.20 (2026-05-11)
+    2025-08  pull request 1175 (of 2025-07-23, in on 2025-08-04): a letter counts among the last words only,
+             and a long text names no option; so in 0.0.19 (2025-11-25) and 0.0.20 (2026-05-11)
     2026-05  pull request 1552 (of 2026-05-21): a search for "answer is X" after that; in no rules here
 
 Left out of both is what its environment variable VERBOSE changes (an A among more than three words).
