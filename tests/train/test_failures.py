@@ -99,9 +99,8 @@ def test_a_signal_to_the_whole_group_at_any_moment_saves_or_finds_nothing_begun(
     workdir, rng = folder / "signalled", random.Random(0)
     lines, saves = workdir / "metrics.jsonl", workdir / "checkpoints"
     settings = ("--config.data.workers=1", "--config.train.steps=10000")
-    moments = ["workers", "workers", "step", "step"] + ["time"] * int(
-        os.environ.get("UNITOKEN_TEST_SIGNALS", 0)
-    )
+    random_times = int(os.environ.get("UNITOKEN_TEST_SIGNALS", 0))
+    moments = ["workers", "workers", "step", "step", *["time"] * random_times]
     for number, moment in zip(itertools.cycle((signal.SIGTERM, signal.SIGINT)), moments):
         saved = sorted(saves.glob("[0-9]*"))
         size = lines.stat().st_size if lines.exists() else 0
