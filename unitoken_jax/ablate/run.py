@@ -28,6 +28,7 @@ from unitoken_jax.quickstart.recipe import Stage, muon
 from unitoken_jax.quickstart.run import Quickstart, init_run_dir
 from unitoken_jax.scenes import checker, questions
 from unitoken_jax.storage.atomic import write_text
+from unitoken_jax.storage.paths import absolute
 
 # Training steps, at scale 1, for a million of the paper's examples.
 STEPS_PER_MILLION = 60
@@ -85,7 +86,7 @@ def run(out: str | os.PathLike, scale: float = 1.0, seeds: int = 3, first_seed: 
         options = f"--scale is {scale}, --seeds {seeds}, --first-seed {first_seed}"
         raise ValueError(f"{options}; expected numbers above 0, and a first seed of 0 or more")
     check_seed(first_seed + seeds - 1, "the last seed")
-    ablation = Ablation(pathlib.Path(out).absolute(), float(scale))
+    ablation = Ablation(absolute(out), float(scale))
     settings = {"scale": float(scale), "steps": STEPS_PER_MILLION, "model": to_dict(recipe.model_config())}
     init_run_dir(ablation.out, settings, "run of `unitoken ablate`")
     for name, step in (

@@ -18,7 +18,7 @@ from unitoken_jax.sequence.conversation import parse_conversation
 from unitoken_jax.sequence.conversation_file import JsonRecords, scan_json
 from unitoken_jax.sequence.errors import ConversationError, RowError
 from unitoken_jax.sequence.example import Example
-from unitoken_jax.storage.paths import as_path
+from unitoken_jax.storage.paths import as_path, expand_home
 from unitoken_jax.train.loss import LossSums, cross_entropy
 from unitoken_jax.unitoken import UniToken
 
@@ -74,7 +74,7 @@ def score_file(
     """
     bad: list[RowError] = []
     lines = [json.dumps(result) + "\n" for result in score(model, data, bad.append)]
-    out = pathlib.Path(out)
+    out = pathlib.Path(expand_home(out))
     out.write_text("".join(lines), encoding="utf-8")
     if bad:
         note = f"{len(bad)} of {len(bad) + len(lines)} conversations are bad; {out} has the others' losses"

@@ -25,6 +25,7 @@ from unitoken_jax.scenes import checker
 from unitoken_jax.scenes.dataset import Dataset, write_dataset
 from unitoken_jax.sequence.build import TEXT_TO_IMAGE_INSTRUCTION
 from unitoken_jax.sequence.tokenizer import train_tokenizer
+from unitoken_jax.storage.paths import absolute
 
 
 def run(out: str | os.PathLike, minutes: float = recipe.BUDGET, seed: int = 0) -> dict:
@@ -36,7 +37,7 @@ def run(out: str | os.PathLike, minutes: float = recipe.BUDGET, seed: int = 0) -
     if not minutes > 0:
         raise ValueError(f"--minutes is {minutes}; expected a number above 0")
     check_seed(seed, "--seed")
-    quickstart = Quickstart(pathlib.Path(out).absolute(), float(minutes), seed)
+    quickstart = Quickstart(absolute(out), float(minutes), seed)
     settings = {"minutes": quickstart.minutes, "seed": seed, "model": to_dict(recipe.model_config())}
     init_run_dir(quickstart.out, settings, "quickstart")
     steps: list[tuple[str, Callable[[], None]]] = [

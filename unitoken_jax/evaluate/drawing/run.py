@@ -13,6 +13,7 @@ from unitoken_jax.evaluate.drawing.scorers import score_images
 from unitoken_jax.evaluate.faults import encodable, named
 from unitoken_jax.evaluate.registry import find_drawing
 from unitoken_jax.sequence.build import TEXT_TO_IMAGE_INSTRUCTION, build_text_to_image_prompt
+from unitoken_jax.storage.paths import expand_home
 
 BATCH = 16
 CHOICES = ("number", "seed", "guidance", "top_k", "temperature", "batch")
@@ -60,7 +61,7 @@ def draw_benchmark(
         drawing.name, encodable(pathlib.Path(data).stem), files, template, settings, str(model)
     )
     notes = [] if earlier is None else recipes.check_same(earlier, current, str(recipe), recipes.MAY_DIFFER)
-    out = pathlib.Path(out)
+    out = pathlib.Path(expand_home(out))
     run_folder = drawing.run_folder(data, out)
     write_recipe(run_folder / "recipe.json", current)
     write_drawn(run_folder, prompts)

@@ -12,6 +12,7 @@ from unitoken_jax.evaluate.drawing.gallery import RESULTS, write_gallery
 from unitoken_jax.evaluate.drawing.prompts import read_drawn
 from unitoken_jax.evaluate.faults import encodable
 from unitoken_jax.evaluate.registry import find_drawing
+from unitoken_jax.storage.paths import expand_home
 
 
 def score_images(
@@ -22,9 +23,9 @@ def score_images(
     Writes results.json there, or in folder `out`. Raises ValueError where the benchmark needs another
     program's scores, and as `DrawingBenchmark.score`.
     """
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(expand_home(folder))
     results = benchmark.score(folder)
-    out = folder if out is None else pathlib.Path(out)
+    out = folder if out is None else pathlib.Path(expand_home(out))
     out.mkdir(parents=True, exist_ok=True)
     recipes.write_json(out / RESULTS, results)
     parts = [f"  {name}: {value:.3f}" for name, value in results["categories"].items()]
@@ -39,7 +40,7 @@ def import_scores(
     Writes results.json and the report there. Raises FileNotFoundError where `out` is no run, ScoresError
     where `scores` is not about its images.
     """
-    scores, run_folder = pathlib.Path(scores), pathlib.Path(out)
+    scores, run_folder = pathlib.Path(expand_home(scores)), pathlib.Path(expand_home(out))
     if not (run_folder / "recipe.json").exists():
         raise FileNotFoundError(
             f"{run_folder} holds no recipe.json: --out is the folder that was drawn into; for "

@@ -41,6 +41,7 @@ from unitoken_jax.evaluate.understanding.table import (
     write_table,
 )
 from unitoken_jax.sequence.image import open_image
+from unitoken_jax.storage.paths import expand_home
 
 BATCH = 16
 
@@ -74,7 +75,9 @@ def score_predictions(
     name = encodable(pathlib.Path(predictions).stem)
     ending = f"_{dataset}".casefold()
     model = name[: -len(ending)] if name.casefold().endswith(ending) and len(name) > len(ending) else name
-    return _score_and_report(pathlib.Path(out), Predictions(model, understanding, dataset, table, scored_by))
+    return _score_and_report(
+        pathlib.Path(expand_home(out)), Predictions(model, understanding, dataset, table, scored_by)
+    )
 
 
 def run_benchmark(
@@ -129,7 +132,7 @@ def run_benchmark(
     asked = recipes.make(understanding.name, dataset, files, wording_fields, settings, str(model))
     current = asked | {"rules": scored_by.name}  # they decide the scores, and none of the answers
     notes = [] if earlier is None else recipes.check_same(earlier, current, str(recipe), recipes.MAY_DIFFER)
-    out = pathlib.Path(out)
+    out = pathlib.Path(expand_home(out))
     out.mkdir(parents=True, exist_ok=True)
     name = current["model"]["name"]
     stem = out / f"{name}_{dataset}"

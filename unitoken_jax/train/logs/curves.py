@@ -4,6 +4,7 @@ import pathlib
 import statistics
 from typing import Literal
 
+from unitoken_jax.storage.paths import expand_home
 from unitoken_jax.train.logs.metrics import METRICS_FILE, read_metrics
 
 # Each panel's title, the metrics drawn in it, and whether its scale is logarithmic.
@@ -67,7 +68,7 @@ def draw_curves(workdirs, out, labels=None) -> pathlib.Path:
     if len(runs) > 1:  # colours mean the same everywhere: one legend, in a free place if there is one
         free = grid[len(panels)] if len(grid) > len(panels) else grid[0]
         _add_legend(free, [(label, f"C{number}", "-") for number, label in enumerate(runs)])
-    out = pathlib.Path(out)
+    out = pathlib.Path(expand_home(out))
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)
     return out
