@@ -131,8 +131,8 @@ ODD_ROWS = {
     "list as a role": ("""{"conversations": [{"from": ["human"], "value": "a"}]}""", "is from ['human']"),
     "number as a text": ("""{"conversations": [{"from": "human", "value": 5}]}""", "turn 1 must be"),
     "digits": (f'{{"id": {"7" * 5000}, "image": "a.png", "conversations": {TURNS}}}', "limit (4300 digits)"),
-    "depth": (f'{{"id": {nested(3000)}, "image": "a.png", "conversations": {TURNS}}}', "recursion depth"),
-    "depth of an image": (f'{{"image": {nested(900)}, "conversations": {TURNS}}}', "must be a path"),
+    "depth": (f'{{"id": {nested(100_000)}, "image": "a.png", "conversations": {TURNS}}}', "recursion depth"),
+    "depth of an image": (f'{{"image": {nested(500)}, "conversations": {TURNS}}}', "must be a path"),
     "URL": (
         f'{{"image": "data:image/png;base64,{"A" * 5000}", "conversations": {TURNS}}}',
         '"image" holds a URL, data:image/png;base64,',

@@ -272,3 +272,16 @@ def test_speed(tmp_path):
     start = time.process_time()
     make(path)
     assert time.process_time() - start < 1.5
+
+
+@pytest.mark.parametrize("name", ["lengths.npy", "records.npy", "bad.jsonl"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\x93NUMPY\x01\x00"])
+def test_a_damaged_file_of_an_index_is_named(tmp_path, name, content):
+    path = write_data(tmp_path, [TEXT])
+    index = open_index(SourceConfig(str(path)), CONFIG, TOKENIZER)
+    (index.folder / name).write_bytes(content)
+    if name == "bad.jsonl" and not content:
+        assert not open_index(SourceConfig(str(path)), CONFIG, TOKENIZER).bad()
+        return
+    with pytest.raises(ValueError, match=rf"{name} is damaged .*: delete .* to measure again"):
+        open_index(SourceConfig(str(path)), CONFIG, TOKENIZER)

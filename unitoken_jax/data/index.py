@@ -28,7 +28,7 @@ import numpy as np
 from unitoken_jax.config import ModelConfig, SourceConfig
 from unitoken_jax.data import index_build
 from unitoken_jax.data.image_store import OnError, open_images, store_files
-from unitoken_jax.data.index_build import BAD, IMAGES, LENGTHS, RECORDS
+from unitoken_jax.data.index_build import BAD, IMAGES, LENGTHS, RECORDS, read_table
 from unitoken_jax.data.readers import kind_of, open_records, records_digest, with_home
 from unitoken_jax.sequence.conversation import Conversation, parse_conversation
 from unitoken_jax.sequence.tokenizer import Tokenizer
@@ -50,9 +50,12 @@ class Index:
         self._open()
 
     def _open(self) -> None:
-        self.lengths = np.load(self.folder / LENGTHS, mmap_mode="r")
-        self.records = open_records(self.config, _optional(self.folder / RECORDS))
-        self.images = open_images(self.config.images, self.config.path, _optional(self.folder / IMAGES))
+        lengths, records, images = (read_table(self.folder / name) for name in (LENGTHS, RECORDS, IMAGES))
+        if lengths is None:
+            raise FileNotFoundError(f"{self.folder} has no {LENGTHS}: delete it to measure again")
+        self.lengths = lengths
+        self.records = open_records(self.config, records)
+        self.images = open_images(self.config.images, self.config.path, images)
 
     def __getstate__(self) -> dict:
         return {"config": self.config, "folder": self.folder, "key": self.key}
@@ -206,7 +209,7 @@ def _stamped(path: str, base: pathlib.Path) -> str:
         seen = json.loads(stamp.read_text(encoding="utf-8"))
         if seen["stat"] == now:
             return seen["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except Exception:
         pass  # none yet, or half a file from elsewhere: hash again
     digest = file_digest(file)
     base.mkdir(parents=True, exist_ok=True)
@@ -222,7 +225,3 @@ def _finish(spec: index_build.IndexBuildSpec, path: pathlib.Path, about: dict) -
         index_build.join(spec, folder)
         write_text(folder / ABOUT, json.dumps(about, indent=1))
     shutil.rmtree(spec.folder, ignore_errors=True)
-
-
-def _optional(path: pathlib.Path) -> np.ndarray | None:
-    return np.load(path, mmap_mode="r") if path.exists() else None

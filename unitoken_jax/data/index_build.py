@@ -6,6 +6,7 @@ on standard input from the process that started it. Workers are programs, not fo
 need a guarded main module, and a notebook has none.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -29,7 +30,7 @@ from unitoken_jax.data.workers import deaf_to_stop_signals
 from unitoken_jax.sequence import build
 from unitoken_jax.sequence.conversation import Conversation, parse_conversation
 from unitoken_jax.sequence.conversation_file import scan_json
-from unitoken_jax.sequence.errors import ConversationError, RowError
+from unitoken_jax.sequence.errors import ConversationError, RowError, legible
 from unitoken_jax.sequence.image import ImageError
 from unitoken_jax.sequence.tokenizer import Tokenizer
 from unitoken_jax.storage.atomic import atomic_write, save_array, write_text
@@ -81,8 +82,8 @@ class LengthIndexer:
     def __init__(self, spec: IndexBuildSpec, folder: pathlib.Path):
         """`folder` holds the tables that say where records and images lie."""
         self.spec = spec
-        self.records = open_records(spec.config, _table(folder / RECORDS))
-        self.images = open_images(spec.config.images, spec.config.path, _table(folder / IMAGES))
+        self.records = open_records(spec.config, read_table(folder / RECORDS))
+        self.images = open_images(spec.config.images, spec.config.path, read_table(folder / IMAGES))
 
     def rows(self, rows: Sequence[int]) -> tuple[np.ndarray, list[InvalidRow]]:
         """(int32[n, 5] as in index.py, the bad ones)."""
@@ -216,7 +217,7 @@ def main() -> None:
 
 def join(spec: IndexBuildSpec, folder: pathlib.Path) -> None:
     """Writes the index's arrays into `folder`, from all chunks and tables of `spec`."""
-    rows = len(open_records(spec.config, _table(spec.folder / RECORDS)))
+    rows = len(open_records(spec.config, read_table(spec.folder / RECORDS)))
     chunks = range(-(-rows // CHUNK))
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int32)), "fortran_order": False}
 
@@ -252,8 +253,8 @@ def measure_again(spec: IndexBuildSpec, path: pathlib.Path) -> list[InvalidRow]:
 
 
 def read_bad(path: pathlib.Path) -> list[InvalidRow]:
-    """The rows a bad.jsonl lists."""
-    with open(path, encoding="utf-8") as file:
+    """The rows a bad.jsonl lists. Raises ValueError where it is damaged."""
+    with _index_file(path), open(path, encoding="utf-8") as file:
         return [InvalidRow(**json.loads(line)) for line in file]
 
 
@@ -267,8 +268,20 @@ def _line(bad: InvalidRow) -> str:
     return json.dumps({name: getattr(bad, name) for name in names}) + "\n"
 
 
-def _table(path: pathlib.Path) -> np.ndarray | None:
-    return np.load(path, mmap_mode="r") if path.exists() else None
+def read_table(path: pathlib.Path) -> np.ndarray | None:
+    """A table of an index, mapped into memory; None where there is none. ValueError where it is damaged."""
+    with _index_file(path):
+        return np.load(path, mmap_mode="r") if path.exists() else None
+
+
+@contextlib.contextmanager
+def _index_file(path: pathlib.Path) -> Iterator[None]:
+    """Whatever a damaged file of an index leads to leaves as a ValueError that says what to do."""
+    try:
+        yield
+    except Exception as error:
+        problem = legible(str(error))
+        raise ValueError(f"{path} is damaged ({problem}): delete {path.parent} to measure again") from error
 
 
 if __name__ == "__main__":
