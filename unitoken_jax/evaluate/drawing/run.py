@@ -56,10 +56,8 @@ def draw_benchmark(
     files = {"prompts": pathlib.Path(data)}
     if rewritten is not None:
         files["rewritten"] = pathlib.Path(rewritten)
-    template = {"lead": TEXT_TO_IMAGE_INSTRUCTION}
-    current = recipes.make(
-        drawing.name, encodable(pathlib.Path(data).stem), files, template, settings, str(model)
-    )
+    template, dataset = {"lead": TEXT_TO_IMAGE_INSTRUCTION}, encodable(pathlib.Path(data).stem)
+    current = recipes.make(drawing.name, dataset, files, template, settings, str(model))
     notes = [] if earlier is None else recipes.check_same(earlier, current, str(recipe), recipes.MAY_DIFFER)
     out = pathlib.Path(expand_home(out))
     run_folder = drawing.run_folder(data, out)

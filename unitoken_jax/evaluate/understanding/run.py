@@ -16,6 +16,7 @@ import dataclasses
 import os
 import pathlib
 import re
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -42,6 +43,9 @@ from unitoken_jax.evaluate.understanding.table import (
 )
 from unitoken_jax.sequence.image import open_image
 from unitoken_jax.storage.paths import expand_home
+
+if TYPE_CHECKING:
+    from unitoken_jax.unitoken import UniToken
 
 BATCH = 16
 
@@ -115,18 +119,8 @@ def run_benchmark(
         raise ValueError("which benchmark? give its name, or an earlier run's recipe")
     understanding, dataset = find_understanding(benchmark, data)
     wording, scored_by = find_template(template or "vlmevalkit"), find_rules(rules or PAPER_RULES.name)
-    table = understanding.read(data, dataset)
-    cells = row_images(table)
-    check_rows(model, understanding, table, wording)
-    check_images(table, cells)
-
-    choices = {"max_tokens": max_tokens, "batch": batch}
-    if earlier is None:
-        loaded = load_model(model)
-        settings = _settings(loaded, choices)
-    else:
-        settings = recipes.settings_of(earlier, choices, str(recipe))
-        loaded = load_model(model, dtype=settings["dtype"])
+    table, cells = _read_checked(model, understanding, dataset, data, wording)
+    loaded, settings = _load(model, earlier, {"max_tokens": max_tokens, "batch": batch}, str(recipe))
     files = {"data": table.path}
     wording_fields = dataclasses.asdict(wording)
     asked = recipes.make(understanding.name, dataset, files, wording_fields, settings, str(model))
@@ -138,16 +132,39 @@ def run_benchmark(
     stem = out / f"{name}_{dataset}"
     answers = understanding.run(loaded, table, wording, pathlib.Path(f"{stem}_answers.jsonl"), asked)
     recipes.write_json(pathlib.Path(f"{stem}_recipe.json"), current)
-    with_answers = with_predictions(table, [text for text, _ in answers])
-    columns = with_answers.columns
-    write_table(f"{stem}.tsv", columns, ([row[name] for name in columns] for row in with_answers.rows))
+    answered = with_predictions(table, [text for text, _ in answers])
+    write_table(
+        f"{stem}.tsv", answered.columns, ([row[c] for c in answered.columns] for row in answered.rows)
+    )
     cut_off = sum(not complete for _, complete in answers)
 
     def images(row: int) -> list[Image.Image]:
         return [open_image(decode_image(table, row, text)) for text in cells[row]]
 
-    predictions = Predictions(name, understanding, dataset, with_answers, scored_by, cut_off, images)
+    predictions = Predictions(name, understanding, dataset, answered, scored_by, cut_off, images)
     return [*notes, f"predictions: {stem}.tsv", *_score_and_report(out, predictions)]
+
+
+def _read_checked(
+    model: str | os.PathLike,
+    benchmark: UnderstandingBenchmark,
+    dataset: str,
+    data: str | os.PathLike,
+    template: Template,
+) -> tuple[Table, list[list[str]]]:
+    """The rows of file `data`, each of which can be asked and judged, and their images (`row_images`).
+
+    Raises TableError naming the first that cannot. A score over the others would not be the benchmark's, so
+    that a run does not begin without it.
+    """
+    try:
+        table = benchmark.read(data, dataset)
+        cells = row_images(table)
+        check_rows(model, benchmark, table, template)
+        check_images(table, cells)
+    except TableError as error:
+        raise TableError(f"{error}; nothing was asked yet: mend or remove it, and call this again") from error
+    return table, cells
 
 
 def check_rows(
@@ -166,11 +183,21 @@ def check_rows(
             example_size(benchmark.conversation(table, cells, template, row), tokenizer, config)
 
 
-def _settings(model, choices: dict) -> dict:
-    """What decides an answer besides question and weights; greedy, as in the paper's section 3.4."""
-    default = {"max_tokens": model.config.generation.max_answer_tokens, "batch": BATCH}
+def _load(
+    model: str | os.PathLike, recipe: dict | None, choices: dict, source: str
+) -> tuple["UniToken", dict]:
+    """The model, and what else decides an answer, as `recipe` (of file `source`) says.
+
+    Without a recipe: `choices`, where None the model's values; greedy, as in the paper's section 3.4.
+    """
+    if recipe is not None:
+        settings = recipes.settings_of(recipe, choices, source)
+        return load_model(model, dtype=settings.get("dtype")), settings
+    loaded = load_model(model)
+    default = {"max_tokens": loaded.config.generation.max_answer_tokens, "batch": BATCH}
     chosen = {name: default[name] if value is None else value for name, value in choices.items()}
-    return {"temperature": 0.0, "top_k": None, "seed": 0, **chosen, "dtype": str(model.module.dtype)}
+    settings = {"temperature": 0.0, "top_k": None, "seed": 0, **chosen, "dtype": str(loaded.module.dtype)}
+    return loaded, settings
 
 
 def _same_choice(
