@@ -115,8 +115,6 @@ def test_an_element_of_a_json_list(folder, expected, data):
     path = fresh(folder, ".json")
     path.write_bytes(b"[" + b",\n".join(elements) + b"]")
     good, messages = read_all(path)
-    if "not read" in "".join(messages):  # and how much of it, which is all that can be said
-        return
     check(path, good, messages, expected)
 
 

@@ -1,5 +1,6 @@
 """Images and answers while training: what is asked, what is written (by several processes: test_mesh)."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,6 +12,7 @@ from tests.helpers.tiny_model import CONFIG, tiny_params, tiny_tokenizer
 from unitoken_jax.config import Config, SourceConfig, TrainConfig
 from unitoken_jax.data.loader import Validation
 from unitoken_jax.sequence.build import TEXT_TO_IMAGE_INSTRUCTION
+from unitoken_jax.sequence.image import ImageError
 from unitoken_jax.train.logs.samples import Samples
 
 
@@ -42,6 +44,21 @@ def test_a_file_of_questions_needs_no_answers(tmp_path):
     samples = Samples(config_of(samples=str(file)), tiny_tokenizer(), None, None, tmp_path)
     assert [question.text for question in samples.questions] == [asked[0]]
     assert samples.prompts == [asked[1]]
+
+
+def test_a_question_that_no_model_can_be_asked_is_known_before_the_first_step(tmp_path):
+    """An image whose header is right and whose pixels are not passes measuring."""
+    file = write_data(tmp_path, [QUESTION, QUESTION])
+    image = tmp_path / "data.jsonl-0.png"
+    image.write_bytes(image.read_bytes()[:60])
+    data = data_config(file, validation=(SourceConfig(str(file)),), on_error="skip")
+    validation = Validation(data, CONFIG, tiny_tokenizer())
+    config = dataclasses.replace(config_of(), data=data)
+    samples = Samples(config, tiny_tokenizer(), None, validation, tmp_path)
+    assert [question.truth for question in samples.questions] == ["red blue"]
+    for strict in (config_of(), dataclasses.replace(config_of(samples=str(file)), data=data)):
+        with pytest.raises(ImageError, match=r"data\.jsonl:1: .*data\.jsonl-0\.png is damaged"):
+            Samples(strict, tiny_tokenizer(), None, validation, tmp_path)
 
 
 @pytest.mark.slow

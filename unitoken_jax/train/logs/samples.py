@@ -5,7 +5,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
@@ -13,9 +13,10 @@ from PIL import Image
 
 from unitoken_jax.config import Config
 from unitoken_jax.data.loader import Validation
-from unitoken_jax.sequence.build import TEXT_TO_IMAGE_INSTRUCTION
+from unitoken_jax.sequence.build import TEXT_TO_IMAGE_INSTRUCTION, build_prompt
 from unitoken_jax.sequence.conversation import Conversation, image_source
 from unitoken_jax.sequence.conversation_file import read_conversations
+from unitoken_jax.sequence.errors import RowError
 from unitoken_jax.sequence.image import open_image
 from unitoken_jax.sequence.tokenizer import Tokenizer
 from unitoken_jax.storage.atomic import atomic_folder
@@ -46,7 +47,8 @@ class Samples:
     """
 
     def __init__(self, config: Config, tokenizer: Tokenizer, mesh, validation: Validation | None, workdir):
-        """Raises ValueError where there is nothing to draw or answer."""
+        """Raises ValueError where there is nothing to draw or answer, and RowError for a bad conversation of
+        `config.train.samples`."""
         settings = config.train
         self._config, self._tokenizer, self._mesh = config, tokenizer, mesh
         self._folder = pathlib.Path(workdir) / FOLDER
@@ -54,12 +56,25 @@ class Samples:
             conversations: Iterable[Conversation] = read_conversations(settings.samples, need_answers=False)
         else:
             conversations = _first_of(validation.sources if validation else [])
-        self.prompts, self.questions = _prompts_and_questions(conversations, settings.sample_count)
+        self.prompts, self.questions = _prompts_and_questions(
+            conversations, settings.sample_count, self._is_usable
+        )
         if not (self.prompts or self.questions):
             raise ValueError(
                 "train.sample_every is set, but there is nothing to draw or answer: set data.validation, or "
                 "train.samples to a file of conversations"
             )
+
+    def _is_usable(self, question: Conversation) -> bool:
+        """Whether a question can be asked, down to its images' pixels. A bad one of a validation set is left
+        out, where bad rows are; any other raises its RowError now, not at the step that samples."""
+        try:
+            build_prompt(question, self._tokenizer, self._config.model)
+        except RowError:
+            if self._config.train.samples or self._config.data.on_error != "skip":
+                raise
+            return False
+        return True
 
     def make(self, params: dict, step: int) -> dict[str, np.ndarray]:
         """Draws and answers with `params` on every process; the first one writes the folder of `step`.
@@ -113,9 +128,10 @@ def _first_of(sources: Iterable) -> Iterator[Conversation]:
 
 
 def _prompts_and_questions(
-    conversations: Iterable[Conversation], count: int
+    conversations: Iterable[Conversation], count: int, is_usable: Callable[[Conversation], bool]
 ) -> tuple[list[str], list[Question]]:
-    """The first `count` different prompts (a text that an image answers) and questions (a text answers)."""
+    """The first `count` different prompts (a text that an image answers) and usable questions (a text
+    answers)."""
     prompts: dict[str, None] = {}
     questions: dict[str, Question] = {}
     for conversation in conversations:
@@ -126,9 +142,9 @@ def _prompts_and_questions(
         alone = dataclasses.replace(conversation, turns=(first_turn,))
         question = Question(alone, "".join(texts) if text else "")
         draws = not text or (not parts and question.text.startswith(TEXT_TO_IMAGE_INSTRUCTION))
-        if not draws and len(questions) < count:
+        if not draws and len(questions) < count and is_usable(alone):
             questions.setdefault(conversation.source, question)
-        elif draws and not question.conversation.images and len(prompts) < count:
+        elif draws and not alone.images and len(prompts) < count and is_usable(alone):
             prompts.setdefault(question.text)
     return list(prompts), list(questions.values())
 
