@@ -1,6 +1,7 @@
 """`unitoken ablate` end to end at its smallest, and what it refuses."""
 
 import json
+import math
 
 import pytest
 
@@ -60,10 +61,8 @@ def test_folders_that_are_no_seeds_are_left_out(tmp_path):
     assert rows[0] == {"seed": 0, "cell": "unified-small", "general": 0.5, "steps": 4}
 
 
-@pytest.mark.parametrize(
-    "wrong", [["--scale", "0"], ["--seeds", "0"], ["--scale", "nan"], ["--first-seed", "-1"]]
-)
-def test_refuses_nothing_to_do(tmp_path, wrong, capsys):
-    assert main(["ablate", "--out", str(tmp_path / "out"), *wrong]) == 2
-    assert "expected numbers above 0" in capsys.readouterr().err
+@pytest.mark.parametrize("wrong", [{"scale": 0}, {"scale": math.nan}, {"seeds": 0}, {"first_seed": -1}])
+def test_refuses_nothing_to_do(tmp_path, wrong):
+    with pytest.raises(ValueError, match="expected numbers above 0"):
+        run.run(tmp_path / "out", **wrong)
     assert not (tmp_path / "out").exists()

@@ -12,7 +12,7 @@ from typing import Any
 
 import einops
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from unitoken_jax.config import SequenceConfig, SiglipConfig
 from unitoken_jax.sequence import anyres
@@ -104,6 +104,8 @@ def _reading(source: ImageSource, problem: str, advice: str = "") -> Iterator[No
         yield
     except ImageError:
         raise
+    except UnidentifiedImageError as error:  # its message has the address of a file in memory
+        raise ImageError(f"{describe(source)} {problem} (its format is not known){advice}") from error
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ImageError(f"{describe(source)} {problem} ({reason}){advice}") from error
