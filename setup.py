@@ -67,5 +67,5 @@ setup(
     package_data={"unitoken_jax": ["py.typed"], "unitoken_jax.scenes": ["*.npz", "*.md"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["unitoken = unitoken_jax.cli.main:main"]},
+    entry_points={"console_scripts": ["unitoken = unitoken_jax.__main__:start"]},
 )

@@ -2,6 +2,16 @@
 
 import sys
 
-from unitoken_jax.cli.main import main
 
-sys.exit(main())
+def start() -> None:
+    """The command `unitoken`: ends this process with `main`'s exit code."""
+    try:
+        from unitoken_jax.cli.main import main
+    except KeyboardInterrupt:
+        print("unitoken: stopped", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    start()
