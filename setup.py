@@ -63,7 +63,11 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["unitoken_jax", "unitoken_jax.*"]),
+    # configs/ is installed as a folder of the package. With package_dir, wheel and sdist both contain it; a
+    # build command of ours would also need a MANIFEST.in, and symbolic links get lost in copies and archives.
+    # In a checkout, installed editable or not, config_file.py finds the folder beside the package.
+    packages=[*find_packages(include=["unitoken_jax", "unitoken_jax.*"]), "unitoken_jax.configs"],
+    package_dir={"unitoken_jax.configs": "configs"},
     package_data={"unitoken_jax": ["py.typed"], "unitoken_jax.scenes": ["*.npz", "*.md"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,

@@ -1,5 +1,6 @@
 """Config files and --config.a.b=c overrides."""
 
+import math
 import pathlib
 import runpy
 
@@ -7,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from unitoken_jax.config import Config
-from unitoken_jax.config_file import is_override, load_config
+from unitoken_jax.config_file import format_config, is_override, load_config
 
 SHIPPED = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -31,6 +32,55 @@ def test_every_shipped_config_loads(path):
 def test_every_shipped_config_returns_a_config_dict(path, monkeypatch):
     monkeypatch.syspath_prepend(str(path.parent))
     assert isinstance(runpy.run_path(str(path))["get_config"](), ConfigDict)
+
+
+@pytest.mark.parametrize("argument", ["", ":unitoken_34b"])
+def test_a_shipped_config_is_found_by_its_name(argument, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stage2").mkdir()  # a folder is no config
+    shipped = load_config(f"{SHIPPED[0].parent}/stage2.py{argument}")
+    assert load_config(f"stage2{argument}") == shipped
+    call = f"stage2.get_config({argument[1:] or 'unitoken_7b'!r})"
+    (tmp_path / "mine.py").write_text(f"import stage2\ndef get_config():\n    return {call}\n")
+    assert load_config("mine.py") == shipped
+
+
+@pytest.mark.parametrize("name", ["stage2", "stage2:unitoken_7b", "a:b.py", "a:b.py:argument"])
+def test_an_existing_file_counts_first(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name.removesuffix(":argument")).write_text(
+        "def get_config(_=None):\n    return {'train': {'steps': 7}}\n"
+    )
+    assert load_config(name).train.steps == 7
+
+
+@pytest.mark.parametrize("name", ["stage", "runs/stage2", "stage2.py:unitoken_34b", "gs://bucket/stage2.py"])
+def test_a_wrong_name_lists_the_shipped_ones(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = f"config file {name.removesuffix(':unitoken_34b')} does not exist, .* there are stage[123], "
+    with pytest.raises(FileNotFoundError, match=expected) as caught:
+        load_config(name)
+    assert all(path.stem in str(caught.value) for path in SHIPPED)
+
+
+def test_a_wrong_argument_lists_them_too():
+    with pytest.raises(ValueError, match=r"stage2\.py: .*unitoken_43b.* there are unitoken_34b, unitoken_7b"):
+        load_config("stage2:unitoken_43b")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_formatted_config_is_a_config_file_of_the_same_config(path, write):
+    config = load_config(path.stem)
+    assert load_config(write(format_config(config))) == config
+
+
+def test_every_value_survives_formatting(write):
+    strings = ("'a' \"b\"", "c\\d\n", "röt \U0001f600 \x7f\u2028", "")
+    sources = [{"path": text, "weight": 1e-300} for text in strings]
+    values = {"data": {"sources": sources}, "train": {"spike_sigma": math.inf, "steps": 10**12}}
+    values["model"] = {"sequence": {"grids": [[1, 2]]}, "generation": {"speculate": None}}
+    config = load_config(write(f"from math import inf\ndef get_config():\n    return {values!r}\n"))
+    assert load_config(write(format_config(config))) == config
 
 
 def test_states_only_what_differs(write):

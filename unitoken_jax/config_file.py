@@ -1,13 +1,18 @@
-"""Python config files: `configs/stage2.py[:argument]` with `--config.a.b=value` overrides -> Config.
+"""Python config files, `my.py[:argument]` or `stage2[:argument]`, and `--config.a.b=c` overrides -> Config.
 
-A config file defines `get_config(argument=None)`, which returns what differs from the defaults: an
-ml_collections.ConfigDict, or a nested dict. Overrides are ml_collections' own config flags. This is the only
-module that knows about that library; everything else sees the frozen dataclasses of `config.py`.
+Those in configs/ are shipped with the package, and go by their names. A config file defines
+`get_config(argument=None)`, which returns what differs from the defaults: an ml_collections.ConfigDict, or a
+nested dict. Overrides are ml_collections' own config flags. This is the only module that knows about that
+library; everything else sees the frozen dataclasses of `config.py`.
 """
 
 import contextlib
 import dataclasses
+import difflib
+import json
+import math
 import pathlib
+import re
 import runpy
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,16 +24,22 @@ from ml_collections import ConfigDict, config_dict, config_flags
 from unitoken_jax.config import Config, from_dict, to_dict
 
 _PREFIX = "--config."
+_PACKAGE = pathlib.Path(__file__).resolve().parent
+# Installed, the folder is inside of the package (see setup.py); in a checkout it is beside the package.
+SHIPPED = (_PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent) / "configs"
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
-    """Reads config file `path` ("file.py" or "file.py:argument") and applies `overrides`.
+    """Reads the config file `path`, or the shipped one of that name, and applies `overrides`.
+
+    After a colon comes the argument of its get_config: "my.py:argument", "stage2:unitoken_34b". A file counts
+    before a shipped config of the same name.
 
     An override is "--config.train.steps=100", read as the type of the key it sets: a string needs no quotes,
     a tuple is a Python literal. Raises FileNotFoundError, or ValueError naming the file or the override, and
     the key (with the nearest known one).
     """
-    file, argument = _split(path)
+    file, argument = _find(path)
     values = _plain(_run(file, argument))
     if not isinstance(values, dict):
         raise ValueError(
@@ -55,15 +66,53 @@ def is_override(argument: str) -> bool:
     return argument.startswith(_PREFIX)
 
 
-def _split(path: str) -> tuple[pathlib.Path, str | None]:
-    name, colon, argument = str(path).rpartition(".py:")
-    file = pathlib.Path(name + ".py" if colon else path)
-    if not file.is_file():
-        raise FileNotFoundError(f"config file {file} does not exist; the shipped ones are in configs/")
-    return file, argument if colon else None
+def format_config(config: Config) -> str:
+    """The text of a config file, Python source, that states every setting of `config`."""
+    return f"def get_config():\n    return {_source(to_dict(config), ' ' * 4)}\n"
 
 
-def _run(file: pathlib.Path, argument: str | None) -> Any:
+def _source(value: Any, indent: str) -> str:
+    """`value` (of JSON's types) as Python source whose lines but the first begin with `indent`.
+
+    Entries of dicts, and dicts in lists, have a line each.
+    """
+    inner = indent + " " * 4
+    if isinstance(value, dict):
+        entries = [f'"{key}": {_source(entry, inner)}' for key, entry in value.items()]
+        opening, closing = "{}"
+    elif isinstance(value, list):
+        entries = [_source(entry, inner) for entry in value]
+        opening, closing = "[]"
+        if not any(isinstance(entry, dict) for entry in value):
+            return f"[{', '.join(entries)}]"
+    elif isinstance(value, float) and not math.isfinite(value):
+        return f'float("{value}")'
+    else:
+        return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+    lines = [f"{inner}{entry},\n" for entry in entries]
+    return f"{opening}\n{''.join(lines)}{indent}{closing}"
+
+
+def _find(path: str) -> tuple[pathlib.Path, str]:
+    """The file and the argument that `path` means: its longest beginning, up to a colon, that is a file or a
+    shipped config's name, and the rest."""
+    shipped = {file.stem: file for file in SHIPPED.glob("*.py")}
+    for end in reversed([match.start() for match in re.finditer(r":|\Z", path)]):
+        for file in (pathlib.Path(path[:end]), shipped.get(path[:end])):
+            if file and file.is_file():
+                return file, path[end + 1 :]
+    name = re.sub(r":[^/]*\Z", "", path)
+    raise FileNotFoundError(f"config file {name} does not exist, and no shipped config {_nearest(name)}")
+
+
+def _nearest(name: str) -> str:
+    """The end of a message about config `name`: what the shipped ones are called, the nearest first."""
+    names = sorted(file.stem for file in SHIPPED.glob("*.py"))
+    names.sort(key=lambda shipped: -difflib.SequenceMatcher(None, shipped, pathlib.Path(name).stem).ratio())
+    return f"is called so; there are {', '.join(names)}"
+
+
+def _run(file: pathlib.Path, argument: str) -> Any:
     """What the file's get_config returns."""
     try:
         with _siblings(file.parent.resolve()):
@@ -77,21 +126,25 @@ def _run(file: pathlib.Path, argument: str | None) -> Any:
         raise ValueError(f"{file}, line {error.lineno}: {error.msg}") from error
     except Exception as error:  # whatever a config's own code raises, said with the file's name
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise ValueError(f"{file}: {kind}{error}") from error
+        mistyped = isinstance(error, ModuleNotFoundError) and error.name == argument
+        hint = f"; no shipped config {_nearest(argument)}" if mistyped else ""
+        raise ValueError(f"{file}: {kind}{error}{hint}") from error
 
 
 @contextlib.contextmanager
 def _siblings(folder: pathlib.Path) -> Iterator[None]:
-    """Lets a config import its neighbours by name, and forgets them: other folders have the same names."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(folder))
+    """Lets a config import its neighbours and the shipped configs by name, and forgets them afterwards: other
+    folders have the same names."""
+    before, folders = set(sys.modules), (folder, SHIPPED)
+    sys.path[:0] = map(str, folders)
     try:
         yield
     finally:
-        sys.path.remove(str(folder))
+        for path in folders:
+            sys.path.remove(str(path))
         for name in set(sys.modules) - before:
             file = getattr(sys.modules[name], "__file__", None)
-            if file and pathlib.Path(file).parent == folder:
+            if file and pathlib.Path(file).parent in folders:
                 del sys.modules[name]
 
 
