@@ -50,10 +50,11 @@ def parse(words: list[str]) -> None:
     overrides = [word for word in words if is_override(word)]
     argv = with_word([word for word in words[1:] if not is_override(word)])
     arguments = main.build_parser().parse_args(argv)
-    if overrides or arguments.verb == "train":
-        config = pathlib.Path(arguments.config)
-        if config.parts[0] == "configs":
-            load_config(str(ROOT / config), overrides)
+    if arguments.verb in ("train", "plan"):
+        name = arguments.config or arguments.show_config
+        assert arguments.workdir if arguments.verb == "train" and arguments.config else True
+        if not name.endswith(".py"):  # a shipped one
+            load_config(name, overrides)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 import unitoken_jax
 from unitoken_jax.cli import generate, main, options
+from unitoken_jax.config_file import is_override, load_config
 
 
 @pytest.fixture
@@ -94,6 +96,33 @@ def test_train_reads_the_config_and_its_overrides(calls, tmp_path):
     assert main.main(["train", "--config", str(path), "--workdir", "run", "--config.train.seed=7"]) == 0
     (config, workdir), _ = calls["train"]
     assert (config.train.steps, config.train.seed, workdir) == (5, 7, "run")
+
+
+def test_show_config_prints_a_config_file(tmp_path, capsys):
+    path = tmp_path / "c.py"
+    path.write_text("def get_config():\n    return {'train': {'steps': 5}}\n")
+    argv = ["train", "--show-config", str(path), "--config.train.wandb=a\nb", "--profile", "3"]
+    assert main.main(argv) == 0
+    (tmp_path / "shown.py").write_text(capsys.readouterr().out)
+    assert main.main(["train", "--show-config", f"{tmp_path}/shown.py"]) == 0
+    shown = load_config(f"{tmp_path}/shown.py").train
+    assert (shown.steps, shown.wandb, shown.profile_steps) == (5, "a\nb", 3)
+
+
+def test_every_verb_has_two_examples_that_can_be_given():
+    for parser in parsers(main.build_parser()):
+        _, _, text = (parser.epilog or "").partition("examples:\n")
+        examples = [shlex.split(line) for line in text.replace("\\\n", " ").splitlines()]
+        assert len(examples) == 2 or parser.prog == "unitoken", parser.prog
+        for words in examples:
+            words = words[words.index("unitoken") :]
+            words = words[: words.index(">")] if ">" in words else words
+            overrides = [word for word in words if is_override(word)]
+            plain = [word for word in words if not is_override(word)]
+            assert " ".join(plain).startswith(parser.prog)
+            arguments = main.build_parser().parse_args(plain[1:])
+            if (config := vars(arguments).get("config")) and not config.endswith(".py"):
+                load_config(config, overrides)
 
 
 def test_profile_is_a_setting_of_the_run(calls, tmp_path):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from unitoken_jax.cli.options import (
     AddVerb,
     add_model_option,
+    add_parser,
     count,
     model_directory,
     positive,
@@ -23,23 +24,42 @@ WORDS = ("run", "draw", "score", "import")
 
 def add_verbs(add_verb: AddVerb) -> None:
     """Adds this file's verb to the command line, with a parser for each of its words."""
-    evaluate = add_verb("evaluate", run_evaluate, "the paper's benchmarks: predictions, scores, a report")
+    evaluate = add_verb(
+        "evaluate",
+        run_evaluate,
+        "the paper's benchmarks: predictions, scores, a report",
+        "unitoken evaluate run --benchmark MMMU --data MMMU_DEV_VAL.tsv --out results",
+        "unitoken evaluate draw --benchmark GenEval --data evaluation_metadata.jsonl --out geneval",
+    )
     words = evaluate.add_subparsers(dest="word", required=True, metavar="|".join(WORDS))
 
-    def add_word(name: str, call: Callable, help: str) -> argparse.ArgumentParser:
-        parser = words.add_parser(name, help=help, description=help, allow_abbrev=False)
+    def add_word(name: str, call: Callable, help: str, *examples: str) -> argparse.ArgumentParser:
+        parser = add_parser(words, name, help, *examples)
         # SUPPRESS: a default here would undo a --debug before the word.
         parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS)
         parser.add_argument("--out", required=True, metavar="DIR", help="a killed run goes on from here")
         parser.set_defaults(call=call)
         return parser
 
-    run = add_word("run", _run, "answer a benchmark's questions, and score the answers")
+    run = add_word(
+        "run",
+        _run,
+        "answer a benchmark's questions, and score the answers",
+        "unitoken evaluate run --model MODEL --benchmark MMMU --data MMMU_DEV_VAL.tsv --out results",
+        "unitoken evaluate run --model MODEL --data MMMU_DEV_VAL.tsv \\\n"
+        "      --recipe results/MODEL_MMMU_DEV_VAL_recipe.json --out again",
+    )
     _add_run_options(run, "the benchmark's file, as VLMEvalKit has it (TSV)")
     run.add_argument("--template", help="how questions are put: vlmevalkit (default) or direct")
     run.add_argument("--max-tokens", type=count, help="longest answer (default: the model's)")
     _add_rules_option(run)
-    draw = add_word("draw", _draw, "draw a benchmark's prompts, where its scorer looks for the images")
+    draw = add_word(
+        "draw",
+        _draw,
+        "draw a benchmark's prompts, where its scorer looks for the images",
+        "unitoken evaluate draw --benchmark GenEval --data evaluation_metadata.jsonl --out geneval",
+        "unitoken evaluate draw --benchmark T2I-CompBench++ --data color_val.txt --number 2 --out t2i",
+    )
     _add_run_options(draw, "the benchmark's prompts")
     draw.add_argument("--rewritten", metavar="FILE", help="draw these prompts, line by line, instead")
     draw.add_argument("--number", type=count, help="images a prompt (default: the benchmark's)")
@@ -51,12 +71,25 @@ def add_verbs(add_verb: AddVerb) -> None:
     )
     draw.add_argument("--top-k", type=count, help="of the images (default: the model's)")
     draw.add_argument("--temperature", type=real_number(0), help="of the images (default: the model's)")
-    score = add_word("score", _score, "score predictions, or the quickstart's images; needs no model")
+    score = add_word(
+        "score",
+        _score,
+        "score predictions, or the quickstart's images; needs no model",
+        "unitoken evaluate score --benchmark MMMU --out scored \\\n"
+        "      --predictions results/MODEL_MMMU_DEV_VAL.tsv --rules vlmevalkit-2025-08",
+        "unitoken evaluate score --benchmark quickstart --predictions scenes --out scored",
+    )
     score.add_argument("--benchmark", required=True, metavar="NAME", help="whose rules they are scored by")
     score.add_argument("--predictions", required=True, metavar="FILE", help="or the folder of the images")
     score.add_argument("--data", metavar="FILE", help="the right answers (default: of the predictions)")
     _add_rules_option(score)
-    take = add_word("import", _import, "take up what GenEval's or T2I-CompBench++'s scorer wrote")
+    take = add_word(
+        "import",
+        _import,
+        "take up what GenEval's or T2I-CompBench++'s scorer wrote",
+        "unitoken evaluate import --scores results.jsonl --out geneval",
+        "unitoken evaluate import --scores t2i/color/annotation_blip/vqa_result.json --out t2i/color",
+    )
     take.add_argument("--scores", required=True, metavar="FILE", help="what the scorer wrote")
     take.add_argument("--benchmark", metavar="NAME", help="refuse the folder if it is another one's")
 

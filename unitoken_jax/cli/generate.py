@@ -29,7 +29,13 @@ if TYPE_CHECKING:
 
 def add_verbs(add_verb: AddVerb) -> None:
     """Adds this file's verbs to the command line."""
-    generate = add_verb("generate", run_generate, "draw images of a prompt")
+    generate = add_verb(
+        "generate",
+        run_generate,
+        "draw images of a prompt",
+        'unitoken generate --prompt "a red circle above a blue 7" --out drawn.png',
+        'unitoken generate --model MODEL --prompt "a green door" --number 4 --seed 1 --out door.png',
+    )
     add_model_option(generate)
     generate.add_argument("--prompt", required=True, metavar="TEXT")
     generate.add_argument(
@@ -51,7 +57,14 @@ def add_verbs(add_verb: AddVerb) -> None:
     add_save_tokens_option(generate)
     add_decoding_options(generate)
 
-    answer = add_verb("answer", run_answer, "answer a question, about an image or without one")
+    answer = add_verb(
+        "answer",
+        run_answer,
+        "answer a question, about an image or without one",
+        'unitoken answer --image my.png --question "what is in the image?"',
+        "unitoken answer --model MODEL --image a.png --image b.png \\\n"
+        '      --question "what do <|image|> and <|image|> have in common?" --stream',
+    )
     add_model_option(answer)
     answer.add_argument(
         "--image", action="append", default=[], metavar="PNG", help="may be given several times"
@@ -64,7 +77,13 @@ def add_verbs(add_verb: AddVerb) -> None:
     add_save_tokens_option(answer)
     add_decoding_options(answer)
 
-    chat = add_verb("chat", run_chat, "answer with text and images: draw, or change an image")
+    chat = add_verb(
+        "chat",
+        run_chat,
+        "answer with text and images: draw, or change an image",
+        'unitoken chat --image my.png --question "make it blue" --draw --out new.png',
+        "unitoken chat --model MODEL --conversation questions.jsonl --out reply.png",
+    )
     add_model_option(chat)
     chat.add_argument(
         "--image", action="append", default=[], metavar="PNG", help="may be given several times"

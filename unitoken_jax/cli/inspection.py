@@ -17,7 +17,11 @@ from unitoken_jax.cli.options import (
 def add_verbs(add_verb: AddVerb) -> None:
     """Adds this file's verbs to the command line."""
     inspect = add_verb(
-        "inspect", run_inspect, "what a model directory holds, or how training sees a data set"
+        "inspect",
+        run_inspect,
+        "what a model directory holds, or how training sees a data set",
+        "unitoken inspect MODEL",
+        "unitoken inspect train.jsonl --model MODEL --row 0 --sheet sheet.png",
     )
     inspect.add_argument("what", nargs="?", metavar="MODEL|DATA", help=f"default: {DEFAULT_MODEL}")
     inspect.add_argument("--model", metavar="MODEL", help="of a data set: whose tokenizer and settings count")
@@ -36,7 +40,13 @@ def add_verbs(add_verb: AddVerb) -> None:
         help="compare layer by layer with PyTorch's outputs, recorded by launch/record_torch.py",
     )
 
-    score = add_verb("score", run_score, "the loss of each conversation of a file")
+    score = add_verb(
+        "score",
+        run_score,
+        "the loss of each conversation of a file",
+        "unitoken score --data conversations.json --out scores.jsonl",
+        "unitoken score --model runs/mine/model --data held_out.jsonl --out scores.jsonl",
+    )
     add_model_option(score)
     score.add_argument("--data", required=True, metavar="FILE", help="conversations, JSON or JSONL")
     score.add_argument("--out", required=True, metavar="JSONL")

@@ -15,7 +15,7 @@ import traceback
 
 import unitoken_jax
 from unitoken_jax.cli import compile_cache, evaluate, generate, inspection, quickstart, train, weights
-from unitoken_jax.cli.options import RunVerb, check_output, check_output_file
+from unitoken_jax.cli.options import RunVerb, add_parser, check_output, check_output_file
 from unitoken_jax.config_file import is_override
 from unitoken_jax.sequence.errors import escape
 from unitoken_jax.storage.paths import expand_home
@@ -28,7 +28,7 @@ OUTPUT_OPTIONS = ("out", *OUTPUT_FILES)
 # Arguments that name what a verb reads.
 INPUT_OPTIONS = (
     *("against", "checkpoint", "config", "conversation", "data", "image", "images", "model", "predictions"),
-    *("recipe", "rewritten", "scores", "siglip", "vqgan", "what"),
+    *("recipe", "rewritten", "scores", "show_config", "siglip", "vqgan", "what"),
 )
 PATH_OPTIONS = (*INPUT_OPTIONS, *OUTPUT_OPTIONS, "workdir")
 # Options that were called otherwise once, and their names now.
@@ -139,8 +139,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"unitoken {unitoken_jax.__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def add_verb(name: str, run: RunVerb, help: str) -> argparse.ArgumentParser:
-        verb_parser = verbs.add_parser(name, help=help, description=help, allow_abbrev=False)
+    def add_verb(name: str, run: RunVerb, help: str, *examples: str) -> argparse.ArgumentParser:
+        verb_parser = add_parser(verbs, name, help, *examples)
         verb_parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
         verb_parser.set_defaults(run=run)
         return verb_parser

@@ -20,9 +20,24 @@ class RunVerb(Protocol):
 
 
 class AddVerb(Protocol):
-    """Adds a verb to the command line and returns its parser, for the caller to add options to."""
+    """Adds a verb to the command line, with the commands that end its --help as `examples`, and returns its
+    parser, for the caller to add options to."""
 
-    def __call__(self, name: str, run: RunVerb, help: str) -> argparse.ArgumentParser: ...
+    def __call__(self, name: str, run: RunVerb, help: str, *examples: str) -> argparse.ArgumentParser: ...
+
+
+def add_parser(
+    parsers: "argparse._SubParsersAction", name: str, help: str, *examples: str
+) -> argparse.ArgumentParser:
+    """Adds the parser of a verb, or of a word after one, to `parsers`; its --help ends with `examples`."""
+    return parsers.add_parser(
+        name,
+        help=help,
+        description=help,
+        epilog="\n".join(["examples:", *(f"  {example}" for example in examples)]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
 
 
 def add_model_option(parser: argparse.ArgumentParser) -> None:

@@ -13,20 +13,36 @@ from unitoken_jax.cli.options import (
 
 def add_verbs(add_verb: AddVerb) -> None:
     """Adds this file's verbs to the command line."""
-    quickstart = add_verb("quickstart", run_quickstart, "the whole path on a small model, on a CPU")
+    quickstart = add_verb(
+        "quickstart",
+        run_quickstart,
+        "the whole path on a small model, on a CPU",
+        "unitoken quickstart",
+        "unitoken quickstart --minutes 60 --out quickstart_60",
+    )
     quickstart.add_argument("--out", default=QUICKSTART_DIR, metavar="DIR")
     quickstart.add_argument("--minutes", type=positive, default=15, help="time budget (default 15)")
     quickstart.add_argument("--seed", type=seed, default=0)
 
     ablate = add_verb(
-        "ablate", run_ablate, "the paper's Tables 5 and 6 with the quickstart's model, several seeds"
+        "ablate",
+        run_ablate,
+        "the paper's Tables 5 and 6 with the quickstart's model, several seeds",
+        "unitoken ablate",
+        "unitoken ablate --out ablation_short --scale 0.3 --seeds 2",
     )
     ablate.add_argument("--out", default="ablation", metavar="DIR", help="a killed run goes on from here")
     ablate.add_argument("--scale", type=positive, default=1.0, help="of data and steps (1: about 3 hours)")
     ablate.add_argument("--seeds", type=count, default=3, metavar="N", help="runs of every model (default 3)")
     ablate.add_argument("--first-seed", type=seed, default=0, metavar="K", help="of those N (default 0)")
 
-    add_verb("doctor", run_doctor, "is this machine ready, and if not, what to do")
+    add_verb(
+        "doctor",
+        run_doctor,
+        "is this machine ready, and if not, what to do",
+        "unitoken doctor",
+        "JAX_PLATFORMS=cpu unitoken doctor",
+    )
 
 
 def run_quickstart(arguments: argparse.Namespace) -> None:

@@ -14,29 +14,44 @@ from unitoken_jax.cli.options import (
     model_directory,
     share,
 )
+from unitoken_jax.sequence.errors import escape
 from unitoken_jax.train.preemption import RESUMABLE, Preempted
 
 
 def add_verbs(add_verb: AddVerb) -> None:
     """Adds this file's verbs to the command line; `train` and `plan` take --config.a.b=c overrides."""
     train = add_verb(
-        "train", run_train, "train as a config file says; --config.a.b=c changes one of its values"
+        "train",
+        run_train,
+        "train as a config file says; --config.a.b=c changes one of its values",
+        "unitoken train --config stage2 --workdir runs/stage2 --config.train.init_from=MODEL",
+        "unitoken train --show-config stage2:unitoken_34b --config.data.rows=64 > my_config.py",
     )
-    train.add_argument(
-        "--config", required=True, metavar="FILE", help="configs/stage2.py or configs/stage2.py:argument"
+    source = train.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--config",
+        metavar="FILE|NAME",
+        help="a config file, or a shipped one by name (stage2); stage2:unitoken_34b gives it an argument",
     )
-    train.add_argument(
-        "--workdir", required=True, metavar="DIR", help="where the run lives, and resumes from; or gs://..."
+    source.add_argument(
+        "--show-config", metavar="FILE|NAME", help="print all settings, as a config file to start from"
     )
+    train.add_argument("--workdir", metavar="DIR", help="where the run lives, and resumes from; or gs://...")
     train.add_argument(
         "--profile", type=count, metavar="STEPS", help="trace that many steps into WORKDIR/profile"
     )
-    train.set_defaults(overrides=())
+    train.set_defaults(overrides=(), usage_error=train.error)
 
     plan = add_verb(
-        "plan", run_plan, "does a training step fit, and how fast can it be; exit code 1 if it does not"
+        "plan",
+        run_plan,
+        "does a training step fit, and how fast can it be; exit code 1 if it does not",
+        "unitoken plan --config stage2 --topology v5p:4x4x4 --config.data.rows=64",
+        "unitoken plan --config my_config.py --search --json plan.json",
     )
-    plan.add_argument("--config", required=True, metavar="FILE", help="as for train, with the same overrides")
+    plan.add_argument(
+        "--config", required=True, metavar="FILE|NAME", help="as for train, with the same overrides"
+    )
     plan.add_argument(
         "--topology", default="local", metavar="SLICE", help="v5e:16x16, v5p:4x4x4, ..., or this machine's"
     )
@@ -45,7 +60,11 @@ def add_verbs(add_verb: AddVerb) -> None:
     plan.set_defaults(overrides=())
 
     tokenize = add_verb(
-        "tokenize", run_tokenize, "write the VQ codes of a data set's images once, before training"
+        "tokenize",
+        run_tokenize,
+        "write the VQ codes of a data set's images once, before training",
+        "unitoken tokenize --model MODEL --data train.jsonl",
+        "unitoken tokenize --model MODEL --data train.jsonl --images 'shards/*.tar' --share 0/4",
     )
     add_model_option(tokenize)
     tokenize.add_argument("--data", required=True, metavar="DATA", help="JSON, JSONL, ArrayRecord or TFDS")
@@ -58,7 +77,12 @@ def add_verbs(add_verb: AddVerb) -> None:
 
 
 def run_train(arguments: argparse.Namespace) -> None:
-    """`unitoken train`: runs one process of training, of as many as the environment says."""
+    """`unitoken train`: shows a config, or runs a process of training, of as many as the environment says."""
+    if arguments.show_config:
+        _show_config(arguments)
+        return
+    if arguments.workdir is None:
+        arguments.usage_error("the following arguments are required: --workdir")
     if arguments.own_process:
         for number in (signal.SIGTERM, signal.SIGINT):
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -67,10 +91,7 @@ def run_train(arguments: argparse.Namespace) -> None:
     from unitoken_jax.config_file import load_config
     from unitoken_jax.train.loop import train
 
-    overrides = list(arguments.overrides)
-    if arguments.profile is not None:
-        overrides.append(f"--config.train.profile_steps={arguments.profile}")
-    config = load_config(arguments.config, overrides)
+    config = load_config(arguments.config, _overrides(arguments))
     if arguments.own_process:
         distributed.start()
     try:
@@ -83,6 +104,24 @@ def run_train(arguments: argparse.Namespace) -> None:
     except (Exception, KeyboardInterrupt):
         distributed.fail()
         raise
+
+
+def _show_config(arguments: argparse.Namespace) -> None:
+    """`unitoken train --show-config`: prints the config, overrides and all, as a config file."""
+    from unitoken_jax.config_file import format_config, load_config
+
+    overrides = _overrides(arguments)
+    text = format_config(load_config(arguments.show_config, overrides))
+    source = escape(" ".join([arguments.show_config, *overrides]))
+    print(f"# Every setting of {source}; one that is left out has its default.")
+    print(f"# unitoken_jax/config.py says what each of them means.\n\n\n{text}", end="")
+
+
+def _overrides(arguments: argparse.Namespace) -> list[str]:
+    """The --config overrides, and what --profile means as one."""
+    if arguments.profile is None:
+        return [*arguments.overrides]
+    return [*arguments.overrides, f"--config.train.profile_steps={arguments.profile}"]
 
 
 def _end_at_once(number: int, frame: FrameType | None) -> None:

@@ -7,7 +7,13 @@ from unitoken_jax.cli.options import AddVerb, add_model_option, model_directory,
 
 def add_verbs(add_verb: AddVerb) -> None:
     """Adds this file's verbs to the command line."""
-    convert = add_verb("convert", run_convert, "published PyTorch weights -> a model directory")
+    convert = add_verb(
+        "convert",
+        run_convert,
+        "published PyTorch weights -> a model directory",
+        "unitoken convert --checkpoint UNITOKEN --vqgan chameleon/tokenizer --out MODEL",
+        "unitoken convert --checkpoint UNITOKEN --siglip SIGLIP --dtype bfloat16 --verify --out MODEL",
+    )
     convert.add_argument(
         "--checkpoint", required=True, metavar="DIR", help="UniToken's, or a decoder's alone; or a hub id"
     )
@@ -28,7 +34,13 @@ def add_verbs(add_verb: AddVerb) -> None:
     )
     convert.add_argument("--verify", action="store_true", help="read the result again and compare")
 
-    export = add_verb("export", run_export, "a model directory -> the published layout")
+    export = add_verb(
+        "export",
+        run_export,
+        "a model directory -> the published layout",
+        "unitoken export --model MODEL --out EXPORTED",
+        "unitoken export --model MODEL --vqgan --per-head --out EXPORTED",
+    )
     add_model_option(export)
     export.add_argument("--out", required=True, metavar="DIR")
     export.add_argument("--vqgan", action="store_true", help="also the VQ-GAN, as safetensors")
