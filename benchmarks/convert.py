@@ -85,8 +85,7 @@ def main() -> None:
     parser.add_argument("--config", default="7b", choices=["7b", "34b"])
     parser.add_argument("--layers", type=int, help="decoder layers, where the disk is small")
     arguments = parser.parse_args()
-    root = pathlib.Path(__file__).parents[1]
-    model = load_config(str(root / "configs" / f"unitoken_{arguments.config}.py")).model
+    model = load_config(f"unitoken_{arguments.config}").model
     depth = arguments.layers or model.decoder.depth
     model = dataclasses.replace(
         model, decoder=dataclasses.replace(model.decoder, depth=depth), sequence=published_sequence()

@@ -1,9 +1,9 @@
 """The paper's ablations (Tables 5 and 6) at 7B: stage II on fewer examples, without any-resolution images.
 
-    unitoken train --config configs/ablations.py:unified-joint --workdir runs/a --config.train.init_from=MODEL
+    unitoken train --config ablations:unified-joint --workdir runs/a --config.train.init_from=MODEL
 
 The names are those of the models that `unitoken ablate` makes small. Those that read features start from
-stage I, made with `--config configs/stage1.py --config.model.sequence.resolution=base`.
+stage I, made with `--config stage1 --config.model.sequence.resolution=base`.
 """
 
 import stage2

@@ -1,6 +1,6 @@
 """The quickstart's runs, one at a time, on the data and weights a quickstart left behind.
 
-    unitoken train --config configs/quickstart.py:stage2 --workdir runs/again
+    unitoken train --config quickstart:stage2 --workdir runs/again
 
 Run it in the folder that holds `quickstart/`. Stages: sight, base, stage1, stage2, stage3.
 """

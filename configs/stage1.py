@@ -1,7 +1,7 @@
 """Stage I (paper, section 3.2, Table 2): align SigLIP and adapter with the frozen decoder on 2.5 M captions.
 
-    unitoken train --config configs/stage1.py --workdir runs/stage1 --config.train.init_from=MODEL
-    unitoken train --config configs/stage1.py:unitoken_34b ...
+    unitoken train --config stage1 --workdir runs/stage1 --config.train.init_from=MODEL
+    unitoken train --config stage1:unitoken_34b ...
 
 The shares are the paper's, counted in samples; each path is a conversation file of yours.
 """

@@ -1,6 +1,6 @@
 """Stage II (paper, section 3.2, Tables 1 and 2): all parameters, understanding and text-to-image 1 : 1.
 
-    unitoken train --config configs/stage2.py --workdir runs/stage2 --config.train.init_from=runs/stage1/model
+    unitoken train --config stage2 --workdir runs/stage2 --config.train.init_from=runs/stage1/model
 
 Weights are the sample counts of Table 1, shares of examples; each path is a conversation file of yours.
 MidJourney is not public.

@@ -1,6 +1,6 @@
 """Stage III (paper, section 3.2, Table 2): instruction following, 423 K conversations and 100 K images.
 
-    unitoken train --config configs/stage3.py --workdir runs/stage3 --config.train.init_from=runs/stage2/model
+    unitoken train --config stage3 --workdir runs/stage3 --config.train.init_from=runs/stage2/model
 
 The paper names no sets here: point the two paths at yours.
 """

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs unitoken in several processes on this machine's CPU, as on a pod but small. Starts again on exit code 75.
 #
-#   launch/cpu_processes.sh --processes 2 train --config configs/quickstart.py:stage2 --workdir runs/two
+#   launch/cpu_processes.sh --processes 2 train --config quickstart:stage2 --workdir runs/two
 #
 #   --processes N   how many
 #   --devices N     devices each of them pretends to have (default 1)

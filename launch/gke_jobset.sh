@@ -3,7 +3,7 @@
 # when nodes are taken away.
 #
 #   launch/gke_jobset.sh --name stage2 --topology v5e:16x16 --image REGISTRY/unitoken:1 --spot \
-#     train --config configs/stage2.py --workdir gs://bucket/stage2
+#     train --config stage2 --workdir gs://bucket/stage2
 #
 #   --name NAME             of the JobSet
 #   --topology T            chips of one slice, as for `unitoken plan`: v5e:16x16, v5p:4x4x4, v6e:8x8

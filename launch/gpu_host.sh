@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs unitoken on all GPUs of this machine, or on some: one process drives them. Starts again on exit code 75.
 #
-#   launch/gpu_host.sh train --config configs/stage2.py --workdir runs/stage2 --config.mesh.fsdp=8
+#   launch/gpu_host.sh train --config stage2 --workdir runs/stage2 --config.mesh.fsdp=8
 #
 #   --gpus 0,1   only these (default: all)
 #   --dry-run    print the command, run nothing

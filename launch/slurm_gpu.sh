@@ -3,7 +3,7 @@
 # the run saves, and the job goes back into the queue.
 #
 #   launch/slurm_gpu.sh --nodes 4 --gpus-per-node 8 --cpus-per-task 12 --time 24:00:00 \
-#     train --config configs/stage2.py --workdir /shared/stage2 --config.mesh.fsdp=32
+#     train --config stage2 --workdir /shared/stage2 --config.mesh.fsdp=32
 #
 #   --nodes N
 #   --gpus-per-node N

@@ -5,7 +5,7 @@
 # install unitoken and Python 3.11.
 #
 #   launch/tpu_babysit.sh --name unitoken --zone us-west4-a --topology v5e:16x16 --spot \
-#     --setup 'source <(gcloud storage cat gs://bucket/setup.sh)' train --config configs/stage2.py --workdir gs://bucket/stage2
+#     --setup 'source <(gcloud storage cat gs://bucket/setup.sh)' train --config stage2 --workdir gs://bucket/stage2
 #
 #   the options of tpu_create.sh and tpu_run.sh, and
 #   --poll SECONDS     between looks at the queued resource (default 30)

@@ -3,7 +3,7 @@
 # tells the hosts to save and stop; exit code 75 then says that the same command goes on from there.
 #
 #   launch/tpu_run.sh --name unitoken --zone us-west4-a --setup 'cd unitoken_jax && source venv/bin/activate' \
-#     train --config configs/stage2.py --workdir gs://bucket/stage2
+#     train --config stage2 --workdir gs://bucket/stage2
 #
 #   --name NAME       as given to tpu_create.sh
 #   --zone ZONE

@@ -2,7 +2,7 @@
 # Runs unitoken on a GKE cluster that XPK has made. It starts again on exit code 75 and when nodes are taken away.
 #
 #   launch/xpk.sh --name stage2 --cluster pods --zone us-west4-a --topology v5e:16x16 --image REGISTRY/unitoken:1 \
-#     train --config configs/stage2.py --workdir gs://bucket/stage2
+#     train --config stage2 --workdir gs://bucket/stage2
 #
 #   --name NAME         of the workload
 #   --cluster CLUSTER   as XPK knows it
