@@ -112,6 +112,7 @@ def test_show_config_prints_a_config_file(tmp_path, capsys):
 def test_every_verb_has_two_examples_that_can_be_given():
     for parser in parsers(main.build_parser()):
         _, _, text = (parser.epilog or "").partition("examples:\n")
+        assert max(map(len, text.splitlines()), default=0) <= 80, parser.prog
         examples = [shlex.split(line) for line in text.replace("\\\n", " ").splitlines()]
         assert len(examples) == 2 or parser.prog == "unitoken", parser.prog
         for words in examples:

@@ -29,7 +29,7 @@ def add_verbs(add_verb: AddVerb) -> None:
         run_evaluate,
         "the paper's benchmarks: predictions, scores, a report",
         "unitoken evaluate run --benchmark MMMU --data MMMU_DEV_VAL.tsv --out results",
-        "unitoken evaluate draw --benchmark GenEval --data evaluation_metadata.jsonl --out geneval",
+        "unitoken evaluate draw --benchmark GenEval \\\n      --data evaluation_metadata.jsonl --out geneval",
     )
     words = evaluate.add_subparsers(dest="word", required=True, metavar="|".join(WORDS))
 
@@ -45,8 +45,8 @@ def add_verbs(add_verb: AddVerb) -> None:
         "run",
         _run,
         "answer a benchmark's questions, and score the answers",
-        "unitoken evaluate run --model MODEL --benchmark MMMU --data MMMU_DEV_VAL.tsv --out results",
-        "unitoken evaluate run --model MODEL --data MMMU_DEV_VAL.tsv \\\n"
+        "unitoken evaluate run --benchmark MMMU --data MMMU_DEV_VAL.tsv --out results",
+        "unitoken evaluate run --data MMMU_DEV_VAL.tsv \\\n"
         "      --recipe results/MODEL_MMMU_DEV_VAL_recipe.json --out again",
     )
     _add_run_options(run, "the benchmark's file, as VLMEvalKit has it (TSV)")
@@ -57,8 +57,9 @@ def add_verbs(add_verb: AddVerb) -> None:
         "draw",
         _draw,
         "draw a benchmark's prompts, where its scorer looks for the images",
-        "unitoken evaluate draw --benchmark GenEval --data evaluation_metadata.jsonl --out geneval",
-        "unitoken evaluate draw --benchmark T2I-CompBench++ --data color_val.txt --number 2 --out t2i",
+        "unitoken evaluate draw --benchmark GenEval \\\n      --data evaluation_metadata.jsonl --out geneval",
+        "unitoken evaluate draw --benchmark T2I-CompBench++ --data color_val.txt \\\n"
+        "      --number 2 --out t2i",
     )
     _add_run_options(draw, "the benchmark's prompts")
     draw.add_argument("--rewritten", metavar="FILE", help="draw these prompts, line by line, instead")
@@ -77,7 +78,7 @@ def add_verbs(add_verb: AddVerb) -> None:
         "score predictions, or the quickstart's images; needs no model",
         "unitoken evaluate score --benchmark MMMU --out scored \\\n"
         "      --predictions results/MODEL_MMMU_DEV_VAL.tsv --rules vlmevalkit-2025-08",
-        "unitoken evaluate score --benchmark quickstart --predictions scenes --out scored",
+        "unitoken evaluate score --benchmark quickstart --predictions scenes --out new",
     )
     score.add_argument("--benchmark", required=True, metavar="NAME", help="whose rules they are scored by")
     score.add_argument("--predictions", required=True, metavar="FILE", help="or the folder of the images")
@@ -88,7 +89,8 @@ def add_verbs(add_verb: AddVerb) -> None:
         _import,
         "take up what GenEval's or T2I-CompBench++'s scorer wrote",
         "unitoken evaluate import --scores results.jsonl --out geneval",
-        "unitoken evaluate import --scores t2i/color/annotation_blip/vqa_result.json --out t2i/color",
+        "unitoken evaluate import --scores t2i/color/annotation_blip/vqa_result.json \\\n"
+        "      --out t2i/color",
     )
     take.add_argument("--scores", required=True, metavar="FILE", help="what the scorer wrote")
     take.add_argument("--benchmark", metavar="NAME", help="refuse the folder if it is another one's")

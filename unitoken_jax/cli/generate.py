@@ -34,7 +34,7 @@ def add_verbs(add_verb: AddVerb) -> None:
         run_generate,
         "draw images of a prompt",
         'unitoken generate --prompt "a red circle above a blue 7" --out drawn.png',
-        'unitoken generate --model MODEL --prompt "a green door" --number 4 --seed 1 --out door.png',
+        'unitoken generate --prompt "a green door" --number 4 --seed 1 --out door.png',
     )
     add_model_option(generate)
     generate.add_argument("--prompt", required=True, metavar="TEXT")

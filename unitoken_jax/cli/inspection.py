@@ -45,7 +45,7 @@ def add_verbs(add_verb: AddVerb) -> None:
         run_score,
         "the loss of each conversation of a file",
         "unitoken score --data conversations.json --out scores.jsonl",
-        "unitoken score --model runs/mine/model --data held_out.jsonl --out scores.jsonl",
+        "unitoken score --model runs/mine/model --data val.jsonl --out scores.jsonl",
     )
     add_model_option(score)
     score.add_argument("--data", required=True, metavar="FILE", help="conversations, JSON or JSONL")

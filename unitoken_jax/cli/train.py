@@ -24,8 +24,8 @@ def add_verbs(add_verb: AddVerb) -> None:
         "train",
         run_train,
         "train as a config file says; --config.a.b=c changes one of its values",
-        "unitoken train --config stage2 --workdir runs/stage2 --config.train.init_from=MODEL",
-        "unitoken train --show-config stage2:unitoken_34b --config.data.rows=64 > my_config.py",
+        "unitoken train --config stage2 --workdir runs/stage2 \\\n      --config.train.init_from=MODEL",
+        "unitoken train --show-config stage2:unitoken_34b > my_config.py",
     )
     source = train.add_mutually_exclusive_group(required=True)
     source.add_argument(
@@ -64,7 +64,7 @@ def add_verbs(add_verb: AddVerb) -> None:
         run_tokenize,
         "write the VQ codes of a data set's images once, before training",
         "unitoken tokenize --model MODEL --data train.jsonl",
-        "unitoken tokenize --model MODEL --data train.jsonl --images 'shards/*.tar' --share 0/4",
+        "unitoken tokenize --data train.jsonl --images 'shards/*.tar' --share 0/4",
     )
     add_model_option(tokenize)
     tokenize.add_argument("--data", required=True, metavar="DATA", help="JSON, JSONL, ArrayRecord or TFDS")

@@ -12,7 +12,7 @@ def add_verbs(add_verb: AddVerb) -> None:
         run_convert,
         "published PyTorch weights -> a model directory",
         "unitoken convert --checkpoint UNITOKEN --vqgan chameleon/tokenizer --out MODEL",
-        "unitoken convert --checkpoint UNITOKEN --siglip SIGLIP --dtype bfloat16 --verify --out MODEL",
+        "unitoken convert --checkpoint UNITOKEN --dtype bfloat16 --verify --out MODEL",
     )
     convert.add_argument(
         "--checkpoint", required=True, metavar="DIR", help="UniToken's, or a decoder's alone; or a hub id"
