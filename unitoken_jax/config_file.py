@@ -39,7 +39,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
     a tuple is a Python literal. Raises FileNotFoundError, or ValueError naming the file or the override, and
     the key (with the nearest known one).
     """
-    file, argument = _find(path)
+    file, argument = _find(str(path))
     values = _plain(_run(file, argument))
     if not isinstance(values, dict):
         raise ValueError(
