@@ -236,7 +236,7 @@ def test_an_older_format_is_refused_with_what_to_do(copy, read):
     (copy / "config.json").write_text(json.dumps(config))
     (copy / "manifest.json").write_text('{"format": 1}')
     expected = (
-        r"copy is a model directory of format 1; .* reads 2: convert .* or train again.*reads it is .*d905683"
+        r"copy is a model directory of format 1; .* reads 2 and 3: convert .* or train again.*is .*d905683"
     )
     with pytest.raises(ValueError, match=expected):
         read(copy)

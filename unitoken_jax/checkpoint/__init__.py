@@ -14,3 +14,4 @@ with epy.lazy_api_imports(globals()):
         save_model,
     )
     from unitoken_jax.checkpoint.param_store import ArraySpec, ParamStore, StoredParams
+    from unitoken_jax.checkpoint.quantization import quantize_model

@@ -5,9 +5,12 @@
     params/          Orbax: one tree {"siglip", "adapter", "decoder", "vqgan"}
     manifest.json    versions, when it was made, source files and their SHA-256, licence notes
 
-Nothing else is needed to run it, and nothing in it is code.
+Nothing else is needed to run it, and nothing in it is code. In a quantized one (`quantize_model` writes it)
+each of the decoder's kernels is two arrays, "values" and "scales" (`param_store.quantized_arrays`): it runs
+as it is, and cannot be trained or exported.
 """
 
+import concurrent.futures
 import contextlib
 import datetime
 import importlib.metadata
@@ -15,7 +18,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -27,17 +30,20 @@ from unitoken_jax.config import ModelConfig, from_dict, to_dict
 from unitoken_jax.model import sharding
 from unitoken_jax.model.decoder import stack_layers
 from unitoken_jax.model.init import abstract_params
-from unitoken_jax.model.quantize import QUANTIZED_KERNELS, QuantizedKernel, bits_of, quantize_kernel
+from unitoken_jax.model.quantize import QUANTIZED_KERNELS, QuantizedKernel, bits_of, quantize_layer
 from unitoken_jax.sequence.tokenizer import Tokenizer
 from unitoken_jax.storage import atomic
 from unitoken_jax.storage.atomic import write_text
 from unitoken_jax.storage.paths import absolute, as_path, is_remote, literal_path
 
 FORMAT = 2  # of the directory: 1 had other config keys (`config.RENAMED_KEYS`)
+QUANTIZED_FORMAT = 3  # of a quantized one, which what reads format 2 alone would find damaged
 # What reads an older format: no release exists, so the last revision of this repository that did.
 _LAST_READERS = {1: "unitoken_jax 0.1.0 up to git revision d905683"}
 CONFIG, TOKENIZER, PARAMS, MANIFEST = "config.json", "tokenizer.json", "params", "manifest.json"
 UNFINISHED = "unfinished"  # an object at a URL whose parameters are being written
+# Of a quantized model: computed with once an image, or looked up by row.
+_NOT_READ_WHOLE = ("siglip/", "decoder/embed/")
 NETWORK = ("siglip", "adapter", "decoder")  # what UniTokenModel reads; the VQ-GAN stands apart
 # What a directory may lack as a whole: published checkpoints carry no VQ-GAN, or its encoder alone.
 OPTIONAL = ("vqgan", "vqgan/encoder", "vqgan/quant_conv", "vqgan/decoder", "vqgan/post_quant_conv")
@@ -81,12 +87,16 @@ def save_model(
         stacked.
       manifest: what manifest.json says besides (`sources`, `licences`, ...).
     Raises FileExistsError where `path` is something else than a model directory, ValueError listing every
-    parameter that does not fit `config`.
+    parameter that does not fit `config`, or where kernels are quantized.
     """
     import orbax.checkpoint as ocp
 
     path = absolute(path)
     params = meta.unbox(dict(params))
+    if any(isinstance(leaf, QuantizedKernel) for leaf in _flat(params).values()):
+        raise ValueError(
+            f"the parameters for {path} are quantized: `unitoken quantize` writes such a directory"
+        )
     if "0" in params.get("decoder", {}).get("layers", {}):
         params = {**params, "decoder": stack_layers(params["decoder"])}
     _check_params(config, params, f"the parameters for {path}")
@@ -168,9 +178,12 @@ def load_settings(path: str | os.PathLike) -> tuple[ModelConfig, Tokenizer, dict
 
 def _check_format(path: pathlib.Path, number: int) -> None:
     """Raises ValueError that says what to do where the model directory `path` is not of format FORMAT."""
-    if number == FORMAT:
+    if number in (FORMAT, QUANTIZED_FORMAT):
         return
-    problem = f"{path} is a model directory of format {number}; this version of unitoken_jax reads {FORMAT}"
+    problem = (
+        f"{path} is a model directory of format {number}; this version of unitoken_jax reads {FORMAT} and "
+        f"{QUANTIZED_FORMAT}"
+    )
     if number in _LAST_READERS:
         reader = _LAST_READERS[number]
         raise ValueError(f"{problem}: convert its weights or train again. What reads it is {reader}")
@@ -186,6 +199,19 @@ def open_model(path: str | os.PathLike) -> LoadedModel:
     return LoadedModel(config, stored, tokenizer, manifest)
 
 
+def open_unquantized(path: str | os.PathLike, purpose: str) -> LoadedModel:
+    """`open_model(path)` for a `purpose` ("training") that needs kernels as they were made: ValueError where
+    they are quantized."""
+    opened = open_model(path)
+    if opened.params.quantization is not None:
+        original = opened.manifest.get("quantized_from", "its name is not known")
+        raise ValueError(
+            f"{path} holds its decoder in {opened.params.quantization}, from which nothing leads back: for "
+            f"{purpose}, name the model directory that it was made of ({original})"
+        )
+    return opened
+
+
 def load_model(
     path: str | os.PathLike, *, mesh=None, dtype: Any = None, quantize: str | None = None
 ) -> LoadedModel:
@@ -193,37 +219,71 @@ def load_model(
 
     `mesh` (`sharding.make_mesh`) spreads the parameters over devices; `dtype` casts all but the VQ-GAN's
     (None keeps what is stored); `quantize` "int8" or "int4" reads the decoder's kernels layer by layer into
-    so many bits. Raises FileNotFoundError, or ValueError listing every problem.
+    so many bits, which a quantized directory has them in already. The decoder's layers of a quantized model
+    stand apart, as `unstack_layers` gives them, and its manifest says "quantization". Raises
+    FileNotFoundError, or ValueError listing every problem.
     """
     import orbax.checkpoint as ocp
 
     opened = open_model(path)
     targets = _targets(opened.config, opened.params.tree, mesh, dtype)
-    if quantize is not None:
-        return opened._replace(params=_quantized(opened.params, targets, bits_of(quantize)))
+    stored = opened.params.quantization
+    if quantization := quantize or stored:
+        bits = bits_of(quantization)
+        if stored not in (None, quantization):
+            raise ValueError(
+                f"{path} holds its decoder in {stored}, not in {quantization}: quantize the model directory "
+                "that it was made of, or leave the setting out"
+            )
+        params = _read_quantized(opened.params, targets, bits)
+        return opened._replace(params=params, manifest=opened.manifest | {"quantization": quantization})
     with ocp.StandardCheckpointer() as checkpointer:
         params = checkpointer.restore(literal_path(absolute(path)) / PARAMS, targets)
     return opened._replace(params=params)
 
 
-def _quantized(stored: StoredParams, targets: dict, bits: int) -> dict:
-    """All parameters as `targets` says, but QUANTIZED_KERNELS in `bits` bits.
+def _read_quantized(stored: StoredParams, targets: dict, bits: int) -> dict:
+    """All parameters as `targets` says, but QUANTIZED_KERNELS in `bits` bits and the decoder's layers apart.
 
-    The parameters are read one after another, so that the host holds a single one.
+    Each layer is read into the array that decoding uses, so that no stack is held; a thread a core, each with
+    one layer's floats at most. What a pass does not read whole stays as small as it is stored.
     """
-    params = {}
-    for name, target in _flat(targets).items():
-        if QUANTIZED_KERNELS.match(name):
-            kernel = quantize_kernel((stored.read(name, layer) for layer in range(target.shape[0])), bits)
-            scales = target.sharding
-            if isinstance(scales, jax.sharding.NamedSharding):
-                layers, _, outputs = scales.spec
-                scales = scales.update(spec=jax.sharding.PartitionSpec(layers, None, outputs))
-            placed = QuantizedKernel(target.sharding, scales)
-            params[name] = jax.tree.map(jax.device_put, kernel, placed)
-        else:
-            params[name] = jax.device_put(stored.read(name).astype(target.dtype), target.sharding)
-    return traverse_util.unflatten_dict(params, sep="/")
+
+    def read(path: str, layer: int | None) -> tuple[str, Any]:
+        target = flat[path]
+        value, placement = stored.read(path, layer), target.sharding
+        if layer is not None:
+            path = path.replace("/layers/", f"/layers/{layer}/")
+            placement = _respecified(placement, lambda names: names[1:])
+        if QUANTIZED_KERNELS.match(path):
+            scales = _respecified(placement, lambda names: (None, names[1]))
+            value = value if isinstance(value, QuantizedKernel) else quantize_layer(value, bits)
+            return path, QuantizedKernel(_place(value.values, placement), _place(value.scales, scales))
+        narrow = path.startswith(_NOT_READ_WHOLE) and value.dtype.itemsize < target.dtype.itemsize
+        return path, _place(value if narrow else value.astype(target.dtype, copy=False), placement)
+
+    flat = _flat(targets)
+    pieces = [
+        (path, layer)
+        for path, target in flat.items()
+        for layer in (range(target.shape[0]) if path.startswith("decoder/layers/") else (None,))
+    ]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        return traverse_util.unflatten_dict(dict(pool.map(read, *zip(*pieces))), sep="/")
+
+
+def _place(value: Any, placement: jax.sharding.Sharding) -> jax.Array:
+    """`value` on the devices, without the waiting for other processes that `device_put` to a mesh does."""
+    if isinstance(placement, jax.sharding.SingleDeviceSharding):
+        return jax.device_put(value, placement)
+    return jax.make_array_from_callback(value.shape, placement, lambda index: value[index])
+
+
+def _respecified(placement: jax.sharding.Sharding, change: Callable[[tuple], tuple]) -> jax.sharding.Sharding:
+    """`placement` with its axes' mesh axes as `change` gives them; on a single device the same."""
+    if not isinstance(placement, jax.sharding.NamedSharding):
+        return placement
+    return placement.update(spec=jax.sharding.PartitionSpec(*change(tuple(placement.spec))))
 
 
 def is_model_dir(path: str | os.PathLike) -> bool:

@@ -16,14 +16,18 @@ import urllib.parse
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from unitoken_jax.model.quantize import QuantizedKernel, scale_groups, unpack_int4
 from unitoken_jax.storage.paths import is_remote, literal_path
 
 CHUNK_BYTES = 64 * 2**20
 SMALL_BYTES = 2**20  # arrays up to this have a single chunk, not one a layer
 _TILE = (256, 128)  # of a transposed copy, rows and columns of the source: fits a cache
 _JOURNAL, _ARRAYS = "journal.jsonl", "arrays"
+VALUES, SCALES = "/values", "/scales"  # below a quantized kernel's path: its two arrays
 
 
 class ParamStore:
@@ -109,7 +113,6 @@ class ParamStore:
 
     def publish(self, checkpoint: pathlib.Path) -> None:
         """Makes the Orbax checkpoint `checkpoint` of all arrays. They and the journal are gone from here."""
-        import jax
         import orbax.checkpoint as ocp
         from flax.traverse_util import unflatten_dict
 
@@ -143,31 +146,47 @@ class ParamStore:
 class StoredParams:
     """The arrays of an Orbax checkpoint, written with OCDBT (training) or without (conversion), by path.
 
-    `checkpoint` is a path of `storage.as_path`; `shapes` says what there is. Where chunks span layers, small
-    arrays and the last large one are kept in memory, nothing else. Not for several threads.
+    `checkpoint` is a path of `storage.as_path`. `shapes` says what there is, flat, `tree` nested: leaves with
+    shape and dtype, and of a quantized kernel those of the kernel that it stands for, in int8 or int4.
+    `quantization` is that dtype's name; None: no kernel is quantized. Where chunks span layers, small arrays
+    and the last large one are kept in memory, nothing else. Several threads may read.
     """
 
     def __init__(self, checkpoint: pathlib.Path):
         import orbax.checkpoint as ocp
-        from flax.traverse_util import flatten_dict
+        from flax.traverse_util import flatten_dict, unflatten_dict
 
         self._checkpoint = checkpoint
         with ocp.StandardCheckpointer() as checkpointer:
-            self.tree = checkpointer.metadata(checkpoint).item_metadata.tree
-        self.shapes = flatten_dict(self.tree, sep="/")  # leaves have shape and dtype
+            self._arrays = flatten_dict(checkpointer.metadata(checkpoint).item_metadata.tree, sep="/")
+        self.shapes, self.quantization = _with_whole_kernels(self._arrays)
+        self.tree = unflatten_dict(self.shapes, sep="/")
+        self._lock = threading.Lock()
+        self._opened: dict[str, Any] = {}
         self._kept: dict[str, np.ndarray] = {}
 
-    def read(self, path: str, layer: int | None = None) -> np.ndarray:
-        """A parameter as stored, or index `layer` of its first axis."""
-        if path not in self._kept:
-            array = self._open(path)
-            if layer is None:
-                return array.read().result()
-            if array.chunk_layout.read_chunk.shape[0] == 1:
-                return array[layer].read().result()
-            self._kept = {name: kept for name, kept in self._kept.items() if kept.nbytes <= SMALL_BYTES}
-            self._kept[path] = array.read().result()
-        return self._kept[path] if layer is None else self._kept[path][layer]
+    def read(self, path: str, layer: int | None = None) -> Any:
+        """A parameter as stored, numpy's, or index `layer` of its first axis; of a quantized kernel a
+        QuantizedKernel of such arrays."""
+        if path in self._arrays:
+            return self._read_array(path, layer)
+        values, scales = (self._read_array(path + name, layer) for name in (VALUES, SCALES))
+        if values.dtype == np.uint8:
+            values = unpack_int4(values)
+        return QuantizedKernel(values, scales)  # type: ignore[arg-type] # not on a device yet
+
+    def _read_array(self, path: str, layer: int | None) -> np.ndarray:
+        """A stored array, or index `layer` of its first axis."""
+        array = self._open(path)
+        if layer is None:
+            return array.read().result()
+        if array.chunk_layout.read_chunk.shape[0] == 1:
+            return array[layer].read().result()
+        with self._lock:
+            if path not in self._kept:
+                self._kept = {name: kept for name, kept in self._kept.items() if kept.nbytes <= SMALL_BYTES}
+                self._kept[path] = array.read().result()
+            return self._kept[path][layer]
 
     def read_below(self, prefix: str, layer: int | None = None) -> dict:
         """Nested dicts of all parameters below `prefix` ("decoder/layers"), or of one of their layers."""
@@ -178,9 +197,11 @@ class StoredParams:
         return unflatten_dict(flat, sep="/")
 
     def _open(self, path: str) -> Any:
-        """The tensorstore array of a parameter, in either of Orbax's formats."""
+        """The tensorstore array of a path, in either of Orbax's formats, opened once."""
         import tensorstore
 
+        if path in self._opened:
+            return self._opened[path]
         name = path.replace("/", ".") + "/"
         store: dict[str, Any] = {"driver": "file", "path": str(self._checkpoint) + "/"}
         if is_remote(self._checkpoint):
@@ -189,7 +210,35 @@ class StoredParams:
             store = {"driver": "ocdbt", "base": store, "path": name}
         else:
             store["path"] += name
-        return tensorstore.open({"driver": "zarr", "kvstore": store}, open=True, read=True).result()
+        array = tensorstore.open({"driver": "zarr", "kvstore": store}, open=True, read=True).result()
+        return self._opened.setdefault(path, array)
+
+
+def quantized_arrays(path: str, shape: tuple[int, ...], bits: int) -> dict[str, "ArraySpec"]:
+    """The two arrays in which the stack of kernels [L, in, out] at `path` is stored in 8 or 4 bits: values
+    int8[L, in, out], or (`pack_int4`) uint8[L, in / 2, out], and scales float32[L, groups, out]. ValueError
+    where 4 bits' groups do not divide the inputs."""
+    layers, inputs, outputs = shape
+    groups, rows = scale_groups(inputs, bits), inputs * bits // 8
+    return {
+        path + VALUES: ArraySpec((layers, rows, outputs), np.dtype(np.uint8 if bits == 4 else np.int8), True),
+        path + SCALES: ArraySpec((layers, groups, outputs), np.dtype(np.float32), True),
+    }
+
+
+def _with_whole_kernels(stored: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """`stored`, leaves by path, with one leaf for the arrays of a quantized kernel; and its dtype's name."""
+    shapes: dict[str, Any] = {}
+    quantization = None
+    for path, leaf in stored.items():
+        if path.endswith(VALUES):
+            bits = 4 if leaf.dtype == np.uint8 else 8
+            quantization, (*layers, rows, outputs) = f"int{bits}", leaf.shape
+            shape = (*layers, rows * 8 // bits, outputs)
+            shapes[path.removesuffix(VALUES)] = jax.ShapeDtypeStruct(shape, jnp.dtype(quantization))
+        elif path.removesuffix(SCALES) + VALUES not in stored:
+            shapes[path] = leaf
+    return shapes, quantization
 
 
 @dataclasses.dataclass(frozen=True)

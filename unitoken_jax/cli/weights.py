@@ -1,4 +1,4 @@
-"""`unitoken convert` and `export`: published PyTorch weights to a model directory, and back."""
+"""`unitoken convert` and `export`: published PyTorch weights to a model directory, and back; `quantize`."""
 
 import argparse
 
@@ -46,6 +46,13 @@ def add_verbs(add_verb: AddVerb) -> None:
     export.add_argument("--vqgan", action="store_true", help="also the VQ-GAN, as safetensors")
     export.add_argument("--per-head", action="store_true", help="QK-norms as `transformers` wants them")
 
+    quantize = add_verb("quantize", run_quantize, "a model directory -> one in 8 or 4 bits, for inference")
+    add_model_option(quantize)
+    quantize.add_argument("--out", required=True, metavar="MODEL")
+    quantize.add_argument(
+        "--bits", type=int, choices=(8, 4), default=8, help="of a weight of the decoder (default: 8)"
+    )
+
 
 def run_convert(arguments: argparse.Namespace) -> None:
     """`unitoken convert`: prints what it read and wrote."""
@@ -70,3 +77,10 @@ def run_export(arguments: argparse.Namespace) -> None:
         model_directory(arguments), arguments.out, vqgan=arguments.vqgan, per_head=arguments.per_head
     )
     print("\n".join(lines))
+
+
+def run_quantize(arguments: argparse.Namespace) -> None:
+    """`unitoken quantize`: prints what it wrote."""
+    from unitoken_jax.checkpoint.quantization import quantize_model
+
+    print("\n".join(quantize_model(model_directory(arguments), arguments.out, arguments.bits)))

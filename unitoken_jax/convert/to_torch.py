@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from unitoken_jax.checkpoint.model_directory import open_model
+from unitoken_jax.checkpoint.model_directory import open_unquantized
 from unitoken_jax.checkpoint.param_store import StoredParams, contiguous
 from unitoken_jax.config import DecoderConfig, ModelConfig
 from unitoken_jax.convert.torch import configs, rules, writers
@@ -44,7 +44,7 @@ def export(
     out = absolute(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not empty: choose another place, or remove it")
-    config, params, tokenizer, _ = open_model(model)
+    config, params, tokenizer, _ = open_unquantized(model, "exporting")
     heads = config.decoder if per_head else None
     tensors = [tensor for path in params.shapes for tensor in _tensors(params, path, heads)]
     codec = [tensor for tensor in tensors if tensor.file == "vqgan"]

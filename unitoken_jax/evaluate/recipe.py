@@ -30,6 +30,8 @@ def weights_id(model: str | os.PathLike) -> dict:
     time. "sources" are the published files that manifest.json names. They do not decide alone: conversion can
     change the dtype, or draw an adapter.
     """
+    import jax
+
     from unitoken_jax.checkpoint.model_directory import CONFIG, TOKENIZER, open_model
 
     path = as_path(model)
@@ -38,8 +40,8 @@ def weights_id(model: str | os.PathLike) -> dict:
     for name, leaf in sorted(opened.params.shapes.items()):
         digest.update(f"{name} {leaf.dtype} {tuple(leaf.shape)}\n".encode())
         for layer in range(leaf.shape[0]) if "/layers/" in name else (None,):
-            values = np.ascontiguousarray(opened.params.read(name, layer))
-            digest.update(values.reshape(-1).view(np.uint8).data)
+            for array in jax.tree.leaves(opened.params.read(name, layer)):  # a quantized kernel has two
+                digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     files = {name: checksum(path / name)["sha256"] for name in (CONFIG, TOKENIZER)}
     sources = {name: source["sha256"] for name, source in opened.manifest.get("sources", {}).items()}
     return {"params": digest.hexdigest(), **files, "sources": sources}

@@ -78,13 +78,14 @@ class Runtime:
     ) -> Self:
         """Reads the model directory `path`; its parameters are cast to `dtype`. Errors as `load_model`.
 
-        `quantize` "int8" or "int4": the decoder's kernels in so many bits, and an int8 cache.
+        `quantize` "int8" or "int4": the decoder's kernels in so many bits, and an int8 cache. A directory of
+        `unitoken quantize` has both without being asked.
         """
         dtype = _default_dtype() if dtype is None else jnp.dtype(dtype)
         config, params, tokenizer, manifest = load_model(path, mesh=mesh, dtype=dtype, quantize=quantize)
         with _under(mesh):  # nobody else has what was read, so that each stack can be freed on the way
             params["decoder"] = unstack_layers(params["decoder"], consume=True)
-        cache = None if quantize is None else "int8"
+        cache = "int8" if "quantization" in manifest else None
         return cls(config, params, tokenizer, mesh=mesh, dtype=dtype, cache_dtype=cache, manifest=manifest)
 
     @classmethod

@@ -124,7 +124,11 @@ class Embed(nn.Module):
         return self.embedding.astype(self.dtype)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        return constrain_last_axis(jnp.take(self.table(), ids, axis=0), self.axes[1])
+        table = self.embedding
+        if table.dtype.itemsize >= jnp.dtype(self.dtype).itemsize:
+            table = self.table()  # narrower, it stays so: a loop around this would begin with a wide copy
+        rows = jnp.take(table, ids, axis=0).astype(self.dtype)
+        return constrain_last_axis(rows, self.axes[1])
 
 
 class LayerNorm(nn.Module):

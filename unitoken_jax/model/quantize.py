@@ -83,21 +83,46 @@ def quantize_entries(x: jax.Array) -> QuantizedKV:
 
 
 def quantize_kernel(layers: Iterable[np.ndarray], bits: int) -> QuantizedKernel:
-    """A stack of kernels [in, out], given one by one, with its arrays on the host.
+    """A stack of kernels [in, out], given one by one, with its arrays on the host. Errors as
+    `quantize_layer`."""
+    kernels = [quantize_layer(kernel, bits) for kernel in layers]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *kernels)
+
+
+def quantize_layer(kernel: np.ndarray, bits: int) -> QuantizedKernel:
+    """A kernel [in, out] in `bits` bits, with its arrays on the host.
 
     The largest magnitude of a scale's weights becomes 127 or 7. ValueError where 4 bits' groups do not divide
     the inputs.
     """
-    highest, values, scales = 2 ** (bits - 1) - 1, [], []
-    for kernel in layers:
-        inputs, outputs = kernel.shape
-        if bits == 4 and inputs % GROUP:
-            raise ValueError(f"int4 needs inputs in groups of {GROUP}, but a kernel has {inputs}: use int8")
-        grouped = np.asarray(kernel, np.float32).reshape(inputs // GROUP if bits == 4 else 1, -1, outputs)
-        scales.append(np.maximum(np.abs(grouped).max(1), 1e-30) / highest)
-        whole = np.rint(grouped / scales[-1][:, None]).reshape(inputs, outputs)
-        values.append(whole.astype(jnp.int4 if bits == 4 else np.int8))
-    return QuantizedKernel(np.stack(values), np.stack(scales))  # type: ignore[arg-type] # not on a device yet
+    (inputs, outputs), groups = kernel.shape, scale_groups(kernel.shape[0], bits)
+    grouped = np.asarray(kernel, np.float32).reshape(groups, -1, outputs)
+    largest = np.maximum(grouped.max(1), -grouped.min(1))
+    scales = np.maximum(largest, 1e-30) / (2 ** (bits - 1) - 1)
+    whole = grouped / scales[:, None]
+    values = np.rint(whole, out=whole).reshape(inputs, outputs).astype(jnp.int4 if bits == 4 else np.int8)
+    return QuantizedKernel(values, scales)  # not on a device yet
+
+
+def scale_groups(inputs: int, bits: int) -> int:
+    """How many scales an output of a kernel with so many inputs has. ValueError where 4 bits' groups do not
+    divide them."""
+    if bits == 4 and inputs % GROUP:
+        raise ValueError(f"int4 needs inputs in groups of {GROUP}, but a kernel has {inputs}: use int8")
+    return inputs // GROUP if bits == 4 else 1
+
+
+def pack_int4(values: np.ndarray) -> np.ndarray:
+    """uint8[in / 2, out] of int4[in, out]: the first half of the rows in the low four bits, the second in
+    the high ones."""
+    low, high = np.split(values.astype(np.int8), 2)
+    return (low & 15 | high << 4).view(np.uint8)
+
+
+def unpack_int4(packed: np.ndarray) -> np.ndarray:
+    """int4[..., in, out] of `pack_int4`'s uint8[..., in / 2, out]."""
+    signed = packed.view(np.int8)
+    return np.concatenate([signed << 4 >> 4, signed >> 4], axis=-2).astype(jnp.int4)
 
 
 def bits_of(name: str) -> int:

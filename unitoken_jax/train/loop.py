@@ -281,6 +281,7 @@ def _start(config: Config, params, tokenizer, mesh) -> tuple[dict, Tokenizer]:
     """Parameters and tokenizer to start from, where the caller brought not both."""
     settings = config.train
     if settings.init_from:
+        model_directory.open_unquantized(settings.init_from, "training (config.train.init_from)")
         loaded = model_directory.load_model(settings.init_from, mesh=mesh)
         _check_same_network(config, loaded.config)
         return loaded.params if params is None else params, tokenizer or loaded.tokenizer
