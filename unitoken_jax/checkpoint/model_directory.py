@@ -43,7 +43,7 @@ _LAST_READERS = {1: "unitoken_jax 0.1.0 up to git revision d905683"}
 CONFIG, TOKENIZER, PARAMS, MANIFEST = "config.json", "tokenizer.json", "params", "manifest.json"
 UNFINISHED = "unfinished"  # an object at a URL whose parameters are being written
 # Of a quantized model: computed with once an image, or looked up by row.
-_NOT_READ_WHOLE = ("siglip/", "decoder/embed/")
+_NOT_READ_WHOLE = ("siglip/", "adapter/", "decoder/embed/")
 NETWORK = ("siglip", "adapter", "decoder")  # what UniTokenModel reads; the VQ-GAN stands apart
 # What a directory may lack as a whole: published checkpoints carry no VQ-GAN, or its encoder alone.
 OPTIONAL = ("vqgan", "vqgan/encoder", "vqgan/quant_conv", "vqgan/decoder", "vqgan/post_quant_conv")
@@ -268,6 +268,8 @@ def _read_quantized(stored: StoredParams, targets: dict, bits: int) -> dict:
         for path, target in flat.items()
         for layer in (range(target.shape[0]) if path.startswith("decoder/layers/") else (None,))
     ]
+    # Whole arrays first: the largest is held three times while it is cast, when nothing else is there yet.
+    pieces.sort(key=lambda piece: piece[1] is not None)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         return traverse_util.unflatten_dict(dict(pool.map(read, *zip(*pieces))), sep="/")
 
