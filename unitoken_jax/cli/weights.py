@@ -46,7 +46,13 @@ def add_verbs(add_verb: AddVerb) -> None:
     export.add_argument("--vqgan", action="store_true", help="also the VQ-GAN, as safetensors")
     export.add_argument("--per-head", action="store_true", help="QK-norms as `transformers` wants them")
 
-    quantize = add_verb("quantize", run_quantize, "a model directory -> one in 8 or 4 bits, for inference")
+    quantize = add_verb(
+        "quantize",
+        run_quantize,
+        "a model directory -> one in 8 or 4 bits, for inference",
+        "unitoken quantize --model MODEL --out MODEL8",
+        "unitoken quantize --model MODEL --bits 4 --out MODEL4",
+    )
     add_model_option(quantize)
     quantize.add_argument("--out", required=True, metavar="MODEL")
     quantize.add_argument(
