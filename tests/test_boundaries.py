@@ -12,6 +12,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "unitoken_jax"
 
 # A room imports from itself and from the rooms above it: settings first, the command line last.
 ROOMS = (
+    "setting_ranges",
     "config",
     "batch",
     "config_file",

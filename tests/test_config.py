@@ -2,21 +2,29 @@
 
 import dataclasses
 import json
+import math
+import pickle
 import re
+import typing
 
 import pytest
 
 from unitoken_jax.config import (
     Config,
+    DecoderConfig,
+    GenerationConfig,
     ModelConfig,
+    OptimizerConfig,
     SequenceConfig,
     SiglipConfig,
+    TrainConfig,
     VQConfig,
     differences,
     from_dict,
     published_sequence,
     to_dict,
 )
+from unitoken_jax.setting_ranges import Checked, SettingError
 
 
 def test_json_round_trip():
@@ -128,3 +136,46 @@ def test_differences_name_whole_keys_and_take_an_absent_section_for_an_empty_one
     expected = {"train.steps": (10, 20), "data.rows": (None, [1, 2]), "old": ("x", None)}
     assert differences(theirs, ours) == expected
     assert differences(ours, ours) == {}
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "message"),
+    [
+        (TrainConfig, {"steps": 0}, "steps is 0; expected 1 or more"),
+        (TrainConfig, {"save_every": -1}, "save_every is -1; expected 1 or more"),
+        (TrainConfig, {"seed": 2**32}, "seed is 4294967296; expected 0 to 4294967295"),
+        (TrainConfig, {"spike_sigma": math.nan}, "spike_sigma is nan; expected 0 or more"),
+        (TrainConfig, {"spike_window": 1}, "spike_window is 1; expected 2 or more"),
+        (TrainConfig, {"profile_steps": -1}, "profile_steps is -1; expected 0 or more"),
+        (OptimizerConfig, {"b1": 1.0}, "b1 is 1.0; expected 0 to less than 1"),
+        (OptimizerConfig, {"clip_norm": 0.0}, "clip_norm is 0.0; expected a number above 0"),
+        (GenerationConfig, {"speculate": -1}, "speculate is -1; expected 0 or more"),
+        (SequenceConfig, {"image_size": (0, 16)}, r"image_size is \(0, 16\); expected 1 or more"),
+        (SequenceConfig, {"grids": ((1, 0),)}, r"grids is \(\(1, 0\),\); expected 1 or more"),
+        (DecoderConfig, {"heads": 3}, "width is 4096; expected a multiple of heads, which is 3"),
+        (DecoderConfig, {"kv_heads": 5}, "heads is 32; expected a multiple of kv_heads, which is 5"),
+        (SiglipConfig, {"patch_size": 500}, r"patch_size is 500; expected 384 \(image_size\) at most"),
+    ],
+)
+def test_a_number_out_of_its_range_is_named(cls, values, message):
+    with pytest.raises(SettingError, match=f"^config key {message}"):
+        cls(**values)
+    with pytest.raises(SettingError, match=f"^config key train.{message}"):
+        from_dict(cls, values, "train.")
+
+
+def test_its_error_can_be_sent_between_processes():
+    assert str(pickle.loads(pickle.dumps(SettingError("a", "is 0")))) == "config key a is 0"
+
+
+def test_every_number_of_a_config_has_a_range():
+    """So that no number is forgotten: those that may be anything are named here."""
+    anything = {"VQConfig.attention_resolutions", "MeshConfig.data", "MeshConfig.fsdp", "MeshConfig.tensor"}
+    for cls in Checked.__subclasses__():
+        for name, hint in typing.get_type_hints(cls, include_extras=True).items():
+            text = str(hint)
+            numbers = re.findall(r"\b(int|float)\b", text)
+            assert len(numbers) == text.count("Annotated") or f"{cls.__name__}.{name}" in anything, (
+                cls,
+                name,
+            )

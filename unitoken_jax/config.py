@@ -10,31 +10,43 @@ import json
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+from unitoken_jax.setting_ranges import (
+    Checked,
+    Count,
+    Decay,
+    Fraction,
+    Natural,
+    NonNegative,
+    Positive,
+    Range,
+    Seed,
+    SettingError,
+)
 
 T = TypeVar("T")
 
 
-MAX_SEED = 2**32 - 1  # jax's keys are made of 32 bits
-
-
-def check_seed(seed: int, name: str = "seed") -> None:
-    """Raises ValueError, which calls it `name`, where `seed` is no whole number from 0 to MAX_SEED."""
-    if isinstance(seed, bool) or int(seed) != seed or not 0 <= seed <= MAX_SEED:
-        raise ValueError(f"{name} is {seed!r}; expected a whole number from 0 to {MAX_SEED}")
-
-
 @dataclasses.dataclass(frozen=True)
-class SiglipConfig:
+class SiglipConfig(Checked):
     """SigLIP, the vision tower that makes continuous image features. Defaults are SO400M/14-384."""
 
-    image_size: int = 384  # Side of the square crops it reads, in pixels.
-    patch_size: int = 14  # Side of the square patches that become one feature each, in pixels.
-    width: int = 1152  # Numbers in a feature.
-    depth: int = 27  # Transformer layers.
-    heads: int = 16  # Attention heads of a layer.
-    mlp: int = 4304  # Width of a layer's MLP between its two products.
-    norm_eps: float = 1e-6  # Added to the variance in every LayerNorm.
+    image_size: Count = 384  # Side of the square crops it reads, in pixels.
+    patch_size: Count = 14  # Side of the square patches that become one feature each, in pixels.
+    width: Count = 1152  # Numbers in a feature.
+    depth: Count = 27  # Transformer layers.
+    heads: Count = 16  # Attention heads of a layer.
+    mlp: Count = 4304  # Width of a layer's MLP between its two products.
+    norm_eps: NonNegative = 1e-6  # Added to the variance in every LayerNorm.
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_multiple("width", of="heads")
+        if self.image_size < self.patch_size:
+            raise SettingError(
+                "patch_size", f"is {self.patch_size}; expected {self.image_size} (image_size) at most"
+            )
 
     @property
     def grid(self) -> int:
@@ -48,31 +60,33 @@ class SiglipConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class VQConfig:
+class VQConfig(Checked):
     """The VQ-GAN, which turns images into discrete codes and back. Defaults are Chameleon's.
 
     Fields correspond to those of `ddconfig` in its vqgan.yaml.
     """
 
-    codes: int = 8192  # Entries of the codebook.
-    embed_dim: int = 256  # Numbers in a codebook entry.
-    latent_channels: int = 256  # Channels between the encoder or decoder and the codebook's 1x1 convolutions.
-    base_channels: int = 128  # Channels at full resolution, which the multipliers below multiply.
-    channel_multipliers: tuple[int, ...] = (
+    codes: Count = 8192  # Entries of the codebook.
+    embed_dim: Count = 256  # Numbers in a codebook entry.
+    latent_channels: Count = (
+        256  # Channels between the encoder or decoder and the codebook's 1x1 convolutions.
+    )
+    base_channels: Count = 128  # Channels at full resolution, which the multipliers below multiply.
+    channel_multipliers: tuple[Count, ...] = (
         1,
         1,
         2,
         2,
         4,
     )  # One for each level; each level but one halves the side.
-    res_blocks: int = 2  # Residual blocks at each level of the encoder; the decoder has one more.
-    resolution: int = 512  # Side in pixels at which `attention_resolutions` are counted.
+    res_blocks: Natural = 2  # Residual blocks at each level of the encoder; the decoder has one more.
+    resolution: Count = 512  # Side in pixels at which `attention_resolutions` are counted.
     attention_resolutions: tuple[int, ...] = ()  # Sides of feature maps whose levels have attention.
     mid_attention: bool = True  # Whether there is attention at the lowest resolution.
     # Groups of every GroupNorm; 0: no normalisation. Over a small image, mostly background, normalisation
     # hides what little there is.
-    norm_groups: int = 32
-    commitment: float = 0.25  # Weight of the loss that keeps the encoder's outputs near their codes.
+    norm_groups: Natural = 32
+    commitment: NonNegative = 0.25  # Weight of the loss that keeps the encoder's outputs near their codes.
 
     @property
     def stride(self) -> int:
@@ -81,20 +95,25 @@ class VQConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoderConfig:
+class DecoderConfig(Checked):
     """Chameleon's decoder. Defaults are 7B; the 34B model has qk_norm_shards 4 and norm "output"."""
 
-    vocab_size: int = 65536  # Token ids: text, control tokens and image codes.
-    width: int = 4096  # Numbers in a token's embedding.
-    depth: int = 32  # Transformer layers.
-    heads: int = 32  # Query heads of a layer.
-    kv_heads: int = 32  # Key and value heads of a layer; fewer than `heads` is grouped-query attention.
-    mlp: int = 11008  # Width of a layer's gated MLP.
-    norm_eps: float = 1e-5  # Added to the mean square in every RMSNorm.
-    rope_theta: float = 10000.0  # Base of the rotary position embedding's wavelengths.
-    qk_norm_shards: int = 1  # Rows of the QK LayerNorm's weights, each shared by heads / shards heads.
+    vocab_size: Count = 65536  # Token ids: text, control tokens and image codes.
+    width: Count = 4096  # Numbers in a token's embedding.
+    depth: Count = 32  # Transformer layers.
+    heads: Count = 32  # Query heads of a layer.
+    kv_heads: Count = 32  # Key and value heads of a layer; fewer than `heads` is grouped-query attention.
+    mlp: Count = 11008  # Width of a layer's gated MLP.
+    norm_eps: NonNegative = 1e-5  # Added to the mean square in every RMSNorm.
+    rope_theta: Positive = 10000.0  # Base of the rotary position embedding's wavelengths.
+    qk_norm_shards: Count = 1  # Rows of the QK LayerNorm's weights, each shared by heads / shards heads.
     norm: Literal["pre", "output"] = "pre"  # Each branch normalises its input (7B) or its output (34B).
-    dropout: float = 0.05  # Probability, in training, of dropping a number of a branch's output.
+    dropout: Decay = 0.05  # Probability, in training, of dropping a number of a branch's output.
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_multiple("width", of="heads")
+        self._require_multiple("heads", of="kv_heads")
 
     @property
     def head_dim(self) -> int:
@@ -103,7 +122,7 @@ class DecoderConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class SequenceConfig:
+class SequenceConfig(Checked):
     """How images and turns become one sequence; `published_sequence` is the released code's variant."""
 
     # Which tokens stand for an image: codes and features, codes alone, or features alone.
@@ -111,9 +130,12 @@ class SequenceConfig:
     # Features of an overview and of tiles in the image's own proportions, or of the overview alone.
     resolution: Literal["anyres", "base"] = "anyres"
     # Tiles (rows, columns) that any-resolution images may be cut into; the first of equals is taken.
-    grids: tuple[tuple[int, int], ...] = ((2, 1), (1, 2), (2, 2), (3, 1), (1, 3))
-    image_size: tuple[int, int] = (512, 512)  # Height and width in pixels of the crop that codes are made of.
-    size_unit: int = 32  # Pixels in which the two size tokens of an image count.
+    grids: tuple[tuple[Count, Count], ...] = ((2, 1), (1, 2), (2, 2), (3, 1), (1, 3))
+    image_size: tuple[Count, Count] = (
+        512,
+        512,
+    )  # Height and width in pixels of the crop that codes are made of.
+    size_unit: Count = 32  # Pixels in which the two size tokens of an image count.
     crop: Literal["center", "random"] = "center"  # Where that crop is taken in training.
     supervise_sep: bool = (
         False  # Whether every SEP is learnt, also those in prompts, as in the released code.
@@ -132,20 +154,20 @@ def published_sequence(**changes: Any) -> SequenceConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerationConfig:
+class GenerationConfig(Checked):
     """Sampling defaults that a model directory carries; every call can override them."""
 
-    guidance: float = 3.0  # Scale of classifier-free guidance for images; 1 is none.
-    top_k: int = 4000  # Most likely image codes that one is drawn from.
-    temperature: float = 1.0  # Logits are divided by it before an image code is drawn.
-    max_answer_tokens: int = 512  # Longest answer in tokens.
+    guidance: Positive = 3.0  # Scale of classifier-free guidance for images; 1 is none.
+    top_k: Count = 4000  # Most likely image codes that one is drawn from.
+    temperature: NonNegative = 1.0  # Logits are divided by it before an image code is drawn.
+    max_answer_tokens: Count = 512  # Longest answer in tokens.
     # Tokens that one decoding step reads while an image is drawn: the same image in fewer steps; 0 is plain
     # decoding. None: 16 on an accelerator, where a step's time goes into reading the weights; 0 on a CPU.
-    speculate: int | None = None
+    speculate: Natural | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Checked):
     """Everything that a model directory's config.json holds."""
 
     siglip: SiglipConfig = SiglipConfig()
@@ -156,15 +178,15 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ParameterGroup:
+class ParameterGroup(Checked):
     """Parameters that train at one learning rate: those in whose path `re.search` finds `pattern`."""
 
     pattern: str  # A regular expression for paths such as "decoder/lm_head/kernel".
-    learning_rate: float  # Peak of the schedule; 0 freezes the group.
+    learning_rate: NonNegative  # Peak of the schedule; 0 freezes the group.
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Checked):
     """The optimizer and its schedule. A parameter belongs to the first group that matches; without one it is
     frozen.
 
@@ -174,18 +196,18 @@ class OptimizerConfig:
 
     name: Literal["adamw", "muon"] = "adamw"
     groups: tuple[ParameterGroup, ...] = ()  # What is trained, and how fast.
-    b1: float = 0.9  # Decay of the first moment, the gradients' running mean.
-    b2: float = 0.95  # Decay of the second moment, the squared gradients' running mean.
+    b1: Decay = 0.9  # Decay of the first moment, the gradients' running mean.
+    b2: Decay = 0.95  # Decay of the second moment, the squared gradients' running mean.
     moment_dtype: Literal["float32", "bfloat16"] = "float32"  # What the first moment is stored in.
-    eps: float = 1e-8  # Added to the square root of the second moment.
-    weight_decay: float = 0.1  # Decoupled weight decay of every trained parameter.
-    clip_norm: float = 4.0  # Global norm that larger gradients are scaled down to.
-    warmup_fraction: float = 0.01  # Share of all steps in which the rates rise linearly from 0.
-    z_loss: float = 1e-5  # Weight of logsumexp(logits)^2, which is added to the cross-entropy.
+    eps: NonNegative = 1e-8  # Added to the square root of the second moment.
+    weight_decay: NonNegative = 0.1  # Decoupled weight decay of every trained parameter.
+    clip_norm: Positive = 4.0  # Global norm that larger gradients are scaled down to.
+    warmup_fraction: Fraction = 0.01  # Share of all steps in which the rates rise linearly from 0.
+    z_loss: NonNegative = 1e-5  # Weight of logsumexp(logits)^2, which is added to the cross-entropy.
 
 
 @dataclasses.dataclass(frozen=True)
-class SourceConfig:
+class SourceConfig(Checked):
     """One data set of conversations; all paths may be local or URLs that etils opens (gs://...).
 
     kind "json": a JSON or JSONL file; "array_record": files (a folder, a pattern) whose records are JSON
@@ -194,17 +216,17 @@ class SourceConfig:
     """
 
     path: str = ""  # The file, folder, pattern or name, as `kind` says.
-    weight: float = 1.0  # Share of the mixture, in what `DataConfig.mix` says.
+    weight: NonNegative = 1.0  # Share of the mixture, in what `DataConfig.mix` says.
     images: str = ""  # Folder, or tar shards "x/*.tar", of relative image paths; empty: the file's folder.
     codes: str = ""  # Folder of VQ codes made beforehand; empty: beside the data.
-    ratio: float = 1.0  # Share of the set's examples that is used at all, always the same ones.
+    ratio: NonNegative = 1.0  # Share of the set's examples that is used at all, always the same ones.
     kind: Literal["auto", "json", "array_record", "tfds"] = "auto"
     split: str = "train"  # Split of a TFDS data set; slices too ("train[:50%]").
     mapping: str = ""  # Function from TFDS example to conversation: "package.module:name" or "file.py:name".
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Checked):
     """The input pipeline, from data sets to packed rows.
 
     `mix` says what weights are shares of: "rows" (each source's examples share rows among themselves) or
@@ -216,26 +238,26 @@ class DataConfig:
     validation: tuple[
         SourceConfig, ...
     ] = ()  # Those that the loss is measured on every `validate_every` steps.
-    row_length: int = 5120  # Tokens that a packed row holds.
+    row_length: Count = 5120  # Tokens that a packed row holds.
     # The first tokens of a row are set apart for what comes before an example's first continuous token: where
     # the decoder is frozen (stage I), nothing trained influences it, and no backward pass goes through it.
-    row_prefix: int = 0
-    row_crops: int = 10  # SigLIP crops that a packed row holds.
-    row_images: int = 5  # Images that a packed row holds, where codes are made online.
-    rows: int = 128  # Rows in a global batch.
+    row_prefix: Natural = 0
+    row_crops: Natural = 10  # SigLIP crops that a packed row holds.
+    row_images: Natural = 5  # Images that a packed row holds, where codes are made online.
+    rows: Count = 128  # Rows in a global batch.
     # Whether the training step runs the VQ encoder, or `unitoken tokenize` made the codes beforehand.
     codes: Literal["online", "offline"] = "online"
-    prompt_dropout: float = 0.1  # Probability of dropping a text-to-image prompt, which guidance needs.
+    prompt_dropout: Fraction = 0.1  # Probability of dropping a text-to-image prompt, which guidance needs.
     on_error: Literal["raise", "skip"] = "raise"  # A bad example stops the run, or is reported and left out.
-    workers: int = 0  # Processes that make rows; 0: a thread of the training process does.
+    workers: Natural = 0  # Processes that make rows; 0: a thread of the training process does.
     mix: Literal["rows", "examples"] = "rows"  # What the sources' weights are shares of; see above.
     index: str = ""  # Folder for length indexes; empty: beside each data set.
     # Global row (`Loader.state()`) from which this mixture counts: how a run's data is changed on purpose.
-    mixture_start: int = 0
+    mixture_start: Natural = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Checked):
     """Devices along each axis of the mesh; one of them may be -1, which takes all that are left."""
 
     data: int = 1  # Copies of the parameters, each for its own rows of the batch.
@@ -244,54 +266,51 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """The training loop: how long it runs, how a step is computed, and what it writes when."""
 
-    steps: int = 1000  # Optimizer steps of the whole run.
-    seed: int = 0  # Of initial weights, the order of the data and dropout.
+    steps: Count = 1000  # Optimizer steps of the whole run.
+    seed: Seed = 0  # Of initial weights, the order of the data and dropout.
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # Of the computation; master weights stay float32.
     # What each layer keeps for its backward pass, the rest is computed again: keeping more is faster.
     remat: Literal["none", "dots", "qkv", "full"] = "full"
     scan_layers: bool = True  # One compiled layer in a loop; unrolled is faster where compiling is cheap.
     attention: Literal["auto", "xla", "splash", "triton"] = "auto"  # Kernel; auto: the device's fastest.
-    accumulate: int = 1  # Parts that a batch is computed in, one after another, before the update.
-    loss_chunk: int = 1024  # Supervised positions whose logits exist at one time.
+    accumulate: Count = 1  # Parts that a batch is computed in, one after another, before the update.
+    loss_chunk: Count = 1024  # Supervised positions whose logits exist at one time.
     init_from: str = ""  # Model directory to start from; empty: random weights.
     tokenizer: str = ""  # Path of a tokenizer.json, needed where init_from is empty.
-    log_every: int = 10  # Steps between points of TensorBoard and wandb; metrics.jsonl has every step.
-    validate_every: int = 0  # Steps between measurements of the validation loss; 0: never.
-    sample_every: int = 0  # Steps between images and answers in workdir/samples; 0: never.
-    sample_count: int = 4  # How many images, and how many answers, each time.
+    log_every: Count = 10  # Steps between points of TensorBoard and wandb; metrics.jsonl has every step.
+    validate_every: Natural = 0  # Steps between measurements of the validation loss; 0: never.
+    sample_every: Natural = 0  # Steps between images and answers in workdir/samples; 0: never.
+    sample_count: Natural = 4  # How many images, and how many answers, each time.
     samples: str = ""  # Conversation file whose prompts and questions they are; empty: data.validation.
-    profile_steps: int = 0  # Steps, after the first few, that are traced into workdir/profile; 0: none.
+    profile_steps: Natural = 0  # Steps, after the first few, that are traced into workdir/profile; 0: none.
     wandb: str = ""  # Project of Weights & Biases that gets the metrics too; empty: none.
-    save_every: int = 1000  # Steps between checkpoints.
-    keep: int = 2  # Newest checkpoints that are kept.
+    save_every: Count = 1000  # Steps between checkpoints.
+    keep: Count = 2  # Newest checkpoints that are kept.
     # A step whose loss or gradient norm is not finite, or more than spike_sigma standard deviations above the
     # mean of the last spike_window steps taken, changes nothing; its examples go to skipped.jsonl. After
     # skip_limit such steps in a row the run stops.
-    spike_window: int = 128
-    spike_sigma: float = 6.0  # 0: only what is not finite is left out.
-    skip_limit: int = 10
-
-    def __post_init__(self) -> None:
-        check_seed(self.seed, "train.seed")
+    spike_window: Annotated[int, Range(2)] = 128
+    spike_sigma: NonNegative = 6.0  # 0: only what is not finite is left out.
+    skip_limit: Count = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class VQTrainConfig:
+class VQTrainConfig(Checked):
     """Training of the image tokenizer alone."""
 
-    steps: int = 1000  # Optimizer steps of the whole run.
-    batch: int = 64  # Images in a batch.
-    learning_rate: float = 1e-3  # Peak of the schedule.
-    autoencoder_steps: int = 200  # First steps, which do not quantise, before the codebook is filled.
-    revive_every: int = 50  # Steps between replacing codes that went unused.
-    seed: int = 0  # Of initial weights and the order of the images.
+    steps: Count = 1000  # Optimizer steps of the whole run.
+    batch: Count = 64  # Images in a batch.
+    learning_rate: NonNegative = 1e-3  # Peak of the schedule.
+    autoencoder_steps: Natural = 200  # First steps, which do not quantise, before the codebook is filled.
+    revive_every: Count = 50  # Steps between replacing codes that went unused.
+    seed: Seed = 0  # Of initial weights and the order of the images.
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """One training run."""
 
     model: ModelConfig = ModelConfig()
@@ -348,7 +367,11 @@ def from_dict(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
         near = difflib.get_close_matches(unknown[0], hints, n=1)
         hint = f" Did you mean {prefix}{near[0]}?" if near else f" Known here: {', '.join(hints)}."
         raise ValueError(f"unknown config key {prefix}{unknown[0]}.{hint}")
-    return cls(**{key: _convert(hints[key], value, prefix + key) for key, value in values.items()})
+    converted = {key: _convert(hints[key], value, prefix + key) for key, value in values.items()}
+    try:
+        return cls(**converted)
+    except SettingError as error:
+        raise SettingError(prefix + error.key, error.problem) from None
 
 
 def _convert(hint: Any, value: Any, key: str) -> Any:

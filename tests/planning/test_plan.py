@@ -309,7 +309,7 @@ def test_meshes_split_siglip():
     ("arguments", "message"),
     [
         (["--topology", "v9:2x2"], "no TPU slice is called 'v9:2x2'"),
-        (["--json", "nowhere/plan.json"], "--json nowhere/plan.json: its folder does not exist"),
+        (["--json", "nowhere/plan.json"], "--json nowhere/plan.json: the folder nowhere does not exist"),
         (["--config.mesh.data=3"], "does not fit 1 devices"),
         (["--config.optimizer.groups=()"], "trains no parameter"),
     ],

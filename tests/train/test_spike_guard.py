@@ -61,8 +61,3 @@ def test_sigma_zero_judges_no_leaps():
     ok, _, metrics = check_step(guard, jnp.float32(1e9), jnp.float32(1e9), sigma=0.0)
     assert ok
     assert np.isinf(metrics["loss_limit"])
-
-
-def test_a_window_needs_two_steps():
-    with pytest.raises(ValueError, match=r"train\.spike_window is 1"):
-        create(1)

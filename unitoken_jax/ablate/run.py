@@ -22,11 +22,12 @@ from typing import Any
 
 from unitoken_jax.ablate import findings
 from unitoken_jax.ablate.cells import CELLS, Cell, Encoding
-from unitoken_jax.config import check_seed, to_dict
+from unitoken_jax.config import to_dict
 from unitoken_jax.quickstart import evaluate, recipe
 from unitoken_jax.quickstart.recipe import Stage, muon
 from unitoken_jax.quickstart.run import Quickstart, init_run_dir
 from unitoken_jax.scenes import checker, questions
+from unitoken_jax.setting_ranges import check_seed
 from unitoken_jax.storage.atomic import write_text
 from unitoken_jax.storage.paths import absolute
 

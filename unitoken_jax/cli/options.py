@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Protocol
 
-from unitoken_jax.config import MAX_SEED
+from unitoken_jax.setting_ranges import MAX_SEED
 
 QUICKSTART_DIR = "quickstart"
 DEFAULT_MODEL = f"{QUICKSTART_DIR}/model"  # what `unitoken quickstart` leaves behind

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unitoken_jax.config import check_seed
 from unitoken_jax.generate import decode
 from unitoken_jax.generate.memory import check_memory
 from unitoken_jax.generate.runtime import Runtime
 from unitoken_jax.generate.sampling import stream_keys
+from unitoken_jax.setting_ranges import check_seed
 
 BATCH = 16  # prompts written at one time
 _NO_LIMIT = np.iinfo(np.int32).max

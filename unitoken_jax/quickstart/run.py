@@ -19,12 +19,13 @@ from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
-from unitoken_jax.config import check_seed, to_dict
+from unitoken_jax.config import to_dict
 from unitoken_jax.quickstart import evaluate, recipe, report
 from unitoken_jax.scenes import checker
 from unitoken_jax.scenes.dataset import Dataset, write_dataset
 from unitoken_jax.sequence.build import TEXT_TO_IMAGE_INSTRUCTION
 from unitoken_jax.sequence.tokenizer import train_tokenizer
+from unitoken_jax.setting_ranges import check_seed
 from unitoken_jax.storage.paths import absolute
 
 

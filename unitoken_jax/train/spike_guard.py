@@ -25,8 +25,6 @@ class SpikeGuard:
 
 def create(window: int) -> SpikeGuard:
     """The guard before the first step; it judges leaps from half a `window` of accepted steps on."""
-    if window < 2:
-        raise ValueError(f"train.spike_window is {window}; expected 2 steps or more")
     return SpikeGuard(
         jnp.zeros(window), jnp.zeros(window), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
     )

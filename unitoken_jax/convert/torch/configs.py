@@ -33,30 +33,33 @@ def decoder_config(values: Mapping, location: str) -> DecoderConfig:
     Raises ConversionError where a setting would change the computation in a way that is not known here.
     """
     table = SettingsTable(values, location)
-    heads = table.count("num_attention_heads")
+    width, heads = table.count("hidden_size"), table.count("num_attention_heads")
+    kv_heads = table.count("num_key_value_heads", default=heads)
+    shards = table.count("model_parallel_size", default=1)
+    for name, number in (("num_attention_heads", heads), ("num_key_value_heads", kv_heads)):
+        if width % heads or number % shards or heads % kv_heads:
+            raise ConversionError(
+                f"{location}: hidden_size {width}, {name} {number} and model_parallel_size {shards} do not "
+                "divide evenly"
+            )
+    dropout = float(table.get("dropout", (int, float), 0.05))
+    if not 0 <= dropout < 1:
+        raise ConversionError(f"{location}: 'dropout' is {dropout}; expected 0 to less than 1")
     config = DecoderConfig(
         vocab_size=table.count("vocab_size"),
-        width=table.count("hidden_size"),
+        width=width,
         depth=table.count("num_hidden_layers", maximum=_MAX_LAYERS),
         heads=heads,
-        kv_heads=table.count("num_key_value_heads", default=heads),
+        kv_heads=kv_heads,
         mlp=table.count("intermediate_size"),
         norm_eps=table.positive("rms_norm_eps", 1e-5),
         rope_theta=_rope_theta(table),
-        qk_norm_shards=table.count("model_parallel_size", default=1),
+        qk_norm_shards=shards,
         norm="output" if table.get("swin_norm", bool, False) else "pre",
-        dropout=float(table.get("dropout", (int, float), 0.05)),
+        dropout=dropout,
     )
-    fixed = {**known_keys.DECODER_FIXED, "head_dim": (config.width // heads, None)}
+    fixed = {**known_keys.DECODER_FIXED, "head_dim": (width // heads, None)}
     table.close(fixed, known_keys.DECODER_HARMLESS)
-    if not 0 <= config.dropout < 1:
-        raise ConversionError(f"{location}: 'dropout' is {config.dropout}; expected 0 to less than 1")
-    for name, number in (("num_attention_heads", heads), ("num_key_value_heads", config.kv_heads)):
-        if config.width % heads or number % config.qk_norm_shards or heads % config.kv_heads:
-            raise ConversionError(
-                f"{location}: hidden_size {config.width}, {name} {number} and model_parallel_size "
-                f"{config.qk_norm_shards} do not divide evenly"
-            )
     return config
 
 

@@ -16,8 +16,6 @@ class Profile:
     """
 
     def __init__(self, folder, first: int, steps: int):
-        if steps < 0:
-            raise ValueError(f"train.profile_steps is {steps}; expected 0 (no trace) or more")
         self._folder, self._steps = str(folder), steps
         self._first, self._last = first + WARM_UP, first + WARM_UP + steps - 1
         self._begun = self._running = False
