@@ -96,10 +96,10 @@ def test_a_signal_to_the_whole_group_at_any_moment_saves_or_finds_nothing_begun(
     Slow, since it starts a process for each signal. UNITOKEN_TEST_SIGNALS=200 sends so many more, each at a
     random time of the first 20 seconds. What Python prints before our first line is its own affair.
     """
-    workdir, rng = folder / "signalled", random.Random(0)
+    random_times = int(os.environ.get("UNITOKEN_TEST_SIGNALS", 0))
+    workdir, rng = folder / "signalled", random.Random(random_times)
     lines, saves = workdir / "metrics.jsonl", workdir / "checkpoints"
     settings = ("--config.data.workers=1", "--config.train.steps=10000")
-    random_times = int(os.environ.get("UNITOKEN_TEST_SIGNALS", 0))
     moments = ["workers", "workers", "step", "step", *["time"] * random_times]
     for number, moment in zip(itertools.cycle((signal.SIGTERM, signal.SIGINT)), moments):
         saved = sorted(saves.glob("[0-9]*"))
