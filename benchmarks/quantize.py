@@ -1,4 +1,4 @@
-"""A made-up 7B model on a small machine, from its files to an answer: seconds, peak memory, bytes of each step.
+"""A made-up 7B model on a small machine, from its files to an answer: seconds, peak memory, bytes a step.
 
     python benchmarks/quantize.py FOLDER [--bits 8] [--layers N] [--before] [--keep]
 

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -163,3 +166,29 @@ def test_an_interrupted_call_goes_on(models, tmp_path, monkeypatch):
     quantize_model(models / "M", tmp_path / "Q", 8)
     assert len(first & set(written[10:])) <= 2  # a kernel whose scales were missing is written again
     assert weights_id(tmp_path / "Q")["params"] == weights_id(models / "M8")["params"]
+
+
+_ON_A_MESH = """
+import sys
+import jax
+jax.config.update("jax_num_cpu_devices", 4)
+import numpy as np
+from unitoken_jax.checkpoint.model_directory import load_model
+from unitoken_jax.config import MeshConfig
+from unitoken_jax.model.sharding import make_mesh
+
+mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=2))
+spread, whole = load_model(sys.argv[1], mesh=mesh).params, load_model(sys.argv[1]).params
+jax.tree.map(np.testing.assert_array_equal, spread, whole)
+up = spread["decoder"]["layers"]["1"]["mlp"]["up"]["kernel"]
+assert up.values.addressable_shards[0].data.shape == (64, 128)
+assert up.scales.addressable_shards[0].data.shape == (1, 128)
+"""
+
+
+@pytest.mark.slow
+def test_it_spreads_over_a_mesh(models):
+    """Slow, since jax starts anew with four devices."""
+    command = [sys.executable, "-c", _ON_A_MESH, str(models / "N4")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    assert done.returncode == 0, done.stderr
