@@ -115,3 +115,25 @@ def test_contiguous_copies_transposed_matrices():
     assert made.flags.c_contiguous
     np.testing.assert_array_equal(made, value.astype(np.float32))
     assert contiguous(np.zeros((0, 3), np.float32).T, np.dtype(np.float32)).shape == (3, 0)
+
+
+def test_files_that_jax_takes_over_without_a_copy(tmp_path, small_chunks):
+    """Values with a chunk of zeros, which has no file, and a last chunk that is not full."""
+    spec = ArraySpec((3, 35, 16), np.dtype(np.int8), True)
+    value = np.arange(3, dtype=np.int8)[:, None, None] + np.zeros(spec.shape, np.int8)
+    assert spec.chunks == (1, 12, 16)
+    store = ParamStore(tmp_path / "part", {"a/kernel": spec}, {})
+    for layer in range(3):
+        store.write("a/kernel", layer, value[layer])
+    store.publish(tmp_path / "part" / "params")
+    stored = StoredParams(tmp_path / "part" / "params")
+    for layer in range(3):
+        read = stored.read("a/kernel", layer)
+        np.testing.assert_array_equal(read, value[layer])
+        assert read.ctypes.data % 64 == 0
+    np.testing.assert_array_equal(stored.read("a/kernel"), value)
+    (tmp_path / "part/params/a.kernel/2.0.0").write_bytes(b"short")
+    with pytest.raises(
+        ValueError, match=r"2\.0\.0 is shorter than its array: the model directory is damaged"
+    ):
+        StoredParams(tmp_path / "part" / "params").read("a/kernel", 2)

@@ -27,6 +27,7 @@ CHUNK_BYTES = 64 * 2**20
 SMALL_BYTES = 2**20  # arrays up to this have a single chunk, not one a layer
 _TILE = (256, 128)  # of a transposed copy, rows and columns of the source: fits a cache
 _JOURNAL, _ARRAYS = "journal.jsonl", "arrays"
+_ALIGNMENT = 64  # bytes
 VALUES, SCALES = "/values", "/scales"  # below a quantized kernel's path: its two arrays
 
 
@@ -178,6 +179,8 @@ class StoredParams:
     def _read_array(self, path: str, layer: int | None) -> np.ndarray:
         """A stored array, or index `layer` of its first axis."""
         array = self._open(path)
+        if (value := self._read_files(array, path, layer)) is not None:
+            return value
         if layer is None:
             return array.read().result()
         if array.chunk_layout.read_chunk.shape[0] == 1:
@@ -187,6 +190,39 @@ class StoredParams:
                 self._kept = {name: kept for name, kept in self._kept.items() if kept.nbytes <= SMALL_BYTES}
                 self._kept[path] = array.read().result()
             return self._kept[path][layer]
+
+    def _read_files(self, array: Any, path: str, layer: int | None) -> np.ndarray | None:
+        """As `_read_array`, straight from the files; None where they hold anything but rows as in memory.
+
+        Of what `ParamStore` writes every chunk is such rows. Tensorstore would copy them once, and jax, for
+        which their address is odd, again: three times the processor's time.
+        """
+        zarr, folder = array.spec().to_json()["metadata"], self._checkpoint / path.replace("/", ".")
+        shape, chunks = array.shape, zarr["chunks"]
+        if layer is not None:
+            shape, chunks = shape[1:], chunks[1:]
+        ahead = len(array.shape) - len(shape)
+        rest = (zarr["compressor"], zarr["filters"], zarr["order"], zarr.get("dimension_separator", "."))
+        whole = (
+            rest == (None, None, "C", ".")
+            and zarr["chunks"][:ahead] == [1] * ahead
+            and list(shape[1:]) == chunks[1:]
+        )
+        if is_remote(self._checkpoint) or not (whole and shape and (folder / ".zarray").is_file()):
+            return None
+        value = _aligned(shape, array.dtype.numpy_dtype)
+        for number, first in enumerate(range(0, shape[0], chunks[0])):
+            indices = [layer] * ahead + [number] + [0] * (len(shape) - 1)
+            rows = value[first : first + chunks[0]]
+            try:
+                with open(folder / ".".join(map(str, indices)), "rb", buffering=0) as file:
+                    if file.readinto(rows.reshape(-1).view(np.uint8).data) != rows.nbytes:
+                        raise ValueError(
+                            f"{file.name} is shorter than its array: the model directory is damaged"
+                        )
+            except FileNotFoundError:  # tensorstore leaves out chunks that hold nothing but zeros
+                rows[...] = 0
+        return value
 
     def read_below(self, prefix: str, layer: int | None = None) -> dict:
         """Nested dicts of all parameters below `prefix` ("decoder/layers"), or of one of their layers."""
@@ -239,6 +275,14 @@ def _with_whole_kernels(stored: Mapping[str, Any]) -> tuple[dict[str, Any], str 
         elif path.removesuffix(SCALES) + VALUES not in stored:
             shapes[path] = leaf
     return shapes, quantization
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """A new array at an address that jax on a CPU takes over without a copy."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 @dataclasses.dataclass(frozen=True)
