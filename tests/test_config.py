@@ -154,6 +154,8 @@ def test_differences_name_whole_keys_and_take_an_absent_section_for_an_empty_one
         (SequenceConfig, {"grids": ((1, 0),)}, r"grids is \(\(1, 0\),\); expected 1 or more"),
         (DecoderConfig, {"heads": 3}, "width is 4096; expected a multiple of heads, which is 3"),
         (DecoderConfig, {"kv_heads": 5}, "heads is 32; expected a multiple of kv_heads, which is 5"),
+        (DecoderConfig, {"depth": 10**6}, "depth is 1000000; expected 1 to 1000"),
+        (DecoderConfig, {"width": 32}, "width is 32; expected an even number for each of 32 heads"),
         (SiglipConfig, {"patch_size": 500}, r"patch_size is 500; expected 384 \(image_size\) at most"),
     ],
 )

@@ -17,6 +17,7 @@ from unitoken_jax.setting_ranges import (
     Count,
     Decay,
     Fraction,
+    Layers,
     Natural,
     NonNegative,
     Positive,
@@ -35,7 +36,7 @@ class SiglipConfig(Checked):
     image_size: Count = 384  # Side of the square crops it reads, in pixels.
     patch_size: Count = 14  # Side of the square patches that become one feature each, in pixels.
     width: Count = 1152  # Numbers in a feature.
-    depth: Count = 27  # Transformer layers.
+    depth: Layers = 27  # Transformer layers.
     heads: Count = 16  # Attention heads of a layer.
     mlp: Count = 4304  # Width of a layer's MLP between its two products.
     norm_eps: NonNegative = 1e-6  # Added to the variance in every LayerNorm.
@@ -79,7 +80,9 @@ class VQConfig(Checked):
         2,
         4,
     )  # One for each level; each level but one halves the side.
-    res_blocks: Natural = 2  # Residual blocks at each level of the encoder; the decoder has one more.
+    res_blocks: Annotated[int, Range(0, 100)] = (
+        2  # Residual blocks at each level of the encoder; the decoder has one more.
+    )
     resolution: Count = 512  # Side in pixels at which `attention_resolutions` are counted.
     attention_resolutions: tuple[int, ...] = ()  # Sides of feature maps whose levels have attention.
     mid_attention: bool = True  # Whether there is attention at the lowest resolution.
@@ -100,7 +103,7 @@ class DecoderConfig(Checked):
 
     vocab_size: Count = 65536  # Token ids: text, control tokens and image codes.
     width: Count = 4096  # Numbers in a token's embedding.
-    depth: Count = 32  # Transformer layers.
+    depth: Layers = 32  # Transformer layers.
     heads: Count = 32  # Query heads of a layer.
     kv_heads: Count = 32  # Key and value heads of a layer; fewer than `heads` is grouped-query attention.
     mlp: Count = 11008  # Width of a layer's gated MLP.
@@ -114,6 +117,11 @@ class DecoderConfig(Checked):
         super().__post_init__()
         self._require_multiple("width", of="heads")
         self._require_multiple("heads", of="kv_heads")
+        self._require_multiple("kv_heads", of="qk_norm_shards")
+        if self.head_dim % 2:
+            raise SettingError(
+                "width", f"is {self.width}; expected an even number for each of {self.heads} heads"
+            )
 
     @property
     def head_dim(self) -> int:

@@ -1,6 +1,7 @@
-"""Whatever a settings file of a conversion says: it is read, or refused by the file's name and the key's."""
+"""Whatever a settings file says, published or of a model directory: it is read, or refused by its name."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -10,12 +11,15 @@ from hypothesis import strategies as st
 
 from tests.fuzz.damage import as_json, damaged_bytes, damaged_tree
 from tests.helpers.reference import REFERENCE, needs_reference
+from tests.helpers.tiny_model import CONFIG, tiny_params, tiny_tokenizer
+from unitoken_jax.checkpoint.model_directory import save_model
 from unitoken_jax.convert.torch.report import ConversionError, ProblemCollector
 from unitoken_jax.convert.torch.sources import open_sources
 from unitoken_jax.sequence.layout import validate_config
 from unitoken_jax.sequence.tokenizer import Tokenizer
+from unitoken_jax.unitoken import UniToken
 
-pytestmark = [needs_reference, pytest.mark.slow]  # each input parses a tokenizer
+pytestmark = pytest.mark.slow  # each input parses a tokenizer
 FILES = (
     "config.json",
     "generation_config.json",
@@ -47,6 +51,7 @@ def settings(folder):
     return sources.config
 
 
+@needs_reference
 @given(data=st.data())
 def test_a_settings_file(folder, data):
     name = data.draw(st.sampled_from(FILES))
@@ -67,6 +72,32 @@ def test_a_settings_file(folder, data):
     assert path.name in message or "index" in message, message
 
 
+@needs_reference
 def test_the_files_are_all_there_and_read(folder):
     assert all((folder / name).is_file() for name in FILES)
     assert settings(folder).decoder.width == 64
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "model"
+    save_model(path, CONFIG, tiny_params(), tiny_tokenizer())
+    return path
+
+
+@given(data=st.data())
+def test_a_file_of_a_model_directory(model, data):
+    path = model / data.draw(st.sampled_from(["config.json", "manifest.json", "tokenizer.json"]))
+    original = path.read_bytes()
+    tree = json.loads(original)
+    try:
+        path.write_bytes(data.draw(damaged_tree(tree).map(as_json) | damaged_bytes(original)))
+        UniToken.outline(model)
+    except (ValueError, OSError) as error:
+        message = str(error)
+    else:
+        message = path.name
+    finally:
+        path.write_bytes(original)
+    # Another size does not fit the parameters, or the tokenizer; another format is the whole directory's.
+    assert re.search(rf"{path.name}|params|tokenizer|directory of format", message), message

@@ -31,6 +31,7 @@ from unitoken_jax.model import sharding
 from unitoken_jax.model.decoder import stack_layers
 from unitoken_jax.model.init import abstract_params
 from unitoken_jax.model.quantize import QUANTIZED_KERNELS, QuantizedKernel, bits_of, quantize_layer
+from unitoken_jax.sequence.layout import validate_config
 from unitoken_jax.sequence.tokenizer import Tokenizer
 from unitoken_jax.storage import atomic
 from unitoken_jax.storage.atomic import write_text
@@ -162,22 +163,33 @@ def load_settings(path: str | os.PathLike) -> tuple[ModelConfig, Tokenizer, dict
     `load_model`."""
     path = absolute(path)
     _check_directory(path)
-    try:
-        values = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: {CONFIG} or {MANIFEST} is not valid JSON ({error})") from error
+    values, manifest = _read_object(path / CONFIG), _read_object(path / MANIFEST)
     # Before the keys, which an older format names otherwise.
     _check_format(path, manifest.get("format", FORMAT))
+    tokenizer = Tokenizer.load(path / TOKENIZER)
     try:
         config = from_dict(ModelConfig, values)
+        validate_config(config, tokenizer.vocabulary)
     except ValueError as error:
         raise ValueError(f"{path / CONFIG}: {error}") from error
-    return config, Tokenizer.load(path / TOKENIZER), manifest
+    return config, tokenizer, manifest
 
 
-def _check_format(path: pathlib.Path, number: int) -> None:
+def _read_object(path: pathlib.Path) -> dict:
+    """The JSON object in a file. Raises ValueError naming the file where it holds none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # no JSON, not UTF-8, or nested without end
+        raise ValueError(f"{path} is not valid JSON ({error}): it is damaged") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}, expected an object: it is damaged")
+    return values
+
+
+def _check_format(path: pathlib.Path, number: Any) -> None:
     """Raises ValueError that says what to do where the model directory `path` is not of format FORMAT."""
+    if not isinstance(number, int):
+        raise ValueError(f"{path / MANIFEST}: format is {number!r}; expected a number: the file is damaged")
     if number in (FORMAT, QUANTIZED_FORMAT):
         return
     problem = (
@@ -195,6 +207,10 @@ def open_model(path: str | os.PathLike) -> LoadedModel:
     path = absolute(path)
     config, tokenizer, manifest = load_settings(path)
     stored = StoredParams(literal_path(path) / PARAMS)
+    try:
+        abstract_params(config)
+    except ValueError as error:
+        raise ValueError(f"{path / CONFIG}: {error}") from error
     _check_params(config, stored.tree, str(path / PARAMS))
     return LoadedModel(config, stored, tokenizer, manifest)
 

@@ -38,11 +38,14 @@ def init_vqgan(config: VQConfig, seed: int = 0) -> dict:
 def abstract_params(config: ModelConfig) -> dict:
     """ShapeDtypeStructs in `sharding.LogicallyPartitioned` boxes; no memory, a second for 34B, once a config.
 
-    `nn.meta.unbox` takes the boxes off.
+    `nn.meta.unbox` takes the boxes off. Raises ValueError where no network has the sizes of `config`.
     """
     decoder = dataclasses.replace(config.decoder, dropout=0.0)  # has no parameters
-    traced = _abstract_model(dataclasses.replace(config, decoder=decoder))
-    boxes = {**traced, "vqgan": _abstract_vqgan(config.vq)}
+    try:
+        traced = _abstract_model(dataclasses.replace(config, decoder=decoder))
+        boxes = {**traced, "vqgan": _abstract_vqgan(config.vq)}
+    except Exception as error:  # of whichever layer does not fit
+        raise ValueError(f"no network has the sizes of this config ({error})") from error
     return jax.tree.map(lambda leaf: leaf, boxes)  # dicts that are the caller's own
 
 

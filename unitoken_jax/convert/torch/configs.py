@@ -193,10 +193,10 @@ def vq_config_of_yaml(path: str | os.PathLike) -> VQConfig:
         model = SettingsTable(yaml.safe_load(path.read_text(encoding="utf-8"))["model"], f"{path} (model)")
         params = SettingsTable(model.get("params", dict), str(path))
         table = SettingsTable(dict(params.get("ddconfig", dict)), f"{path} (ddconfig)")
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except Exception as error:  # whatever a damaged file leads to, in yaml and after it
         raise ConversionError(
-            f"{path} has no model.params.ddconfig ({error}): it is not a VQ-GAN's"
-        ) from None
+            f"{path} has no model.params.ddconfig ({type(error).__name__}: {error}): it is not a VQ-GAN's"
+        ) from error
     kind = model.get("target", str, "VQModel").rpartition(".")[2]
     if kind != "VQModel":
         raise ConversionError(f"{model.location}: 'target' is a {kind}; only VQModel is known here")
