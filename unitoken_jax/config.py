@@ -118,10 +118,6 @@ class DecoderConfig(Checked):
         self._require_multiple("width", of="heads")
         self._require_multiple("heads", of="kv_heads")
         self._require_multiple("kv_heads", of="qk_norm_shards")
-        if self.head_dim % 2:
-            raise SettingError(
-                "width", f"is {self.width}; expected an even number for each of {self.heads} heads"
-            )
 
     @property
     def head_dim(self) -> int:
@@ -139,10 +135,7 @@ class SequenceConfig(Checked):
     resolution: Literal["anyres", "base"] = "anyres"
     # Tiles (rows, columns) that any-resolution images may be cut into; the first of equals is taken.
     grids: tuple[tuple[Count, Count], ...] = ((2, 1), (1, 2), (2, 2), (3, 1), (1, 3))
-    image_size: tuple[Count, Count] = (
-        512,
-        512,
-    )  # Height and width in pixels of the crop that codes are made of.
+    image_size: tuple[int, int] = (512, 512)  # Height and width in pixels of the crop that codes are made of.
     size_unit: Count = 32  # Pixels in which the two size tokens of an image count.
     crop: Literal["center", "random"] = "center"  # Where that crop is taken in training.
     supervise_sep: bool = (

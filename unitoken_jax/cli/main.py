@@ -56,11 +56,13 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         if not own_process or not _reader_has_gone():
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python flushes at its end
+        _drop_output()
         return 128 + signal.SIGPIPE
     except (ValueError, OSError, ImportError) as error:
         if "--debug" in argv:
             raise
+        if own_process and isinstance(error, OSError):
+            _drop_output()
         # str(KeyError) and str(OSError) say less than they could, str(ValueError) all there is.
         _complain(argv, f"{error}\n(--debug shows where)")
         return 2
@@ -105,6 +107,14 @@ def _reader_has_gone() -> bool:
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _drop_output() -> None:
+    """Lets go of output that cannot be written, over which Python would stumble again at its end (exit 120)."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _expand_homes(arguments: argparse.Namespace) -> None:
