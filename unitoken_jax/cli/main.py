@@ -110,9 +110,10 @@ def _reader_has_gone() -> bool:
 
 
 def _drop_output() -> None:
-    """Lets go of output that cannot be written, over which Python would stumble again at its end (exit 120)."""
+    """Lets go of output that cannot be written: Python would stumble over it at its end, with exit code 120."""
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
