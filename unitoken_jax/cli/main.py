@@ -110,7 +110,7 @@ def _reader_has_gone() -> bool:
 
 
 def _drop_output() -> None:
-    """Lets go of output that cannot be written: Python would stumble over it at its end, with exit code 120."""
+    """Lets go of output that cannot be written: Python would stumble over it at its end (exit code 120)."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
