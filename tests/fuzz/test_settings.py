@@ -51,23 +51,30 @@ def settings(folder):
     return sources.config
 
 
+def said_of(path, draw, tree, read, refusals) -> str:
+    """What `read` says as it refuses file `path` with one thing damaged, or the file's name if it does not.
+
+    `tree` is the file's content, of which a value is damaged, or its bytes are; the file is put back.
+    """
+    original = path.read_bytes()
+    try:
+        path.write_bytes(draw(damaged_tree(tree).map(as_json) | damaged_bytes(original)))
+        read()
+    except refusals as error:
+        return str(error)
+    finally:
+        path.write_bytes(original)
+    return path.name
+
+
 @needs_reference
 @given(data=st.data())
 def test_a_settings_file(folder, data):
-    name = data.draw(st.sampled_from(FILES))
-    path = folder / name
-    original = path.read_bytes()
-    tree = yaml.safe_load(original) if path.suffix == ".yaml" else json.loads(original)
+    path = folder / data.draw(st.sampled_from(FILES))
+    text = path.read_text()
+    tree = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
     tree.pop("vocabulary_map", None)  # most of the file, and what the tokenizer says as well
-    try:
-        path.write_bytes(data.draw(damaged_tree(tree).map(as_json) | damaged_bytes(original)))
-        settings(folder)
-    except (ConversionError, OSError) as error:
-        message = str(error)
-    else:
-        message = path.name
-    finally:
-        path.write_bytes(original)
+    message = said_of(path, data.draw, tree, lambda: settings(folder), (ConversionError, OSError))
     # What a weights' index does not say is named by the tensors and the files that they are in.
     assert path.name in message or "index" in message, message
 
@@ -88,16 +95,7 @@ def model(tmp_path_factory):
 @given(data=st.data())
 def test_a_file_of_a_model_directory(model, data):
     path = model / data.draw(st.sampled_from(["config.json", "manifest.json", "tokenizer.json"]))
-    original = path.read_bytes()
-    tree = json.loads(original)
-    try:
-        path.write_bytes(data.draw(damaged_tree(tree).map(as_json) | damaged_bytes(original)))
-        UniToken.outline(model)
-    except (ValueError, OSError) as error:
-        message = str(error)
-    else:
-        message = path.name
-    finally:
-        path.write_bytes(original)
+    tree = json.loads(path.read_text())
+    message = said_of(path, data.draw, tree, lambda: UniToken.outline(model), (ValueError, OSError))
     # Another size does not fit the parameters, or the tokenizer; another format is the whole directory's.
     assert re.search(rf"{path.name}|params|tokenizer|directory of format", message), message
