@@ -147,7 +147,7 @@ class Quickstart:
         texts = list(self.dataset.train_texts())
         tokenizer = train_tokenizer(texts, config.vq.codes, recipe.VOCABULARY, [TEXT_TO_IMAGE_INSTRUCTION])
         settings = recipe.vq_train_config(self.minutes, self.seed)
-        images = evaluate.read_images(self.dataset.train_images()[: recipe.VQ_IMAGES])
+        images = evaluate.read_images(self.dataset.drawn_images()[: recipe.VQ_IMAGES])
         with MetricsLog(self.out / "vq", 10, Progress("vq", settings.steps)) as log:
             vqgan, _ = train_vq(config.vq, settings, images, on_metrics=log.write)
         params = init_params(config, self.seed) | {"vqgan": vqgan}

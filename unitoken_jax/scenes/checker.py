@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from unitoken_jax.scenes.prompts import CATEGORIES, MEMBERS, SCENE, RequiredObject, Requirement
+from unitoken_jax.scenes.prompts import CATEGORIES, MEMBERS, SCENE, TRAINING_ONLY, RequiredObject, Requirement
 from unitoken_jax.scenes.questions import PLURALS, related
 from unitoken_jax.scenes.scene import (
     BACKGROUND,
@@ -198,7 +198,7 @@ def score_images(requirements: Sequence[Requirement], verdicts: Sequence[Verdict
 
     `exact` is by category too. Only categories that occur count; with all six `overall` is GenEval's score.
     """
-    by_category: dict[str, list[Verdict]] = {name: [] for name in (*CATEGORIES, SCENE)}
+    by_category: dict[str, list[Verdict]] = {name: [] for name in (*CATEGORIES, *TRAINING_ONLY)}
     for requirement, verdict in zip(requirements, verdicts, strict=True):
         by_category[requirement.category].append(verdict)
     names = [name for name in CATEGORIES if by_category[name]]

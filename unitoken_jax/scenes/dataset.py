@@ -5,6 +5,7 @@ train_captions.jsonl              images and what is in them, object by object
 train_understanding.jsonl         conversations of several questions about one image
 train_generation.jsonl            prompts with the image to draw
 train_instruct.jsonl              both, with more of what is hard: counts, places, attribution (stage III)
+train_scenes.jsonl                the objects in each image that is asked about: image, objects
 held_out_questions.jsonl          image, question, answer, kind, set
 held_out_prompts.jsonl            category, prompt, include (see prompts.Requirement)
 images/<subset>/000000.png
@@ -21,15 +22,25 @@ import numpy as np
 from PIL import Image
 
 from unitoken_jax.scenes import questions
-from unitoken_jax.scenes.prompts import CATEGORIES, SCENE, Requirement, random_pair, random_prompt
-from unitoken_jax.scenes.scene import Scene, draw, random_scene
+from unitoken_jax.scenes.prompts import (
+    CATEGORIES,
+    RELATED,
+    SCENE,
+    Requirement,
+    random_pair,
+    random_prompt,
+    vary_prompt,
+)
+from unitoken_jax.scenes.scene import Scene, SceneObject, Split, draw, random_scene
+from unitoken_jax.scenes.variation import draw_varied, texture
 from unitoken_jax.sequence.build import TEXT_TO_IMAGE_INSTRUCTION
 from unitoken_jax.storage.atomic import atomic_folder
 
 IMAGE = "<|image|>"
 
-_FORMAT = 2
-_MakeExample = Callable[[random.Random, int], tuple[list[str], Scene]]
+_FORMAT = 3
+# (turns, scene, image) of an example's random number generator and its number.
+_MakeExample = Callable[[random.Random, int], tuple[list[str], Scene, np.ndarray]]
 # Kinds of training questions and their weights. A model learns late to find an object by its looks: such
 # questions are more frequent.
 _QUESTIONS = dict.fromkeys(questions.QUESTIONS, 1.0) | {
@@ -40,12 +51,16 @@ _QUESTIONS = dict.fromkeys(questions.QUESTIONS, 1.0) | {
     "relation": 3.0,
     "exists": 3.0,
 }
+_IN_BENCHMARK_WORDS = 0.18  # share of training questions put as a benchmark puts them
+_NOTHING = 0.06  # share of training images that show nothing of the small world
+_ON_GRID = 0.25  # share of images with objects that are as the model draws them
 _HARD_QUESTIONS = _QUESTIONS | {"position": 4.0, "relation": 4.0}
 # Numbers of objects in a training scene that questions are about; one is drawn, all equally likely.
 _OBJECTS = (1, 2, 2, 3, 3)
-_EVEN_PROMPTS = {SCENE: 2.0, **dict.fromkeys(CATEGORIES, 1.0)}
+_EVEN_PROMPTS = {SCENE: 2.0, RELATED: 1.0, **dict.fromkeys(CATEGORIES, 1.0)}
 _HARD_PROMPTS = {
     SCENE: 1.0,
+    RELATED: 1.0,
     **dict.fromkeys(CATEGORIES, 1.0),
     "counting": 2.0,
     "position": 2.0,
@@ -89,9 +104,14 @@ class Dataset:
     def train_instruct(self) -> Path:
         return self.root / "train_instruct.jsonl"
 
-    def train_images(self) -> list[Path]:
-        """Paths of all training images, uint8 RGB of scene.SIZE px a side."""
-        return [path for subset in _TRAIN_SUBSETS for path in self._image_paths(subset)]
+    def drawn_images(self) -> list[Path]:
+        """Paths of the training images that the model learns to draw, uint8 RGB of scene.SIZE px a side."""
+        return self._image_paths("generation")
+
+    def train_scenes(self) -> Iterator[tuple[Path, Scene]]:
+        """The training images that are asked about, of all sizes, and what is in them."""
+        for row in _read_jsonl(self.root / "train_scenes.jsonl"):
+            yield self.root / row["image"], tuple(SceneObject(*values) for values in row["objects"])
 
     def held_out_images(self) -> list[Path]:
         return self._image_paths("held_out")
@@ -192,8 +212,10 @@ class _Writer:
         self.total += settings.questions_per_kind * len(questions.QUESTIONS)
 
     def write_all(self) -> None:
+        scenes: list[dict] = []
         for subset, make_example in _TRAIN_SUBSETS.items():
-            self._write_train(subset, getattr(self.settings, f"train_{subset}"), make_example)
+            self._write_train(subset, getattr(self.settings, f"train_{subset}"), make_example, scenes)
+        self._write_rows("train_scenes.jsonl", scenes)
         self._write_questions()
         self._write_prompts()
 
@@ -201,13 +223,16 @@ class _Writer:
         """The generator of example `number` of a subset, kind of question or category."""
         return random.Random(f"{self.settings.seed} {purpose} {number}")
 
-    def _write_train(self, subset: str, number: int, make_example: _MakeExample) -> None:
-        """Writes `number` conversations of a subset with their images."""
+    def _write_train(self, subset: str, number: int, make_example: _MakeExample, scenes: list[dict]) -> None:
+        """Writes `number` conversations of a subset with their images; adds to `scenes` what is in those that
+        are asked about."""
         rows = []
         for index in range(number):
-            rng = self._rng(subset, index)
-            turns, scene = make_example(rng, index)
-            image = self._save(subset, index, draw(scene, rng, "train"))
+            turns, scene, pixels = make_example(self._rng(subset, index), index)
+            image = self._save(subset, index, pixels)
+            if turns[-1] != IMAGE:
+                objects = [[obj.cell, obj.kind, obj.colour] for obj in scene]
+                scenes.append({"image": image, "objects": objects})
             values = [{"from": ("human", "gpt")[turn % 2], "value": text} for turn, text in enumerate(turns)]
             rows.append({"conversations": values, "image": [image]})
         self._write_rows(f"train_{subset}.jsonl", rows)
@@ -219,7 +244,7 @@ class _Writer:
             for number in range(self.settings.questions_per_kind):
                 rng = self._rng(kind, number)
                 question, scene = _held_out_question(kind, rng)
-                image = self._save("held_out", len(rows), draw(scene, rng, "held_out"))
+                image = self._save("held_out", len(rows), picture(scene, rng, "held_out"))
                 row = {"image": image, "question": question.text, "answer": question.answer}
                 rows.append(row | {"kind": kind, "set": question.set})
         self._write_rows("held_out_questions.jsonl", rows)
@@ -250,46 +275,68 @@ class _Writer:
         return f"images/{folder_name}/{name}"
 
 
-def _captions(rng: random.Random, _=None) -> tuple[list[str], Scene]:
+def picture(scene: Scene, rng: random.Random, split: Split) -> np.ndarray:
+    """An image of the scene to ask about, uint8[h, w, 3]: one as the model draws them, or one in any style.
+
+    Without objects, something that looks like a photograph, or a plain ground.
+    """
+    if not scene and rng.random() < 0.75:
+        return texture(rng)
+    return draw(scene, rng, split) if rng.random() < _ON_GRID else draw_varied(scene, rng, split)
+
+
+def _train_scene(rng: random.Random) -> Scene:
+    """A scene that questions are about; sometimes without any object."""
+    return () if rng.random() < _NOTHING else random_scene(rng, "train", rng.choice(_OBJECTS))
+
+
+def _captions(rng: random.Random, _=None) -> tuple[list[str], Scene, np.ndarray]:
     """Turns (request, caption) and the scene. A caption names every property of every object."""
-    scene = random_scene(rng, "train", rng.choice(_OBJECTS))
-    qa_pairs = [question for kind in questions.CAPTIONS if (question := questions.ask(scene, kind, rng))]
-    return _turns(qa_pairs, rng), scene
+    scene = _train_scene(rng)
+    asked = [question for kind in questions.CAPTIONS if (question := questions.ask(scene, kind, rng))]
+    qa_pairs = asked or [questions.Question("nothing", questions.describe(rng), questions.NOTHING)]
+    return _turns(qa_pairs, rng), scene, picture(scene, rng, "train")
 
 
-def _understanding(rng: random.Random, weights: dict[str, float]) -> tuple[list[str], Scene]:
+def _understanding(rng: random.Random, weights: dict[str, float]) -> tuple[list[str], Scene, np.ndarray]:
     """Turns (question, answer, ...) about one image: a caption alone, or 6 to 9 questions."""
     if rng.random() < 0.15:
         return _captions(rng)
-    scene = random_scene(rng, "train", rng.choice(_OBJECTS))
+    scene = _train_scene(rng)
+    weights = weights if scene else {"nothing": 1.0}
     qa_pairs = questions.ask_several(scene, rng.randint(6, 9), rng, weights)
     # Last, as a caption gives the other answers away.
     qa_pairs.sort(key=lambda question: question.kind in questions.CAPTIONS)
-    return _turns(qa_pairs, rng), scene
+    return _turns(qa_pairs, rng), scene, picture(scene, rng, "train")
 
 
 def _turns(qa_pairs: list[questions.Question], rng: random.Random) -> list[str]:
     """Question, answer, question, ...; the image stands before or after the first question."""
-    turns = [text for question in qa_pairs for text in (question.text, question.answer)]
+    turns: list[str] = []
+    for question in qa_pairs:
+        worded = dataclasses.replace(question, text=questions.vary_wording(question.text, rng))
+        if rng.random() < _IN_BENCHMARK_WORDS:
+            worded = questions.in_benchmark_words(worded, rng)
+        turns += [worded.text, worded.answer]
     turns[0] = IMAGE + turns[0] if rng.random() < 0.85 else turns[0] + IMAGE
     return turns
 
 
-def _generation(rng: random.Random, weights: dict[str, float]) -> tuple[list[str], Scene]:
-    """Turns (request, image) and the scene to draw."""
+def _generation(rng: random.Random, weights: dict[str, float]) -> tuple[list[str], Scene, np.ndarray]:
+    """Turns (request, image), the scene to draw and its drawing."""
     category = rng.choices(list(weights), list(weights.values()))[0]
     requirement, scene = random_pair(category, rng, "train")
-    return [TEXT_TO_IMAGE_INSTRUCTION + requirement.prompt, IMAGE], scene
+    request = TEXT_TO_IMAGE_INSTRUCTION + vary_prompt(requirement.prompt, rng)
+    return [request, IMAGE], scene, draw(scene, rng, "train")
 
 
-def _instruct(rng: random.Random, index: int) -> tuple[list[str], Scene]:
+def _instruct(rng: random.Random, index: int) -> tuple[list[str], Scene, np.ndarray]:
     """Examples that weigh what is hard: drawing and questions by turns."""
     if index % 2:
         return _generation(rng, _HARD_PROMPTS)
     return _understanding(rng, _HARD_QUESTIONS)
 
 
-# What makes an example's (turns, scene) of its random number generator and its number, for each subset.
 _TRAIN_SUBSETS: dict[str, _MakeExample] = {
     "captions": _captions,
     "understanding": lambda rng, _: _understanding(rng, _QUESTIONS),
@@ -302,6 +349,7 @@ def _held_out_question(kind: str, rng: random.Random) -> tuple[questions.Questio
     """A question of `kind` about a held-out scene of 1 to 3 objects (2 or 3 for a relation of two)."""
     count = rng.randint(2 if kind == "relation" else 1, 3)
     while True:
-        scene = random_scene(rng, "held_out", count)
+        scene = () if kind == "nothing" else random_scene(rng, "held_out", count)
         if question := questions.ask(scene, kind, rng):
-            return question, scene
+            text = questions.vary_wording(question.text, rng)
+            return dataclasses.replace(question, text=text), scene

@@ -8,7 +8,15 @@ import dataclasses
 import random
 from collections.abc import Callable
 
-from unitoken_jax.scenes.questions import NUMBERS, PLURALS, RELATIONS, caption, related, with_article
+from unitoken_jax.scenes.questions import (
+    NUMBERS,
+    PLURALS,
+    RELATIONS,
+    caption,
+    related,
+    vary_wording,
+    with_article,
+)
 from unitoken_jax.scenes.scene import (
     COLOURS,
     DIGITS,
@@ -25,6 +33,8 @@ from unitoken_jax.scenes.scene import (
 
 CATEGORIES = ("single", "two", "counting", "colours", "position", "attribution")
 SCENE = "scene"  # a whole caption as prompt: for training only, no category of the score
+RELATED = "related"  # colours and a relation in one prompt: for training only
+TRAINING_ONLY = (SCENE, RELATED)
 # What each noun of a prompt may be.
 MEMBERS = {kind: (kind,) for kind in KINDS} | {"digit": DIGITS, "shape": SHAPES, "object": KINDS}
 _SHARED = ("single", "colours")  # too few prompts exist to hold any out
@@ -135,6 +145,17 @@ def _attribution(rng: random.Random) -> Requirement:
     return Requirement("attribution", prompt, include)
 
 
+def _related(rng: random.Random) -> Requirement:
+    first, second = _two_kinds(rng)
+    relation = rng.choice(RELATIONS)
+    include = (
+        RequiredObject(first, _colour(rng), relation=relation, other=1),
+        RequiredObject(second, _colour(rng)),
+    )
+    names = [with_article(f"{item.colour} {item.kind}") for item in include]
+    return Requirement(RELATED, f"{names[0]} {relation} {names[1]}", include)
+
+
 _PROPOSE: dict[str, Callable[[random.Random], Requirement]] = {
     "single": _single,
     "two": _two,
@@ -142,11 +163,12 @@ _PROPOSE: dict[str, Callable[[random.Random], Requirement]] = {
     "colours": _colours,
     "position": _position,
     "attribution": _attribution,
+    RELATED: _related,
 }
 
 
 def random_prompt(category: str, rng: random.Random, split: Split) -> Requirement:
-    """A prompt of one of the six CATEGORIES that `split` may use."""
+    """A prompt of one of the six CATEGORIES, or RELATED, that `split` may use."""
     while True:
         requirement = _PROPOSE[category](rng)
         if requirement.split() in (split, None):
@@ -180,9 +202,23 @@ def _relations_hold(requirement: Requirement, scene: Scene) -> bool:
 
 
 def random_pair(category: str, rng: random.Random, split: Split) -> tuple[Requirement, Scene]:
-    """A prompt and a scene for it, of one of the six categories or SCENE."""
+    """A prompt and a scene for it, of one of the six categories or TRAINING_ONLY."""
     if category == SCENE:
         scene = random_scene(rng, split)
         return scene_prompt(scene), scene
     requirement = random_prompt(category, rng, split)
     return requirement, scene_for(requirement, rng, split)
+
+
+def vary_prompt(prompt: str, rng: random.Random) -> str:
+    """The prompt as people write it: after "draw" or "a picture of", with a capital letter, with a full stop."""
+    if rng.random() < 0.12:
+        prompt = rng.choice(("draw ", "a picture of ", "an image of ", "a drawing of ")) + prompt
+    elif rng.random() < 0.05:
+        prompt = (
+            prompt.removeprefix("an ")
+            .removeprefix("a ")
+            .replace(" and an ", " and ")
+            .replace(" and a ", " and ")
+        )
+    return vary_wording(prompt, rng) if rng.random() < 0.5 else prompt

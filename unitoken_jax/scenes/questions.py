@@ -9,7 +9,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Iterable
 
-from unitoken_jax.scenes.scene import COLOURS, SHAPES, Scene, SceneObject
+from unitoken_jax.scenes.scene import COLOURS, DIGITS, PLACES, SHAPES, Scene, SceneObject
 
 NUMBERS = ("zero", "one", "two", "three")
 PLURALS = {
@@ -23,6 +23,7 @@ PLURALS = {
 }
 RELATIONS = ("left of", "right of", "above", "below")
 CAPTIONS = ("caption", "read caption")
+NOTHING = "nothing that i know"  # the caption of an image without objects, a photograph say
 _TRIES = 4  # Attempts for each question that `ask_several` is to find.
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
@@ -59,8 +60,12 @@ def with_article(words: str) -> str:
 
 
 def caption(scene: Scene) -> str:
-    """The canonical sentence: every object with colour and place, in reading order."""
-    return " and ".join(f"{with_article(f'{obj.colour} {obj.kind}')} {obj.place}" for obj in sorted(scene))
+    """The canonical sentence: every object with colour and place, in reading order; NOTHING without any."""
+    return (
+        NOTHING
+        if not scene
+        else " and ".join(f"{with_article(f'{obj.colour} {obj.kind}')} {obj.place}" for obj in sorted(scene))
+    )
 
 
 def _noun(obj: SceneObject) -> str:
@@ -87,27 +92,75 @@ def _pick(rng: random.Random, *phrases: str) -> str:
 
 
 def _caption(scene: Scene, rng: random.Random) -> Question | None:
-    if any(obj.is_digit for obj in scene):
+    if not scene or any(obj.is_digit for obj in scene):
         return None
-    return Question("caption", _describe(rng), caption(scene))
+    return Question("caption", describe(rng), caption(scene))
 
 
 def _read_caption(scene: Scene, rng: random.Random) -> Question | None:
     if not any(obj.is_digit for obj in scene):
         return None
-    return Question("read caption", _describe(rng), caption(scene))
+    return Question("read caption", describe(rng), caption(scene))
 
 
-def _describe(rng: random.Random) -> str:
-    return _pick(rng, "describe the image", "what is in the image?", "what do you see?")
+def describe(rng: random.Random) -> str:
+    """A request for a caption, in one of many wordings."""
+    image = _pick(rng, "image", "image", "picture", "drawing", "photo")
+    return _pick(
+        rng,
+        f"describe the {image}",
+        f"describe this {image}",
+        f"what is in the {image}?",
+        f"what is in this {image}?",
+        f"what does the {image} show?",
+        f"what can you see in this {image}?",
+        f"what objects are in the {image}?",
+        f"describe what is in the {image}",
+        "what do you see?",
+        "what can you see?",
+        "what is this?",
+        "what is shown here?",
+        "what is there?",
+        "describe what you see",
+        "tell me what you see",
+    )
 
 
-def _colour(scene: Scene, rng: random.Random) -> Question:
+def _nothing(scene: Scene, rng: random.Random) -> Question | None:
+    """What there is to say of an image without objects: a photograph, a plain ground."""
+    if scene:
+        return None
+    colour, noun = rng.choice(tuple(COLOURS)), rng.choice((*SHAPES, "digit"))
+    if rng.random() < 0.4:
+        return Question("nothing", describe(rng), NOTHING)
+    if rng.random() < 0.4:
+        name = rng.choice((*PLURALS.values(), f"{colour} objects"))
+        return Question("nothing", _how_many(name, rng), NUMBERS[0])
+    if rng.random() < 0.4:
+        return Question("nothing", _is_there(colour, noun, rng), "no")
+    place = rng.choice(PLACES)
+    text = _pick(
+        rng,
+        f"what colour is the {noun}?",
+        f"where is the {colour} {noun}?",
+        f"where is the {noun}?",
+        f"what shape is at the {place}?",
+        f"which digit is {colour}?",
+        "read the digits",
+    )
+    return Question("nothing", text, NOTHING)
+
+
+def _colour(scene: Scene, rng: random.Random) -> Question | None:
+    if not scene:
+        return None
     obj = rng.choice(scene)
     names = [f"the {name}" for name in _unique_names(obj, scene) if obj.colour not in name]
     name = rng.choice([*names, f"the object at the {obj.place}"])
     return Question(
-        "colour", _pick(rng, f"what colour is {name}?", f"what is the colour of {name}?"), obj.colour
+        "colour",
+        _pick(rng, f"what colour is {name}?", f"what is the colour of {name}?", f"which colour is {name}?"),
+        obj.colour,
     )
 
 
@@ -117,13 +170,27 @@ def _shape(scene: Scene, rng: random.Random) -> Question | None:
         return None
     obj = rng.choice(shapes)
     phrases = [f"which shape is at the {obj.place}?", f"what shape is at the {obj.place}?"]
+    if len(scene) == 1:
+        phrases += ["which shape is this?", "what shape is this?"]
     if sum(other.colour == obj.colour for other in shapes) == 1:
         phrases += [f"which shape is {obj.colour}?", f"what shape is {obj.colour}?"]
     return Question("shape", rng.choice(phrases), obj.kind)
 
 
-def _count(scene: Scene, rng: random.Random) -> Question:
+def _how_many(name: str, rng: random.Random) -> str:
+    return _pick(
+        rng,
+        f"how many {name} are there?",
+        f"how many {name} do you see?",
+        f"how many {name} are in the image?",
+        f"count the {name}",
+    )
+
+
+def _count(scene: Scene, rng: random.Random) -> Question | None:
     """Asks for an answer drawn evenly from those the scene can give, so that a guess seldom helps."""
+    if not scene:
+        return None
     groups = {
         "objects": list(scene),
         "shapes": [obj for obj in scene if not obj.is_digit],
@@ -138,8 +205,7 @@ def _count(scene: Scene, rng: random.Random) -> Question:
         by_answer.setdefault(len(group), []).append(name)
     count = rng.choice(sorted(by_answer)[1:]) if rng.random() < 0.8 else 0  # every scene lacks something
     name = rng.choice(by_answer[count])
-    text = _pick(rng, f"how many {name} are there?", f"how many {name} do you see?", f"count the {name}")
-    return Question("count", text, NUMBERS[count])
+    return Question("count", _how_many(name, rng), NUMBERS[count])
 
 
 def _position(scene: Scene, rng: random.Random) -> Question | None:
@@ -169,12 +235,19 @@ def _relation(scene: Scene, rng: random.Random) -> Question | None:
     )
 
 
-def _exists(scene: Scene, rng: random.Random) -> Question:
+def _is_there(colour: str, noun: str, rng: random.Random) -> str:
+    name = f"a {colour} {noun}"
+    return _pick(rng, f"is there {name}?", f"do you see {name}?", f"is there {name} in the image?")
+
+
+def _exists(scene: Scene, rng: random.Random) -> Question | None:
     """Asks whether there is a red circle, or the like; the answer is yes or no, equally often.
 
     An object that is not there combines a colour and a noun of the scene where it can. Nouns are as frequent
     with both answers: the question alone must not give the answer away.
     """
+    if not scene:
+        return None
     true = {(obj.colour, _noun(obj)) for obj in scene}
     obj = rng.choice(scene)
     colour, noun = obj.colour, _noun(obj)
@@ -188,8 +261,7 @@ def _exists(scene: Scene, rng: random.Random) -> Question:
                 colour = rng.choice(tuple(COLOURS))
             else:
                 noun = rng.choice(SHAPES) if rng.random() < 0.3 else "digit"
-    text = _pick(rng, f"is there a {colour} {noun}?", f"do you see a {colour} {noun}?")
-    return Question("exists", text, "yes" if answer else "no")
+    return Question("exists", _is_there(colour, noun, rng), "yes" if answer else "no")
 
 
 def _digit_by_colour(scene: Scene, rng: random.Random) -> Question | None:
@@ -227,6 +299,7 @@ GENERAL: dict[str, Callable[[Scene, random.Random], Question | None]] = {
     "position": _position,
     "relation": _relation,
     "exists": _exists,
+    "nothing": _nothing,
 }
 TEXTREAD: dict[str, Callable[[Scene, random.Random], Question | None]] = {
     "digit by colour": _digit_by_colour,
@@ -250,6 +323,54 @@ def ask_several(scene: Scene, number: int, rng: random.Random, weights: dict[str
         if len(unique) < number and (question := ask(scene, kind, rng)):
             unique.setdefault(kind if kind in CAPTIONS else question.text, question)
     return list(unique.values())
+
+
+def vary_wording(text: str, rng: random.Random) -> str:
+    """The question or request as people write it: with a capital letter, without its mark, with a full stop."""
+    if rng.random() < 0.35:
+        text = text[0].upper() + text[1:]
+    if rng.random() < 0.1:
+        text = text[:-1] if text.endswith("?") else text + "."
+    return text
+
+
+# What follows a question in benchmarks (as `evaluate.understanding.prompts` and MME put it).
+_YES_OR_NO = " Please answer yes or no."
+_ONE_WORD = "\nAnswer the question using a single word or phrase."
+_SELECT = "Please select the correct answer from the options above. \n"
+_LETTER = "Answer with the option's letter from the given choices directly."
+_LETTERS = "ABCD"
+
+
+def options_for(question: Question, rng: random.Random) -> list[str] | None:
+    """2 to 4 different answers to `question`, the true one among them, in random order; None: it has none."""
+    answer = question.answer
+    pools: tuple[tuple[str, ...], ...] = (tuple(COLOURS), SHAPES, NUMBERS, PLACES, DIGITS)
+    pools += (("yes", "no"), ("left", "right"), ("above", "below"))
+    for pool in pools:
+        if answer in pool:
+            others = rng.sample([option for option in pool if option != answer], min(3, len(pool) - 1))
+            return rng.sample([answer, *others], len(others) + 1)
+    return None
+
+
+def multiple_choice(question: Question, options: list[str], letter_only: bool) -> Question:
+    """`question` with `options`, in the words of VLMEvalKit, or in those that ask for a letter directly."""
+    lines = [f"Question: {question.text}\n", "Options:\n"]
+    lines += [f"{letter}. {option}\n" for letter, option in zip(_LETTERS, options)]
+    text = "".join([*lines, _LETTER if letter_only else _SELECT])
+    return Question(question.kind, text, _LETTERS[options.index(question.answer)])
+
+
+def in_benchmark_words(question: Question, rng: random.Random) -> Question:
+    """The question as a benchmark would put it: with options, or with a request for yes, no or one word."""
+    if question.kind in CAPTIONS or question.answer == NOTHING:
+        return question
+    if question.answer in ("yes", "no") and rng.random() < 0.5:
+        return dataclasses.replace(question, text=question.text + _YES_OR_NO)
+    if (options := options_for(question, rng)) and rng.random() < 0.75:
+        return multiple_choice(question, options, letter_only=rng.random() < 0.3)
+    return dataclasses.replace(question, text=question.text + _ONE_WORD)
 
 
 def is_right(prediction: str, answer: str) -> bool:

@@ -96,6 +96,11 @@ def digit_numbers(digit: str, split: Split) -> tuple[int, ...]:
     )
 
 
+def digit_bitmap(digit: str, split: Split, rng: random.Random) -> np.ndarray:
+    """float32[8, 8] in [0, 1]: `digit` in a handwriting of `split`."""
+    return _bitmaps()[0][rng.choice(digit_numbers(digit, split))]
+
+
 def digit_coverage(digit: str, split: Split) -> np.ndarray:
     """float32[n, 8, 8] in [0, 1]: every bitmap of `digit` in `split`."""
     return _bitmaps()[0][list(digit_numbers(digit, split))]
@@ -126,7 +131,7 @@ def draw(scene: Scene, rng: random.Random, split: Split) -> np.ndarray:
     image[:] = BACKGROUND
     for obj in scene:
         if obj.is_digit:
-            coverage = _bitmaps()[0][rng.choice(digit_numbers(obj.kind, split))]
+            coverage = digit_bitmap(obj.kind, split, rng)
         else:
             coverage = shape_coverage(obj.kind)
         y, x = obj.row * CELL, obj.column * CELL
