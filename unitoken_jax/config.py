@@ -202,6 +202,7 @@ class OptimizerConfig(Checked):
     moment_dtype: Literal["float32", "bfloat16"] = "float32"  # What the first moment is stored in.
     eps: NonNegative = 1e-8  # Added to the square root of the second moment.
     weight_decay: NonNegative = 0.1  # Decoupled weight decay of every trained parameter.
+    newton_schulz_steps: Count = 5  # Of "muon": iterations that make an update orthogonal.
     clip_norm: Positive = 4.0  # Global norm that larger gradients are scaled down to.
     warmup_fraction: Fraction = 0.01  # Share of all steps in which the rates rise linearly from 0.
     z_loss: NonNegative = 1e-5  # Weight of logsumexp(logits)^2, which is added to the cross-entropy.
@@ -307,6 +308,17 @@ class VQTrainConfig(Checked):
     learning_rate: NonNegative = 1e-3  # Peak of the schedule.
     autoencoder_steps: Natural = 200  # First steps, which do not quantise, before the codebook is filled.
     revive_every: Count = 50  # Steps between replacing codes that went unused.
+    seed: Seed = 0  # Of initial weights and the order of the images.
+
+
+@dataclasses.dataclass(frozen=True)
+class SiglipTrainConfig(Checked):
+    """Training of SigLIP alone, on images whose regions are labelled."""
+
+    steps: Count = 1000  # Optimizer steps of the whole run.
+    batch: Count = 32  # Images in a batch.
+    learning_rate: NonNegative = 4e-3  # Peak of the schedule.
+    weight_decay: NonNegative = 0.05  # Decoupled weight decay.
     seed: Seed = 0  # Of initial weights and the order of the images.
 
 

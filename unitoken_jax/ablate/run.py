@@ -43,7 +43,14 @@ _ALL = "siglip|adapter|decoder"
 # The paper starts from a SigLIP that sees and a decoder that draws and reads codes, and aligns the two (stage
 # I) where features are read. Each starts where the one before ended; its steps are those at scale 1.
 PRETRAINING = (
-    recipe.PRETRAIN_VISION,
+    Stage(
+        "sight",
+        "the decoder learns to read features, and to draw",
+        300,
+        {"train_generation": 3.0, "train_captions": 7.0},
+        muon(_ALL, 1.5e-3),
+        encoding="continuous",
+    ),
     Stage(
         "codes",
         "the decoder learns to read codes",
@@ -93,6 +100,7 @@ def run(out: str | os.PathLike, scale: float = 1.0, seeds: int = 3, first_seed: 
     for name, step in (
         ("data", ablation.shared.write_data),
         ("image tokenizer", ablation.shared.train_tokenizers),
+        ("vision", ablation.shared.train_vision),
         ("codes", ablation.shared.write_codes),
     ):
         print(name, flush=True)

@@ -1,15 +1,20 @@
 """The quickstart's scores on held-out questions, prompts and images."""
 
 import dataclasses
+import pathlib
+from collections.abc import Iterable
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from unitoken_jax.config import ModelConfig
 from unitoken_jax.scenes.checker import Verdict, check, detect, score_images
 from unitoken_jax.scenes.dataset import Dataset
 from unitoken_jax.scenes.prompts import Requirement
 from unitoken_jax.scenes.questions import score_answers
+from unitoken_jax.scenes.scene import COLOURS, GRID, KINDS, Scene
+from unitoken_jax.sequence.image import siglip_crops
 
 BATCH = 64
 
@@ -97,3 +102,18 @@ def read_images(paths) -> np.ndarray:
         with Image.open(path) as image:
             images.append(np.asarray(image.convert("RGB")))
     return np.stack(images)
+
+
+def read_scenes(scenes: Iterable[tuple[pathlib.Path, Scene]], config: ModelConfig) -> tuple:
+    """What SigLIP sees of images, uint8[n, S, S, 3], and what is in each cell, int32[n, 3, 3, 2]: the number
+    from 1 of its object's kind among KINDS and of its colour among COLOURS, 0 for none."""
+    images, labels = [], []
+    colours = tuple(COLOURS)
+    for path, scene in scenes:
+        with Image.open(path) as image:
+            images.append(siglip_crops(image, config.siglip, config.sequence)[0])
+        cells = np.zeros((GRID, GRID, 2), np.int32)
+        for obj in scene:
+            cells[obj.row, obj.column] = KINDS.index(obj.kind) + 1, colours.index(obj.colour) + 1
+        labels.append(cells)
+    return np.stack(images), np.stack(labels)

@@ -21,6 +21,7 @@ from unitoken_jax.config import (
     ParameterGroup,
     SequenceConfig,
     SiglipConfig,
+    SiglipTrainConfig,
     SourceConfig,
     TrainConfig,
     VQConfig,
@@ -31,13 +32,14 @@ from unitoken_jax.scenes.scene import CELL, SIZE
 
 BUDGET = 15.0  # Minutes that the numbers below are for.
 VQ_IMAGES = 8000  # training images the VQ tokenizer sees
-VOCABULARY = 1024  # text tokens, codes and control tokens together
+VOCABULARY = 1152  # text tokens, codes and control tokens together
 
 
 def model_config() -> ModelConfig:
     """A code a cell, and a SigLIP patch a cell: 9 discrete and 9 continuous tokens an image."""
     return ModelConfig(
-        siglip=SiglipConfig(image_size=SIZE, patch_size=CELL, width=128, depth=2, heads=4, mlp=256),
+        # Twice the VQ tokenizer's resolution: what people draw is not on the grid.
+        siglip=SiglipConfig(image_size=2 * SIZE, patch_size=2 * CELL, width=192, depth=3, heads=4, mlp=512),
         vq=VQConfig(
             codes=512,
             embed_dim=32,
@@ -81,27 +83,26 @@ class Stage:
 def muon(pattern: str, rate: float) -> OptimizerConfig:
     """Muon at peak rate `rate` for parameters that `pattern` finds ("siglip|adapter"); the rest is frozen."""
     groups = (ParameterGroup(pattern, rate),)
-    return OptimizerConfig(name="muon", groups=groups, clip_norm=1.0, warmup_fraction=0.03, weight_decay=0.1)
+    return OptimizerConfig(
+        name="muon",
+        newton_schulz_steps=3,
+        groups=groups,
+        clip_norm=1.0,
+        warmup_fraction=0.03,
+        weight_decay=0.1,
+    )
 
 
-PRETRAIN_VISION = Stage(
-    "sight",
-    "from random weights: SigLIP learns to see by describing images, the decoder to draw",
-    300,
-    {"train_generation": 3.0, "train_captions": 7.0},
+PRETRAINING = Stage(
+    "base",
+    "from random weights, but for SigLIP: the decoder learns to read features, and to draw",
+    1500,
+    {"train_generation": 3.5, "train_understanding": 6.5},
     muon("siglip|adapter|decoder", 1.5e-3),
     encoding="continuous",
 )
 STAGES = (
-    PRETRAIN_VISION,
-    Stage(
-        "base",
-        "the rest of what pretraining would have brought: questions, and more drawing",
-        1000,
-        {"train_generation": 3.0, "train_understanding": 7.0},
-        muon("siglip|adapter|decoder", 1.5e-3),
-        encoding="continuous",
-    ),
+    PRETRAINING,
     Stage(
         "stage1",
         "SigLIP and the adapter align with the frozen decoder",
@@ -131,10 +132,10 @@ def dataset_settings(minutes: float, seed: int) -> DatasetSettings:
     share = min(1.0, minutes / BUDGET)
     return DatasetSettings(
         seed=seed,
-        train_captions=max(200, round(8000 * minutes / BUDGET)),
-        train_understanding=max(200, round(8000 * minutes / BUDGET)),
-        train_generation=max(400, round(16000 * minutes / BUDGET)),
-        train_instruct=max(200, round(6000 * minutes / BUDGET)),
+        train_captions=max(200, round(2000 * minutes / BUDGET)),
+        train_understanding=max(200, round(9000 * minutes / BUDGET)),
+        train_generation=max(400, round(12000 * minutes / BUDGET)),
+        train_instruct=max(200, round(4000 * minutes / BUDGET)),
         questions_per_kind=max(4, round(40 * share)),
         prompts_per_category=max(4, round(40 * share)),
     )
@@ -146,6 +147,11 @@ def vq_train_config(minutes: float, seed: int) -> VQTrainConfig:
     return VQTrainConfig(
         steps=steps, batch=16, learning_rate=2e-3, autoencoder_steps=round(steps * 0.2), seed=seed
     )
+
+
+def siglip_train_config(minutes: float, seed: int) -> SiglipTrainConfig:
+    """The training of SigLIP alone in a quickstart of `minutes`."""
+    return SiglipTrainConfig(steps=max(30, round(2400 * minutes / BUDGET)), seed=seed)
 
 
 def stage_config(stage: Stage, out: pathlib.Path, minutes: float, seed: int) -> Config:
@@ -174,7 +180,7 @@ def run_config(stage: Stage, dataset: Dataset, start: pathlib.Path, steps: int, 
     model = dataclasses.replace(model, sequence=dataclasses.replace(model.sequence, encoding=stage.encoding))
     return Config(
         model=model,
-        data=DataConfig(sources=sources, row_length=256, row_crops=7, row_images=8, rows=6, codes="offline"),
+        data=DataConfig(sources=sources, row_length=320, row_crops=8, row_images=10, rows=5, codes="offline"),
         optimizer=stage.optimizer,
         train=TrainConfig(
             steps=steps,
@@ -182,7 +188,7 @@ def run_config(stage: Stage, dataset: Dataset, start: pathlib.Path, steps: int, 
             dtype="float32",
             remat="none",
             scan_layers=False,
-            loss_chunk=256,
+            loss_chunk=320,
             init_from=str(start),
             save_every=max(100, steps // 2),
             log_every=10,

@@ -3,7 +3,8 @@
 Nothing here is special-cased: every step calls the function its own command calls. A run that was stopped
 goes on where it was; a finished step is recognised by what it left.
 
-    data/ vq/ start/ sight/ base/ stage1/ stage2/ stage3/ model/ summary.json and the sheets of `report`
+    data/ vq/ tokenizers/ vision/ start/ base/ stage1/ stage2/ stage3/ model/ summary.json
+    and the sheets of `report`
 """
 
 import contextlib
@@ -44,6 +45,7 @@ def run(out: str | os.PathLike, minutes: float = recipe.BUDGET, seed: int = 0) -
     steps: list[tuple[str, Callable[[], None]]] = [
         ("data: scenes as PNG files and conversations", quickstart.write_data),
         ("image tokenizer: VQ-GAN", quickstart.train_tokenizers),
+        ("vision: SigLIP learns what is where", quickstart.train_vision),
         ("codes: every training image through it, once", quickstart.write_codes),
     ]
     for stage in recipe.STAGES:
@@ -134,14 +136,14 @@ class Quickstart:
             write_dataset(self.out / "data", self.dataset.settings, progress)
 
     def train_tokenizers(self) -> None:
-        """Trains the text and the image tokenizer: start/, a model whose other weights are random."""
+        """Trains the text and the image tokenizer: tokenizers/, a model whose other weights are random."""
         from unitoken_jax.checkpoint.model_directory import save_model
         from unitoken_jax.model.init import init_params
         from unitoken_jax.train.logs.metrics import MetricsLog, Progress
         from unitoken_jax.train.vq import train_vq
 
-        start = self.out / "start"
-        if start.exists():
+        out = self.out / "tokenizers"
+        if out.exists():
             return
         config = recipe.model_config()
         texts = list(self.dataset.train_texts())
@@ -151,7 +153,25 @@ class Quickstart:
         with MetricsLog(self.out / "vq", 10, Progress("vq", settings.steps)) as log:
             vqgan, _ = train_vq(config.vq, settings, images, on_metrics=log.write)
         params = init_params(config, self.seed) | {"vqgan": vqgan}
-        save_model(start, config, params, tokenizer)
+        save_model(out, config, params, tokenizer)
+
+    def train_vision(self) -> None:
+        """Trains SigLIP on the images that are asked about: start/, a model whose decoder is random."""
+        from unitoken_jax.checkpoint.model_directory import load_model, save_model
+        from unitoken_jax.train.logs.metrics import MetricsLog, Progress
+        from unitoken_jax.train.siglip import train_siglip
+
+        start = self.out / "start"
+        if start.exists():
+            return
+        model = load_model(self.out / "tokenizers")
+        settings = recipe.siglip_train_config(self.minutes, self.seed)
+        images, labels = evaluate.read_scenes(self.dataset.train_scenes(), model.config)
+        with MetricsLog(self.out / "vision", 10, Progress("vision", settings.steps)) as log:
+            siglip = train_siglip(
+                model.config.siglip, settings, model.params["siglip"], images, labels, log.write
+            )
+        save_model(start, model.config, {**model.params, "siglip": siglip}, model.tokenizer)
 
     def write_codes(self) -> None:
         """Writes the VQ codes of every data set that a stage trains on."""

@@ -12,7 +12,9 @@ images/<subset>/000000.png
 """
 
 import dataclasses
+import functools
 import json
+import multiprocessing
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -39,6 +41,7 @@ from unitoken_jax.storage.atomic import atomic_folder
 IMAGE = "<|image|>"
 
 _FORMAT = 3
+_MANY_EXAMPLES = 2000  # from so many on, processes are worth starting
 # (turns, scene, image) of an example's random number generator and its number.
 _MakeExample = Callable[[random.Random, int], tuple[list[str], Scene, np.ndarray]]
 # Kinds of training questions and their weights. A model learns late to find an object by its looks: such
@@ -52,6 +55,7 @@ _QUESTIONS = dict.fromkeys(questions.QUESTIONS, 1.0) | {
     "exists": 3.0,
 }
 _IN_BENCHMARK_WORDS = 0.18  # share of training questions put as a benchmark puts them
+_MOST_IN_BENCHMARK_WORDS = 2  # of a conversation: they are long
 _NOTHING = 0.06  # share of training images that show nothing of the small world
 _ON_GRID = 0.25  # share of images with objects that are as the model draws them
 _HARD_QUESTIONS = _QUESTIONS | {"position": 4.0, "relation": 4.0}
@@ -213,38 +217,45 @@ class _Writer:
 
     def write_all(self) -> None:
         scenes: list[dict] = []
-        for subset, make_example in _TRAIN_SUBSETS.items():
-            self._write_train(subset, getattr(self.settings, f"train_{subset}"), make_example, scenes)
+        for subset in _TRAIN_SUBSETS:
+            self._write_train(subset, getattr(self.settings, f"train_{subset}"), scenes)
         self._write_rows("train_scenes.jsonl", scenes)
         self._write_questions()
         self._write_prompts()
 
-    def _rng(self, purpose: str, number: int) -> random.Random:
-        """The generator of example `number` of a subset, kind of question or category."""
-        return random.Random(f"{self.settings.seed} {purpose} {number}")
-
-    def _write_train(self, subset: str, number: int, make_example: _MakeExample, scenes: list[dict]) -> None:
+    def _write_train(self, subset: str, number: int, scenes: list[dict]) -> None:
         """Writes `number` conversations of a subset with their images; adds to `scenes` what is in those that
         are asked about."""
         rows = []
-        for index in range(number):
-            turns, scene, pixels = make_example(self._rng(subset, index), index)
-            image = self._save(subset, index, pixels)
-            if turns[-1] != IMAGE:
+        (self.root / "images" / subset).mkdir(parents=True, exist_ok=True)
+        for row, scene in self._train_examples(subset, number):
+            self._count_image()
+            rows.append(row)
+            if row["conversations"][-1]["value"] != IMAGE:
                 objects = [[obj.cell, obj.kind, obj.colour] for obj in scene]
-                scenes.append({"image": image, "objects": objects})
-            values = [{"from": ("human", "gpt")[turn % 2], "value": text} for turn, text in enumerate(turns)]
-            rows.append({"conversations": values, "image": [image]})
+                scenes.append({"image": row["image"][0], "objects": objects})
         self._write_rows(f"train_{subset}.jsonl", rows)
+
+    def _train_examples(self, subset: str, number: int) -> Iterator[tuple[dict, Scene]]:
+        """Writes a subset's images, many of them in several processes; yields each one's row and scene."""
+        write = functools.partial(_write_example, self.root, self.settings.seed, subset)
+        processes = os.cpu_count() or 1
+        if number < _MANY_EXAMPLES or processes == 1:
+            yield from map(write, range(number))
+            return
+        with multiprocessing.get_context("spawn").Pool(processes) as pool:
+            yield from pool.imap(write, range(number), chunksize=64)
 
     def _write_questions(self) -> None:
         """Writes the held-out questions with their images."""
         rows: list[dict] = []
+        (self.root / "images/held_out").mkdir(parents=True, exist_ok=True)
         for kind in questions.QUESTIONS:
             for number in range(self.settings.questions_per_kind):
-                rng = self._rng(kind, number)
+                rng = _example_rng(self.settings.seed, kind, number)
                 question, scene = _held_out_question(kind, rng)
-                image = self._save("held_out", len(rows), picture(scene, rng, "held_out"))
+                image = _save(self.root, "held_out", len(rows), picture(scene, rng, "held_out"))
+                self._count_image()
                 row = {"image": image, "question": question.text, "answer": question.answer}
                 rows.append(row | {"kind": kind, "set": question.set})
         self._write_rows("held_out_questions.jsonl", rows)
@@ -254,7 +265,10 @@ class _Writer:
         pairs = [
             (name, number) for name in CATEGORIES for number in range(self.settings.prompts_per_category)
         ]
-        prompts = [random_prompt(name, self._rng(name, number), "held_out") for name, number in pairs]
+        seed = self.settings.seed
+        prompts = [
+            random_prompt(name, _example_rng(seed, name, number), "held_out") for name, number in pairs
+        ]
         self._write_rows("held_out_prompts.jsonl", [prompt.to_json() for prompt in prompts])
 
     def _write_rows(self, name: str, rows: list[dict]) -> None:
@@ -262,17 +276,29 @@ class _Writer:
         with (self.root / name).open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
 
-    def _save(self, folder_name: str, index: int, image: np.ndarray) -> str:
-        """Saves uint8[h, w, 3] and returns its path relative to the data set."""
-        folder = self.root / "images" / folder_name
-        if index == 0:
-            folder.mkdir(parents=True)
-        name = f"{index:06d}.png"
-        Image.fromarray(image).save(folder / name, compress_level=1)
+    def _count_image(self) -> None:
         self.done += 1
         if self.progress:
             self.progress(self.done, self.total)
-        return f"images/{folder_name}/{name}"
+
+
+def _example_rng(seed: int, purpose: str, number: int) -> random.Random:
+    """The generator of example `number` of a subset, kind of question or category."""
+    return random.Random(f"{seed} {purpose} {number}")
+
+
+def _write_example(root: Path, seed: int, subset: str, index: int) -> tuple[dict, Scene]:
+    """Writes the image of a training example; returns its row and scene."""
+    turns, scene, pixels = _TRAIN_SUBSETS[subset](_example_rng(seed, subset, index), index)
+    values = [{"from": ("human", "gpt")[turn % 2], "value": text} for turn, text in enumerate(turns)]
+    return {"conversations": values, "image": [_save(root, subset, index, pixels)]}, scene
+
+
+def _save(root: Path, folder_name: str, index: int, image: np.ndarray) -> str:
+    """Saves uint8[h, w, 3] and returns its path relative to the data set."""
+    name = f"images/{folder_name}/{index:06d}.png"
+    Image.fromarray(image).save(root / name, compress_level=1)
+    return name
 
 
 def picture(scene: Scene, rng: random.Random, split: Split) -> np.ndarray:
@@ -299,12 +325,12 @@ def _captions(rng: random.Random, _=None) -> tuple[list[str], Scene, np.ndarray]
 
 
 def _understanding(rng: random.Random, weights: dict[str, float]) -> tuple[list[str], Scene, np.ndarray]:
-    """Turns (question, answer, ...) about one image: a caption alone, or 6 to 9 questions."""
+    """Turns (question, answer, ...) about one image: a caption alone, or 5 to 8 questions."""
     if rng.random() < 0.15:
         return _captions(rng)
     scene = _train_scene(rng)
     weights = weights if scene else {"nothing": 1.0}
-    qa_pairs = questions.ask_several(scene, rng.randint(6, 9), rng, weights)
+    qa_pairs = questions.ask_several(scene, rng.randint(5, 8), rng, weights)
     # Last, as a caption gives the other answers away.
     qa_pairs.sort(key=lambda question: question.kind in questions.CAPTIONS)
     return _turns(qa_pairs, rng), scene, picture(scene, rng, "train")
@@ -313,10 +339,12 @@ def _understanding(rng: random.Random, weights: dict[str, float]) -> tuple[list[
 def _turns(qa_pairs: list[questions.Question], rng: random.Random) -> list[str]:
     """Question, answer, question, ...; the image stands before or after the first question."""
     turns: list[str] = []
+    in_benchmark_words = 0
     for question in qa_pairs:
         worded = dataclasses.replace(question, text=questions.vary_wording(question.text, rng))
-        if rng.random() < _IN_BENCHMARK_WORDS:
+        if in_benchmark_words < _MOST_IN_BENCHMARK_WORDS and rng.random() < _IN_BENCHMARK_WORDS:
             worded = questions.in_benchmark_words(worded, rng)
+            in_benchmark_words += 1
         turns += [worded.text, worded.answer]
     turns[0] = IMAGE + turns[0] if rng.random() < 0.85 else turns[0] + IMAGE
     return turns

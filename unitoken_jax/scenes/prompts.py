@@ -211,7 +211,7 @@ def random_pair(category: str, rng: random.Random, split: Split) -> tuple[Requir
 
 
 def vary_prompt(prompt: str, rng: random.Random) -> str:
-    """The prompt as people write it: after "draw" or "a picture of", with a capital letter, with a full stop."""
+    """The prompt as people write it: after "draw" or "a picture of", with a capital letter, a full stop."""
     if rng.random() < 0.12:
         prompt = rng.choice(("draw ", "a picture of ", "an image of ", "a drawing of ")) + prompt
     elif rng.random() < 0.05:

@@ -326,7 +326,7 @@ def ask_several(scene: Scene, number: int, rng: random.Random, weights: dict[str
 
 
 def vary_wording(text: str, rng: random.Random) -> str:
-    """The question or request as people write it: with a capital letter, without its mark, with a full stop."""
+    """A question or request as people write it: with a capital letter, without its mark, with a full stop."""
     if rng.random() < 0.35:
         text = text[0].upper() + text[1:]
     if rng.random() < 0.1:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from unitoken_jax.scenes.scene import CELL, DIGITS, GRID, Scene, SceneObject, Split, digit_bitmap
+from unitoken_jax.scenes.scene import CELL, GRID, Scene, SceneObject, Split, digit_bitmap
 
 MIN_SIDE, MAX_SIDE = 48, 144  # pixels of an image's shorter side
 

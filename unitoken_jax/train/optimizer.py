@@ -84,6 +84,7 @@ def transformation(config: OptimizerConfig) -> optax.GradientTransformation:
     if config.name == "muon":
         muon = contrib.muon(
             -1.0,  # optax subtracts rates; here the train step does
+            ns_steps=config.newton_schulz_steps,
             muon_weight_dimension_numbers=_matrices,
             consistent_rms=0.2,
             weight_decay=config.weight_decay,
