@@ -59,9 +59,9 @@ def test_schedule_is_the_recorded_one():
     """Reference README: step / 2 for step < 2, else 0.5 (1 + cos(pi (step - 2) / 8)), of ten steps."""
     for step in range(11):
         expected = step / 2 if step < 2 else 0.5 * (1 + math.cos(math.pi * (step - 2) / 8))
-        np.testing.assert_allclose(schedule(step, 10, 0.2), expected, atol=1e-6)
-    assert schedule(0, 10, 0.0) == 1
-    assert np.isfinite(schedule(1, 1, 1.0))
+        np.testing.assert_allclose(schedule(step, 10, 2), expected, atol=1e-6)
+    assert schedule(0, 10, 0) == 1
+    assert np.isfinite(schedule(1, 1, 1))
 
 
 def test_three_steps_of_adamw_by_hand():

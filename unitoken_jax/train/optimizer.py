@@ -10,6 +10,7 @@ import re
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from optax import contrib
 
 from unitoken_jax.config import OptimizerConfig, ParameterGroup
@@ -64,12 +65,17 @@ def peak_rates(paths, groups: tuple[ParameterGroup, ...]) -> dict[str, float]:
     return rates
 
 
-def schedule(step: jax.Array | int, steps: int, warmup_fraction: float) -> jax.Array:
-    """float32[] in [0, 1], the factor on every peak rate: linear from 0, then cosine to 0 at `steps`."""
-    warmup = round(warmup_fraction * steps)
-    step = jnp.asarray(step, jnp.float32)
-    rising = step / max(warmup, 1)
-    falling = 0.5 * (1 + jnp.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+def warmup_steps(steps: int, warmup_fraction: float) -> int:
+    """Steps of a run in which the rates rise."""
+    return round(warmup_fraction * steps)
+
+
+def schedule(step: ArrayLike, steps: ArrayLike, warmup: ArrayLike) -> jax.Array:
+    """float32[] in [0, 1], the factor on every peak rate: linear from 0 for `warmup` steps, then cosine to 0
+    at `steps`."""
+    step, steps, warmup = (jnp.asarray(number, jnp.float32) for number in (step, steps, warmup))
+    rising = step / jnp.maximum(warmup, 1)
+    falling = 0.5 * (1 + jnp.cos(math.pi * (step - warmup) / jnp.maximum(steps - warmup, 1)))
     return jnp.where(step < warmup, rising, falling)
 
 

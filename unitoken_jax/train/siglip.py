@@ -14,7 +14,7 @@ from einops import reduce
 
 from unitoken_jax.config import OptimizerConfig, SiglipConfig, SiglipTrainConfig
 from unitoken_jax.model.siglip import Siglip
-from unitoken_jax.train.optimizer import schedule, transformation
+from unitoken_jax.train.optimizer import schedule, transformation, warmup_steps
 from unitoken_jax.train.state import flatten, merge
 
 EMPTY_WEIGHT = 0.3  # of a region with nothing in it: most are
@@ -83,7 +83,7 @@ def _program(
 ) -> Callable:
     """The compiled f(flat params, optimizer state, step, images, labels) -> (params, state, metrics)."""
     model, optimizer = Siglip(config, scan=False), _optimizer(train)
-    ends = np.cumsum(classes)[:-1]
+    ends, warmup = np.cumsum(classes)[:-1], warmup_steps(train.steps, _WARMUP_FRACTION)
 
     def loss_of(flat, images, labels):
         siglip = merge({path: leaf for path, leaf in flat.items() if path != _HEAD}, {})
@@ -106,7 +106,7 @@ def _program(
     def step_program(flat, opt_state, step, images, labels):
         (loss, right), gradients = jax.value_and_grad(loss_of, has_aux=True)(flat, images, labels)
         updates, opt_state = optimizer.update(gradients, opt_state, flat)
-        rate = train.learning_rate * schedule(step, train.steps, _WARMUP_FRACTION)
+        rate = train.learning_rate * schedule(step, train.steps, warmup)
         flat = {path: leaf - rate * updates[path] for path, leaf in flat.items()}
         return flat, opt_state, {"loss": loss, "right_images": right, "lr": rate}
 

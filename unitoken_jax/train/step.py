@@ -1,11 +1,13 @@
 """One training step and one evaluation step, each a single compiled program."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from unitoken_jax.config import Config
@@ -14,7 +16,7 @@ from unitoken_jax.model.sharding import shard
 from unitoken_jax.model.unitoken import UniTokenModel, insert_vq_tokens
 from unitoken_jax.sequence.vocabulary import Vocabulary
 from unitoken_jax.train.loss import LossSums, cross_entropy, image_token_table, targets
-from unitoken_jax.train.optimizer import schedule, transformation
+from unitoken_jax.train.optimizer import schedule, transformation, warmup_steps
 from unitoken_jax.train.spike_guard import check_step
 from unitoken_jax.train.state import State, merge
 
@@ -43,15 +45,25 @@ def make_model(config: Config, rates: dict[str, float], platform: str | None = N
 class TrainStep:
     """A jitted step: calling it with (state, batch) returns (state, metrics)."""
 
-    jitted: Any  # what jax.jit returns, of (state without its frozen part, the frozen part, batch)
+    jitted: Any  # what jax.jit returns, of (state without its frozen part, the frozen part, batch, pace)
+    pace: "Pace"
 
     def __call__(self, state: State, batch: Mapping) -> tuple[State, dict[str, jax.Array]]:
-        after, metrics = self.jitted(dataclasses.replace(state, frozen={}), state.frozen, batch)
+        after, metrics = self.jitted(dataclasses.replace(state, frozen={}), state.frozen, batch, self.pace)
         return dataclasses.replace(after, frozen=state.frozen), metrics
 
     def lower(self, state: State, batch: Mapping) -> jax.stages.Lowered:
         """The step for these arguments (ShapeDtypeStructs will do), ready to be compiled."""
-        return self.jitted.lower(dataclasses.replace(state, frozen={}), state.frozen, batch)
+        return self.jitted.lower(dataclasses.replace(state, frozen={}), state.frozen, batch, self.pace)
+
+
+class Pace(NamedTuple):
+    """How fast and how long a run learns. An argument of the compiled step, so that runs that differ in
+    nothing else, as stages do, share one program of the compilation cache."""
+
+    steps: np.float32
+    warmup: np.float32
+    rates: np.ndarray  # float32[rates that differ]
 
 
 def make_train_step(
@@ -79,14 +91,18 @@ def make_train_step(
     optimizer = transformation(config.optimizer)
     differentiate = _accumulated(make_objective(model, config, vocabulary), config.train.accumulate)
 
-    def compiled(state: State, frozen: dict, batch: dict):
+    peaks = sorted(set(rates.values()))
+    number_of = {path: peaks.index(rate) for path, rate in rates.items()}
+
+    def compiled(state: State, frozen: dict, batch: dict, pace: Pace):
         dropout = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
         (loss, sums), gradients = differentiate(state.params, frozen, batch, dropout)
         norm = optax.global_norm(gradients)
         ok, guard, limits = check_step(state.guard, loss, norm, config.train.spike_sigma)
-        factor = schedule(state.step, config.train.steps, config.optimizer.warmup_fraction)
+        now = schedule(state.step, pace.steps, pace.warmup) * pace.rates
+        step_rates = {path: now[number] for path, number in number_of.items()}
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = {path: value - factor * rates[path] * updates[path] for path, value in state.params.items()}
+        params = {path: value - step_rates[path] * updates[path] for path, value in state.params.items()}
         after = dataclasses.replace(
             state,
             step=state.step + 1,
@@ -95,11 +111,14 @@ def make_train_step(
             params=_choose(ok, params, state.params),
             opt_state=_choose(ok, opt_state, state.opt_state),
         )
-        metrics = sums.means() | _norms(gradients, after.params, rates, factor) | limits
+        metrics = sums.means() | _norms(gradients, after.params, step_rates) | limits
         return after, metrics | {"grad_norm": norm, "skipped": after.skipped.astype(jnp.float32)}
 
     layout = None if shardings is None else (dataclasses.replace(shardings, frozen={}), None)
-    return TrainStep(jax.jit(compiled, donate_argnums=0, out_shardings=layout))
+    steps = config.train.steps
+    warmup = warmup_steps(steps, config.optimizer.warmup_fraction)
+    pace = Pace(np.float32(steps), np.float32(warmup), np.array(peaks, np.float32))
+    return TrainStep(jax.jit(compiled, donate_argnums=0, out_shardings=layout), pace)
 
 
 def make_evaluation_step(
@@ -180,12 +199,16 @@ def _choose(ok: jax.Array, new, old):
     return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
 
 
-def _norms(gradients: dict, params: dict, rates: dict[str, float], factor: jax.Array) -> dict[str, jax.Array]:
+def _norms(gradients: dict, params: dict, rates: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Norms and learning rate of each trained network; a path's first name is its network's ("decoder")."""
-    metrics = {"lr": factor * max(rates.values())}
+    metrics = {"lr": _largest(rates.values())}
     for network in sorted({path.split("/")[0] for path in rates}):
         paths = [path for path in rates if path.split("/")[0] == network]
         metrics[f"grad_norm/{network}"] = optax.global_norm([gradients[path] for path in paths])
         metrics[f"param_norm/{network}"] = optax.global_norm([params[path] for path in paths])
-        metrics[f"lr/{network}"] = factor * max(rates[path] for path in paths)
+        metrics[f"lr/{network}"] = _largest(rates[path] for path in paths)
     return metrics
+
+
+def _largest(numbers: Iterable[jax.Array]) -> jax.Array:
+    return functools.reduce(jnp.maximum, numbers)
