@@ -234,10 +234,10 @@ def load_model(
     """Reads the model directory `path`, every parameter's path and shape checked against its config.
 
     `mesh` (`sharding.make_mesh`) spreads the parameters over devices; `dtype` casts all but the VQ-GAN's
-    (None keeps what is stored); `quantize` "int8" or "int4" reads the decoder's kernels layer by layer into
-    so many bits, which a quantized directory has them in already. The decoder's layers of a quantized model
-    stand apart, as `unstack_layers` gives them, and its manifest says "quantization". Raises
-    FileNotFoundError, or ValueError listing every problem.
+    (None keeps what is stored), which become float32; `quantize` "int8" or "int4" reads the decoder's
+    kernels layer by layer into so many bits, which a quantized directory has them in already. The decoder's
+    layers of a quantized model stand apart, as `unstack_layers` gives them, and its manifest says
+    "quantization". Raises FileNotFoundError, or ValueError listing every problem.
     """
     import orbax.checkpoint as ocp
 
@@ -382,6 +382,6 @@ def _targets(config: ModelConfig, stored: Mapping, mesh, dtype) -> dict:
         placed = _flat(sharding.shardings(mesh, boxed))
     targets = {}
     for name, leaf in _flat(stored).items():
-        cast = dtype if dtype is not None and not name.startswith("vqgan/") else leaf.dtype
+        cast = "float32" if name.startswith("vqgan/") else leaf.dtype if dtype is None else dtype
         targets[name] = jax.ShapeDtypeStruct(tuple(leaf.shape), cast, sharding=placed[name])
     return traverse_util.unflatten_dict(targets, sep="/")
