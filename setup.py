@@ -68,7 +68,11 @@ setup(
     # In a checkout, installed editable or not, config_file.py finds the folder beside the package.
     packages=[*find_packages(include=["unitoken_jax", "unitoken_jax.*"]), "unitoken_jax.configs"],
     package_dir={"unitoken_jax.configs": "configs"},
-    package_data={"unitoken_jax": ["py.typed"], "unitoken_jax.scenes": ["*.npz", "*.md"]},
+    package_data={
+        "unitoken_jax": ["py.typed"],
+        "unitoken_jax.scenes": ["*.npz", "*.md"],
+        "unitoken_jax.pretrained": ["*.md", "base/**/*", "finished/**/*"],  # whole model directories
+    },
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["unitoken = unitoken_jax.__main__:start"]},

@@ -21,6 +21,7 @@ ROOMS = (
     "model",
     "data",
     "scenes",
+    "pretrained",
     "checkpoint",
     "convert",
     "generate",
@@ -33,7 +34,7 @@ ROOMS = (
     "ablate",
     "cli",
 )
-HOST_ROOMS = ("storage", "sequence", "data", "scenes", "convert/torch")
+HOST_ROOMS = ("storage", "sequence", "data", "scenes", "pretrained", "convert/torch")
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 BRINGS_JAX = JAX | {"grain", "tensorflow", "torch", "transformers"}  # grain imports jax itself
 HOST = sorted(path for folder in HOST_ROOMS for path in (PACKAGE / folder).rglob("*.py"))

@@ -14,7 +14,8 @@ from unitoken_jax.generate.runtime import Runtime
 class UniToken(Runtime):
     """A model ready for use: `generate` images, `answer` questions, or take `params` and `apply`.
 
-    `UniToken.load(path)` reads a model directory; `UniToken(config, params, tokenizer)` takes what is in
+    `UniToken.load(path)` reads a model directory, `UniToken.load()` the small model inside the package (or
+    `quickstart/model`, where there is one), and `UniToken(config, params, tokenizer)` takes what is in
     memory. It is a `Runtime`, and so what every function of `generate`, `inspection` and `evaluate` takes.
     """
 

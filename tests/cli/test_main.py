@@ -13,6 +13,7 @@ import types
 import pytest
 
 import unitoken_jax
+from unitoken_jax import pretrained
 from unitoken_jax.cli import generate, main, options
 from unitoken_jax.config_file import is_override, load_config
 
@@ -161,10 +162,15 @@ def test_debug_shows_the_error_itself(calls):
         main.main(["train", "--config", "nowhere.py", "--workdir", "run", "--debug"])
 
 
-def test_without_model_the_quickstarts_is_taken(calls, capsys, tmp_path, monkeypatch):
+def test_without_model_the_quickstarts_is_taken_or_else_the_packages(calls, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pretrained, "FOLDER", package := tmp_path / "package")
     assert main.main(["tokenize", "--data", "D", "--out", "O"]) == 2
     assert "run `unitoken quickstart` in this folder first" in capsys.readouterr().err
+    (package / "finished").mkdir(parents=True)
+    (package / "finished" / "manifest.json").touch()
+    assert main.main(["tokenize", "--data", "D", "--out", "O"]) == 0
+    assert calls["tokenize"][0][0] == str(package / "finished")
     (tmp_path / "quickstart" / "model").mkdir(parents=True)
     assert main.main(["tokenize", "--data", "D", "--out", "O"]) == 0
     assert calls["tokenize"][0][0] == "quickstart/model"

@@ -5,13 +5,13 @@ import os
 import sys
 
 from unitoken_jax.cli.options import (
-    DEFAULT_MODEL,
     AddVerb,
     add_model_option,
     check_output_file,
     model_directory,
     whole_number,
 )
+from unitoken_jax.pretrained import DEFAULT_MODEL
 
 
 def add_verbs(add_verb: AddVerb) -> None:

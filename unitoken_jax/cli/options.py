@@ -3,14 +3,13 @@
 import argparse
 import math
 import os
-import pathlib
 from collections.abc import Callable
 from typing import Protocol
 
+from unitoken_jax.pretrained import DEFAULT_MODEL, QUICKSTART_MODEL, default_model
 from unitoken_jax.setting_ranges import MAX_SEED
 
-QUICKSTART_DIR = "quickstart"
-DEFAULT_MODEL = f"{QUICKSTART_DIR}/model"  # what `unitoken quickstart` leaves behind
+QUICKSTART_DIR = os.path.dirname(QUICKSTART_MODEL)
 
 
 class RunVerb(Protocol):
@@ -46,13 +45,8 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
 
 
 def model_directory(arguments: argparse.Namespace) -> str:
-    """The model directory that `--model` names, else the quickstart's. FileNotFoundError without either."""
-    if arguments.model is None and not pathlib.Path(DEFAULT_MODEL).is_dir():
-        raise FileNotFoundError(
-            f"no --model was given, and there is no {DEFAULT_MODEL} here: give a model directory, or run "
-            "`unitoken quickstart` in this folder first"
-        )
-    return arguments.model or DEFAULT_MODEL
+    """The model directory that `--model` names, else `default_model`. FileNotFoundError without either."""
+    return default_model() if arguments.model is None else arguments.model
 
 
 def add_save_tokens_option(parser: argparse.ArgumentParser) -> None:

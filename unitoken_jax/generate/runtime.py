@@ -16,6 +16,7 @@ from unitoken_jax.model import sharding
 from unitoken_jax.model.decoder import unstack_layers
 from unitoken_jax.model.unitoken import UniTokenModel
 from unitoken_jax.model.vqgan import VQModel
+from unitoken_jax.pretrained import default_model
 from unitoken_jax.sequence.layout import validate_config
 from unitoken_jax.sequence.tokenizer import Tokenizer
 
@@ -70,7 +71,7 @@ class Runtime:
     @classmethod
     def load(
         cls,
-        path: str | os.PathLike,
+        path: str | os.PathLike | None = None,
         *,
         mesh: jax.sharding.Mesh | None = None,
         dtype: Any = None,
@@ -78,9 +79,13 @@ class Runtime:
     ) -> Self:
         """Reads the model directory `path`; its parameters are cast to `dtype`. Errors as `load_model`.
 
+        None: `quickstart/model` in the current folder where there is one, else the small model inside the
+        package.
+
         `quantize` "int8" or "int4": the decoder's kernels in so many bits, and an int8 cache. A directory of
         `unitoken quantize` has both without being asked.
         """
+        path = default_model() if path is None else path
         dtype = _default_dtype() if dtype is None else jnp.dtype(dtype)
         config, params, tokenizer, manifest = load_model(path, mesh=mesh, dtype=dtype, quantize=quantize)
         with _under(mesh):  # nobody else has what was read, so that each stack can be freed on the way
