@@ -1,7 +1,8 @@
-"""The quickstart's data set: questions are right and unguessable, files are complete, splits do not leak."""
+"""The quickstart's data set: files are complete and true to their images, and splits do not leak."""
 
 import collections
 import dataclasses
+import itertools
 import json
 import random
 import re
@@ -10,17 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unitoken_jax.scenes import questions
-from unitoken_jax.scenes.dataset import IMAGE, DatasetSettings, write_dataset
-from unitoken_jax.scenes.prompts import (
-    CATEGORIES,
-    SCENE,
-    RequiredObject,
-    Requirement,
-    random_pair,
-    random_prompt,
-)
-from unitoken_jax.scenes.scene import KINDS, SceneObject, random_scene, scene_split
+from tests.helpers.scene_answers import caption_of, right_answer, without_benchmark_words
+from unitoken_jax.scenes import dataset as dataset_module
+from unitoken_jax.scenes import questions, scene, variation
+from unitoken_jax.scenes.dataset import IMAGE, DatasetSettings, picture, write_dataset
+from unitoken_jax.scenes.prompts import CATEGORIES
+from unitoken_jax.scenes.scene import SIZE, scene_split
 from unitoken_jax.sequence.conversation_file import read_conversations
 
 SMALL = DatasetSettings(
@@ -31,11 +27,6 @@ SMALL = DatasetSettings(
     train_instruct=40,
     questions_per_kind=6,
     prompts_per_category=10,
-)
-SCENES = (
-    SceneObject(0, "circle", "red"),
-    SceneObject(5, "7", "blue"),
-    SceneObject(6, "square", "red"),
 )
 
 
@@ -48,150 +39,131 @@ def contents(root):
     return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def all_texts(kind, scene, tries=300):
-    """{question: answer} over many draws; fails where one question has two answers."""
-    rng = random.Random(0)
-    found = {}
-    for _ in range(tries):
-        if question := questions.ask(scene, kind, rng):
-            assert found.setdefault(question.text, question.answer) == question.answer
-    return found
+def rows_of(path):
+    return [json.loads(line) for line in path.open()]
 
 
-def test_answers_by_hand():
-    assert (
-        questions.caption(SCENES)
-        == "a red circle top left and a blue 7 middle right and a red square bottom left"
-    )
-    assert all_texts("colour", SCENES)["what colour is the digit?"] == "blue"
-    assert all_texts("colour", SCENES)["what colour is the object at the bottom left?"] == "red"
-    shape = all_texts("shape", SCENES)
-    assert shape["what shape is at the bottom left?"] == "square"
-    assert not any("red" in text for text in shape)  # two red shapes: ambiguous
-    count = all_texts("count", SCENES, 3000)
-    assert count["how many red objects are there?"] == "two"
-    assert count["count the digits"] == "one"
-    assert count["count the crosses"] == "zero"
-    assert count["how many objects do you see?"] == "three"
-    position = all_texts("position", SCENES)
-    assert position["where is the blue object?"] == "middle right"
-    assert "where is the red object?" not in position
-    relation = all_texts("relation", SCENES, 2000)
-    assert relation["is the circle left of the digit?"] == "yes"
-    assert relation["is the circle below the square?"] == "no"
-    assert relation["is the digit left or right of the square?"] == "right"
-    assert "is the circle left or right of the square?" not in relation  # one column
-    assert all_texts("exists", SCENES, 2000)["is there a blue circle?"] == "no"
-    assert all_texts("digits", SCENES)["read the digits"] == "7"
-    assert all_texts("digit by place", SCENES)["which digit is at the middle right?"] == "7"
-    assert all_texts("digit by colour", SCENES)["read the blue digit"] == "7"
-    assert all_texts("caption", SCENES) == {}
-    assert set(all_texts("read caption", SCENES).values()) == {questions.caption(SCENES)}
+def training_sets(data):
+    return (data.train_captions, data.train_understanding, data.train_generation, data.train_instruct)
 
 
-def test_every_question_has_one_answer():
-    rng = random.Random(1)
-    for _ in range(60):
-        scene = random_scene(rng, "train")
-        for kind in questions.QUESTIONS:
-            all_texts(kind, scene, 40)
-
-
-def test_general_questions_never_name_a_digit():
-    rng = random.Random(2)
-    for _ in range(300):
-        scene = random_scene(rng, "train")
-        for kind in questions.GENERAL:
-            if question := questions.ask(scene, kind, rng):
-                assert not re.search(r"\d", question.text + question.answer), question
-        for kind in questions.TEXTREAD:
-            if question := questions.ask(scene, kind, rng):
-                assert re.search(r"\d", question.answer), question
-
-
-@pytest.mark.parametrize(
-    ("kind", "most"), [("exists", 0.55), ("colour", 0.3), ("shape", 0.3), ("count", 0.55), ("position", 0.2)]
-)
-def test_a_question_alone_does_not_give_the_answer(kind, most):
-    """The best guess from the question's words, with the scene unseen."""
-    rng = random.Random(3)
-    answers = collections.defaultdict(collections.Counter)
-    for _ in range(4000):
-        if question := questions.ask(random_scene(rng, "train"), kind, rng):
-            words = question.text.split(" at the ")[0]  # so that each form is seen often
-            answers[words][question.answer] += 1
-    common = [counts for counts in answers.values() if counts.total() >= 40]
-    assert common
-    assert sum(max(counts.values()) for counts in common) / sum(counts.total() for counts in common) < most
-
-
-@pytest.mark.parametrize("category", [*CATEGORIES, SCENE])
-def test_prompts_come_with_a_scene_of_exactly_what_they_name(category):
-    rng = random.Random(4)
-    for _ in range(100):
-        requirement, scene = random_pair(category, rng, "train")
-        assert scene_split(scene) == "train"
-        assert len(scene) == sum(item.count for item in requirement.include)
-        for item in requirement.include:
-            if item.colour:
-                assert item.colour in requirement.prompt
-                assert sum(thing.colour == item.colour for thing in scene) >= item.count
-        assert Requirement.from_json(json.loads(json.dumps(requirement.to_json()))) == requirement
-
-
-def test_prompt_split_ignores_the_wording():
-    def requirement(first, second, relation=None):
-        include = (
-            RequiredObject(first, relation=relation, other=1 if relation else 0),
-            RequiredObject(second),
-        )
-        return Requirement("position" if relation else "two", "", include)
-
-    shapes = KINDS
-    pairs = [(a, b) for a in shapes for b in shapes if a != b]
-    assert all(requirement(a, b).split() == requirement(b, a).split() for a, b in pairs)
-    assert all(requirement(a, b, "above").split() == requirement(b, a, "below").split() for a, b in pairs)
-    assert any(requirement(a, b, "above").split() != requirement(b, a, "above").split() for a, b in pairs)
-
-
-def test_held_out_prompts_never_occur_in_training():
-    rng = random.Random(5)
-    for category in ("two", "counting", "position", "attribution"):
-        held_out = {random_prompt(category, rng, "held_out").prompt for _ in range(200)}
-        train = {random_prompt(category, rng, "train").prompt for _ in range(400)}
-        assert held_out
-        assert not held_out & train
-
-
-def test_scene_for_an_impossible_split():
-    from unitoken_jax.scenes.prompts import scene_for
-
-    requirement = Requirement("position", "", (RequiredObject("circle", relation="left of", other=0),))
-    with pytest.raises(ValueError, match="no scene of split 'train'"):
-        scene_for(requirement, random.Random(0), "train")
+def turns_of(row):
+    """[(question, answer), ...] of a conversation, without its image's mark."""
+    values = [turn["value"].replace(IMAGE, "") for turn in row["conversations"]]
+    return list(zip(values[::2], values[1::2]))
 
 
 def test_files_are_the_public_format(small):
-    for path, number in (
-        (small.train_captions, SMALL.train_captions),
-        (small.train_understanding, SMALL.train_understanding),
-        (small.train_generation, SMALL.train_generation),
-        (small.train_instruct, SMALL.train_instruct),
-    ):
+    for path, number in zip(training_sets(small), (30, 60, 60, 40)):
         found = read_conversations(path)
         assert len(found) == number
         for conversation in found:
             assert len(conversation.images) == 1
             with Image.open(conversation.images[0].path) as image:
-                assert image.size == (24, 24)
                 assert image.mode == "RGB"
-    assert len(small.train_images()) == 190
+                assert min(image.size) >= SIZE
+                assert max(image.size) < 256
+    drawn = small.drawn_images()
+    assert len(drawn) == 60
+    for path in drawn:
+        with Image.open(path) as image:
+            assert image.size == (SIZE, SIZE)
+
+
+def test_every_image_that_is_asked_about_has_its_scene(small):
+    scenes = dict(small.train_scenes())
+    asked = [
+        small.root / row["image"][0]
+        for path in training_sets(small)
+        for row in rows_of(path)
+        if row["conversations"][-1]["value"] != IMAGE
+    ]
+    assert list(scenes) == asked
+    assert len(asked) == 30 + 60 + 20
+    assert all(path.is_file() for path in scenes)
+    assert {len(found) for found in scenes.values()} == {0, 1, 2, 3}
+
+
+def test_training_answers_are_right(small):
+    """Worked out by another program, from the words of the question and what is in the image."""
+    scenes, asked = dict(small.train_scenes()), collections.Counter()
+    for row in itertools.chain(*map(rows_of, training_sets(small))):
+        if row["conversations"][-1]["value"] == IMAGE:
+            continue
+        long = 0
+        for question, answer in turns_of(row):
+            text, expected = without_benchmark_words(question, answer)
+            asked["plain" if text == question else "benchmark"] += 1
+            long += text != question
+            assert right_answer(text, scenes[small.root / row["image"][0]]) == expected, row
+        assert long <= 2
+    assert asked["plain"] > 300
+    assert asked["benchmark"] > 50
 
 
 def test_captions_name_every_object(small):
-    for line in small.train_captions.open():
-        _, answer = json.loads(line)["conversations"]
-        assert re.fullmatch(r"an? \w+ \w+ [a-z ]+( and an? \w+ \w+ [a-z ]+){0,2}", answer["value"])
+    scenes = dict(small.train_scenes())
+    for row in rows_of(small.train_captions):
+        ((_, answer),) = turns_of(row)
+        assert answer == caption_of(scenes[small.root / row["image"][0]])
+
+
+@pytest.fixture(scope="module")
+def noted(tmp_path_factory):
+    """A data set, with what was drawn for it: [(scene, split) of each image], [split of each digit]."""
+    scenes, handwriting = [], []
+    bitmap = scene.digit_bitmap
+
+    def noting(draw):
+        def draw_and_note(found, rng, split):
+            scenes.append((found, split))
+            return draw(found, rng, split)
+
+        return draw_and_note
+
+    def noted_bitmap(digit, split, rng):
+        handwriting.append(split)
+        return bitmap(digit, split, rng)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset_module, "picture", noting(picture))
+        for module in (scene, variation):
+            patch.setattr(module, "digit_bitmap", noted_bitmap)
+        written = write_dataset(tmp_path_factory.mktemp("noted") / "data", SMALL)
+    return written, scenes, handwriting
+
+
+def test_no_scene_and_no_handwriting_is_on_both_sides(noted):
+    written, scenes, handwriting = noted
+    assert {split for _, split in scenes} == set(handwriting) == {"train", "held_out"}
+    assert all(not found or scene_split(found) == split for found, split in scenes)
+    changes = sum(one != other for one, other in itertools.pairwise(handwriting))
+    assert changes == 1  # all training images come first
+    assert [found for found, split in scenes if split == "train"] == [
+        found for _, found in written.train_scenes()
+    ]
+
+
+def test_held_out_answers_are_right(noted):
+    written, scenes, _ = noted
+    held_out = [found for found, split in scenes if split == "held_out"]
+    rows = written.held_out_questions()
+    assert len(rows) == len(held_out)
+    for row, found in zip(rows, held_out):
+        assert right_answer(row["question"], found) == row["answer"], (row, found)
+        assert len(found) >= (row["kind"] != "nothing") + (row["kind"] == "relation")
+
+
+def test_an_image_to_ask_about_is_drawn_in_any_style_and_shows_things_or_none():
+    rng = random.Random(0)
+    red = (scene.SceneObject(4, "circle", "red"),)
+    sizes = [picture(red, rng, "train").shape for _ in range(200)]
+    assert 30 < sizes.count((SIZE, SIZE, 3)) < 75  # as the model draws
+    empty = [picture((), rng, "train") for _ in range(200)]
+    flat = sum(image.std(axis=(0, 1)).max() < 30 for image in empty)
+    assert 25 < flat < 120  # plain grounds; the others look like photographs
+    again = picture(red, random.Random(3), "train")
+    np.testing.assert_array_equal(again, picture(red, random.Random(3), "train"))
 
 
 def test_images_come_first_in_most_conversations(tmp_path):
@@ -202,16 +174,17 @@ def test_images_come_first_in_most_conversations(tmp_path):
     first = [row["conversations"][0]["value"].startswith(IMAGE) for row in rows]
     assert 0.78 < np.mean(first) < 0.92
     turns = [len(row["conversations"]) // 2 for row in rows]
-    assert max(turns) == 9
+    assert max(turns) == 8
     for row in rows:
         answers = [turn["value"] for turn in row["conversations"] if turn["from"] == "gpt"]
         assert not any(answer.startswith(("a ", "an ")) for answer in answers[:-1])  # a caption comes last
 
 
 def test_words_are_few(small):
-    words = {word for text in small.train_texts() for word in text.replace("?", " ").split()}
-    assert len(words) < 90
-    assert not any(IMAGE in word for word in words)
+    """Benchmarks bring about forty words of their own, and capital letters as many again."""
+    words = {word for text in small.train_texts() for word in re.findall(r"\w+", text.lower())}
+    assert len(words) < 110
+    assert not any(IMAGE in text for text in small.train_texts())
 
 
 def test_held_out(small):
@@ -222,8 +195,11 @@ def test_held_out(small):
     assert len(small.held_out_images()) == len(rows)
     prompts = small.held_out_prompts()
     assert collections.Counter(prompt.category for prompt in prompts) == dict.fromkeys(CATEGORIES, 10)
-    train = {path.read_bytes() for path in small.train_images()}
-    assert not any(path.read_bytes() in train for path in small.held_out_images())
+    paths = {small.root / row["image"] for row in rows if row["kind"] != "nothing"}  # plain grounds are alike
+    folders = [folder for folder in (small.root / "images").iterdir() if folder.name != "held_out"]
+    train = {path.read_bytes() for folder in folders for path in folder.iterdir()}
+    assert len(folders) == 4
+    assert not any(path.read_bytes() in train for path in paths)
 
 
 def test_equal_settings_give_equal_bytes_and_more_only_adds(small, tmp_path):
@@ -236,6 +212,12 @@ def test_equal_settings_give_equal_bytes_and_more_only_adds(small, tmp_path):
     assert other.train_generation.read_bytes() != small.train_generation.read_bytes()
 
 
+def test_several_processes_write_the_same_bytes(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset_module, "_MANY_EXAMPLES", 50)  # of 30, 60, 60 and 40
+    monkeypatch.setattr(dataset_module.os, "cpu_count", lambda: 2)
+    assert contents(write_dataset(tmp_path / "again", SMALL).root) == contents(small.root)
+
+
 def test_a_complete_data_set_is_left_alone(small):
     before = {path: path.stat().st_mtime_ns for path in small.root.rglob("*")}
     assert write_dataset(small.root, SMALL) == small
@@ -245,7 +227,7 @@ def test_a_complete_data_set_is_left_alone(small):
 def test_progress(tmp_path):
     seen = []
     write_dataset(tmp_path / "data", SMALL, lambda done, total: seen.append((done, total)))
-    assert seen == [(number, 256) for number in range(1, 257)]
+    assert seen == [(number, 262) for number in range(1, 263)]
 
 
 def test_another_data_set_is_refused(small, tmp_path):
@@ -272,17 +254,3 @@ def test_nothing_half_written(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         write_dataset(tmp_path / "data", SMALL, progress=fail)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_scores():
-    rows = [
-        {"set": "general", "kind": "count", "answer": "two", "given": " Two. "},
-        {"set": "general", "kind": "count", "answer": "two", "given": "three"},
-        {"set": "textread", "kind": "digits", "answer": "3 1", "given": "31"},
-    ]
-    assert questions.score_answers(rows) == {
-        "general": 0.5,
-        "textread": 0.0,
-        "kinds": {"count": 0.5, "digits": 0.0},
-    }
-    assert questions.majority_guess(rows) == {"count": 1.0, "digits": 1.0}

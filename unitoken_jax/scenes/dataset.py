@@ -35,6 +35,7 @@ from unitoken_jax.scenes.prompts import (
 )
 from unitoken_jax.scenes.scene import Scene, SceneObject, Split, draw, random_scene
 from unitoken_jax.scenes.variation import draw_varied, texture
+from unitoken_jax.scenes.wording import in_benchmark_words, vary_wording
 from unitoken_jax.sequence.build import TEXT_TO_IMAGE_INSTRUCTION
 from unitoken_jax.storage.atomic import atomic_folder
 
@@ -339,12 +340,12 @@ def _understanding(rng: random.Random, weights: dict[str, float]) -> tuple[list[
 def _turns(qa_pairs: list[questions.Question], rng: random.Random) -> list[str]:
     """Question, answer, question, ...; the image stands before or after the first question."""
     turns: list[str] = []
-    in_benchmark_words = 0
+    long = 0
     for question in qa_pairs:
-        worded = dataclasses.replace(question, text=questions.vary_wording(question.text, rng))
-        if in_benchmark_words < _MOST_IN_BENCHMARK_WORDS and rng.random() < _IN_BENCHMARK_WORDS:
-            worded = questions.in_benchmark_words(worded, rng)
-            in_benchmark_words += 1
+        worded = dataclasses.replace(question, text=vary_wording(question.text, rng))
+        if long < _MOST_IN_BENCHMARK_WORDS and rng.random() < _IN_BENCHMARK_WORDS:
+            worded = in_benchmark_words(worded, rng)
+            long += 1
         turns += [worded.text, worded.answer]
     turns[0] = IMAGE + turns[0] if rng.random() < 0.85 else turns[0] + IMAGE
     return turns
@@ -379,5 +380,5 @@ def _held_out_question(kind: str, rng: random.Random) -> tuple[questions.Questio
     while True:
         scene = () if kind == "nothing" else random_scene(rng, "held_out", count)
         if question := questions.ask(scene, kind, rng):
-            text = questions.vary_wording(question.text, rng)
+            text = vary_wording(question.text, rng)
             return dataclasses.replace(question, text=text), scene

@@ -14,7 +14,6 @@ from unitoken_jax.scenes.questions import (
     RELATIONS,
     caption,
     related,
-    vary_wording,
     with_article,
 )
 from unitoken_jax.scenes.scene import (
@@ -30,6 +29,7 @@ from unitoken_jax.scenes.scene import (
     scene_split,
     split_of,
 )
+from unitoken_jax.scenes.wording import vary_wording
 
 CATEGORIES = ("single", "two", "counting", "colours", "position", "attribution")
 SCENE = "scene"  # a whole caption as prompt: for training only, no category of the score
