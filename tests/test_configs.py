@@ -16,7 +16,7 @@ CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 RUNS = sorted(str(path) for path in CONFIGS.glob("*.py"))
 RUNS += [f"{CONFIGS}/stage2.py:unitoken_34b"]
 RUNS += [f"{CONFIGS}/ablations.py:{cell.name}" for cell in CELLS]
-RUNS += [f"{CONFIGS}/quickstart.py:{stage}" for stage in ("sight", "stage1", "stage3")]
+RUNS += [f"{CONFIGS}/quickstart.py:{stage}" for stage in ("stage1", "stage3")]
 
 
 def paths(config):

@@ -319,7 +319,7 @@ class SiglipTrainConfig(Checked):
     batch: Count = 32  # Images in a batch.
     learning_rate: NonNegative = 4e-3  # Peak of the schedule.
     weight_decay: NonNegative = 0.05  # Decoupled weight decay.
-    seed: Seed = 0  # Of initial weights and the order of the images.
+    seed: Seed = 0  # Of the order of the images and how they are changed.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,5 +19,5 @@ def finished_quickstart(factory: pytest.TempPathFactory) -> pathlib.Path:
     with (session / "quickstart.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (out / "summary.json").exists():
-            run(out, minutes=MINUTES)
+            run(out, minutes=MINUTES, from_scratch=True)
     return out

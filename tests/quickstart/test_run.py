@@ -21,7 +21,7 @@ LEFT_BEHIND = (
     "generated.png",
     "reconstructions.png",
     "answers.md",
-    *(f"{stage.name}/metrics.jsonl" for stage in recipe.STAGES),
+    *(f"{stage.name}/metrics.jsonl" for stage in recipe.FROM_SCRATCH.stages),
 )
 
 
@@ -46,9 +46,9 @@ def test_leaves_everything_behind(finished):
 def test_goes_on_where_it_was(finished, tmp_path):
     out = shutil.copytree(finished, tmp_path / "run")
     summary = json.loads((out / "summary.json").read_text())
-    last = out / recipe.STAGES[-1].name / "model" / "manifest.json"
+    last = out / recipe.FROM_SCRATCH.stages[-1].name / "model" / "manifest.json"
     before = last.stat().st_mtime_ns
-    again = run(out, minutes=MINUTES)
+    again = run(out, minutes=MINUTES, from_scratch=True)
     assert last.stat().st_mtime_ns == before  # nothing was trained twice
     assert {name: again[name] for name in SCORES} == {name: summary[name] for name in SCORES}
     assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(again))
@@ -69,18 +69,18 @@ def test_commands_on_the_users_own_files(finished, tmp_path):
 def test_refuses_a_directory_of_something_else(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds no quickstart"):
-        run(tmp_path, minutes=1)
+        run(tmp_path, minutes=1, from_scratch=True)
 
 
 def test_refuses_other_settings(tmp_path):
     (tmp_path / "settings.json").write_text(json.dumps({"minutes": 15.0, "seed": 1}))
-    with pytest.raises(ValueError, match=r"other settings \(minutes, seed, model\)"):
-        run(tmp_path, minutes=1)
+    with pytest.raises(ValueError, match=r"other settings \(minutes, seed, from_scratch, model\)"):
+        run(tmp_path, minutes=1, from_scratch=True)
 
 
 def test_refuses_no_time(tmp_path):
     with pytest.raises(ValueError, match="--minutes is -1"):
-        run(tmp_path / "new", minutes=-1)
+        run(tmp_path / "new", minutes=-1, from_scratch=True)
 
 
 def unitoken(*arguments):

@@ -128,7 +128,7 @@ class Ablation:
     @property
     def shared(self) -> Quickstart:
         """The quickstart whose data, tokenizers and codes every cell uses."""
-        return Quickstart(self.out, DATA_MINUTES * self.scale, 0)
+        return Quickstart(self.out, recipe.FROM_SCRATCH, DATA_MINUTES * self.scale, 0)
 
     def cell(self, cell: Cell, seed: int) -> bool:
         """Trains and scores one cell; False where it was finished already."""
@@ -167,7 +167,8 @@ class Ablation:
         start = folder / "start"
         if not start.exists():
             shared = load_model(self.out / "start")
-            params = init_params(shared.config, seed) | {"vqgan": shared.params["vqgan"]}
+            trained = {name: shared.params[name] for name in ("vqgan", "siglip")}
+            params = init_params(shared.config, seed) | trained
             save_model(start, shared.config, params, shared.tokenizer)
         stages: tuple[Stage, ...] = PRETRAINING
         if cell.encoding != "discrete":

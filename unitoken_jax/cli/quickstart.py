@@ -16,12 +16,17 @@ def add_verbs(add_verb: AddVerb) -> None:
     quickstart = add_verb(
         "quickstart",
         run_quickstart,
-        "the whole path on a small model, on a CPU",
+        "stages I to III of the paper on a small model, on a CPU, from the base model in the package",
         "unitoken quickstart",
-        "unitoken quickstart --minutes 60 --out quickstart_60",
+        "unitoken quickstart --from-scratch --minutes 60 --out quickstart_60",
     )
     quickstart.add_argument("--out", default=QUICKSTART_DIR, metavar="DIR")
-    quickstart.add_argument("--minutes", type=positive, default=15, help="time budget (default 15)")
+    quickstart.add_argument(
+        "--from-scratch", action="store_true", help="train everything from random weights, tokenizers too"
+    )
+    quickstart.add_argument(
+        "--minutes", type=positive, help="time budget on two cores (default 5; 15 from scratch)"
+    )
     quickstart.add_argument("--seed", type=seed, default=0)
 
     ablate = add_verb(
@@ -49,7 +54,7 @@ def run_quickstart(arguments: argparse.Namespace) -> None:
     """`unitoken quickstart`."""
     from unitoken_jax.quickstart.run import run
 
-    run(arguments.out, minutes=arguments.minutes, seed=arguments.seed)
+    run(arguments.out, arguments.minutes, arguments.seed, arguments.from_scratch)
 
 
 def run_ablate(arguments: argparse.Namespace) -> None:

@@ -1,10 +1,11 @@
 """The quickstart's settings: a small UniToken and the training runs that make it, for two CPU cores.
 
 Every run goes through the same `train` as the 7B model; only the numbers differ. The paper starts from a
-pretrained decoder (Chameleon) and SigLIP; nothing pretrained exists at this size, so two runs from random
-weights come before stages I to III. In both, questions show images to SigLIP alone: beside codes, which are
-easier to read, it learns where things are and what colour they have, but never what they are. Hence also
-Muon and the larger learning rates: so few steps cannot converge with AdamW (benchmarks/RESULTS.md).
+decoder that draws (Lumina-mGPT) and from SigLIP; the package's base model is that at this size, and stages I
+to III follow it. `FROM_SCRATCH` makes the base first: SigLIP from labels of what is where, then a decoder
+that reads its features alone. Beside codes, which are easier to read, SigLIP would learn where things are and
+what colour they have, but never what they are. Hence also Muon and the larger learning rates: so few steps
+cannot converge with AdamW (benchmarks/RESULTS.md).
 """
 
 import dataclasses
@@ -30,7 +31,6 @@ from unitoken_jax.config import (
 from unitoken_jax.scenes.dataset import Dataset, DatasetSettings
 from unitoken_jax.scenes.scene import CELL, SIZE
 
-BUDGET = 15.0  # Minutes that the numbers below are for.
 VQ_IMAGES = 8000  # training images the VQ tokenizer sees
 VOCABULARY = 1152  # text tokens, codes and control tokens together
 
@@ -66,7 +66,7 @@ class Stage:
     Args:
         name: of its folder.
         purpose: what it is for, as the terminal shows it.
-        steps: optimizer steps in a quickstart of BUDGET minutes.
+        steps: optimizer steps in as many minutes as the recipe is for.
         mixture: weights of the data set's files, by the names of `Dataset`'s properties.
         optimizer: what is trained, and how fast.
         encoding: how it reads the images of questions (`SequenceConfig.encoding`).
@@ -93,6 +93,63 @@ def muon(pattern: str, rate: float) -> OptimizerConfig:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a quickstart trains, in which order.
+
+    Args:
+        minutes: what `examples` and the steps of `stages` are for; all scale with the minutes given.
+        examples: sizes of the data set.
+        stages: the training runs, each from where the one before it ended.
+    """
+
+    minutes: float
+    examples: DatasetSettings
+    stages: tuple[Stage, ...]
+
+    def dataset_settings(self, minutes: float, seed: int) -> DatasetSettings:
+        """Sizes of the data set for `minutes`; there are never too few examples to train on."""
+        share = minutes / self.minutes
+        sizes = dataclasses.asdict(self.examples) | {"seed": seed}
+        for name, size in sizes.items():
+            if name.startswith("train_"):
+                sizes[name] = max(200, round(size * share))
+            elif name != "seed":  # held out: more would only take time
+                sizes[name] = max(4, round(size * min(1.0, share)))
+        return DatasetSettings(**sizes)
+
+    def steps(self, stage: Stage, minutes: float) -> int:
+        """Optimizer steps of `stage` in `minutes`."""
+        return max(4, round(stage.steps * minutes / self.minutes))
+
+
+def _paper_stages(first: int, second: int, third: int) -> tuple[Stage, ...]:
+    """Stages I to III of the paper, of so many steps."""
+    return (
+        Stage(
+            "stage1",
+            "SigLIP and the adapter align with the frozen decoder",
+            first,
+            {"train_captions": 1.0},
+            muon("siglip|adapter", 2.5e-4),
+        ),
+        Stage(
+            "stage2",
+            "all parameters, understanding and generation",
+            second,
+            {"train_generation": 1.0, "train_understanding": 2.0},
+            muon("siglip|adapter|decoder", 7e-4),
+        ),
+        Stage(
+            "stage3",
+            "instruction following, with more of what is hard",
+            third,
+            {"train_instruct": 1.0},
+            muon("siglip|adapter|decoder", 3e-4),
+        ),
+    )
+
+
 PRETRAINING = Stage(
     "base",
     "from random weights, but for SigLIP: the decoder learns to read features, and to draw",
@@ -101,65 +158,31 @@ PRETRAINING = Stage(
     muon("siglip|adapter|decoder", 1.5e-3),
     encoding="continuous",
 )
-STAGES = (
-    PRETRAINING,
-    Stage(
-        "stage1",
-        "SigLIP and the adapter align with the frozen decoder",
-        40,
-        {"train_captions": 1.0},
-        muon("siglip|adapter", 2.5e-4),
+FROM_BASE = Recipe(
+    5.0,
+    DatasetSettings(train_captions=800, train_understanding=3000, train_generation=3000, train_instruct=1500),
+    _paper_stages(25, 280, 120),
+)
+FROM_SCRATCH = Recipe(
+    15.0,
+    DatasetSettings(
+        train_captions=2000, train_understanding=9000, train_generation=12000, train_instruct=4000
     ),
-    Stage(
-        "stage2",
-        "all parameters, understanding and generation",
-        400,
-        {"train_generation": 1.0, "train_understanding": 2.0},
-        muon("siglip|adapter|decoder", 7e-4),
-    ),
-    Stage(
-        "stage3",
-        "instruction following, with more of what is hard",
-        160,
-        {"train_instruct": 1.0},
-        muon("siglip|adapter|decoder", 3e-4),
-    ),
+    (PRETRAINING, *_paper_stages(40, 400, 160)),
 )
 
 
-def dataset_settings(minutes: float, seed: int) -> DatasetSettings:
-    """Sizes of the data set for a quickstart of `minutes`; there are never too few examples to train on."""
-    share = min(1.0, minutes / BUDGET)
-    return DatasetSettings(
-        seed=seed,
-        train_captions=max(200, round(2000 * minutes / BUDGET)),
-        train_understanding=max(200, round(9000 * minutes / BUDGET)),
-        train_generation=max(400, round(12000 * minutes / BUDGET)),
-        train_instruct=max(200, round(4000 * minutes / BUDGET)),
-        questions_per_kind=max(4, round(40 * share)),
-        prompts_per_category=max(4, round(40 * share)),
-    )
-
-
 def vq_train_config(minutes: float, seed: int) -> VQTrainConfig:
-    """The training of the image tokenizer in a quickstart of `minutes`."""
-    steps = max(30, round(1800 * minutes / BUDGET))
+    """The training of the image tokenizer in a quickstart of `minutes` from random weights."""
+    steps = max(30, round(1800 * minutes / FROM_SCRATCH.minutes))
     return VQTrainConfig(
         steps=steps, batch=16, learning_rate=2e-3, autoencoder_steps=round(steps * 0.2), seed=seed
     )
 
 
 def siglip_train_config(minutes: float, seed: int) -> SiglipTrainConfig:
-    """The training of SigLIP alone in a quickstart of `minutes`."""
-    return SiglipTrainConfig(steps=max(30, round(2400 * minutes / BUDGET)), seed=seed)
-
-
-def stage_config(stage: Stage, out: pathlib.Path, minutes: float, seed: int) -> Config:
-    """The run of `stage` in the quickstart's directory `out`, from where the stage before it ended."""
-    dataset = Dataset(out / "data", dataset_settings(minutes, seed))
-    start = ["start", *(f"{earlier.name}/model" for earlier in STAGES)][STAGES.index(stage)]
-    steps = max(4, round(stage.steps * minutes / BUDGET))
-    return run_config(stage, dataset, out / start, steps, seed)
+    """The training of SigLIP alone in a quickstart of `minutes` from random weights."""
+    return SiglipTrainConfig(steps=max(30, round(3200 * minutes / FROM_SCRATCH.minutes)), seed=seed)
 
 
 def run_config(stage: Stage, dataset: Dataset, start: pathlib.Path, steps: int, seed: int) -> Config:

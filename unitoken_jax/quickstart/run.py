@@ -3,8 +3,8 @@
 Nothing here is special-cased: every step calls the function its own command calls. A run that was stopped
 goes on where it was; a finished step is recognised by what it left.
 
-    data/ vq/ tokenizers/ vision/ start/ base/ stage1/ stage2/ stage3/ model/ summary.json
-    and the sheets of `report`
+    data/ stage1/ stage2/ stage3/ model/ summary.json and the sheets of `report`
+    vq/ tokenizers/ vision/ start/ base/ before them, where all is trained from random weights
 """
 
 import contextlib
@@ -20,35 +20,54 @@ from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
-from unitoken_jax.config import to_dict
+from unitoken_jax import pretrained
+from unitoken_jax.config import Config, to_dict
 from unitoken_jax.quickstart import evaluate, recipe, report
+from unitoken_jax.quickstart.recipe import Recipe, Stage
 from unitoken_jax.scenes import checker
+from unitoken_jax.scenes.augmentation import augmented_batches
 from unitoken_jax.scenes.dataset import Dataset, write_dataset
+from unitoken_jax.scenes.scene import COLOURS, KINDS
 from unitoken_jax.sequence.build import TEXT_TO_IMAGE_INSTRUCTION
 from unitoken_jax.sequence.tokenizer import train_tokenizer
 from unitoken_jax.setting_ranges import check_seed
 from unitoken_jax.storage.paths import absolute
 
 
-def run(out: str | os.PathLike, minutes: float = recipe.BUDGET, seed: int = 0) -> dict:
+def run(
+    out: str | os.PathLike, minutes: float | None = None, seed: int = 0, from_scratch: bool = False
+) -> dict:
     """Runs or resumes the quickstart in directory `out`; returns what it writes to summary.json.
 
-    `minutes` scales the data and every run; it is what two CPU cores of the kind named in RESULTS.md take.
-    Raises ValueError where `out` holds something else or a quickstart with other settings.
+    It starts from the package's base model, or with `from_scratch` trains everything, tokenizers too.
+    `minutes` scales the data and every run; it is what two CPU cores of the kind named in RESULTS.md take
+    (None: 5, 15 from scratch). Raises ValueError where `out` holds something else or a quickstart with other
+    settings.
     """
+    chosen = recipe.FROM_SCRATCH if from_scratch else recipe.FROM_BASE
+    minutes = chosen.minutes if minutes is None else minutes
     if not minutes > 0:
         raise ValueError(f"--minutes is {minutes}; expected a number above 0")
     check_seed(seed, "--seed")
-    quickstart = Quickstart(absolute(out), float(minutes), seed)
-    settings = {"minutes": quickstart.minutes, "seed": seed, "model": to_dict(recipe.model_config())}
+    base = None if from_scratch else pretrained.model_path("base")
+    quickstart = Quickstart(absolute(out), chosen, float(minutes), seed, base)
+    settings = {
+        "minutes": quickstart.minutes,
+        "seed": seed,
+        "from_scratch": from_scratch,
+        "model": to_dict(recipe.model_config()),
+    }
     init_run_dir(quickstart.out, settings, "quickstart")
     steps: list[tuple[str, Callable[[], None]]] = [
-        ("data: scenes as PNG files and conversations", quickstart.write_data),
-        ("image tokenizer: VQ-GAN", quickstart.train_tokenizers),
-        ("vision: SigLIP learns what is where", quickstart.train_vision),
-        ("codes: every training image through it, once", quickstart.write_codes),
+        ("data: scenes as PNG files and conversations", quickstart.write_data)
     ]
-    for stage in recipe.STAGES:
+    if from_scratch:
+        steps += [
+            ("image tokenizer: VQ-GAN", quickstart.train_tokenizers),
+            ("vision: SigLIP learns what is where", quickstart.train_vision),
+        ]
+    steps.append(("codes: every training image through the tokenizer, once", quickstart.write_codes))
+    for stage in chosen.stages:
         steps.append((f"{stage.name}: {stage.purpose}", functools.partial(quickstart.train_stage, stage)))
     costs = StepCosts(quickstart.out / "cost.json", len(steps) + 2)
     for number, (name, step) in enumerate(steps, 1):
@@ -113,17 +132,29 @@ class StepCosts:
 class Quickstart:
     """The steps of a quickstart in directory `out`. Each finds what those before it left there.
 
-    `minutes` scales the data and every training run; `seed` is that of data, training and sampling.
+    Args:
+        out: the directory.
+        recipe: what is trained.
+        minutes: scales the data and every training run.
+        seed: of data, training and sampling.
+        base: the model directory that stage I starts from; None: start/, which the steps before it leave.
     """
 
     out: pathlib.Path
+    recipe: Recipe
     minutes: float
     seed: int
+    base: pathlib.Path | None = None
+
+    @property
+    def start(self) -> pathlib.Path:
+        """The model directory that the first stage starts from, and whose VQ tokenizer makes the codes."""
+        return self.base or self.out / "start"
 
     @property
     def dataset(self) -> Dataset:
         """The data set in data/, whether or not it has been written."""
-        return Dataset(self.out / "data", recipe.dataset_settings(self.minutes, self.seed))
+        return Dataset(self.out / "data", self.recipe.dataset_settings(self.minutes, self.seed))
 
     def write_data(self) -> None:
         """Writes the data set: PNG files and conversations."""
@@ -167,9 +198,11 @@ class Quickstart:
         model = load_model(self.out / "tokenizers")
         settings = recipe.siglip_train_config(self.minutes, self.seed)
         images, labels = evaluate.read_scenes(self.dataset.train_scenes(), model.config)
+        batches = augmented_batches(images, labels, settings.batch, self.seed)
+        classes = len(KINDS) + 1, len(COLOURS) + 1
         with MetricsLog(self.out / "vision", 10, Progress("vision", settings.steps)) as log:
             siglip = train_siglip(
-                model.config.siglip, settings, model.params["siglip"], images, labels, log.write
+                model.config.siglip, settings, model.params["siglip"], batches, classes, log.write
             )
         save_model(start, model.config, {**model.params, "siglip": siglip}, model.tokenizer)
 
@@ -178,20 +211,27 @@ class Quickstart:
         from unitoken_jax.data.codes import codes_path
         from unitoken_jax.generate.tokenize import tokenize
 
-        for name in sorted({name for stage in recipe.STAGES for name in stage.mixture}):
+        for name in sorted({name for stage in self.recipe.stages for name in stage.mixture}):
             path = getattr(self.dataset, name)
             if not codes_path(path).exists():
-                tokenize(self.out / "start", path, batch=256)
+                tokenize(self.start, path, batch=256)
 
-    def train_stage(self, stage: recipe.Stage) -> None:
+    def train_stage(self, stage: Stage) -> None:
         """Trains one stage, from the model that the one before it left."""
         from unitoken_jax.train.loop import train
 
         model = self.out / stage.name / "model"
         if model.exists():
             return
-        config = recipe.stage_config(stage, self.out, self.minutes, self.seed)
+        config = self.stage_config(stage)
         train(config, self.out / stage.name, progress=stage.name)
+
+    def stage_config(self, stage: Stage) -> Config:
+        """The run of `stage`, from where the stage before it ended."""
+        number = self.recipe.stages.index(stage)
+        start = self.out / self.recipe.stages[number - 1].name / "model" if number else self.start
+        steps = self.recipe.steps(stage, self.minutes)
+        return recipe.run_config(stage, self.dataset, start, steps, self.seed)
 
     def evaluate_model(self) -> evaluate.Results:
         """Makes model/ of the last stage's model, and answers and draws what was held out with it."""
@@ -199,7 +239,7 @@ class Quickstart:
         from unitoken_jax.unitoken import UniToken
 
         if not (self.out / "model").exists():
-            last = load_model(self.out / recipe.STAGES[-1].name / "model")
+            last = load_model(self.out / self.recipe.stages[-1].name / "model")
             save_model(self.out / "model", last.config, last.params, last.tokenizer)
         model = UniToken.load(self.out / "model")
         return evaluate.evaluate(model, self.dataset, self.seed)
@@ -209,7 +249,7 @@ class Quickstart:
         from unitoken_jax.train.logs.curves import draw_curves
 
         report.write_report(self.out, self.dataset, results)
-        draw_curves([self.out / stage.name for stage in recipe.STAGES], self.out / "loss_curves.png")
+        draw_curves([self.out / stage.name for stage in self.recipe.stages], self.out / "loss_curves.png")
         (self.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         print(report.summary_text(self.out, summary))
 
@@ -231,7 +271,7 @@ def summarize(quickstart: Quickstart, results: evaluate.Results, costs: StepCost
         "minutes": sum(costs.seconds.values()) / 60,
         "minutes_by_step": {name: seconds / 60 for name, seconds in costs.seconds.items()},
         "peak_gib": costs.peak_gib,
-        "settings": {"minutes": quickstart.minutes},
+        "settings": {"minutes": quickstart.minutes, "from_scratch": quickstart.base is None},
         "seeds": dict.fromkeys(("data", "training", "sampling"), quickstart.seed),
         "versions": {"python": platform.python_version(), **versions()},
         "cpu_count": os.cpu_count(),

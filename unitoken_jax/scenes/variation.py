@@ -43,7 +43,7 @@ _GROUNDS = (
 _LEAST_CONTRAST = 95  # RGB distance between a ground and what is drawn on it
 _LARGEST = {1: 2.6, 2: 1.55, 3: 1.2}  # cells that an object of a scene of so many may span
 _SMALLEST = 0.6
-_DIGITS_SMALLEST = 0.8  # strokes of smaller digits are thinner than a pixel that SigLIP sees
+_DIGITS_SMALLEST = 0.9  # strokes of smaller digits are thinner than a pixel that SigLIP sees
 _HALF_EXTENT = {"circle": 0.4, "square": 0.44, "triangle": 0.46, "cross": 0.46}  # of an object's span
 _OBJECT_SHADE = 22  # of a gradient or noise, in grey levels
 

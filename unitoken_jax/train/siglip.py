@@ -4,7 +4,7 @@ The paper takes SigLIP from contrastive training on billions of captioned images
 contents are known, labels of regions teach it the same in minutes: what is where.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,8 @@ def train_siglip(
     config: SiglipConfig,
     train: SiglipTrainConfig,
     params: dict,
-    images: np.ndarray,
-    labels: np.ndarray,
+    batches: Iterator[tuple[np.ndarray, np.ndarray]],
+    classes: Sequence[int],
     on_metrics: Callable[[int, dict[str, float]], None] | None = None,
 ) -> dict:
     """Trains SigLIP to classify regions by a linear layer on its features, which is dropped; returns params.
@@ -36,26 +36,19 @@ def train_siglip(
 
     Args:
         config: the network.
-        train: steps, batch, learning rate and seed.
+        train: steps, learning rate and weight decay.
         params: the tree to start from, as "siglip" of a model's parameters is.
-        images: uint8[N, S, S, 3], S the side of the crops that SigLIP reads.
-        labels: int32[N, R, R, properties], what is in each of R x R regions; 0 is nothing. R divides the
-            patches along a side.
-        on_metrics: is called for every step, one step late, with its number and its loss, accuracy and lr.
-
-    Raises ValueError where images are fewer than one batch.
+        batches: images uint8[B, S, S, 3], S the side of the crops that SigLIP reads, and what is in each of
+            their R x R regions, int32[B, R, R, properties], 0 meaning nothing. R divides the patches along a
+            side.
+        classes: how many values each property has.
+        on_metrics: is called for every step, one step late, with its number and its loss, right_images (the
+            share of images with every region right) and lr.
     """
-    if len(images) < train.batch:
-        raise ValueError(f"{len(images)} images are fewer than one batch of {train.batch}: lower it")
-    classes = [int(number) + 1 for number in labels.max((0, 1, 2))]
-    program = _program(config, train, labels.shape[1], classes)
+    program = _program(config, train, classes)
     flat = flatten(jax.tree.map(jnp.array, params))
     flat[_HEAD] = jnp.zeros((config.width, sum(classes)))
     opt_state = _optimizer(train).init(flat)
-    rng = np.random.default_rng(train.seed)
-    order = np.concatenate(
-        [rng.permutation(len(images)) for _ in range(train.steps * train.batch // len(images) + 1)]
-    )
     pending = None
 
     def report(step: int) -> None:
@@ -63,8 +56,8 @@ def train_siglip(
             on_metrics(step, {name: float(value) for name, value in pending.items()})
 
     for step in range(train.steps):
-        batch = order[step * train.batch : (step + 1) * train.batch]
-        flat, opt_state, metrics = program(flat, opt_state, step, images[batch], labels[batch])
+        images, labels = next(batches)
+        flat, opt_state, metrics = program(flat, opt_state, step, images, labels)
         report(step)
         pending = metrics
     report(train.steps)
@@ -78,9 +71,7 @@ def _optimizer(train: SiglipTrainConfig) -> optax.GradientTransformation:
     )
 
 
-def _program(
-    config: SiglipConfig, train: SiglipTrainConfig, regions: int, classes: Sequence[int]
-) -> Callable:
+def _program(config: SiglipConfig, train: SiglipTrainConfig, classes: Sequence[int]) -> Callable:
     """The compiled f(flat params, optimizer state, step, images, labels) -> (params, state, metrics)."""
     model, optimizer = Siglip(config, scan=False), _optimizer(train)
     ends, warmup = np.cumsum(classes)[:-1], warmup_steps(train.steps, _WARMUP_FRACTION)
@@ -89,7 +80,7 @@ def _program(
         siglip = merge({path: leaf for path, leaf in flat.items() if path != _HEAD}, {})
         features = model.apply({"params": siglip}, images)
         patches = features.reshape(len(images), config.grid, config.grid, config.width)
-        size = config.grid // regions
+        size = config.grid // labels.shape[1]
         features = reduce(patches, "b (h i) (w j) d -> b h w d", "mean", i=size, j=size)
         logits = jnp.split(features @ flat[_HEAD], ends, axis=-1)
         weight = jnp.where(labels[..., 0] > 0, 1.0, EMPTY_WEIGHT)
