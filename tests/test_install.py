@@ -10,6 +10,9 @@ import venv
 
 import pytest
 
+from tests.helpers.pretrained import put_tiny_models
+from unitoken_jax import pretrained
+
 pytestmark = pytest.mark.slow  # builds and installs twice, and starts Python a dozen times
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -19,6 +22,12 @@ COMMANDS = (
     "plan --help",
     "train --show-config quickstart:stage1",
     "train --show-config stage2:unitoken_34b --config.train.steps=7",
+)
+# With the model inside the package, which each of them finds.
+FIRST_MINUTE = (
+    ["generate", "--prompt", "a red circle above a blue 7", "--out", "a.png"],
+    ["answer", "--image", "a.png", "--question", "what is in the image?"],
+    ["inspect"],
 )
 
 
@@ -61,6 +70,7 @@ def sources(tmp_path_factory):
     for name in SOURCES:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)
+    put_tiny_models(folder / "unitoken_jax" / "pretrained")
     return folder
 
 
@@ -80,12 +90,23 @@ def test_the_first_commands_run_in_an_empty_folder(kind, sources, tmp_path):
     )
     assert [path.name for path in empty.iterdir()] == ["my.py"]  # no command wrote anything
 
-    find = "import pathlib, unitoken_jax as u; print(pathlib.Path(u.__file__).parent)"
-    package = pathlib.Path(run(unitoken.with_name("python"), "-c", find, cwd=empty).strip())
+    find = (
+        "import pathlib, unitoken_jax as u; print(pathlib.Path(u.__file__).parent); "
+        "print(u.UniToken.load().config.decoder.width)"
+    )
+    printed = run(unitoken.with_name("python"), "-c", find, cwd=empty).split()
+    package = pathlib.Path(printed[0])
     if kind == "editable":
         assert package == sources / "unitoken_jax"
     else:
+        written, answer, shown = [run(unitoken, *command, cwd=empty) for command in FIRST_MINUTE]
+        assert written == "a.png\n"
+        assert answer.endswith("\n")
+        assert shown.startswith(f"{package / 'pretrained' / 'finished'}: made ")
+        assert {path.name for path in empty.iterdir()} == {"my.py", "a.png"}
         expected = files_in(sources / "unitoken_jax") | {
             f"configs/{name}" for name in files_in(sources / "configs")
         }
         assert files_in(package) == expected
+        for name in pretrained.NAMES:  # of all that a model directory holds
+            assert f"pretrained/{name}/params/manifest.ocdbt" in expected
