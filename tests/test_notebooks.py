@@ -9,7 +9,8 @@ import subprocess
 
 import pytest
 
-from tests.helpers.quickstart import MINUTES, finished_quickstart
+from tests.helpers.quickstart import finished_quickstart
+from unitoken_jax import pretrained
 
 NOTEBOOKS = sorted((pathlib.Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
@@ -21,19 +22,19 @@ def read(path):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the notebooks run: they find a quickstart that is finished, as after `unitoken quickstart`."""
+    """Where the notebooks run: an empty folder, in which they find the model inside the package."""
     folder = tmp_path_factory.mktemp("notebooks")
-    shutil.copytree(finished_quickstart(tmp_path_factory), folder / "quickstart")
+    if not (pretrained.FOLDER / "finished").exists():  # until the package has its models
+        shutil.copytree(finished_quickstart(tmp_path_factory), folder / "quickstart")
     return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs(path, folder, monkeypatch):
-    """Slow, since the first one trains the quickstart, and the others compile and draw."""
+    """Slow, since they compile, draw and train."""
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
-    monkeypatch.setenv("UNITOKEN_MINUTES", str(MINUTES))
     monkeypatch.setenv("UNITOKEN_STEPS", "4")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     notebook = read(path)
