@@ -1,10 +1,12 @@
 """The models inside the package: where they are, and when one of them is meant."""
 
+import numpy as np
 import pytest
 
 from tests.helpers.tiny_model import CONFIG, tiny_params, tiny_tokenizer
 from unitoken_jax import UniToken, pretrained
-from unitoken_jax.checkpoint.model_directory import save_model
+from unitoken_jax.checkpoint.model_directory import is_model_dir, open_model, save_model
+from unitoken_jax.quickstart.package import MAX_BYTES
 
 
 def test_without_a_path_the_packages_model_is_loaded_or_a_quickstarts(tmp_path, monkeypatch):
@@ -24,3 +26,19 @@ def test_a_model_that_the_package_does_not_have_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"without its model 'base'.*install it again"):
         pretrained.model_path("base")
+
+
+@pytest.mark.skipif(not is_model_dir(pretrained.FOLDER / "finished"), reason="the package has no models yet")
+def test_the_models_are_small_and_say_how_they_were_made():
+    files = [path for name in pretrained.NAMES for path in pretrained.model_path(name).rglob("*")]
+    assert sum(path.stat().st_size for path in files if path.is_file()) <= MAX_BYTES
+    shapes = []
+    for name in pretrained.NAMES:
+        _, params, _, manifest = open_model(pretrained.model_path(name))
+        assert {"recipe", "settings", "minutes", "versions", "licences"} <= set(manifest)
+        assert manifest["settings"]["from_scratch"]
+        narrow = [path for path, leaf in params.shapes.items() if leaf.dtype == np.float16]
+        assert len(narrow) + len(manifest["notes"]) == len(params.shapes)
+        shapes.append({path: tuple(leaf.shape) for path, leaf in params.shapes.items()})
+    assert shapes[0] == shapes[1]
+    assert {"general", "textread", "generation"} <= set(manifest["scores"])
