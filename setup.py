@@ -70,7 +70,7 @@ setup(
     package_dir={"unitoken_jax.configs": "configs"},
     package_data={
         "unitoken_jax": ["py.typed"],
-        "unitoken_jax.scenes": ["*.npz", "*.md"],
+        "unitoken_jax.scenes": ["*.npz", "*.md", "benchmark_files/*"],
         "unitoken_jax.pretrained": ["*.md", "base/**/*", "finished/**/*"],  # whole model directories
     },
     install_requires=REQUIRES,

@@ -265,7 +265,6 @@ def test_a_full_disk_leaves_no_image_and_says_so(tmp_path, monkeypatch):
         (["--benchmark", "MMMU", "--data", "d", "--batch", "0"], "argument --batch: '0'; expected a whole"),
         (["--scores", "s", "--data", "d"], "arguments: --data"),
         (["draw", "--benchmark", "GenEval", "--data", "d", "--template", "direct"], "arguments: --template"),
-        (["--benchmark", "MMMU"], "required: --data"),
         (["--predictions", "p"], "required: --benchmark"),
     ],
 )
@@ -279,6 +278,9 @@ def test_each_word_takes_only_its_own_options(argv, message, tmp_path, capsys):
     ("argv", "message"),
     [
         (["--benchmark", "GenEval", "--predictions", "p"], "scored by its authors' own scorer"),
+        (["--benchmark", "MMMU", "--model", "m"], "MMMU needs --data FILE"),
+        (["--benchmark", "GenEval", "--model", "m"], "GenEval needs --data FILE"),
+        (["--benchmark", "quickstart", "--model", "m"], "'quickstart' is called DrawScenes now"),
         (["--data", "d"], "which benchmark"),
         (["run", "--data", "d"], "which benchmark"),
         (["--data", "d", "--benchmark", "GenEvil", "--model", "m"], "Known: .* for images: GenEval"),
@@ -292,21 +294,21 @@ def test_options_that_say_nothing_together(argv, message, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_quickstarts_images_are_judged(tmp_path, model, monkeypatch):
+def test_images_of_the_small_world_are_judged(tmp_path, model, monkeypatch):
     requirement = {"category": "single", "prompt": "a circle", "include": [{"kind": "circle"}]}
     data = write_lines(tmp_path / "p.jsonl", json.dumps(requirement))
     draw = UniToken.image_results
     smaller = lambda self, texts, **s: draw(self, texts, **s | {"size": (24, 24)})  # noqa: E731
     monkeypatch.setattr(UniToken, "image_results", smaller)
-    lines = draw_benchmark("quickstart", model, data, tmp_path / "run")
-    assert lines[1].startswith("quickstart (1 images): ")
+    lines = draw_benchmark("DrawScenes", model, data, tmp_path / "run")
+    assert lines[1].startswith("DrawScenes (1 images): ")
     report = read_page(tmp_path / "run" / "report.html")
     assert report.text.count("a circle") >= 1
     assert [len(report.images), "not as asked" in report.text] == [2, True]  # once more as a failure
     argv = [
         "evaluate",
         "--benchmark",
-        "quickstart",
+        "DrawScenes",
         "--predictions",
         str(tmp_path / "run"),
         "--out",

@@ -9,7 +9,7 @@ from PIL import Image
 from tests.helpers.benchmark_files import geneval_line, write_lines
 from unitoken_jax.evaluate.drawing.geneval import GENEVAL
 from unitoken_jax.evaluate.drawing.prompts import PromptError
-from unitoken_jax.evaluate.drawing.scenes import QUICKSTART
+from unitoken_jax.evaluate.drawing.scenes import DRAW_SCENES
 from unitoken_jax.evaluate.drawing.scorers import score_images
 from unitoken_jax.evaluate.drawing.t2i_compbench import T2I_COMPBENCH
 from unitoken_jax.evaluate.registry import find_benchmark, find_drawing
@@ -59,9 +59,9 @@ def test_rewritten_prompts_are_drawn_under_the_original_names(tmp_path, as_json)
         (GENEVAL, geneval_line("caf\\ud83d"), r"f:2: no line .*'\\ud83d' alone is half of a character"),
         (GENEVAL, '{"prompt": ' + "[" * 99_999 + "]" * 99_999 + "}", "f:2: no line .*nested too deep"),
         (GENEVAL, '{"tag": [], "include": [], "prompt": "a"}', "f:2: no line .*expected a text"),
-        (QUICKSTART, geneval_line("caf\\ud83d"), r"f:2: no line .*'\\ud83d' alone is half of a character"),
+        (DRAW_SCENES, geneval_line("caf\\ud83d"), r"f:2: no line .*'\\ud83d' alone is half of a character"),
         (GENEVAL, '{"tag": "x", "include": [], "prompt": " "}', "f:2: \"prompt\" is ' '"),
-        (QUICKSTART, geneval_line("a bench"), "f:2: no line .*'category'"),
+        (DRAW_SCENES, geneval_line("a bench"), "f:2: no line .*'category'"),
         (
             T2I_COMPBENCH,
             "black/white",
@@ -111,7 +111,7 @@ def test_the_checker_judges_scenes_in_their_folders(tmp_path):
         samples.mkdir(parents=True)
         write_lines(samples.parent / "metadata.jsonl", json.dumps(requirement.to_json()))
         Image.fromarray(draw(() if wrong else scene, rng, "train")).save(samples / "00000.png")
-    assert score_images(QUICKSTART, tmp_path)[0] == "quickstart (3 images): 0.667"
+    assert score_images(DRAW_SCENES, tmp_path)[0] == "DrawScenes (3 images): 0.667"
     results = json.loads((tmp_path / "results.json").read_text())
     assert [row["ok"] for row in results["images"]] == [True, False, True]
     assert results["images"][1]["file"] == "00001/samples/00000.png"
@@ -120,6 +120,6 @@ def test_the_checker_judges_scenes_in_their_folders(tmp_path):
     with pytest.raises(
         PromptError, match=r"00002.samples.00000\.png: an image to check is uint8\[24, 24, 3\]"
     ):
-        score_images(QUICKSTART, tmp_path)
+        score_images(DRAW_SCENES, tmp_path)
     with pytest.raises(PromptError, match="holds no 00000/metadata"):
-        score_images(QUICKSTART, samples)
+        score_images(DRAW_SCENES, samples)

@@ -40,6 +40,29 @@ def test_choices(name):
     assert found.parts == {"category: x": 50, "category: y": 100}
 
 
+def test_scenes_have_options_yes_or_no_and_open_answers():
+    rows = [
+        said("A", "A", category="colour", **AB),
+        said("B", "The dog.", category="colour", **AB),
+        said("B", "A", category="shape", **AB),
+        said("Yes", "yes", category="exists"),
+        said("No", "Yes, there is.", category="exists"),
+        said("No", "nothing that i know", category="exists"),
+        said("a red circle centre", "A red circle centre.", category="caption"),
+        said("a red circle centre", "a red circle centre and a 7", category="caption"),  # invented
+        said("3 1", " ", category="digits", **{"l2-category": "TextRead"}),
+    ]
+    found = scored("Scenes", *rows)
+    assert found.matches == [
+        *("A", "B", "A", "Yes", "Yes", None),
+        *("a red circle centre", "a red circle centre and a 7", None),
+    ]
+    assert found.hits == [True, True, False, True, False, False, True, False, False]
+    assert found.score == pytest.approx(100 * 4 / 9)
+    shares = {"colour": 100, "shape": 0, "exists": 100 / 3, "caption": 50, "digits": 0, "TextRead": 0}
+    assert found.parts == pytest.approx(shares)
+
+
 def test_mmbench_counts_a_question_when_every_rotation_is_right():
     rows = [
         said("A", "A", index="3", split="dev"),
@@ -232,6 +255,8 @@ def test_files_without_answers_are_for_the_server():
         ("MMBench_EN", said("A", "A", g_index="", **AB), "column 'g_index': not a whole number"),
         ("MMBench_EN", said("A", "A", index="1000007", **AB), "a rotation of question 7, which is no row"),
         ("MMMU", said("", "A", A="", B="", split="validation"), "column 'answer': empty"),
+        ("Scenes", said("", "A", category="caption"), "column 'answer': empty"),
+        ("Scenes", said("C", "A", category="colour", **AB), "'C' is none of the options A, B"),
         ("MME", said("yes", "Yes", category="color", image_path="1"), "'yes'; expected Yes or No"),
         ("MME", said("Yes", "Yes", category="colour", image_path="1"), "'colour' is none of MME's 14"),
         ("MME", said("Yes", "Yes", category="color", image_path="1"), "1 questions about '1'; MME asks two"),

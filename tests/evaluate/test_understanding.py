@@ -17,12 +17,15 @@ from tests.helpers.tiny_model import CONFIG, noise, tiny_params, tiny_tokenizer
 from unitoken_jax.cli import main
 from unitoken_jax.evaluate import recipe as recipes
 from unitoken_jax.evaluate.drawing.t2i_compbench import T2I_COMPBENCH
+from unitoken_jax.evaluate.registry import find_benchmark
 from unitoken_jax.evaluate.understanding import answering
+from unitoken_jax.evaluate.understanding import run as run_module
 from unitoken_jax.evaluate.understanding.mmmu import MMMU
 from unitoken_jax.evaluate.understanding.multiple_choice import MMSTAR
 from unitoken_jax.evaluate.understanding.prompts import find_template
 from unitoken_jax.evaluate.understanding.report import averages, read_judged, write_report
 from unitoken_jax.evaluate.understanding.run import check_rows, run_benchmark, score_predictions
+from unitoken_jax.evaluate.understanding.scenes import SCENES
 from unitoken_jax.evaluate.understanding.table import TableError, read_table, row_images
 from unitoken_jax.sequence.build import build_prompt
 from unitoken_jax.sequence.conversation import make_conversation
@@ -443,3 +446,31 @@ def test_weights_are_known_by_their_values(model, tmp_path):
 
 def test_template_fields_reach_the_recipe():
     assert set(dataclasses.asdict(find_template("direct"))) == {"name", "choice", "short"}
+
+
+def test_scenes_are_asked_with_their_options_or_as_they_stand():
+    template = find_template("direct")
+    row = {"question": "where is the 7?", "A": "centre", "B": "top left"}
+    assert SCENES.question_text(row, template).endswith("B. top left\n" + template.choice)
+    assert SCENES.question_text({"question": "Describe it", "A": ""}, template) == "Describe it"
+
+
+def test_a_benchmark_that_the_package_contains_needs_no_data(monkeypatch):
+    read = {}
+
+    def note(model, benchmark, dataset, data, wording):
+        read["file"] = data
+        raise TableError("that is enough")
+
+    monkeypatch.setattr(run_module, "_read_checked", note)
+    with pytest.raises(TableError, match="that is enough"):
+        run_benchmark("Scenes", "M", None, "out")
+    table = SCENES.read(read["file"])
+    assert (len(table.rows), table.path.name) == (200, "Scenes.tsv")
+    assert find_benchmark("DrawScenes").data_file(None).is_file()
+    with pytest.raises(ValueError, match="MMMU needs --data FILE"):
+        run_benchmark("MMMU", "M", None, "out")
+
+
+def test_the_small_world_enters_no_average_of_the_paper(tmp_path):
+    assert "Scenes" not in {name for group in averages({}).values() for name in group["missing"]}

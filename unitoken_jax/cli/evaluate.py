@@ -28,6 +28,7 @@ def add_verbs(add_verb: AddVerb) -> None:
         "evaluate",
         run_evaluate,
         "the paper's benchmarks: predictions, scores, a report",
+        "unitoken evaluate --benchmark Scenes --out scenes",
         "unitoken evaluate run --benchmark MMMU --data MMMU_DEV_VAL.tsv --out results",
         "unitoken evaluate draw --benchmark GenEval \\\n      --data evaluation_metadata.jsonl --out geneval",
     )
@@ -45,6 +46,7 @@ def add_verbs(add_verb: AddVerb) -> None:
         "run",
         _run,
         "answer a benchmark's questions, and score the answers",
+        "unitoken evaluate run --benchmark Scenes --out scenes",
         "unitoken evaluate run --benchmark MMMU --data MMMU_DEV_VAL.tsv --out results",
         "unitoken evaluate run --data MMMU_DEV_VAL.tsv \\\n"
         "      --recipe results/MODEL_MMMU_DEV_VAL_recipe.json --out again",
@@ -57,6 +59,7 @@ def add_verbs(add_verb: AddVerb) -> None:
         "draw",
         _draw,
         "draw a benchmark's prompts, where its scorer looks for the images",
+        "unitoken evaluate draw --benchmark DrawScenes --out drawn",
         "unitoken evaluate draw --benchmark GenEval \\\n      --data evaluation_metadata.jsonl --out geneval",
         "unitoken evaluate draw --benchmark T2I-CompBench++ --data color_val.txt \\\n"
         "      --number 2 --out t2i",
@@ -75,10 +78,10 @@ def add_verbs(add_verb: AddVerb) -> None:
     score = add_word(
         "score",
         _score,
-        "score predictions, or the quickstart's images; needs no model",
+        "score predictions, or images of the small world; needs no model",
         "unitoken evaluate score --benchmark MMMU --out scored \\\n"
         "      --predictions results/MODEL_MMMU_DEV_VAL.tsv --rules vlmevalkit-2025-08",
-        "unitoken evaluate score --benchmark quickstart --predictions scenes --out new",
+        "unitoken evaluate score --benchmark DrawScenes --predictions drawn --out new",
     )
     score.add_argument("--benchmark", required=True, metavar="NAME", help="whose rules they are scored by")
     score.add_argument("--predictions", required=True, metavar="FILE", help="or the folder of the images")
@@ -107,9 +110,9 @@ def _add_rules_option(parser: argparse.ArgumentParser) -> None:
 
 def _add_run_options(parser: argparse.ArgumentParser, data_help: str) -> None:
     add_model_option(parser)
-    parser.add_argument("--benchmark", metavar="NAME", help="MMMU, GenEval, ... (a wrong name lists them)")
+    parser.add_argument("--benchmark", metavar="NAME", help="Scenes, MMMU, ... (a wrong name lists them)")
     parser.add_argument("--recipe", metavar="FILE", help="repeat the run that this recipe is of")
-    parser.add_argument("--data", required=True, metavar="FILE", help=data_help)
+    parser.add_argument("--data", metavar="FILE", help=f"{data_help} (Scenes, DrawScenes: in the package)")
     parser.add_argument("--batch", type=count, help="how many at one time (default 16)")
 
 

@@ -9,6 +9,8 @@ else asks which benchmark it has.
 
 import abc
 import dataclasses
+import os
+import pathlib
 from typing import Any, ClassVar
 
 
@@ -16,16 +18,25 @@ from typing import Any, ClassVar
 class Benchmark(abc.ABC):
     """The interface that both kinds of benchmark share.
 
-    `verb` is the word of `unitoken evaluate` that runs it: "run" for questions, "draw" for images.
+    `verb` is the word of `unitoken evaluate` that runs it: "run" for questions, "draw" for images. `packaged`
+    is its file where the package contains it.
     """
 
     verb: ClassVar[str]
+    packaged: ClassVar[pathlib.Path | None] = None
     name: str
 
     @property
     @abc.abstractmethod
     def aliases(self) -> tuple[str, ...]:
         """Further names that a user may give, compared without regard to case."""
+
+    def data_file(self, data: str | os.PathLike | None) -> str | os.PathLike:
+        """`data`, or where that is None the file in the package. ValueError where there is none."""
+        file = self.packaged if data is None else data
+        if file is None:
+            raise ValueError(f"{self.name} needs --data FILE, its file as its authors publish it")
+        return file
 
     @abc.abstractmethod
     def read(self, *args: Any, **kwargs: Any) -> Any:

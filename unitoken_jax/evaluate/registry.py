@@ -10,7 +10,7 @@ import pathlib
 from unitoken_jax.evaluate.benchmark import Benchmark
 from unitoken_jax.evaluate.drawing.benchmark import DrawingBenchmark
 from unitoken_jax.evaluate.drawing.geneval import GENEVAL
-from unitoken_jax.evaluate.drawing.scenes import QUICKSTART
+from unitoken_jax.evaluate.drawing.scenes import DRAW_SCENES
 from unitoken_jax.evaluate.drawing.t2i_compbench import T2I_COMPBENCH
 from unitoken_jax.evaluate.understanding.benchmark import UnderstandingBenchmark
 from unitoken_jax.evaluate.understanding.hallusion_bench import HALLUSION_BENCH
@@ -21,6 +21,7 @@ from unitoken_jax.evaluate.understanding.mmmu import MMMU
 from unitoken_jax.evaluate.understanding.mmvet import MM_VET
 from unitoken_jax.evaluate.understanding.multiple_choice import AI2D, MMSTAR, SEED
 from unitoken_jax.evaluate.understanding.ocr_bench import OCR_BENCH
+from unitoken_jax.evaluate.understanding.scenes import SCENES
 
 # In the order in which the paper's tables and our reports show them.
 UNDERSTANDING_BENCHMARKS: tuple[UnderstandingBenchmark, ...] = (
@@ -35,20 +36,25 @@ UNDERSTANDING_BENCHMARKS: tuple[UnderstandingBenchmark, ...] = (
     AI2D,
     OCR_BENCH,
     MM_VET,
+    SCENES,
 )
-DRAWING_BENCHMARKS: tuple[DrawingBenchmark, ...] = (GENEVAL, T2I_COMPBENCH, QUICKSTART)
+DRAWING_BENCHMARKS: tuple[DrawingBenchmark, ...] = (GENEVAL, T2I_COMPBENCH, DRAW_SCENES)
+# Benchmarks that were called otherwise once, and their names now.
+RENAMED = {"quickstart": DRAW_SCENES.name}
 BENCHMARKS: tuple[Benchmark, ...] = (*UNDERSTANDING_BENCHMARKS, *DRAWING_BENCHMARKS)
 
 
 def find_benchmark(name: str) -> Benchmark:
     """The benchmark that `name`, its own or another of its names, means.
 
-    Raises ValueError listing what there is for an unknown name.
+    Raises ValueError listing what there is for an unknown name, or saying the new one for an old name.
     """
     folded = name.casefold()
     for benchmark in BENCHMARKS:
         if folded in (spelling.casefold() for spelling in (benchmark.name, *benchmark.aliases)):
             return benchmark
+    if folded in RENAMED:
+        raise ValueError(f"benchmark {name!r} is called {RENAMED[folded]} now")
     spellings = [spelling for benchmark in BENCHMARKS for spelling in (benchmark.name, *benchmark.aliases)]
     near = difflib.get_close_matches(name, spellings, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""

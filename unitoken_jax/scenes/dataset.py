@@ -254,7 +254,7 @@ class _Writer:
         for kind in questions.QUESTIONS:
             for number in range(self.settings.questions_per_kind):
                 rng = _example_rng(self.settings.seed, kind, number)
-                question, scene = _held_out_question(kind, rng)
+                question, scene = held_out_question(kind, rng)
                 image = _save(self.root, "held_out", len(rows), picture(scene, rng, "held_out"))
                 self._count_image()
                 row = {"image": image, "question": question.text, "answer": question.answer}
@@ -374,7 +374,7 @@ _TRAIN_SUBSETS: dict[str, _MakeExample] = {
 }
 
 
-def _held_out_question(kind: str, rng: random.Random) -> tuple[questions.Question, Scene]:
+def held_out_question(kind: str, rng: random.Random) -> tuple[questions.Question, Scene]:
     """A question of `kind` about a held-out scene of 1 to 3 objects (2 or 3 for a relation of two)."""
     count = rng.randint(2 if kind == "relation" else 1, 3)
     while True:

@@ -7,11 +7,11 @@ from unitoken_jax.scenes.questions import CAPTIONS, NOTHING, NUMBERS, Question
 from unitoken_jax.scenes.scene import COLOURS, DIGITS, PLACES, SHAPES
 
 # What follows a question in benchmarks (as `evaluate.understanding.prompts` and MME put it).
-_YES_OR_NO = " Please answer yes or no."
+YES_OR_NO = " Please answer yes or no."
 _ONE_WORD = "\nAnswer the question using a single word or phrase."
 _SELECT = "Please select the correct answer from the options above. \n"
 _LETTER = "Answer with the option's letter from the given choices directly."
-_LETTERS = "ABCD"
+LETTERS = "ABCD"
 
 
 def vary_wording(text: str, rng: random.Random) -> str:
@@ -38,9 +38,9 @@ def options_for(question: Question, rng: random.Random) -> list[str] | None:
 def multiple_choice(question: Question, options: list[str], letter_only: bool) -> Question:
     """`question` with `options`, in the words of VLMEvalKit, or in those that ask for a letter directly."""
     lines = [f"Question: {question.text}\n", "Options:\n"]
-    lines += [f"{letter}. {option}\n" for letter, option in zip(_LETTERS, options)]
+    lines += [f"{letter}. {option}\n" for letter, option in zip(LETTERS, options)]
     text = "".join([*lines, _LETTER if letter_only else _SELECT])
-    return Question(question.kind, text, _LETTERS[options.index(question.answer)])
+    return Question(question.kind, text, LETTERS[options.index(question.answer)])
 
 
 def in_benchmark_words(question: Question, rng: random.Random) -> Question:
@@ -48,7 +48,7 @@ def in_benchmark_words(question: Question, rng: random.Random) -> Question:
     if question.kind in CAPTIONS or question.answer == NOTHING:
         return question
     if question.answer in ("yes", "no") and rng.random() < 0.5:
-        return dataclasses.replace(question, text=question.text + _YES_OR_NO)
+        return dataclasses.replace(question, text=question.text + YES_OR_NO)
     if (options := options_for(question, rng)) and rng.random() < 0.75:
         return multiple_choice(question, options, letter_only=rng.random() < 0.3)
     return dataclasses.replace(question, text=question.text + _ONE_WORD)

@@ -22,7 +22,7 @@ CHOICES = ("number", "seed", "guidance", "top_k", "temperature", "batch")
 def draw_benchmark(
     benchmark: str | None,
     model: str | os.PathLike,
-    data: str | os.PathLike,
+    data: str | os.PathLike | None,
     out: str | os.PathLike,
     *,
     rewritten: str | os.PathLike | None = None,
@@ -34,7 +34,7 @@ def draw_benchmark(
     Args:
       benchmark: its name; None: the recipe's.
       model: a model directory.
-      data: the benchmark's prompt file.
+      data: the benchmark's prompt file; None: the one in the package, of a benchmark that has it there.
       out: the folder that the images are drawn below.
       rewritten: a file of prompts to draw instead; see `DrawingBenchmark.read`.
       recipe: an earlier run's recipe.json; prompts and weights must then be the same.
@@ -47,6 +47,7 @@ def draw_benchmark(
     drawing, settings = _choose(benchmark, earlier, str(recipe), choices)
     if not isinstance(settings["number"], int) or settings["number"] < 1:
         raise ValueError(f"number is {settings['number']}; expected at least 1 image a prompt")
+    data = drawing.data_file(data)
     prompts = drawing.read(data, settings["number"], rewritten)
     check_prompts(model, prompts)
 

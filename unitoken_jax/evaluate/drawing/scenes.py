@@ -1,6 +1,6 @@
-"""The quickstart's small world as a benchmark: folders as GenEval's, judged at once by its built-in checker.
+"""Drawing the small world as a benchmark: folders as GenEval's, judged at once by the built-in checker.
 
-This is the only file of `evaluate` that knows the `scenes` room. Judging needs no model and no jax.
+Its questions are `understanding/scenes.py`'s. Judging needs no model and no jax.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from PIL import Image
 from unitoken_jax.evaluate.drawing.benchmark import DrawingBenchmark, ScoresError
 from unitoken_jax.evaluate.drawing.prompts import BenchmarkPrompt, PromptError, PromptLine, numbered_prompt
 from unitoken_jax.evaluate.faults import named, parse_json
+from unitoken_jax.scenes.benchmark_files import PROMPTS_FILE
 from unitoken_jax.scenes.checker import check, score_images
 from unitoken_jax.scenes.prompts import Requirement
 
@@ -22,6 +23,7 @@ class SceneBenchmark(DrawingBenchmark):
     """Prompts whose metadata is a `Requirement` of the small world."""
 
     scored_here: ClassVar[bool] = True
+    packaged: ClassVar[pathlib.Path | None] = PROMPTS_FILE
 
     def prompt_at(self, line: PromptLine, number: int) -> BenchmarkPrompt:
         return numbered_prompt(line, number, _check_metadata)
@@ -61,8 +63,8 @@ def _check_metadata(metadata: dict) -> None:
 
 
 def _read_requirement(metadata: pathlib.Path) -> Requirement:
-    with named(PromptError, str(metadata), "no requirement of the quickstart"):
+    with named(PromptError, str(metadata), "no requirement of the small world"):
         return Requirement.from_json(parse_json(metadata.read_text(encoding="utf-8")))
 
 
-QUICKSTART = SceneBenchmark("quickstart", (), number=1, guidance=None)
+DRAW_SCENES = SceneBenchmark("DrawScenes", (), number=1, guidance=None)

@@ -42,7 +42,7 @@ class UnderstandingBenchmark(Benchmark):
 
     Args:
         datasets: VLMEvalKit's names of its files, the usual one first.
-        group: the average of the paper's tables that it enters.
+        group: the average of the paper's tables that it enters; None for none of them.
         columns: those it needs besides `index`, `question` and `image`.
         paper: the scores of UniToken after stages II and III; None where the paper has none.
         per_point: what its score is divided by to lie in 0..100.
@@ -54,7 +54,7 @@ class UnderstandingBenchmark(Benchmark):
     answers_are_choices: ClassVar[bool] = True  # Whether counting equal answers makes sense.
 
     datasets: tuple[str, ...]
-    group: Group
+    group: Group | None
     columns: tuple[str, ...]
     paper: tuple[float | None, float | None]
     per_point: float = 1.0

@@ -87,7 +87,7 @@ def score_predictions(
 def run_benchmark(
     benchmark: str | None,
     model: str | os.PathLike,
-    data: str | os.PathLike,
+    data: str | os.PathLike | None,
     out: str | os.PathLike,
     *,
     template: str | None = None,
@@ -103,7 +103,7 @@ def run_benchmark(
     Args:
         benchmark: a name that `find_understanding` knows; None: the recipe's.
         model: a model directory.
-        data: the benchmark's file, as VLMEvalKit has it.
+        data: the benchmark's file, as VLMEvalKit has it; None: the one in the package, if it is there.
         out: the folder for everything that is written.
         template: the name of a wording; None: the recipe's, or VLMEvalKit's.
         rules: the name of the rules to score by; None: the recipe's, or those of the paper's time.
@@ -117,6 +117,7 @@ def run_benchmark(
         benchmark, template, rules = _same_choice(earlier, benchmark, template, rules, str(recipe))
     elif benchmark is None:
         raise ValueError("which benchmark? give its name, or an earlier run's recipe")
+    data = find_understanding(benchmark)[0].data_file(data)
     understanding, dataset = find_understanding(benchmark, data)
     wording, scored_by = find_template(template or "vlmevalkit"), find_rules(rules or PAPER_RULES.name)
     table, cells = _read_checked(model, understanding, dataset, data, wording)
