@@ -137,3 +137,20 @@ def test_files_that_jax_takes_over_without_a_copy(tmp_path, small_chunks):
         ValueError, match=r"2\.0\.0 is shorter than its array: the model directory is damaged"
     ):
         StoredParams(tmp_path / "part" / "params").read("a/kernel", 2)
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path):
+    folder = tmp_path / "params"
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder, {"a": {"b": np.zeros(3)}})
+    assert StoredParams(folder).shapes["a/b"].shape == (3,)
+    (folder / "manifest.ocdbt").write_bytes(b"short")
+    with pytest.raises(ValueError, match=r"params cannot be read \(DATA_LOSS.*: the checkpoint is damaged"):
+        StoredParams(folder)
+    for text in ("{", "[]", '{"tree_metadata": {"a": {}}}'):
+        (folder / "_METADATA").write_text(text)
+        with pytest.raises(ValueError, match=r"_METADATA names no arrays .*: the checkpoint is damaged"):
+            StoredParams(folder)
+    (folder / "_METADATA").unlink()
+    with pytest.raises(FileNotFoundError, match="params/_METADATA"):
+        StoredParams(folder)

@@ -9,9 +9,11 @@ import pytest
 
 from tests.helpers.tiny_model import CONFIG, noise, tiny_params, tiny_tokenizer
 from unitoken_jax import UniToken
+from unitoken_jax.checkpoint import model_directory
 from unitoken_jax.checkpoint.model_directory import save_model
 from unitoken_jax.model import decoder
 from unitoken_jax.model.decoder import stack_layers
+from unitoken_jax.model.sharding import make_mesh
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +45,22 @@ def test_reading_the_parameters_never_copies_them_before_or_after_decoding(path)
     assert live_bytes() - before <= 1.01 * size
 
 
-def test_loading_holds_no_more_than_one_stack_twice(path, monkeypatch):
+@pytest.mark.parametrize("spread", [False, True], ids=["a device", "a mesh"])
+def test_loading_holds_no_more_than_one_stack_twice(path, spread, monkeypatch):
     gc.collect()
-    before, peak, slices = live_bytes(), [], decoder._slices
+    before, peak = live_bytes(), []
 
-    def counted(stack):
-        layers = slices(stack)
-        peak.append(live_bytes() - before)
-        return layers
+    def counted(function):
+        def called(*arguments):
+            result = function(*arguments)
+            peak.append(live_bytes() - before)
+            return result
 
-    monkeypatch.setattr(decoder, "_slices", counted)
-    model = UniToken.load(path)
+        return called
+
+    monkeypatch.setattr(decoder, "_slices", counted(decoder._slices))
+    monkeypatch.setattr(model_directory, "_place", counted(model_directory._place))
+    model = UniToken.load(path, mesh=make_mesh() if spread else None)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
     largest = max(leaf.nbytes for leaf in jax.tree.leaves(tiny_params()["decoder"]["layers"]))
     assert peak

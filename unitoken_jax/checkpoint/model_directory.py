@@ -229,7 +229,12 @@ def open_unquantized(path: str | os.PathLike, purpose: str) -> LoadedModel:
 
 
 def load_model(
-    path: str | os.PathLike, *, mesh=None, dtype: Any = None, quantize: str | None = None
+    path: str | os.PathLike,
+    *,
+    mesh=None,
+    dtype: Any = None,
+    quantize: str | None = None,
+    unstacked: bool = False,
 ) -> LoadedModel:
     """Reads the model directory `path`, every parameter's path and shape checked against its config.
 
@@ -237,10 +242,9 @@ def load_model(
     (None keeps what is stored), which become float32; `quantize` "int8" or "int4" reads the decoder's
     kernels layer by layer into so many bits, which a quantized directory has them in already. The decoder's
     layers of a quantized model stand apart, as `unstack_layers` gives them, and its manifest says
-    "quantization". Raises FileNotFoundError, or ValueError listing every problem.
+    "quantization". `unstacked`: so do those of any model, without a mesh; no stack of them is ever held.
+    Raises FileNotFoundError, or ValueError listing every problem.
     """
-    import orbax.checkpoint as ocp
-
     opened = open_model(path)
     targets = _targets(opened.config, opened.params.tree, mesh, dtype)
     stored = opened.params.quantization
@@ -251,18 +255,24 @@ def load_model(
                 f"{path} holds its decoder in {stored}, not in {quantization}: quantize the model directory "
                 "that it was made of, or leave the setting out"
             )
-        params = _read_quantized(opened.params, targets, bits)
+        params = _read_unstacked(opened.params, targets, bits)
         return opened._replace(params=params, manifest=opened.manifest | {"quantization": quantization})
+    if unstacked and mesh is None:
+        return opened._replace(params=_read_unstacked(opened.params, targets))
+    import orbax.checkpoint as ocp  # takes a quarter of a second
+
     with ocp.StandardCheckpointer() as checkpointer:
         params = checkpointer.restore(literal_path(absolute(path)) / PARAMS, targets)
     return opened._replace(params=params)
 
 
-def _read_quantized(stored: StoredParams, targets: dict, bits: int) -> dict:
-    """All parameters as `targets` says, but QUANTIZED_KERNELS in `bits` bits and the decoder's layers apart.
+def _read_unstacked(stored: StoredParams, targets: dict, bits: int | None = None) -> dict:
+    """All parameters as `targets` says, but the decoder's layers apart, and QUANTIZED_KERNELS in `bits` bits
+    (None: as the others).
 
     Each layer is read into the array that decoding uses, so that no stack is held; a thread a core, each with
-    one layer's floats at most. What a pass does not read whole stays as small as it is stored.
+    one layer's floats at most. What a pass of a quantized model does not read whole stays as small as it is
+    stored.
     """
 
     def read(path: str, layer: int | None) -> tuple[str, Any]:
@@ -271,6 +281,8 @@ def _read_quantized(stored: StoredParams, targets: dict, bits: int) -> dict:
         if layer is not None:
             path = path.replace("/layers/", f"/layers/{layer}/")
             placement = _respecified(placement, lambda names: names[1:])
+        if bits is None:
+            return path, _place(value.astype(target.dtype, copy=False), placement)
         if QUANTIZED_KERNELS.match(path):
             scales = _respecified(placement, lambda names: (None, names[1]))
             value = value if isinstance(value, QuantizedKernel) else quantize_layer(value, bits)

@@ -27,6 +27,7 @@ CHUNK_BYTES = 64 * 2**20
 SMALL_BYTES = 2**20  # arrays up to this have a single chunk, not one a layer
 _TILE = (256, 128)  # of a transposed copy, rows and columns of the source: fits a cache
 _JOURNAL, _ARRAYS = "journal.jsonl", "arrays"
+_METADATA = "_METADATA"  # of an Orbax checkpoint: the paths of its arrays
 _ALIGNMENT = 64  # bytes
 VALUES, SCALES = "/values", "/scales"  # below a quantized kernel's path: its two arrays
 
@@ -154,16 +155,18 @@ class StoredParams:
     """
 
     def __init__(self, checkpoint: pathlib.Path):
-        import orbax.checkpoint as ocp
-        from flax.traverse_util import flatten_dict, unflatten_dict
+        from flax.traverse_util import unflatten_dict
 
         self._checkpoint = checkpoint
-        with ocp.StandardCheckpointer() as checkpointer:
-            self._arrays = flatten_dict(checkpointer.metadata(checkpoint).item_metadata.tree, sep="/")
-        self.shapes, self.quantization = _with_whole_kernels(self._arrays)
+        self._arrays = _open_arrays(checkpoint)
+        self.shapes, self.quantization = _with_whole_kernels(
+            {
+                path: jax.ShapeDtypeStruct(array.shape, array.dtype.numpy_dtype)
+                for path, array in self._arrays.items()
+            }
+        )
         self.tree = unflatten_dict(self.shapes, sep="/")
         self._lock = threading.Lock()
-        self._opened: dict[str, Any] = {}
         self._kept: dict[str, np.ndarray] = {}
 
     def read(self, path: str, layer: int | None = None) -> Any:
@@ -178,7 +181,7 @@ class StoredParams:
 
     def _read_array(self, path: str, layer: int | None) -> np.ndarray:
         """A stored array, or index `layer` of its first axis."""
-        array = self._open(path)
+        array = self._arrays[path]
         if (value := self._read_files(array, path, layer)) is not None:
             return value
         if layer is None:
@@ -232,22 +235,40 @@ class StoredParams:
         flat = {path.removeprefix(prefix + "/"): self.read(path, layer) for path in paths}
         return unflatten_dict(flat, sep="/")
 
-    def _open(self, path: str) -> Any:
-        """The tensorstore array of a path, in either of Orbax's formats, opened once."""
-        import tensorstore
 
-        if path in self._opened:
-            return self._opened[path]
-        name = path.replace("/", ".") + "/"
-        store: dict[str, Any] = {"driver": "file", "path": str(self._checkpoint) + "/"}
-        if is_remote(self._checkpoint):
-            store = tensorstore.KvStore.Spec(urllib.parse.quote(f"{self._checkpoint}/", safe=":/")).to_json()
-        if (self._checkpoint / "manifest.ocdbt").exists():
-            store = {"driver": "ocdbt", "base": store, "path": name}
-        else:
-            store["path"] += name
-        array = tensorstore.open({"driver": "zarr", "kvstore": store}, open=True, read=True).result()
-        return self._opened.setdefault(path, array)
+def _open_arrays(checkpoint: pathlib.Path) -> dict[str, Any]:
+    """The tensorstore arrays of an Orbax checkpoint, in either of its formats, by path.
+
+    Orbax itself takes half a second to be imported and to say the same. Raises FileNotFoundError or
+    ValueError, which name the checkpoint, for what is none.
+    """
+    import tensorstore
+
+    metadata = checkpoint / _METADATA
+    try:
+        leaves = json.loads(metadata.read_text(encoding="utf-8"))["tree_metadata"].values()
+        paths = [[key["key"] for key in leaf["key_metadata"]] for leaf in leaves]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{metadata} names no arrays ({error}): the checkpoint is damaged") from error
+    store: dict[str, Any] = {"driver": "file", "path": f"{checkpoint}/"}
+    if is_remote(checkpoint):
+        store = tensorstore.KvStore.Spec(urllib.parse.quote(f"{checkpoint}/", safe=":/")).to_json()
+    ocdbt = (checkpoint / "manifest.ocdbt").exists()
+    context = tensorstore.Context()
+
+    def open_array(path: list[str]) -> Any:
+        name = ".".join(path) + "/"
+        inside = {"driver": "ocdbt", "base": store, "path": name}
+        kvstore = inside if ocdbt else store | {"path": store["path"] + name}
+        zarr = {"driver": "zarr", "kvstore": kvstore}
+        return tensorstore.open(zarr, open=True, read=True, context=context)
+
+    opening = {"/".join(path): open_array(path) for path in paths}
+    try:
+        return {path: array.result() for path, array in opening.items()}
+    except ValueError as error:
+        reason = str(error).partition(" [")[0]  # what follows are tensorstore's settings
+        raise ValueError(f"{checkpoint} cannot be read ({reason}): the checkpoint is damaged") from error
 
 
 def quantized_arrays(path: str, shape: tuple[int, ...], bits: int) -> dict[str, "ArraySpec"]:

@@ -87,7 +87,9 @@ class Runtime:
         """
         path = default_model() if path is None else path
         dtype = _default_dtype() if dtype is None else jnp.dtype(dtype)
-        config, params, tokenizer, manifest = load_model(path, mesh=mesh, dtype=dtype, quantize=quantize)
+        config, params, tokenizer, manifest = load_model(
+            path, mesh=mesh, dtype=dtype, quantize=quantize, unstacked=True
+        )
         with _under(mesh):  # nobody else has what was read, so that each stack can be freed on the way
             params["decoder"] = unstack_layers(params["decoder"], consume=True)
         cache = "int8" if "quantization" in manifest else None
