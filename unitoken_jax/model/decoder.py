@@ -3,6 +3,7 @@
 The 7B model normalises each branch's input, the 34B model its output (config.norm).
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -284,12 +285,12 @@ class Decoder(nn.Module):
         """
         rope, x = self._start(x, positions)
         block = DecoderBlock(self.config, self.dtype, parent=None)
+        extend: Any = jax.jit(functools.partial(block.apply, method="extend"), inline=True)  # traced once
         params: Any = self.layers.variables["params"]
         written = []
         for i, layer_cache in enumerate(zip(*cache)):
             layer = params[str(i)] if "0" in params else jax.tree.map(lambda leaf, i=i: leaf[i], params)
-            output: Any = block.apply({"params": layer}, x, rope, positions, layer_cache, method="extend")
-            x, new_cache = output
+            x, new_cache = extend({"params": layer}, x, rope, positions, layer_cache)
             written.append(new_cache)
         return self.norm(x), Cache(*map(tuple, zip(*written)))
 

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import zlib
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,13 +56,18 @@ def _abstract_model(config: ModelConfig) -> dict:
     token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     batch = dict.fromkeys(("tokens", "segments", "positions", "image_feature_index"), token)
     batch["crops"] = jax.ShapeDtypeStruct((1, 1, side, side, 3), jnp.uint8)
-    return jax.eval_shape(UniTokenModel(config).init, jax.random.key(0), batch)["params"]
+    return _abstract_init(UniTokenModel(config), batch)
 
 
 @functools.cache
 def _abstract_vqgan(config: VQConfig) -> dict:
     image = jax.ShapeDtypeStruct((1, config.stride, config.stride, 3), jnp.uint8)
-    return jax.eval_shape(VQModel(config).init, jax.random.key(0), image)["params"]
+    return _abstract_init(VQModel(config), image)
+
+
+def _abstract_init(module: nn.Module, inputs) -> dict:
+    """The boxed shapes of `module`'s parameters; nothing is compiled, not even for a key."""
+    return jax.eval_shape(lambda inputs: module.init(jax.random.key(0), inputs), inputs)["params"]
 
 
 def _draw(abstract: dict, seed: int, mesh: Mesh | None) -> dict:
