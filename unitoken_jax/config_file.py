@@ -16,12 +16,12 @@ import re
 import runpy
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
-
-from absl import flags
-from ml_collections import ConfigDict, config_dict, config_flags
+from typing import TYPE_CHECKING, Any
 
 from unitoken_jax.config import Config, from_dict, to_dict
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 _PREFIX = "--config."
 _PACKAGE = pathlib.Path(__file__).resolve().parent
@@ -148,11 +148,13 @@ def _siblings(folder: pathlib.Path) -> Iterator[None]:
                 del sys.modules[name]
 
 
-def _config_dict(config: Any) -> ConfigDict:
+def _config_dict(config: Any) -> "ConfigDict":
     """A config dataclass as a ConfigDict that knows the type of every key.
 
     A key that may be None has no type of its own there: any literal is taken, and `from_dict` checks it.
     """
+    from ml_collections import ConfigDict, config_dict  # here, as every `unitoken --help` imports this file
+
     values = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -165,8 +167,11 @@ def _config_dict(config: Any) -> ConfigDict:
     return ConfigDict(values)
 
 
-def _apply(config: ConfigDict, override: str) -> None:
+def _apply(config: "ConfigDict", override: str) -> None:
     """Sets what "--config.a.b=value" says in `config`, by a config flag of ml_collections."""
+    from absl import flags
+    from ml_collections import config_flags
+
     key, equals, text = override.removeprefix(_PREFIX).partition("=")
     if not is_override(override) or not equals or not key:
         raise ValueError(

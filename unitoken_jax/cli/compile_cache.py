@@ -14,6 +14,11 @@ from unitoken_jax.storage.paths import expand_home, user_cache
 
 VARIABLE = "UNITOKEN_CACHE"
 JAX_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+# Jax keeps what took a second to compile; of a small model that is one program in three.
+KEEP_ALL = {
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 
 
 def enable(environ: MutableMapping[str, str] = os.environ) -> pathlib.Path | None:
@@ -44,6 +49,8 @@ def enable(environ: MutableMapping[str, str] = os.environ) -> pathlib.Path | Non
     if not os.access(folder, os.W_OK | os.X_OK):
         return None
     environ[JAX_VARIABLE] = str(folder)
+    for name, value in KEEP_ALL.items():
+        environ.setdefault(name, value)
     return folder
 
 
