@@ -251,7 +251,7 @@ def _digit_coverage(
     rows, columns = (v * CELL + (CELL - 1) / 2), ((u + shear * v) * CELL + (CELL - 1) / 2)
     smooth = ndimage.map_coordinates(bitmap, np.broadcast_arrays(rows, columns), order=3, mode="constant")
     crispness = rng.uniform(1.2, 4.0)
-    return np.clip((smooth - rng.uniform(0.38, 0.5)) * crispness + 0.5, 0, 1)
+    return np.clip((smooth - rng.uniform(0.5, 0.62)) * crispness + 0.5, 0, 1)
 
 
 def _compressed(pixels: np.ndarray, rng: random.Random) -> np.ndarray:
