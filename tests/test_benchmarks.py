@@ -4,10 +4,12 @@ import importlib.util
 import json
 import os
 import pathlib
+import random
 import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 
@@ -159,3 +161,62 @@ def test_step_vs_torch_takes_the_same_steps_on_all_sides(capsys):
     pytest.importorskip("transformers.models.chameleon", reason="needs the parity extra")
     load("step_vs_torch").main(["--small", "--repeats", "1"])  # it raises where losses differ
     assert capsys.readouterr().out.count("losses of 2 steps, ours and") == 2
+
+
+def test_plain_drawings_show_what_they_say():
+    plain = load("plain_drawings")
+    rng, seen = random.Random(0), set()
+    for _ in range(60):
+        drawing = plain.draw(rng)
+        image = drawing.image.convert("RGB")
+        assert 200 <= min(image.size) <= max(image.size) <= 900
+        ground = image.getpixel((0, 0))
+        near = [max(map(abs, map(int.__sub__, ground, rgb))) < 12 for rgb in plain.GROUNDS[drawing.ground]]
+        assert any(near)
+        inks = [pixel for _, pixel in sorted(image.resize((60, 60), 0).getcolors(3600), reverse=True)[:12]]
+        assert any(
+            max(map(abs, map(int.__sub__, ink, rgb))) < 16
+            for ink in inks
+            for rgb in plain.COLOURS[drawing.colour]
+        )
+        seen |= {drawing.shape, drawing.colour, drawing.ground, drawing.format}
+    assert seen == {*plain.SHAPES, *plain.COLOURS, *plain.GROUNDS, "as drawn", "JPEG"}
+    again = plain.draw(random.Random(7)).image
+    assert again.tobytes() == plain.draw(random.Random(7)).image.tobytes()
+
+
+def test_plain_drawings_count_words(tmp_path, capsys):
+    plain, asked = load("plain_drawings"), []
+
+    def answer(conversations):
+        asked.extend(question for _, question in conversations)
+        says = {"what shape is this?": "circle", "what colour is the shape?": "Red."}
+        return [says.get(question, "a red circle centre") for _, question in conversations]
+
+    assert plain.main(["--number", "40", "--seed", "3", "--out", str(tmp_path / "out")], answer) == 0
+    rng = random.Random(3)
+    drawings = [plain.draw(rng) for _ in range(40)]
+    both = sum((drawing.shape, drawing.colour) == ("circle", "red") for drawing in drawings)
+    circles = sum(drawing.shape == "circle" for drawing in drawings)
+    reds = sum(drawing.colour == "red" for drawing in drawings)
+    printed = capsys.readouterr().out
+    shares = [f"{count / 40:.3f}" for count in (both, both, circles, reds)]
+    assert f"| all | 40 | {' | '.join(shares)} |" in printed
+    assert f"| shape: circle | {circles} |" in printed
+    assert f"{40 - both} failures" in printed
+    assert (tmp_path / "out" / "failures.png").read_bytes().startswith(b"\x89PNG")
+    assert len(asked) == 120
+    assert not plain.names_only("a red circle and a blue circle", "red", plain.COLOURS)
+    assert plain.names_only("Red.", "red", plain.COLOURS)
+
+
+def test_plain_drawings_ask_about_photographs(tmp_path, capsys, monkeypatch):
+    plain = load("plain_drawings")
+    image = Image.new("RGB", (40, 30))
+    monkeypatch.setattr(plain, "photographs", lambda rng: [(f"p{i}", image) for i in range(6)])
+    answers = ["nothing that I know", "a red circle centre", "nothing that i know.", *["a 7 centre"] * 3]
+    assert plain.main(["--photographs", "--out", str(tmp_path)], lambda conversations: answers) == 0
+    printed = capsys.readouterr().out
+    assert "is said of 1 of 2 photographs" in printed
+    assert "of 2 of 6 with parts of them: 0.333" in printed
+    assert "4 failures" in printed
