@@ -13,7 +13,7 @@ from unitoken_jax.scenes.checker import Verdict, check, detect, score_images
 from unitoken_jax.scenes.dataset import Dataset
 from unitoken_jax.scenes.prompts import Requirement
 from unitoken_jax.scenes.questions import score_answers
-from unitoken_jax.scenes.scene import COLOURS, GRID, KINDS, Scene
+from unitoken_jax.scenes.scene import COLOURS, GRID, KINDS, Scene, drawings
 from unitoken_jax.sequence.image import siglip_crops
 
 BATCH = 64
@@ -30,7 +30,7 @@ class Results:
         drawn: uint8[n, H, W, 3], an image for each prompt.
         verdicts: the checker's, on each image.
         images: scores of the images, as `score_images` gives them.
-        originals: uint8[m, H, W, 3], held-out images.
+        originals: uint8[m, H, W, 3], drawings of held-out scenes.
         reconstructions: uint8[m, H, W, 3], the same after the VQ tokenizer.
         vq_psnr_db: peak signal-to-noise ratio of the reconstructions, in dB.
         vq_readable: share of held-out images that the checker reads the same after the tokenizer.
@@ -54,8 +54,9 @@ def evaluate(model, dataset: Dataset, seed: int) -> Results:
     """Answers every held-out question greedily, draws every held-out prompt once."""
     from unitoken_jax.train.vq import psnr, reconstruct
 
-    prompts, originals = dataset.held_out_prompts(), read_images(dataset.held_out_images())
-    total = len(dataset.held_out_questions()) + len(prompts) + len(originals)
+    prompts, number = dataset.held_out_prompts(), len(dataset.held_out_questions())
+    originals = drawings(number, seed, "held_out")
+    total = number + len(prompts) + len(originals)
     with tqdm(total=total, unit="example", disable=None, leave=False) as bar:
         questions = answer_questions(model, dataset)
         bar.update(len(questions))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from unitoken_jax.evaluate.markdown import markdown_table
 from unitoken_jax.scenes.checker import Verdict, score_images
@@ -18,6 +18,7 @@ from unitoken_jax.scenes.questions import QUESTIONS, is_right, majority_guess, s
 _PAPER, _TEXT, _FAINT = (250, 250, 248), (35, 35, 40), (125, 125, 130)
 RIGHT, WRONG = (40, 160, 75), (210, 60, 50)
 _GAP = 14  # pixels between things on a sheet
+_THUMBNAIL = 84  # pixels of the longer side of an image beside its question
 _TITLES = {
     "single": "one object",
     "two": "two objects",
@@ -87,7 +88,12 @@ def reconstruction_sheet(
     chosen = np.unique(np.linspace(0, len(originals) - 1, min(columns * rows, len(originals))).astype(int))
     rows = -(-len(chosen) // columns)
     sheet, pen = _blank(_GAP + columns * cell, 40 + rows * row)
-    pen.text((_GAP, 12), "Held-out images, and below each what the VQ tokenizer rebuilds", _TEXT, _font(15))
+    pen.text(
+        (_GAP, 12),
+        "Drawings of held-out scenes, and below each what the VQ tokenizer rebuilds",
+        _TEXT,
+        _font(15),
+    )
     for number, index in enumerate(chosen):
         x, y = _GAP + number % columns * cell, 40 + number // columns * row
         sheet.paste(_enlarged(originals[index], 4), (x, y))
@@ -122,14 +128,14 @@ def _card(
     x, y = corner
     ink = RIGHT if is_right(row["given"], row["answer"]) else WRONG
     with Image.open(root / row["image"]) as file:
-        pixels = np.asarray(file.convert("RGB"))
-    _paste_framed(sheet, pen, pixels, corner, 3, ink)
-    lines = [(text, _TEXT) for text in textwrap.wrap(row["question"], 30)[:2]]
+        pixels = np.asarray(ImageOps.contain(file.convert("RGB"), (_THUMBNAIL, _THUMBNAIL)))
+    _paste_framed(sheet, pen, pixels, corner, 1, ink)
+    lines = [(text, _TEXT) for text in textwrap.wrap(row["question"], 28)[:2]]
     if ink == WRONG:
         lines += [(text, _FAINT) for text in textwrap.wrap(f"true: {row['answer']}", 32)[:2]]
     lines += [(text, ink) for text in textwrap.wrap(row["given"], 32)[:3]] or [("(nothing)", ink)]
     for line_number, (text, colour) in enumerate(lines[:6]):
-        pen.text((x + 3 * pixels.shape[1] + 10, y - 3 + line_number * 15), text, colour, _font(12))
+        pen.text((x + _THUMBNAIL + 10, y - 3 + line_number * 15), text, colour, _font(12))
 
 
 def answers_table(rows: Sequence[dict]) -> str:

@@ -111,15 +111,12 @@ class Dataset:
 
     def drawn_images(self) -> list[Path]:
         """Paths of the training images that the model learns to draw, uint8 RGB of scene.SIZE px a side."""
-        return self._image_paths("generation")
+        return sorted((self.root / "images/generation").glob("*.png"))
 
     def train_scenes(self) -> Iterator[tuple[Path, Scene]]:
         """The training images that are asked about, of all sizes, and what is in them."""
         for row in _read_jsonl(self.root / "train_scenes.jsonl"):
             yield self.root / row["image"], tuple(SceneObject(*values) for values in row["objects"])
-
-    def held_out_images(self) -> list[Path]:
-        return self._image_paths("held_out")
 
     def held_out_questions(self) -> list[dict]:
         """Rows with `image` (relative to root), `question`, `answer`, `kind` and `set`."""
@@ -135,10 +132,6 @@ class Dataset:
                 for turn in row["conversations"]:
                     if text := turn["value"].replace(IMAGE, ""):
                         yield text
-
-    def _image_paths(self, subset: str) -> list[Path]:
-        """Paths of a subset's images, in the order in which they were written."""
-        return sorted((self.root / "images" / subset).glob("*.png"))
 
 
 def write_dataset(

@@ -177,3 +177,9 @@ def random_scene(rng: random.Random, split: Split, count: int | None = None, kin
         scene = place_at_random(kinds_and_colours, rng)
         if scene_split(scene) == split:
             return scene
+
+
+def drawings(number: int, seed: int, split: Split) -> np.ndarray:
+    """uint8[number, SIZE, SIZE, 3]: random scenes of `split`, drawn as the model draws them."""
+    rng = random.Random(f"{seed} drawings")
+    return np.stack([draw(random_scene(rng, split), rng, split) for _ in range(number)])
