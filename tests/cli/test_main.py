@@ -59,9 +59,9 @@ def models(tmp_path_factory):
 
 def test_quickstart(calls):
     assert main.main(["quickstart", "--out", "here", "--minutes", "2.5", "--seed", "3"]) == 0
-    assert calls["quickstart"] == (("here",), {"minutes": 2.5, "seed": 3})
-    main.main(["quickstart"])
-    assert calls["quickstart"] == (("quickstart",), {"minutes": 15, "seed": 0})
+    assert calls["quickstart"] == (("here", 2.5, 3, False), {})
+    main.main(["quickstart", "--from-scratch"])
+    assert calls["quickstart"] == (("quickstart", None, 0, True), {})
 
 
 def test_a_tilde_that_the_shell_left_is_the_home_directory(calls, tmp_path, monkeypatch):
@@ -70,7 +70,7 @@ def test_a_tilde_that_the_shell_left_is_the_home_directory(calls, tmp_path, monk
     assert main.main(["train", "--config=~/c.py", "--workdir=~/run"]) == 0
     assert calls["train"][0][1] == str(tmp_path / "run")
     assert main.main(["quickstart", "--out=~"]) == 0
-    assert calls["quickstart"][0] == (str(tmp_path),)
+    assert calls["quickstart"][0][0] == str(tmp_path)
 
 
 def test_every_option_that_names_a_path_is_known_as_one():

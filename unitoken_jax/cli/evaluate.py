@@ -28,9 +28,8 @@ def add_verbs(add_verb: AddVerb) -> None:
         "evaluate",
         run_evaluate,
         "the paper's benchmarks: predictions, scores, a report",
-        "unitoken evaluate --benchmark Scenes --out scenes",
+        "unitoken evaluate run --benchmark Scenes --out scenes",
         "unitoken evaluate run --benchmark MMMU --data MMMU_DEV_VAL.tsv --out results",
-        "unitoken evaluate draw --benchmark GenEval \\\n      --data evaluation_metadata.jsonl --out geneval",
     )
     words = evaluate.add_subparsers(dest="word", required=True, metavar="|".join(WORDS))
 
@@ -47,7 +46,6 @@ def add_verbs(add_verb: AddVerb) -> None:
         _run,
         "answer a benchmark's questions, and score the answers",
         "unitoken evaluate run --benchmark Scenes --out scenes",
-        "unitoken evaluate run --benchmark MMMU --data MMMU_DEV_VAL.tsv --out results",
         "unitoken evaluate run --data MMMU_DEV_VAL.tsv \\\n"
         "      --recipe results/MODEL_MMMU_DEV_VAL_recipe.json --out again",
     )
@@ -60,7 +58,6 @@ def add_verbs(add_verb: AddVerb) -> None:
         _draw,
         "draw a benchmark's prompts, where its scorer looks for the images",
         "unitoken evaluate draw --benchmark DrawScenes --out drawn",
-        "unitoken evaluate draw --benchmark GenEval \\\n      --data evaluation_metadata.jsonl --out geneval",
         "unitoken evaluate draw --benchmark T2I-CompBench++ --data color_val.txt \\\n"
         "      --number 2 --out t2i",
     )
