@@ -14,6 +14,7 @@ from unitoken_jax.scenes.scene import (
     digit_coverage,
     digit_numbers,
     draw,
+    drawings,
     place_at_random,
     random_kind,
     random_scene,
@@ -73,6 +74,14 @@ def test_drawing_is_deterministic_and_stays_in_its_cell():
     drawn = (first != np.array(BACKGROUND)).any(-1).reshape(3, 8, 3, 8).any((1, 3))
     assert np.flatnonzero(drawn).tolist() == [1, 5]
     np.testing.assert_array_equal(first[4, 12], COLOURS["green"])  # the square's middle
+
+
+def test_drawings_are_of_their_split_and_seed():
+    held_out = drawings(8, 0, "held_out")
+    assert (held_out.shape, held_out.dtype) == ((8, 24, 24, 3), np.uint8)
+    np.testing.assert_array_equal(held_out, drawings(8, 0, "held_out"))
+    others = [*drawings(8, 1, "held_out"), *drawings(8, 0, "train")]
+    assert not {image.tobytes() for image in held_out} & {image.tobytes() for image in others}
 
 
 def test_things_differ_clearly():
