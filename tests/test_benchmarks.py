@@ -11,6 +11,9 @@ import sys
 import pytest
 from PIL import Image
 
+from tests.helpers.tiny_model import CONFIG, tiny_params, tiny_tokenizer
+from unitoken_jax.checkpoint.model_directory import save_model
+
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 
 
@@ -220,3 +223,13 @@ def test_plain_drawings_ask_about_photographs(tmp_path, capsys, monkeypatch):
     assert "is said of 1 of 2 photographs" in printed
     assert "of 2 of 6 with parts of them: 0.333" in printed
     assert "4 failures" in printed
+
+
+@pytest.mark.slow
+def test_first_minute_measures_every_call(tmp_path, capsys):
+    """Slow, since every call is a process of its own, and the first ones compile."""
+    save_model(tmp_path / "M", CONFIG, tiny_params(), tiny_tokenizer())
+    load("first_minute").main(["--model", str(tmp_path / "M"), "--rounds", "1"])
+    assert [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines()[2:]] == [
+        *("--help", "generate", "answer", "UniToken.load, generate")
+    ]

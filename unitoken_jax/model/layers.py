@@ -39,6 +39,8 @@ class Normal:
     # Flax asks for the shape whenever it traces a network; compiled, each is traced once.
     @functools.partial(jax.jit, static_argnums=(0, 2, 3))
     def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.Array:
+        if self.std == 0.0:
+            return jnp.full(shape, self.mean, dtype)
         return self.mean + self.std * jax.random.normal(key, shape, dtype)
 
 
