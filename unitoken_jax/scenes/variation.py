@@ -44,8 +44,7 @@ _LEAST_CONTRAST = 95  # RGB distance between a ground and what is drawn on it
 _LARGEST = {1: 2.6, 2: 1.55, 3: 1.2}  # cells that an object of a scene of so many may span
 _SMALLEST = 0.6
 _DIGITS_SMALLEST = 0.9  # strokes of smaller digits are thinner than a pixel that SigLIP sees
-_HALF_EXTENT = {"circle": 0.4, "square": 0.44, "triangle": 0.46, "cross": 0.46}  # of an object's span
-_OBJECT_SHADE = 22  # of a gradient or noise, in grey levels
+_STRONGEST_GRADIENT = 22  # grey levels from the middle to an end
 
 
 def draw_varied(scene: Scene, rng: random.Random, split: Split) -> np.ndarray:
@@ -60,7 +59,7 @@ def draw_varied(scene: Scene, rng: random.Random, split: Split) -> np.ndarray:
     image = np.empty((height, width, 3), np.float32)
     image[:] = ground
     if rng.random() < 0.25:
-        image += _gradient(height, width, rng) * rng.uniform(4, _OBJECT_SHADE)
+        image += _gradient(height, width, rng) * rng.uniform(4, _STRONGEST_GRADIENT)
     outline = rng.uniform(0.11, 0.2) if rng.random() < 0.12 else None
     softness = rng.choice((0.15, 0.5, 0.5, 0.5, 1.0))  # pixels over which an edge fades
     for obj, ink, (y, x, span) in zip(scene, inks, _layout(scene, height, width, rng)):
