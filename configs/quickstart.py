@@ -9,7 +9,6 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from unitoken_jax import pretrained
 from unitoken_jax.config import to_dict
 from unitoken_jax.quickstart import recipe
 from unitoken_jax.quickstart.run import Quickstart
@@ -19,6 +18,5 @@ def get_config(name="stage2") -> ConfigDict:
     stages = {stage.name: stage for stage in recipe.FROM_BASE.stages}
     if name not in stages:
         raise ValueError(f"no quickstart stage {name!r}: expected one of {', '.join(stages)}")
-    minutes, base = recipe.FROM_BASE.minutes, pretrained.model_path("base")
-    quickstart = Quickstart(pathlib.Path("quickstart"), recipe.FROM_BASE, minutes, 0, base)
+    quickstart = Quickstart(pathlib.Path("quickstart"), recipe.FROM_BASE, recipe.FROM_BASE.minutes, seed=0)
     return ConfigDict(to_dict(quickstart.stage_config(stages[name])))

@@ -10,7 +10,6 @@ import venv
 
 import pytest
 
-from tests.helpers.pretrained import put_tiny_models
 from unitoken_jax import pretrained
 
 pytestmark = pytest.mark.slow  # builds and installs twice, and starts Python a dozen times
@@ -70,7 +69,6 @@ def sources(tmp_path_factory):
     for name in SOURCES:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)
-    put_tiny_models(folder / "unitoken_jax" / "pretrained")
     return folder
 
 

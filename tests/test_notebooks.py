@@ -4,13 +4,9 @@ import ast
 import importlib
 import importlib.util
 import pathlib
-import shutil
 import subprocess
 
 import pytest
-
-from tests.helpers.quickstart import finished_quickstart
-from unitoken_jax import pretrained
 
 NOTEBOOKS = sorted((pathlib.Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
@@ -23,10 +19,7 @@ def read(path):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Where the notebooks run: an empty folder, in which they find the model inside the package."""
-    folder = tmp_path_factory.mktemp("notebooks")
-    if not (pretrained.FOLDER / "finished").exists():  # until the package has its models
-        shutil.copytree(finished_quickstart(tmp_path_factory), folder / "quickstart")
-    return folder
+    return tmp_path_factory.mktemp("notebooks")
 
 
 @pytest.mark.slow

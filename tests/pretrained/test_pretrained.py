@@ -5,7 +5,7 @@ import pytest
 
 from tests.helpers.tiny_model import CONFIG, tiny_params, tiny_tokenizer
 from unitoken_jax import UniToken, pretrained
-from unitoken_jax.checkpoint.model_directory import is_model_dir, open_model, save_model
+from unitoken_jax.checkpoint.model_directory import open_model, save_model
 from unitoken_jax.quickstart.package import MAX_BYTES
 
 
@@ -28,7 +28,6 @@ def test_a_model_that_the_package_does_not_have_is_named(tmp_path, monkeypatch):
         pretrained.model_path("base")
 
 
-@pytest.mark.skipif(not is_model_dir(pretrained.FOLDER / "finished"), reason="the package has no models yet")
 def test_the_models_are_small_and_say_how_they_were_made():
     files = [path for name in pretrained.NAMES for path in pretrained.model_path(name).rglob("*")]
     assert sum(path.stat().st_size for path in files if path.is_file()) <= MAX_BYTES

@@ -55,7 +55,8 @@ def model_config() -> ModelConfig:
             vocab_size=VOCABULARY, width=192, depth=4, heads=4, kv_heads=4, mlp=512, dropout=0.0
         ),
         sequence=SequenceConfig(resolution="base", image_size=(SIZE, SIZE), size_unit=CELL),
-        generation=GenerationConfig(guidance=2.0, top_k=64, max_answer_tokens=32),
+        # Of 64 codes at temperature 1, one image in twenty more was wrong.
+        generation=GenerationConfig(guidance=2.0, top_k=8, temperature=0.7, max_answer_tokens=32),
     )
 
 

@@ -3,8 +3,8 @@
 Nothing here is special-cased: every step calls the function its own command calls. A run that was stopped
 goes on where it was; a finished step is recognised by what it left.
 
-    data/ stage1/ stage2/ stage3/ model/ summary.json and the sheets of `report`
-    vq/ tokenizers/ vision/ start/ base/ before them, where all is trained from random weights
+    data/ start/ stage1/ stage2/ stage3/ model/ summary.json and the sheets of `report`
+    vq/ tokenizers/ vision/ base/ too, where all is trained from random weights
 """
 
 import contextlib
@@ -49,8 +49,9 @@ def run(
     if not minutes > 0:
         raise ValueError(f"--minutes is {minutes}; expected a number above 0")
     check_seed(seed, "--seed")
-    base = None if from_scratch else pretrained.model_path("base")
-    quickstart = Quickstart(absolute(out), chosen, float(minutes), seed, base)
+    quickstart = Quickstart(absolute(out), chosen, float(minutes), seed)
+    if not from_scratch:
+        pretrained.model_path("base")  # before anything is written
     settings = {
         "minutes": quickstart.minutes,
         "seed": seed,
@@ -66,6 +67,8 @@ def run(
             ("image tokenizer: VQ-GAN", quickstart.train_tokenizers),
             ("vision: SigLIP learns what is where", quickstart.train_vision),
         ]
+    else:
+        steps.append(("start: the base model of the package", quickstart.start_from_base))
     steps.append(("codes: every training image through the tokenizer, once", quickstart.write_codes))
     for stage in chosen.stages:
         steps.append((f"{stage.name}: {stage.purpose}", functools.partial(quickstart.train_stage, stage)))
@@ -137,19 +140,17 @@ class Quickstart:
         recipe: what is trained.
         minutes: scales the data and every training run.
         seed: of data, training and sampling.
-        base: the model directory that stage I starts from; None: start/, which the steps before it leave.
     """
 
     out: pathlib.Path
     recipe: Recipe
     minutes: float
     seed: int
-    base: pathlib.Path | None = None
 
     @property
     def start(self) -> pathlib.Path:
         """The model directory that the first stage starts from, and whose VQ tokenizer makes the codes."""
-        return self.base or self.out / "start"
+        return self.out / "start"
 
     @property
     def dataset(self) -> Dataset:
@@ -192,8 +193,7 @@ class Quickstart:
         from unitoken_jax.train.logs.metrics import MetricsLog, Progress
         from unitoken_jax.train.siglip import train_siglip
 
-        start = self.out / "start"
-        if start.exists():
+        if self.start.exists():
             return
         model = load_model(self.out / "tokenizers")
         settings = recipe.siglip_train_config(self.minutes, self.seed)
@@ -204,7 +204,15 @@ class Quickstart:
             siglip = train_siglip(
                 model.config.siglip, settings, model.params["siglip"], batches, classes, log.write
             )
-        save_model(start, model.config, {**model.params, "siglip": siglip}, model.tokenizer)
+        save_model(self.start, model.config, {**model.params, "siglip": siglip}, model.tokenizer)
+
+    def start_from_base(self) -> None:
+        """Makes start/ of the package's base model, which reads images by SigLIP alone until stage I."""
+        from unitoken_jax.checkpoint.model_directory import load_model, save_model
+
+        if not self.start.exists():
+            base = load_model(pretrained.model_path("base"), dtype="float32")
+            save_model(self.start, recipe.model_config(), base.params, base.tokenizer)
 
     def write_codes(self) -> None:
         """Writes the VQ codes of every data set that a stage trains on."""
@@ -271,7 +279,7 @@ def summarize(quickstart: Quickstart, results: evaluate.Results, costs: StepCost
         "minutes": sum(costs.seconds.values()) / 60,
         "minutes_by_step": {name: seconds / 60 for name, seconds in costs.seconds.items()},
         "peak_gib": costs.peak_gib,
-        "settings": {"minutes": quickstart.minutes, "from_scratch": quickstart.base is None},
+        "settings": {"minutes": quickstart.minutes, "from_scratch": quickstart.recipe is recipe.FROM_SCRATCH},
         "seeds": dict.fromkeys(("data", "training", "sampling"), quickstart.seed),
         "versions": {"python": platform.python_version(), **versions()},
         "cpu_count": os.cpu_count(),
