@@ -66,6 +66,8 @@ def right_answer(question: str, scene: Scene) -> str:
         assert len(objects) == 1 or not scene, f"{question!r} may mean {objects}"
         return value(objects[0]) if objects else NOTHING
 
+    if re.fullmatch(r"(?:what|which) colour is it|what is the colour of it", text):
+        return the_one("object", lambda obj: obj.colour)
     if match := re.fullmatch(r"(?:what|which) colour is the (.*)|what is the colour of the (.*)", text):
         return the_one(match[1] or match[2], lambda obj: obj.colour)
     if match := re.fullmatch(r"(?:what|which) shape is at the (.*)", text):
@@ -83,6 +85,8 @@ def right_answer(question: str, scene: Scene) -> str:
         return " ".join(obj.kind for obj in digits) or NOTHING
     if match := re.fullmatch(r"how many (.*) (?:are there|do you see|are in the image)|count the (.*)", text):
         return ("zero", "one", "two", "three")[len(named(match[1] or match[2], scene))]
+    if match := re.fullmatch(r"where are the (.*) and the (.*)", text):
+        return f"{the_one(match[1], place_of)} and {the_one(match[2], place_of)}"
     if match := re.fullmatch(r"(?:where is|where do you see) the (.*)", text):
         return the_one(match[1], place_of)
     if match := re.fullmatch(rf"(?:is there|do you see) a ({COLOUR} \w+)( in the image)?", text):

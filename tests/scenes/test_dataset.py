@@ -62,7 +62,7 @@ def test_files_are_the_public_format(small):
             with Image.open(conversation.images[0].path) as image:
                 assert image.mode == "RGB"
                 assert min(image.size) >= SIZE
-                assert max(image.size) < 256
+                assert max(image.size) <= 2 * 144
     drawn = small.drawn_images()
     assert len(drawn) == 60
     for path in drawn:

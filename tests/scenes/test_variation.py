@@ -1,4 +1,4 @@
-"""Scenes as people draw them show what the scene says, and pictures of anything else show none of it."""
+"""Scenes as people draw them show what the scene says."""
 
 import colorsys
 import itertools
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.scenes.test_questions import SCENES
 from unitoken_jax.scenes import variation
 from unitoken_jax.scenes.scene import COLOURS, DIGITS, KINDS, SHAPES, SceneObject, random_scene
-from unitoken_jax.scenes.variation import MAX_SIDE, MIN_SIDE, draw_varied, texture
+from unitoken_jax.scenes.variation import MAX_SIDE, MIN_SIDE, draw_varied
 
 SEEDS = st.integers(0, 2**32)
 HUES = {"red": (345, 375), "yellow": (40, 70), "green": (90, 165), "blue": (195, 255)}  # degrees
@@ -30,7 +30,7 @@ def test_an_equal_seed_gives_equal_pixels(scene, seed):
     height, width, channels = first.shape
     assert channels == 3
     assert MIN_SIDE <= min(height, width) <= MAX_SIDE
-    assert max(height, width) <= 1.6 * min(height, width) + 1
+    assert max(height, width) <= 2 * min(height, width) + 1
 
 
 @given(SCENES, SEEDS)
@@ -136,22 +136,6 @@ def test_grounds_sizes_and_files_vary():
     assert sum(len(np.unique(image.reshape(-1, 3), axis=0)) == 1 for image in images) >= 15  # flat
 
 
-@given(SEEDS)
-def test_a_texture_is_made_of_noise_alone(seed):
-    first = texture(random.Random(seed))
-    np.testing.assert_array_equal(first, texture(random.Random(seed)))
-    assert first.dtype == np.uint8
-    assert MIN_SIDE <= min(first.shape[:2]) <= MAX_SIDE
-    assert first.std() > 2  # it is no plain ground
-
-
-def test_no_object_is_painted_in_a_texture(monkeypatch):
-    for name in ("_paint", "_distance", "digit_bitmap", "_shade"):
-        monkeypatch.delattr(variation, name)
-    rng = random.Random(2)
-    assert len({texture(rng).tobytes() for _ in range(12)}) == 12
-
-
 def test_an_outline_leaves_the_middle_to_the_ground():
     rng = random.Random(3)
     image = np.zeros((90, 90, 3), np.float32)
@@ -168,4 +152,4 @@ def test_an_outline_leaves_the_middle_to_the_ground():
 
 def test_a_shape_that_is_unknown_is_refused():
     with pytest.raises(ValueError, match="no shape 'ring'"):
-        variation._distance("ring", np.zeros(1), np.zeros(1))
+        variation._distance("ring", np.zeros(1), np.zeros(1), 0.1)

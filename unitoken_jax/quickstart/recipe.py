@@ -167,7 +167,7 @@ FROM_BASE = Recipe(
 FROM_SCRATCH = Recipe(
     15.0,
     DatasetSettings(
-        train_captions=30000, train_understanding=9000, train_generation=12000, train_instruct=4000
+        train_captions=12000, train_understanding=9000, train_generation=12000, train_instruct=4000
     ),
     (PRETRAINING, *_paper_stages(40, 400, 160)),
 )

@@ -26,7 +26,8 @@ from unitoken_jax.scenes.benchmark_files import FOLDER, PROMPTS_FILE, QUESTIONS_
 from unitoken_jax.scenes.dataset import held_out_question
 from unitoken_jax.scenes.prompts import CATEGORIES, Requirement, random_prompt
 from unitoken_jax.scenes.scene import Scene
-from unitoken_jax.scenes.variation import draw_varied, texture
+from unitoken_jax.scenes.texture import texture
+from unitoken_jax.scenes.variation import draw_varied
 from unitoken_jax.scenes.wording import LETTERS, YES_OR_NO, options_for
 from unitoken_jax.storage.atomic import write_text
 

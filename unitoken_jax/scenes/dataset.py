@@ -34,7 +34,8 @@ from unitoken_jax.scenes.prompts import (
     vary_prompt,
 )
 from unitoken_jax.scenes.scene import Scene, SceneObject, Split, draw, random_scene
-from unitoken_jax.scenes.variation import draw_varied, texture
+from unitoken_jax.scenes.texture import texture
+from unitoken_jax.scenes.variation import draw_varied
 from unitoken_jax.scenes.wording import in_benchmark_words, vary_wording
 from unitoken_jax.sequence.build import TEXT_TO_IMAGE_INSTRUCTION
 from unitoken_jax.storage.atomic import atomic_folder
@@ -52,16 +53,17 @@ _QUESTIONS = dict.fromkeys(questions.QUESTIONS, 1.0) | {
     "read caption": 0.3,
     "count": 2.0,
     "position": 2.0,
+    "positions": 3.0,
     "relation": 3.0,
     "exists": 3.0,
 }
-_IN_BENCHMARK_WORDS = 0.18  # share of training questions put as a benchmark puts them
+_IN_BENCHMARK_WORDS = 0.25  # share of training questions put as a benchmark puts them
 _MOST_IN_BENCHMARK_WORDS = 2  # of a conversation: they are long
-_NOTHING = 0.06  # share of training images that show nothing of the small world
+_NOTHING = 0.08  # share of training images that show nothing of the small world
 _ON_GRID = 0.25  # share of images with objects that are as the model draws them
 _HARD_QUESTIONS = _QUESTIONS | {"position": 4.0, "relation": 4.0}
 # Numbers of objects in a training scene that questions are about; one is drawn, all equally likely.
-_OBJECTS = (1, 2, 2, 3, 3)
+_OBJECTS = (1, 1, 2, 2, 3, 3)
 _EVEN_PROMPTS = {SCENE: 2.0, RELATED: 1.0, **dict.fromkeys(CATEGORIES, 1.0)}
 _HARD_PROMPTS = {
     SCENE: 1.0,

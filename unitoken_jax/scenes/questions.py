@@ -30,7 +30,7 @@ _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "be
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """One question about one scene. `kind` is a key of GENERAL or TEXTREAD."""
+    """One question about one scene. `kind` is a key of QUESTIONS or TRAINING_ONLY."""
 
     kind: str
     text: str
@@ -77,6 +77,10 @@ def _unique_names(obj: SceneObject, scene: Scene) -> list[str]:
     """All names that mean this object and no other, none of which gives a digit away."""
     names = []
     others = [other for other in scene if other != obj]
+    if not others:
+        names.append("object")
+    if not obj.is_digit and all(other.is_digit for other in others):
+        names.append("shape")
     if all(_noun(other) != _noun(obj) for other in others):
         names.append(_noun(obj))
     if all(other.colour != obj.colour for other in others):
@@ -156,7 +160,7 @@ def _colour(scene: Scene, rng: random.Random) -> Question | None:
         return None
     obj = rng.choice(scene)
     names = [f"the {name}" for name in _unique_names(obj, scene) if obj.colour not in name]
-    name = rng.choice([*names, f"the object at the {obj.place}"])
+    name = rng.choice([*names, f"the object at the {obj.place}", *(["it"] if len(scene) == 1 else [])])
     return Question(
         "colour",
         _pick(rng, f"what colour is {name}?", f"what is the colour of {name}?", f"which colour is {name}?"),
@@ -216,6 +220,16 @@ def _position(scene: Scene, rng: random.Random) -> Question | None:
     return Question(
         "position", _pick(rng, f"where is the {name}?", f"where do you see the {name}?"), obj.place
     )
+
+
+def _positions(scene: Scene, rng: random.Random) -> Question | None:
+    """Asks for two places at once."""
+    named = [(obj, rng.choice(names)) for obj in scene if (names := _unique_names(obj, scene))]
+    if len(named) < 2:
+        return None
+    (first, first_name), (second, second_name) = rng.sample(named, 2)
+    text = f"where are the {first_name} and the {second_name}?"
+    return Question("positions", text, f"{first.place} and {second.place}")
 
 
 def _relation(scene: Scene, rng: random.Random) -> Question | None:
@@ -308,11 +322,14 @@ TEXTREAD: dict[str, Callable[[Scene, random.Random], Question | None]] = {
     "read caption": _read_caption,
 }
 QUESTIONS = GENERAL | TEXTREAD
+# Asked in training only: to find an object by its looks is the last thing learnt, and two at once teach it
+# sooner.
+TRAINING_ONLY = {"positions": _positions}
 
 
 def ask(scene: Scene, kind: str, rng: random.Random) -> Question | None:
     """A question of `kind` about the scene, or None where the scene gives no unambiguous one."""
-    return QUESTIONS[kind](scene, rng)
+    return (QUESTIONS | TRAINING_ONLY)[kind](scene, rng)
 
 
 def ask_several(scene: Scene, number: int, rng: random.Random, weights: dict[str, float]) -> list[Question]:

@@ -34,6 +34,8 @@ PLACES = (
     "bottom right",
 )
 
+_WEIGHTS_ALONE = (1, 1.5, 1, 1.5, 3, 1.5, 1, 1.5, 1)  # of the cells, for an object alone
+
 Split = Literal["train", "held_out"]
 _HELD_OUT_ONE_IN = 5  # one scene and one bitmap in this many is held out
 
@@ -147,8 +149,12 @@ def tint(coverage: np.ndarray, colour: str) -> np.ndarray:
 
 
 def place_at_random(kinds_and_colours: list[tuple[str, str]], rng: random.Random) -> Scene:
-    """A scene of objects of these kinds and colours, each in a random cell of its own."""
-    cells = rng.sample(range(GRID * GRID), len(kinds_and_colours))
+    """A scene of objects of these kinds and colours, each in a random cell of its own; one alone is more
+    often in the middle, as people place it."""
+    if len(kinds_and_colours) == 1:
+        cells = rng.choices(range(GRID * GRID), _WEIGHTS_ALONE)
+    else:
+        cells = rng.sample(range(GRID * GRID), len(kinds_and_colours))
     objects = (SceneObject(cell, kind, colour) for cell, (kind, colour) in zip(cells, kinds_and_colours))
     return tuple(sorted(objects))
 

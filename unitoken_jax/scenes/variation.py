@@ -1,8 +1,7 @@
-"""Scenes as people draw them, and pictures of anything else: what understanding is trained on.
+"""Scenes as people draw them: what understanding is trained on.
 
 `scene.draw` makes one image of a scene, on the grid, on grey: what the model draws. What people hand a model
-differs in ground, shades, sizes, places, lines, sides and compression; `draw_varied` varies them all. A
-`texture` stands for a photograph: nothing in it is of the small world.
+differs in ground, shades, sizes, places, lines, sides and compression; `draw_varied` varies them all.
 """
 
 import colorsys
@@ -53,7 +52,7 @@ def draw_varied(scene: Scene, rng: random.Random, split: Split) -> np.ndarray:
     Each object's centre lies in its cell, a third of the width and of the height. A scene without objects is
     a plain ground.
     """
-    height, width = _sides(rng)
+    height, width = random_sides(rng)
     inks = [_shade(obj.colour, rng) for obj in scene]
     ground = _ground(inks, rng)
     image = np.empty((height, width, 3), np.float32)
@@ -68,52 +67,15 @@ def draw_varied(scene: Scene, rng: random.Random, split: Split) -> np.ndarray:
         noise = np.random.default_rng(rng.getrandbits(32)).normal(0, rng.uniform(2, 9), image.shape)
         image += noise.astype(np.float32)
     pixels = np.rint(np.clip(image, 0, 255)).astype(np.uint8)
-    return _compressed(pixels, rng) if rng.random() < 0.4 else pixels
+    return compressed(pixels, rng) if rng.random() < 0.4 else pixels
 
 
-def texture(rng: random.Random) -> np.ndarray:
-    """uint8[h, w, 3] like a photograph's colours and edges, with nothing of the small world in it.
-
-    Layers of noise whose power falls with frequency as natural images' does (Field 1987), in related colours,
-    cut by random edges.
-    """
-    height, width = _sides(rng)
-    numpy_rng = np.random.default_rng(rng.getrandbits(64))
-    image = _natural_noise(height, width, numpy_rng, rng.uniform(0.7, 1.7))
-    for _ in range(rng.randint(0, 5)):
-        mask = _natural_noise(height, width, numpy_rng, rng.uniform(1.2, 2.2))[..., 0]
-        level = np.quantile(mask, rng.uniform(0.5, 0.9))
-        edge = max(float(mask.std()) * rng.uniform(0.01, 0.3), 1e-3)
-        cover = np.clip((mask - level) / edge + 0.5, 0, 1)[..., None]
-        image = image * (1 - cover) + _natural_noise(height, width, numpy_rng, rng.uniform(0.6, 1.7)) * cover
-    if rng.random() < 0.3:
-        image = np.repeat(image.mean(-1, keepdims=True), 3, axis=-1)
-    pixels = np.rint(np.clip(image, 0, 255)).astype(np.uint8)
-    return _compressed(pixels, rng) if rng.random() < 0.5 else pixels
-
-
-def _natural_noise(height: int, width: int, rng: np.random.Generator, fall: float) -> np.ndarray:
-    """float32[h, w, 3] around random colours, amplitude falling with frequency to the power `fall`."""
-    down, across = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :]
-    stretch = math.exp(rng.normal(0, 0.5))
-    frequency = np.sqrt((down * stretch) ** 2 + (across / stretch) ** 2)
-    frequency[0, 0] = 1
-    spectrum = rng.normal(size=(3, *frequency.shape)) + 1j * rng.normal(size=(3, *frequency.shape))
-    spectrum /= frequency**fall
-    spectrum[:, 0, 0] = 0
-    planes = np.fft.irfft2(spectrum, s=(height, width))
-    planes /= planes.std((1, 2), keepdims=True) + 1e-9
-    mixing = np.array([0.8, 0.5, 0.3])[:, None] * rng.normal(0, 1, (3, 3)) + np.array([[1], [0], [0]])
-    colours = np.einsum("chw,cd->hwd", planes, mixing)
-    return (rng.uniform(40, 215, 3) + rng.uniform(12, 50) * colours).astype(np.float32)
-
-
-def _sides(rng: random.Random) -> tuple[int, int]:
+def random_sides(rng: random.Random) -> tuple[int, int]:
     """Height and width in pixels; most images are square."""
     side = rng.randint(MIN_SIDE, MAX_SIDE)
     if rng.random() < 0.6:
         return side, side
-    longer = round(side * rng.uniform(1, 1.6))
+    longer = round(side * rng.uniform(1, 2))
     return (side, longer) if rng.random() < 0.6 else (longer, side)
 
 
@@ -158,13 +120,14 @@ def _layout(scene: Scene, height: int, width: int, rng: random.Random) -> list[t
     """
     unit = min(height, width) / GRID
     smallest = _DIGITS_SMALLEST if any(obj.is_digit for obj in scene) else _SMALLEST
-    freedom = rng.random()
+    alone = len(scene) == 1
+    freedom = rng.random() ** (0.5 if alone else 1)
+    reach = (0.45 if alone else 0.36) * freedom
     while scene:
         low, high = (math.log(end) * freedom for end in (smallest, _LARGEST[len(scene)]))
-        largest = math.exp(rng.uniform(low, high))
+        largest = rng.uniform(math.exp(low), math.exp(high))
         spans = [unit * max(largest * (1 - 0.2 * freedom * rng.random()), smallest) for _ in scene]
-        reach = 0.36 * freedom
-        for _ in range(4):
+        for _ in range(12 if alone else 4):
             places = [
                 (
                     (obj.row + 0.5 + rng.uniform(-reach, reach)) * height / GRID,
@@ -209,7 +172,7 @@ def _paint(
     down = (np.arange(top, bottom) + 0.5 - y)[:, None] / span
     across = (np.arange(left, right) + 0.5 - x)[None, :] / span
     angle = math.radians(rng.gauss(0, 4))
-    stretch = math.exp(rng.gauss(0, 0.05))
+    stretch = math.exp(rng.gauss(0, 0.06))
     v = (math.cos(angle) * down - math.sin(angle) * across) * stretch
     u = (math.sin(angle) * down + math.cos(angle) * across) / stretch
     fade = max(softness / span, 1e-3)
@@ -221,7 +184,8 @@ def _paint(
             turn = np.arctan2(v, u)
             stretched = 1 + wobble * np.sin(rng.randint(2, 5) * turn + phase) / 0.4
             v, u = v * stretched, u * stretched
-        distance = _distance(obj.kind, v, u)
+        arm = rng.uniform(0.09, 0.18) if outline is None else 0.17
+        distance = _distance(obj.kind, v, u, arm)
         coverage = np.clip(0.5 - distance / fade, 0, 1)
         if outline is not None:
             coverage = coverage * np.clip(0.5 + (distance + outline) / fade, 0, 1)
@@ -229,8 +193,11 @@ def _paint(
     region += coverage[..., None].astype(np.float32) * (ink - region)
 
 
-def _distance(shape: str, v: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Distance outside (negative: inside) a shape around 0 whose span is 1; `v` down, `u` across."""
+def _distance(shape: str, v: np.ndarray, u: np.ndarray, arm: float) -> np.ndarray:
+    """Distance outside (negative: inside) a shape around 0 whose span is 1; `v` down, `u` across.
+
+    `arm` is half the width of a cross's arms.
+    """
     if shape == "circle":
         return np.hypot(v, u) - 0.42
     if shape == "square":
@@ -238,7 +205,7 @@ def _distance(shape: str, v: np.ndarray, u: np.ndarray) -> np.ndarray:
     if shape == "triangle":
         return np.maximum(v - 0.42, (abs(u) * 1.85 - (v + 0.46)) / 2.1)
     if shape == "cross":
-        return np.maximum(np.minimum(abs(v), abs(u)) - 0.145, np.maximum(abs(v), abs(u)) - 0.46)
+        return np.maximum(np.minimum(abs(v), abs(u)) - arm, np.maximum(abs(v), abs(u)) - 0.46)
     raise ValueError(f"no shape {shape!r}")
 
 
@@ -253,7 +220,7 @@ def _digit_coverage(
     return np.clip((smooth - rng.uniform(0.5, 0.62)) * crispness + 0.5, 0, 1)
 
 
-def _compressed(pixels: np.ndarray, rng: random.Random) -> np.ndarray:
+def compressed(pixels: np.ndarray, rng: random.Random) -> np.ndarray:
     """The pixels after JPEG."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=rng.randint(35, 92))
