@@ -114,7 +114,7 @@ def test_the_compiled_step_is_laid_out_as_the_table_says(data):
     with jax.set_mesh(run.mesh):
         compiled = run.step.lower(run.state, run.batch()).compile()
     run.loader.close()
-    (state, frozen, batch), _ = compiled.input_shardings
+    (state, frozen, batch, _), _ = compiled.input_shardings
     after, _ = compiled.output_shardings
 
     table = flatten(sharding.shardings(run.mesh, abstract_params(MODEL)))
