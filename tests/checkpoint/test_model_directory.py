@@ -77,6 +77,12 @@ def test_round_trip(saved):
     assert [path.name for path in saved.parent.iterdir()] == ["tiny"]
 
 
+def test_no_file_names_the_folder_it_was_written_to(saved):
+    files = [path for path in saved.rglob("*") if path.is_file()]
+    assert len(files) > 5
+    assert not [path for path in files if str(saved.parent).encode() in path.read_bytes()]
+
+
 def test_a_layer_can_be_read_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(model_directory, "SMALL_BYTES", 4096)
     save_model(tmp_path / "m", CONFIG, tiny_params(), tiny_tokenizer())

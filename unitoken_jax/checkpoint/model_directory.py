@@ -45,6 +45,8 @@ CONFIG, TOKENIZER, PARAMS, MANIFEST = "config.json", "tokenizer.json", "params",
 UNFINISHED = "unfinished"  # an object at a URL whose parameters are being written
 # Of a quantized model: computed with once an image, or looked up by row.
 _NOT_READ_WHOLE = ("siglip/", "adapter/", "decoder/embed/")
+# Orbax asks whether it is there, and writes the path on the writing machine into it, which is nobody else's.
+ORBAX_MARKER = "commit_success.txt"
 NETWORK = ("siglip", "adapter", "decoder")  # what UniTokenModel reads; the VQ-GAN stands apart
 # What a directory may lack as a whole: published checkpoints carry no VQ-GAN, or its encoder alone.
 OPTIONAL = ("vqgan", "vqgan/encoder", "vqgan/quant_conv", "vqgan/decoder", "vqgan/post_quant_conv")
@@ -141,6 +143,9 @@ def finalize(
     """Makes the model directory `path` of `staging_path(path)`, which holds the parameters already."""
     path = absolute(path)
     staged = staging_path(path)
+    marker = staged / PARAMS / ORBAX_MARKER
+    if marker.exists():
+        write_text(marker, "complete\n")
     _write_json(staged / CONFIG, to_dict(config))
     tokenizer.save(staged / TOKENIZER)
     _write_json(staged / MANIFEST, _manifest() | dict(manifest or {}))  # last: a URL becomes one with it
