@@ -14,6 +14,7 @@ from einops import reduce
 
 from unitoken_jax.config import OptimizerConfig, SiglipConfig, SiglipTrainConfig
 from unitoken_jax.model.siglip import Siglip
+from unitoken_jax.train.logs.one_step_late import OneStepLate
 from unitoken_jax.train.optimizer import schedule, transformation, warmup_steps
 from unitoken_jax.train.state import flatten, merge
 
@@ -49,18 +50,12 @@ def train_siglip(
     flat = flatten(jax.tree.map(jnp.array, params))
     flat[_HEAD] = jnp.zeros((config.width, sum(classes)))
     opt_state = _optimizer(train).init(flat)
-    pending = None
-
-    def report(step: int) -> None:
-        if pending is not None and on_metrics is not None:
-            on_metrics(step, {name: float(value) for name, value in pending.items()})
-
+    report = OneStepLate(on_metrics)
     for step in range(train.steps):
         images, labels = next(batches)
         flat, opt_state, metrics = program(flat, opt_state, step, images, labels)
-        report(step)
-        pending = metrics
-    report(train.steps)
+        report(metrics)
+    report()
     del flat[_HEAD]
     return merge(flat, {})
 

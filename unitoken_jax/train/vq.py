@@ -19,6 +19,7 @@ from unitoken_jax.config import VQConfig, VQTrainConfig
 from unitoken_jax.model.init import init_vqgan
 from unitoken_jax.model.layers import to_pixels, to_unit
 from unitoken_jax.model.vqgan import VQModel
+from unitoken_jax.train.logs.one_step_late import OneStepLate
 
 L1_WEIGHT = 0.1
 EDGE_WEIGHT = 1.0  # of differences between neighbouring pixels: without it thin strokes stay blurred
@@ -67,21 +68,19 @@ def train_vq(
     programs = VQPrograms(config, train)
     state = programs.start(params)
     history: list[dict[str, float]] = []
-    pending = None
 
-    def report():
-        if pending is not None:
-            history.append({name: float(value) for name, value in pending.items()})
-            if on_metrics is not None:
-                on_metrics(len(history), history[-1])
+    def note(step: int, row: dict[str, float]) -> None:
+        history.append(row)
+        if on_metrics is not None:
+            on_metrics(step, row)
 
+    report = OneStepLate(note)
     for step in range(train.steps):
         batch = next(batches)
         if step == train.autoencoder_steps:
             state = programs.fill(state, batch, batches)
         state, metrics = programs.step(state, batch, jnp.float32(step >= train.autoencoder_steps))
-        report()
-        pending = metrics
+        report(metrics)
         quantised_steps = step + 1 - train.autoencoder_steps
         revives = quantised_steps > 0 and quantised_steps % train.revive_every == 0
         if revives and step + train.revive_every < train.steps:
