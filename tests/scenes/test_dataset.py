@@ -213,7 +213,7 @@ def test_equal_settings_give_equal_bytes_and_more_only_adds(small, tmp_path):
 
 
 def test_several_processes_write_the_same_bytes(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset_module, "_MANY_EXAMPLES", 50)  # of 30, 60, 60 and 40
+    monkeypatch.setattr(dataset_module, "_MANY_EXAMPLES", 50)  # of 190 in all
     monkeypatch.setattr(dataset_module.os, "cpu_count", lambda: 2)
     assert contents(write_dataset(tmp_path / "again", SMALL).root) == contents(small.root)
 

@@ -11,13 +11,14 @@ held_out_prompts.jsonl            category, prompt, include (see prompts.Require
 images/<subset>/000000.png
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
 import multiprocessing
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -213,34 +214,27 @@ class _Writer:
 
     def write_all(self) -> None:
         scenes: list[dict] = []
-        for subset in _TRAIN_SUBSETS:
-            self._write_train(subset, getattr(self.settings, f"train_{subset}"), scenes)
+        sizes = {subset: getattr(self.settings, f"train_{subset}") for subset in _TRAIN_SUBSETS}
+        with _mapping(sum(sizes.values())) as map_numbers:
+            for subset, number in sizes.items():
+                write = functools.partial(_write_example, self.root, self.settings.seed, subset)
+                (self.root / "images" / subset).mkdir(parents=True, exist_ok=True)
+                self._write_train(subset, map_numbers(write, range(number)), scenes)
         self._write_rows("train_scenes.jsonl", scenes)
         self._write_questions()
         self._write_prompts()
 
-    def _write_train(self, subset: str, number: int, scenes: list[dict]) -> None:
-        """Writes `number` conversations of a subset with their images; adds to `scenes` what is in those that
+    def _write_train(self, subset: str, examples: Iterable[tuple[dict, Scene]], scenes: list[dict]) -> None:
+        """Writes a subset's conversations as their images are written; adds to `scenes` what is in those that
         are asked about."""
         rows = []
-        (self.root / "images" / subset).mkdir(parents=True, exist_ok=True)
-        for row, scene in self._train_examples(subset, number):
+        for row, scene in examples:
             self._count_image()
             rows.append(row)
             if row["conversations"][-1]["value"] != IMAGE:
                 objects = [[obj.cell, obj.kind, obj.colour] for obj in scene]
                 scenes.append({"image": row["image"][0], "objects": objects})
         self._write_rows(f"train_{subset}.jsonl", rows)
-
-    def _train_examples(self, subset: str, number: int) -> Iterator[tuple[dict, Scene]]:
-        """Writes a subset's images, many of them in several processes; yields each one's row and scene."""
-        write = functools.partial(_write_example, self.root, self.settings.seed, subset)
-        processes = os.cpu_count() or 1
-        if number < _MANY_EXAMPLES or processes == 1:
-            yield from map(write, range(number))
-            return
-        with multiprocessing.get_context("spawn").Pool(processes) as pool:
-            yield from pool.imap(write, range(number), chunksize=64)
 
     def _write_questions(self) -> None:
         """Writes the held-out questions with their images."""
@@ -276,6 +270,17 @@ class _Writer:
         self.done += 1
         if self.progress:
             self.progress(self.done, self.total)
+
+
+@contextlib.contextmanager
+def _mapping(number: int) -> Iterator[Callable]:
+    """`map`, or where there are many examples, one that works in several processes."""
+    processes = os.cpu_count() or 1
+    if number < _MANY_EXAMPLES or processes == 1:
+        yield map
+        return
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        yield functools.partial(pool.imap, chunksize=64)
 
 
 def _example_rng(seed: int, purpose: str, number: int) -> random.Random:

@@ -8,14 +8,7 @@ import dataclasses
 import random
 from collections.abc import Callable
 
-from unitoken_jax.scenes.questions import (
-    NUMBERS,
-    PLURALS,
-    RELATIONS,
-    caption,
-    related,
-    with_article,
-)
+from unitoken_jax.scenes.questions import NUMBERS, PLURALS, RELATIONS, caption, related, with_article
 from unitoken_jax.scenes.scene import (
     COLOURS,
     DIGITS,

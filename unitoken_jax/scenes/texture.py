@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from unitoken_jax.scenes.variation import compressed, random_sides
+from unitoken_jax.scenes.variation import random_sides, to_pixels
 
 
 def texture(rng: random.Random) -> np.ndarray:
@@ -26,8 +26,7 @@ def texture(rng: random.Random) -> np.ndarray:
     )
     if rng.random() < 0.3:
         image = np.repeat(image.mean(-1, keepdims=True), 3, axis=-1)
-    pixels = np.rint(np.clip(image, 0, 255)).astype(np.uint8)
-    return compressed(pixels, rng) if rng.random() < 0.5 else pixels
+    return to_pixels(image, rng, jpeg_share=0.5)
 
 
 def _layers(height: int, width: int, rng: random.Random, numpy_rng: np.random.Generator) -> np.ndarray:

@@ -66,8 +66,7 @@ def draw_varied(scene: Scene, rng: random.Random, split: Split) -> np.ndarray:
     if rng.random() < 0.3:
         noise = np.random.default_rng(rng.getrandbits(32)).normal(0, rng.uniform(2, 9), image.shape)
         image += noise.astype(np.float32)
-    pixels = np.rint(np.clip(image, 0, 255)).astype(np.uint8)
-    return compressed(pixels, rng) if rng.random() < 0.4 else pixels
+    return to_pixels(image, rng, jpeg_share=0.4)
 
 
 def random_sides(rng: random.Random) -> tuple[int, int]:
@@ -177,7 +176,7 @@ def _paint(
     u = (math.sin(angle) * down + math.cos(angle) * across) / stretch
     fade = max(softness / span, 1e-3)
     if obj.is_digit:
-        coverage = _digit_coverage(digit_bitmap(obj.kind, split, rng), v, u, fade, rng)
+        coverage = _digit_coverage(digit_bitmap(obj.kind, split, rng), v, u, rng)
     else:
         if rng.random() < 0.3:  # an unsteady hand
             wobble, phase = rng.uniform(0.005, 0.025), rng.uniform(0, 2 * math.pi)
@@ -209,9 +208,7 @@ def _distance(shape: str, v: np.ndarray, u: np.ndarray, arm: float) -> np.ndarra
     raise ValueError(f"no shape {shape!r}")
 
 
-def _digit_coverage(
-    bitmap: np.ndarray, v: np.ndarray, u: np.ndarray, fade: float, rng: random.Random
-) -> np.ndarray:
+def _digit_coverage(bitmap: np.ndarray, v: np.ndarray, u: np.ndarray, rng: random.Random) -> np.ndarray:
     """Coverage of a digit's `bitmap` float32[8, 8] at points whose span is 1, its strokes made crisp."""
     shear = rng.gauss(0, 0.08)
     rows, columns = (v * CELL + (CELL - 1) / 2), ((u + shear * v) * CELL + (CELL - 1) / 2)
@@ -220,8 +217,11 @@ def _digit_coverage(
     return np.clip((smooth - rng.uniform(0.5, 0.62)) * crispness + 0.5, 0, 1)
 
 
-def compressed(pixels: np.ndarray, rng: random.Random) -> np.ndarray:
-    """The pixels after JPEG."""
+def to_pixels(image: np.ndarray, rng: random.Random, jpeg_share: float) -> np.ndarray:
+    """float[h, w, 3] in grey levels -> uint8[h, w, 3], of which a share of images has been through JPEG."""
+    pixels = np.rint(np.clip(image, 0, 255)).astype(np.uint8)
+    if rng.random() >= jpeg_share:
+        return pixels
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=rng.randint(35, 92))
     return np.asarray(Image.open(file).convert("RGB"))
