@@ -30,6 +30,7 @@ ROOMS = (
     "evaluate",
     "inspection",
     "planning",
+    "serve",
     "quickstart",
     "ablate",
     "cli",
