@@ -215,6 +215,10 @@ class SourceConfig(Checked):
     kind "json": a JSON or JSONL file; "array_record": files (a folder, a pattern) whose records are JSON
     conversations; "tfds": a prepared data set's folder or a name such as "chartqa:1.0.0"; "auto": whichever
     of them the path looks like.
+
+    `held_out` sets a share of the rows apart, chosen by what each row says (data/held_out.py): one source in
+    `data.sources` with part "training", and one in `data.validation` with the same path, the same share and
+    part "held_out", have no row in common.
     """
 
     path: str = ""  # The file, folder, pattern or name, as `kind` says.
@@ -222,9 +226,18 @@ class SourceConfig(Checked):
     images: str = ""  # Folder, or tar shards "x/*.tar", of relative image paths; empty: the file's folder.
     codes: str = ""  # Folder of VQ codes made beforehand; empty: beside the data.
     ratio: NonNegative = 1.0  # Share of the set's examples that is used at all, always the same ones.
+    held_out: Fraction = 0.0  # Share of the set's rows that is set apart for validation.
+    part: Literal["all", "training", "held_out"] = "all"  # Which rows this source has: see above.
     kind: Literal["auto", "json", "array_record", "tfds"] = "auto"
     split: str = "train"  # Split of a TFDS data set; slices too ("train[:50%]").
     mapping: str = ""  # Function from TFDS example to conversation: "package.module:name" or "file.py:name".
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.part == "held_out" and not self.held_out:
+            raise SettingError(
+                "held_out", "is 0, but part is 'held_out'; expected the share that is set apart"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from unitoken_jax.config import DataConfig, ModelConfig, SourceConfig
 from unitoken_jax.data import packing, shuffle
 from unitoken_jax.data.code_shards import CodesError
 from unitoken_jax.data.codes import Codes, codes_needed, codes_path, read_codes
+from unitoken_jax.data.held_out import part_rows
 from unitoken_jax.data.image_store import OnError
 from unitoken_jax.data.index import open_index, report_bad
 from unitoken_jax.data.index_build import InvalidRow, write_bad
@@ -79,12 +80,13 @@ class Source:
         self.codes = None
         if data.codes == "offline":
             self.codes = read_codes(config.codes or codes_path(config.path), model)
-        usable = self._usable(config.ratio, on_error)
+        selected = self._kept(config.ratio) & part_rows(self.index, config)
+        usable = self._usable(selected, on_error)
         if not usable.any():
             raise ConversationError(f"{config.path}: holds no usable conversation")
         # Most data sets have no bad rows; twenty million numbers that count from 0 need not be stored.
         self._rows = None if usable.all() else np.flatnonzero(usable)
-        self.skipped = int(np.count_nonzero(~usable & self._kept(config.ratio)))
+        self.skipped = int(np.count_nonzero(selected & ~usable))
         self._cache: collections.OrderedDict[tuple[int, bool], Example] = collections.OrderedDict()
         self._cached_bytes = 0
         self._bad_in_a_row = 0
@@ -114,13 +116,14 @@ class Source:
                 f"data.sources ratio of {self.path} is {ratio}; expected more than 0, at most 1 (to see a "
                 "set more often than others, raise its weight)"
             )
-        rows = np.arange(len(self.index))
-        return np.ones(len(rows), bool) if ratio == 1 else shuffle.uniform(rows, _RATIO) < ratio
+        if ratio == 1:
+            return np.ones(len(self.index), bool)
+        return shuffle.uniform(np.arange(len(self.index)), _RATIO) < ratio
 
-    def _usable(self, ratio: float, on_error: OnError | None) -> np.ndarray:
-        """bool[N]: rows that are measured, fit a row, have their codes, and belong to the share."""
+    def _usable(self, selected: np.ndarray, on_error: OnError | None) -> np.ndarray:
+        """bool[N]: those of the rows `selected` that are measured, fit a row, and have their codes."""
         lengths = self.index.lengths
-        usable = np.array(lengths[:, 0] > 0) & self._kept(ratio)
+        usable = np.array(lengths[:, 0] > 0) & selected
         over = usable & (self._needs(lengths) > np.array(packing.row_capacity(self.data))).any(1)
         bad: list[InvalidRow] = [self._over_long(row) for row in np.flatnonzero(over).tolist()]
         usable &= ~over
