@@ -229,6 +229,16 @@ def test_bad_config_files_are_named(copy, text, message):
         load_model(copy)
 
 
+@pytest.mark.parametrize("unstacked", [False, True])
+def test_a_missing_file_of_parameters_is_named(copy, unstacked):
+    files = [path for path in (copy / "params").rglob("d/*") if path.is_file()]
+    max(files, key=lambda path: path.stat().st_size).unlink()
+    with pytest.raises(
+        ValueError, match=r"copy/params cannot be read \(.*\): the model directory is damaged"
+    ):
+        load_model(copy, unstacked=unstacked)
+
+
 def test_a_newer_format_is_refused(copy):
     (copy / "manifest.json").write_text('{"format": 99}')
     with pytest.raises(ValueError, match="format 99"):

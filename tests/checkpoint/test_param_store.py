@@ -1,5 +1,7 @@
 """The store of parameters: what Orbax reads back, and what survives an interruption."""
 
+import json
+
 import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
@@ -118,7 +120,7 @@ def test_contiguous_copies_transposed_matrices():
 
 
 def test_files_that_jax_takes_over_without_a_copy(tmp_path, small_chunks):
-    """Values with a chunk of zeros, which has no file, and a last chunk that is not full."""
+    """Values with a chunk of zeros, and a last chunk that is not full."""
     spec = ArraySpec((3, 35, 16), np.dtype(np.int8), True)
     value = np.arange(3, dtype=np.int8)[:, None, None] + np.zeros(spec.shape, np.int8)
     assert spec.chunks == (1, 12, 16)
@@ -139,13 +141,50 @@ def test_files_that_jax_takes_over_without_a_copy(tmp_path, small_chunks):
         StoredParams(tmp_path / "part" / "params").read("a/kernel", 2)
 
 
+@pytest.fixture
+def stored_in_files(tmp_path, small_chunks):
+    """A checkpoint "params" as conversion writes it; a/kernel is 1 everywhere, save for zeros in layer 2."""
+    spec = ArraySpec((3, 35, 16), np.dtype(np.int8), True)
+    store = ParamStore(tmp_path / "part", {"a/kernel": spec}, {})
+    for layer in range(3):
+        store.write("a/kernel", layer, np.full((35, 16), layer < 2, np.int8))
+    store.publish(tmp_path / "params")
+    return tmp_path / "params"
+
+
+def test_zeros_are_written_and_a_missing_file_is_damage(stored_in_files):
+    folder = stored_in_files / "a.kernel"
+    assert len(list(folder.glob("*.*.0"))) == 9  # 3 layers in 3 chunks each
+    (folder / "2.1.0").unlink()
+    for layer in (2, None):
+        with pytest.raises(ValueError, match=r"params cannot be read .*/2\.1\.0\" is missing.*copy it again"):
+            StoredParams(stored_in_files).read("a/kernel", layer)
+    assert StoredParams(stored_in_files).read("a/kernel", 1).all()
+
+
+def test_where_zeros_were_left_out_a_missing_file_means_them(stored_in_files):
+    """As Orbax wrote before its metadata said more."""
+    metadata = stored_in_files / "_METADATA"
+    values = json.loads(metadata.read_text())
+    assert values.pop("store_array_data_equal_to_fill_value")
+    metadata.write_text(json.dumps(values))
+    (stored_in_files / "a.kernel" / "0.1.0").unlink()
+    for value in (
+        StoredParams(stored_in_files).read("a/kernel", 0),
+        StoredParams(stored_in_files).read("a/kernel")[0],
+    ):
+        assert (value[:12].all(), value[12:24].any(), value[24:].all()) == (True, False, True)
+
+
 def test_what_is_no_checkpoint_is_named(tmp_path):
     folder = tmp_path / "params"
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder, {"a": {"b": np.zeros(3)}})
     assert StoredParams(folder).shapes["a/b"].shape == (3,)
     (folder / "manifest.ocdbt").write_bytes(b"short")
-    with pytest.raises(ValueError, match=r"params cannot be read \(DATA_LOSS.*: the checkpoint is damaged"):
+    with pytest.raises(
+        ValueError, match=r"params cannot be read \(DATA_LOSS.*: the model directory is damaged"
+    ):
         StoredParams(folder)
     for text in ("{", "[]", '{"tree_metadata": {"a": {}}}'):
         (folder / "_METADATA").write_text(text)

@@ -25,7 +25,7 @@ import jax
 from flax import traverse_util
 from flax.core import meta
 
-from unitoken_jax.checkpoint.param_store import SMALL_BYTES, StoredParams
+from unitoken_jax.checkpoint.param_store import SMALL_BYTES, StoredParams, naming_damage
 from unitoken_jax.config import ModelConfig, from_dict, to_dict
 from unitoken_jax.model import sharding
 from unitoken_jax.model.decoder import stack_layers
@@ -266,8 +266,9 @@ def load_model(
         return opened._replace(params=_read_unstacked(opened.params, targets))
     import orbax.checkpoint as ocp  # takes a quarter of a second
 
-    with ocp.StandardCheckpointer() as checkpointer:
-        params = checkpointer.restore(literal_path(absolute(path)) / PARAMS, targets)
+    checkpoint = literal_path(absolute(path)) / PARAMS
+    with naming_damage(checkpoint), ocp.StandardCheckpointer() as checkpointer:
+        params = checkpointer.restore(checkpoint, targets)
     return opened._replace(params=params)
 
 

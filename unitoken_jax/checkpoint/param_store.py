@@ -5,11 +5,13 @@ They grow in a folder beside the checkpoint; `publish` has Orbax write its own m
 A journal names the pieces that are complete, so that a later call goes on where an interrupted one was.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import pathlib
+import re
 import shutil
 import threading
 import urllib.parse
@@ -28,6 +30,10 @@ SMALL_BYTES = 2**20  # arrays up to this have a single chunk, not one a layer
 _TILE = (256, 128)  # of a transposed copy, rows and columns of the source: fits a cache
 _JOURNAL, _ARRAYS = "journal.jsonl", "arrays"
 _METADATA = "_METADATA"  # of an Orbax checkpoint: the paths of its arrays
+# In it: true where every chunk was written, those of zeros too; else a missing chunk means zeros.
+_COMPLETE = "store_array_data_equal_to_fill_value"
+_DAMAGED = "the model directory is damaged: copy it again from where it is whole, or make it again"
+_STATUS = re.compile(r"[A-Z_]+: ")  # how tensorstore's own errors begin
 _ALIGNMENT = 64  # bytes
 VALUES, SCALES = "/values", "/scales"  # below a quantized kernel's path: its two arrays
 
@@ -106,6 +112,7 @@ class ParamStore:
                     "context": {"file_io_sync": False},  # `publish` syncs once
                     "metadata": {"shape": spec.shape, "chunks": spec.chunks, "compressor": None},
                     "dtype": spec.dtype.name,
+                    "store_data_equal_to_fill_value": True,  # so that a missing file is damage (`_COMPLETE`)
                 }
                 self._open[path] = tensorstore.open(zarr, open=True, create=True).result()
             return self._open[path]
@@ -180,22 +187,24 @@ class StoredParams:
         return QuantizedKernel(values, scales)  # type: ignore[arg-type] # not on a device yet
 
     def _read_array(self, path: str, layer: int | None) -> np.ndarray:
-        """A stored array, or index `layer` of its first axis."""
+        """A stored array, or index `layer` of its first axis. ValueError where a file is missing or cut."""
         array = self._arrays[path]
         if (value := self._read_files(array, path, layer)) is not None:
             return value
-        if layer is None:
-            return array.read().result()
-        if array.chunk_layout.read_chunk.shape[0] == 1:
-            return array[layer].read().result()
-        with self._lock:
-            if path not in self._kept:
-                self._kept = {name: kept for name, kept in self._kept.items() if kept.nbytes <= SMALL_BYTES}
-                self._kept[path] = array.read().result()
-            return self._kept[path][layer]
+        with naming_damage(self._checkpoint):
+            if layer is None:
+                return array.read().result()
+            if array.chunk_layout.read_chunk.shape[0] == 1:
+                return array[layer].read().result()
+            with self._lock:
+                if path not in self._kept:
+                    small = {name: kept for name, kept in self._kept.items() if kept.nbytes <= SMALL_BYTES}
+                    self._kept = small | {path: array.read().result()}
+                return self._kept[path][layer]
 
     def _read_files(self, array: Any, path: str, layer: int | None) -> np.ndarray | None:
-        """As `_read_array`, straight from the files; None where they hold anything but rows as in memory.
+        """As `_read_array`, straight from the files; None where they hold anything but rows as in memory, or
+        one is missing, of which tensorstore knows what it means.
 
         Of what `ParamStore` writes every chunk is such rows. Tensorstore would copy them once, and jax, for
         which their address is odd, again: three times the processor's time.
@@ -220,11 +229,9 @@ class StoredParams:
             try:
                 with open(folder / ".".join(map(str, indices)), "rb", buffering=0) as file:
                     if file.readinto(rows.reshape(-1).view(np.uint8).data) != rows.nbytes:
-                        raise ValueError(
-                            f"{file.name} is shorter than its array: the model directory is damaged"
-                        )
-            except FileNotFoundError:  # tensorstore leaves out chunks that hold nothing but zeros
-                rows[...] = 0
+                        raise ValueError(f"{file.name} is shorter than its array: {_DAMAGED}")
+            except FileNotFoundError:
+                return None
         return value
 
     def read_below(self, prefix: str, layer: int | None = None) -> dict:
@@ -246,8 +253,10 @@ def _open_arrays(checkpoint: pathlib.Path) -> dict[str, Any]:
 
     metadata = checkpoint / _METADATA
     try:
-        leaves = json.loads(metadata.read_text(encoding="utf-8"))["tree_metadata"].values()
+        values = json.loads(metadata.read_text(encoding="utf-8"))
+        leaves = values["tree_metadata"].values()
         paths = [[key["key"] for key in leaf["key_metadata"]] for leaf in leaves]
+        fill = {"fill_missing_data_reads": not values.get(_COMPLETE)}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{metadata} names no arrays ({error}): the checkpoint is damaged") from error
     store: dict[str, Any] = {"driver": "file", "path": f"{checkpoint}/"}
@@ -260,15 +269,27 @@ def _open_arrays(checkpoint: pathlib.Path) -> dict[str, Any]:
         name = ".".join(path) + "/"
         inside = {"driver": "ocdbt", "base": store, "path": name}
         kvstore = inside if ocdbt else store | {"path": store["path"] + name}
-        zarr = {"driver": "zarr", "kvstore": kvstore}
+        zarr = {"driver": "zarr", "kvstore": kvstore} | fill
         return tensorstore.open(zarr, open=True, read=True, context=context)
 
     opening = {"/".join(path): open_array(path) for path in paths}
-    try:
+    with naming_damage(checkpoint):
         return {path: array.result() for path, array in opening.items()}
-    except ValueError as error:
-        reason = str(error).partition(" [")[0]  # what follows are tensorstore's settings
-        raise ValueError(f"{checkpoint} cannot be read ({reason}): the checkpoint is damaged") from error
+
+
+@contextlib.contextmanager
+def naming_damage(checkpoint: pathlib.Path) -> Iterator[None]:
+    """Makes a ValueError of tensorstore's, which Orbax wraps, one that names `checkpoint` and what to do."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        if not (isinstance(cause, ValueError) and _STATUS.match(str(cause))):
+            raise
+        reason = str(cause).partition(" [")[0]  # what follows are tensorstore's settings
+        raise ValueError(f"{checkpoint} cannot be read ({reason}): {_DAMAGED}") from error
 
 
 def quantized_arrays(path: str, shape: tuple[int, ...], bits: int) -> dict[str, "ArraySpec"]:
