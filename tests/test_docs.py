@@ -79,6 +79,11 @@ def places(tmp_path_factory):
     row = {"image": ["my.png"], "conversations": [asked, {"from": "gpt", "value": "a red circle"}]}
     (root / "train.jsonl").write_text(4 * (json.dumps(row) + "\n"))
     (root / "conversations.json").write_text(json.dumps([row]))
+    (root / "photos" / "garden").mkdir(parents=True)
+    for number in (1, 2):
+        noise(number).save(root / "photos" / "garden" / f"{number}.png")
+    (table,) = re.findall(r"```csv\n(.*?)```", (ROOT / "docs/data.md").read_text(), re.DOTALL)
+    (root / "photos" / "captions.csv").write_text(table)
     (config_block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/laptop.md").read_text(), re.DOTALL)
     (root / "my_config.py").write_text(config_block)
 

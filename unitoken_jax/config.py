@@ -213,8 +213,9 @@ class SourceConfig(Checked):
     """One data set of conversations; all paths may be local or URLs that etils opens (gs://...).
 
     kind "json": a JSON or JSONL file; "array_record": files (a folder, a pattern) whose records are JSON
-    conversations; "tfds": a prepared data set's folder or a name such as "chartqa:1.0.0"; "auto": whichever
-    of them the path looks like.
+    conversations; "tfds": a prepared data set's folder or a name such as "chartqa:1.0.0"; "image_folder": a
+    folder of images with captions or questions in a CSV or JSONL file, or that file (data/image_folder.py);
+    "auto": whichever of them the path looks like.
 
     `held_out` sets a share of the rows apart, chosen by what each row says (data/held_out.py): one source in
     `data.sources` with part "training", and one in `data.validation` with the same path, the same share and
@@ -228,8 +229,9 @@ class SourceConfig(Checked):
     ratio: NonNegative = 1.0  # Share of the set's examples that is used at all, always the same ones.
     held_out: Fraction = 0.0  # Share of the set's rows that is set apart for validation.
     part: Literal["all", "training", "held_out"] = "all"  # Which rows this source has: see above.
-    kind: Literal["auto", "json", "array_record", "tfds"] = "auto"
-    split: str = "train"  # Split of a TFDS data set; slices too ("train[:50%]").
+    kind: Literal["auto", "json", "array_record", "tfds", "image_folder"] = "auto"
+    captions: Literal["describe", "draw", "both"] = "both"  # What the captions of an image folder teach.
+    split: str = "train"  # Split of a TFDS data set; slices too ("train[:50%]"). Folder in an image folder.
     mapping: str = ""  # Function from TFDS example to conversation: "package.module:name" or "file.py:name".
 
     def __post_init__(self) -> None:

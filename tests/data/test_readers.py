@@ -9,7 +9,7 @@ import pytest
 from tests.helpers.host_data import write_array_record, write_tfds
 from unitoken_jax.config import SourceConfig
 from unitoken_jax.data import readers
-from unitoken_jax.data.readers import count_records, open_records, with_home
+from unitoken_jax.data.readers import count_records, open_records, resolve_source
 from unitoken_jax.sequence.conversation import parse_conversation
 from unitoken_jax.sequence.errors import ConversationError
 from unitoken_jax.sequence.image import image_size
@@ -40,7 +40,7 @@ def test_a_source_with_brackets_or_a_tilde_in_its_path(tmp_path, monkeypatch, pa
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "ar[1]").mkdir()
     write_array_record(tmp_path / "ar[1]" / "x.array_record", [json.dumps(VALUES[0]).encode()])
-    assert open_records(with_home(SourceConfig(path))).read(0) == VALUES[0]
+    assert open_records(resolve_source(SourceConfig(path))).read(0) == VALUES[0]
 
 
 def test_tfds(tmp_path):

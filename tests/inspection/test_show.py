@@ -96,3 +96,14 @@ def test_the_command_line(data, tmp_path, capsys):
     assert main.main([*command, "--row", "3"]) == 2
     assert "data.jsonl:4: " in capsys.readouterr().err
     assert main.main(["inspect", str(tmp_path / "model")]) == 0
+
+
+def test_a_folder_of_images_is_known_for_data(data, capsys):
+    (data.parent / "captions.csv").write_text(
+        f"file_name,text\n{data.name}-0.png,a red circle\nno.png,blue\n"
+    )
+    assert main.main(["inspect", str(data.parent), "--row", "1"]) == 0
+    out = capsys.readouterr().out
+    assert f"{data.parent}/captions.csv: 4 rows, 2 of them bad\n  2 missing_image\n" in out
+    assert f"row 1 ({data.parent}/captions.csv:2 (draw)): " in out
+    assert "a red circle" in out

@@ -74,14 +74,16 @@ def _inspect_model(model: str, against: str | None) -> list[str]:
 
 
 def _looks_like_data(path_or_pattern: str) -> bool:
-    """Whether it is a file, a folder of a TFDS data set or ArrayRecord files, or a pattern."""
+    """Whether it is a file, a folder of images, of a TFDS data set or ArrayRecord files, or a pattern."""
+    from unitoken_jax.data.image_folder import metadata_files
     from unitoken_jax.storage.paths import as_path
 
     path = as_path(path_or_pattern)
     if not path.is_dir():
         return path.is_file() or any(sign in path_or_pattern for sign in "*?[")
     names = {file.name for file in path.iterdir()}
-    return "dataset_info.json" in names or any("array_record" in name for name in names)
+    is_set = "dataset_info.json" in names or any("array_record" in name for name in names)
+    return is_set or bool(metadata_files(path))
 
 
 def _inspect_data(arguments: argparse.Namespace) -> list[str]:

@@ -8,9 +8,11 @@ for, in one pass over the records, and kept in the index's folder:
     content.npy   uint64[N]   hash of each record's conversation; 0 for one that cannot be read
 """
 
+import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from tqdm import tqdm
 
 from unitoken_jax.config import SourceConfig
 from unitoken_jax.data import shuffle
+from unitoken_jax.data.image_folder import ImageFolderRecords
 from unitoken_jax.data.index import Index
 from unitoken_jax.data.index_build import read_table
 from unitoken_jax.sequence.errors import ConversationError, RowError, row_errors
@@ -73,14 +76,20 @@ def _content_hash(index: Index, row: int) -> int:
     """The hash of record `row`; 0 where it cannot be read, which is a bad row."""
     try:
         with row_errors(index.records.location(row)):
-            return content_hash(index.records.read(row))
+            records = index.records
+            if isinstance(records, ImageFolderRecords):  # what describes an image is where what draws it is
+                return _hash(dataclasses.astuple(records.image(row)))
+            return content_hash(records.read(row))
     except RowError:
         return 0
 
 
 def content_hash(record: dict) -> int:
     """64 bits of what a record says: its turns, and its images' names (or their bytes, where it has them)."""
-    said = [record["conversations"], record.get("image")]
+    return _hash([record["conversations"], record.get("image")])
+
+
+def _hash(said: Sequence) -> int:
     text = json.dumps(said, sort_keys=True, default=_plain)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 

@@ -7,7 +7,8 @@ longer has the length it had is an error when it is built (sources.py).
 
     lengths.npy   int32[N, 5]   tokens, crops, images, suffix (ExampleSize), tokens without the
                                 prompt; a bad row has 0 tokens
-    records.npy   int64[N, 3]   where each record of a JSON file lies (sequence/conversation_file.py)
+    records.npy   int64[N, 3]   where each record of a JSON file lies (sequence/conversation_file.py), or
+                  int64[N, 4]   of an image folder's (image_folder.py)
     images.npy    int64[M, 4]   where each image of tar shards lies (image_store.py)
     bad.jsonl                   one object a bad row: row, where, reason, message
     about.json                  what the key was made of; written last
@@ -29,7 +30,7 @@ from unitoken_jax.config import ModelConfig, SourceConfig
 from unitoken_jax.data import index_build
 from unitoken_jax.data.image_store import OnError, open_images, store_files
 from unitoken_jax.data.index_build import BAD, IMAGES, LENGTHS, RECORDS, read_table
-from unitoken_jax.data.readers import kind_of, open_records, records_digest, with_home
+from unitoken_jax.data.readers import TEXT_FILES, kind_of, open_records, records_digest, resolve_source
 from unitoken_jax.sequence.conversation import Conversation, parse_conversation
 from unitoken_jax.sequence.tokenizer import Tokenizer
 from unitoken_jax.storage.atomic import atomic_folder, write_text
@@ -110,7 +111,7 @@ def open_index(
       workers: processes that measure; None: one a core if there is much to do.
       share: (index, count) of this process among those that build the index together in a shared folder.
     """
-    config = with_home(config)
+    config = resolve_source(config)
     base = index_folder(config, folder)
     about = describe(config, model, tokenizer, base)
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
@@ -154,7 +155,7 @@ def index_folder(config: SourceConfig, folder: str = "") -> pathlib.Path:
             "nothing for the user's cache folder"
         )
     path = config.path
-    by_name = kind_of(config) == "tfds" and not os.path.isdir(path)
+    by_name = not is_remote(path) and kind_of(config) == "tfds" and not os.path.isdir(path)
     name = pathlib.PurePosixPath(path.rstrip("/")).name.replace("*", "_").replace("?", "_") + ".index"
     beside = None if by_name or is_remote(path) else pathlib.Path(path).absolute().parent
     if not folder and beside is not None and os.access(beside, os.W_OK):
@@ -193,7 +194,9 @@ def describe(config: SourceConfig, model: ModelConfig, tokenizer: Tokenizer, bas
 def data_digest(config: SourceConfig, base: pathlib.Path) -> list[str]:
     """Fingerprints of the records and of tar shards ("" without them); `base` remembers the first."""
     tars = store_files(config.images)
-    data = _stamped(config.path, base) if kind_of(config) == "json" else records_digest(config)
+    data = _stamped(config.path, base) if kind_of(config) in TEXT_FILES else records_digest(config)
+    if kind_of(config) == "image_folder":
+        data += f" {config.captions}"
     return [data, ends_digest(tars) if tars else ""]
 
 

@@ -25,11 +25,10 @@ from tqdm import tqdm
 
 from unitoken_jax.config import ModelConfig, SourceConfig
 from unitoken_jax.data.image_store import OnError, is_tar, open_images, scan_tars
-from unitoken_jax.data.readers import kind_of, open_records
+from unitoken_jax.data.readers import TEXT_FILES, kind_of, open_records, scan_records
 from unitoken_jax.data.workers import deaf_to_stop_signals
 from unitoken_jax.sequence import build
 from unitoken_jax.sequence.conversation import Conversation, parse_conversation
-from unitoken_jax.sequence.conversation_file import scan_json
 from unitoken_jax.sequence.errors import ConversationError, RowError, legible
 from unitoken_jax.sequence.image import ImageError
 from unitoken_jax.sequence.tokenizer import Tokenizer
@@ -149,9 +148,9 @@ def cores() -> int:
 
 
 def prepare(spec: IndexBuildSpec, on_error: OnError | None) -> None:
-    """Writes the tables that say where the records of a JSON file and the images of tar shards lie."""
-    if kind_of(spec.config) == "json" and not (spec.folder / RECORDS).exists():
-        save_array(spec.folder / RECORDS, scan_json(spec.config.path))
+    """Writes the tables that say where the records of a text file and the images of tar shards lie."""
+    if kind_of(spec.config) in TEXT_FILES and not (spec.folder / RECORDS).exists():
+        save_array(spec.folder / RECORDS, scan_records(spec.config))
     if is_tar(spec.config.images) and not (spec.folder / IMAGES).exists():
         save_array(spec.folder / IMAGES, scan_tars(spec.config.images, on_error))
 

@@ -1,8 +1,8 @@
-"""The records of a data set, whatever holds them: JSON or JSONL, ArrayRecord, or a TFDS data set.
+"""The records of a data set, whatever holds them: JSON or JSONL, ArrayRecord, TFDS, or an image folder.
 
 Every kind has a length, random access with `records.read(i)` to a raw conversation (a dict in the public
 format of sequence/conversation.py), and `records.location(i)`, which says in messages where that stands.
-Nothing holds conversations in memory: a JSON file is read through a table of byte positions.
+Nothing holds conversations in memory: a text file is read through a table of byte positions.
 """
 
 import bisect
@@ -14,38 +14,59 @@ import json
 import os
 import runpy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from unitoken_jax.config import SourceConfig
+from unitoken_jax.data.image_folder import (
+    ImageFolderRecords,
+    looks_like_metadata,
+    metadata_file,
+    scan_image_folder,
+)
 from unitoken_jax.sequence.conversation_file import JsonRecords, decode_json, scan_json
 from unitoken_jax.sequence.errors import ConversationError, row_errors
-from unitoken_jax.storage.paths import ends_digest, expand, expand_home
+from unitoken_jax.storage.paths import as_path, ends_digest, expand, expand_home
+
+TEXT_FILES = ("json", "image_folder")  # kinds whose records are parts of one text file
 
 
-def with_home(config: SourceConfig) -> SourceConfig:
-    """`config` with `~` expanded in its paths, as a config file or an option may have them."""
-    return dataclasses.replace(
+def resolve_source(config: SourceConfig) -> SourceConfig:
+    """`config` with `~` expanded in its paths, its kind, and an image folder's file as its path.
+
+    Raises FileNotFoundError for an image folder that lacks this file, and ValueError for one with several.
+    """
+    config = dataclasses.replace(
         config,
         path=expand_home(config.path),
         images=expand_home(config.images),
         codes=expand_home(config.codes),
         mapping=expand_home(config.mapping),
     )
+    config = dataclasses.replace(config, kind=kind_of(config))
+    if config.kind != "image_folder":
+        return config
+    return dataclasses.replace(config, path=metadata_file(config.path, config.split))
 
 
-def kind_of(config: SourceConfig) -> str:
-    """ "json", "array_record" or "tfds": as `config.kind` says, or as its path looks."""
+Kind = Literal["json", "array_record", "tfds", "image_folder"]
+
+
+def kind_of(config: SourceConfig) -> Kind:
+    """The kind of a source: as `config.kind` says, or as its path and what is there look."""
     if config.kind != "auto":
         return config.kind
     path = config.path
     if path.endswith((".json", ".jsonl")):
-        return "json"
+        return "image_folder" if looks_like_metadata(path) else "json"
+    if path.endswith(".csv"):
+        return "image_folder"
     if "array_record" in path:
         return "array_record"
-    looks_like_tfds = os.path.exists(os.path.join(path, "dataset_info.json"))
-    return "tfds" if looks_like_tfds or config.mapping else "json"
+    if config.mapping or os.path.exists(os.path.join(path, "dataset_info.json")):
+        return "tfds"
+    return "image_folder" if as_path(path).is_dir() else "json"
 
 
 class ArrayRecords:
@@ -141,21 +162,27 @@ class TfdsRecords:
                 ) from error
 
 
-Records = JsonRecords | ArrayRecords | TfdsRecords
+Records = JsonRecords | ArrayRecords | TfdsRecords | ImageFolderRecords
+
+
+def scan_records(config: SourceConfig) -> np.ndarray:
+    """int64[N, columns]: where each record of a text file lies, as `open_records` needs it."""
+    return scan_image_folder(config) if kind_of(config) == "image_folder" else scan_json(config.path)
 
 
 def open_records(config: SourceConfig, table: np.ndarray | None = None) -> Records:
-    """The records of a source; `table` is a JSON file's (`scan_json`)."""
+    """The records of a source, as by `resolve_source`; `table` is a text file's (`scan_records`)."""
     kind = kind_of(config)
     if kind == "tfds":
         return TfdsRecords(config.path, config.split, config.mapping)
     if kind == "array_record":
         return ArrayRecords(expand(config.path, "array_record"))
-    return JsonRecords(config.path, scan_json(config.path) if table is None else table)
+    table = scan_records(config) if table is None else table
+    return (ImageFolderRecords if kind == "image_folder" else JsonRecords)(config.path, table)
 
 
 def records_digest(config: SourceConfig) -> str:
-    """A fingerprint of the records that are not in a JSON file (those are hashed whole, see index.py)."""
+    """A fingerprint of records that are not in a text file (those are hashed whole, see index.py)."""
     if kind_of(config) == "array_record":
         return ends_digest(expand(config.path, "array_record"))
     records = TfdsRecords(config.path, config.split, config.mapping)

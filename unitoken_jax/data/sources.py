@@ -19,7 +19,7 @@ from unitoken_jax.data.held_out import part_rows
 from unitoken_jax.data.image_store import OnError
 from unitoken_jax.data.index import open_index, report_bad
 from unitoken_jax.data.index_build import InvalidRow, write_bad
-from unitoken_jax.data.readers import with_home
+from unitoken_jax.data.readers import resolve_source
 from unitoken_jax.sequence.build import build_example
 from unitoken_jax.sequence.conversation import Conversation
 from unitoken_jax.sequence.errors import ConversationError, RowError, row_errors
@@ -72,7 +72,7 @@ class Source:
           share: (index, count) of this process among those that measure together.
         Raises ConversationError, ImageError or CodesError, or skips and reports, as `data.on_error` says.
         """
-        config = with_home(config)
+        config = resolve_source(config)
         self.number, self.data, self.model, self.tokenizer, self.seed = number, data, model, tokenizer, seed
         self.path, self.skipped = config.path, 0
         on_error = self._skip if data.on_error == "skip" else None

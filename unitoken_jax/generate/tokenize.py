@@ -16,7 +16,7 @@ from unitoken_jax.data import code_shards, index_build
 from unitoken_jax.data.codes import codes_name, codes_needed, codes_path, crop_to_encode, describe_codes
 from unitoken_jax.data.image_store import name_hash
 from unitoken_jax.data.index import data_digest, index_folder
-from unitoken_jax.data.readers import kind_of, with_home
+from unitoken_jax.data.readers import TEXT_FILES, resolve_source
 from unitoken_jax.generate.runtime import Runtime
 from unitoken_jax.generate.scheduler import BATCH
 from unitoken_jax.generate.vq import encode_images
@@ -53,7 +53,7 @@ def tokenize(
       share: (index, count) of this process among those that write together; the last one to end joins.
     """
     source = data if isinstance(data, SourceConfig) else SourceConfig(str(data), images=str(images))
-    source = with_home(source)
+    source = resolve_source(source)
     model = model if isinstance(model, Runtime) else Runtime.load(model)
     model.require("vqgan/encoder", "tokenizing")
     folder = codes_path(source.path).parent if out is None else pathlib.Path(expand_home(out))
@@ -65,7 +65,7 @@ def tokenize(
             count = code_shards.shard_count(len(encoder))
             _write_shards(encoder, folder, range(share[0], count, share[1]), count)
             code_shards.finish(folder, path, count)
-    if out is not None and kind_of(source) == "json" and not is_remote(source.path):
+    if out is not None and source.kind in TEXT_FILES and not is_remote(source.path):
         _copy_beside(pathlib.Path(source.path), path.parent)
     return path
 
