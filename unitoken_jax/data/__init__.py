@@ -1,5 +1,5 @@
-"""Files to batches: in come the sources of a DataConfig (JSON, ArrayRecord, TFDS, image folders), out comes an
-endless stream of packed batches whose whole state is one row number.
+"""Files to batches: in come the sources of a DataConfig (JSON, ArrayRecord, TFDS, image folders), out comes
+an endless stream of packed batches whose whole state is one row number.
 """
 
 from etils import epy
