@@ -209,6 +209,26 @@ class OptimizerConfig(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraConfig(Checked):
+    """Low-rank pairs beside frozen kernels (LoRA, arXiv 2106.09685): y = x W + scale (x A) B.
+
+    They train where a parameter group finds them, as `lora_[ab]$` does; the run then leaves an adapter folder
+    in place of a model directory.
+    """
+
+    rank: Natural = 0  # Columns of A and rows of B; 0: no pairs.
+    alpha: Positive = 32.0  # The scale is alpha / rank.
+    rslora: bool = False  # Whether it is alpha / sqrt(rank) instead, which suits high ranks (2312.03732).
+    dropout: Decay = 0.0  # Probability, in training, of dropping a number of A's input.
+    targets: str = "^decoder/layers/"  # A regular expression for the paths of the kernels that get a pair.
+
+    @property
+    def scale(self) -> float:
+        """What a pair's product is multiplied by."""
+        return self.alpha / (self.rank**0.5 if self.rslora else max(self.rank, 1))
+
+
+@dataclasses.dataclass(frozen=True)
 class SourceConfig(Checked):
     """One data set of conversations; all paths may be local or URLs that etils opens (gs://...).
 
@@ -289,6 +309,8 @@ class TrainConfig(Checked):
     steps: Count = 1000  # Optimizer steps of the whole run.
     seed: Seed = 0  # Of initial weights, the order of the data and dropout.
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # Of the computation; master weights stay float32.
+    # What frozen parameters are held in: as they are stored, or the decoder's kernels in 8 or 4 bits (QLoRA).
+    frozen_dtype: Literal["stored", "bfloat16", "int8", "int4"] = "stored"
     # What each layer keeps for its backward pass, the rest is computed again: keeping more is faster.
     remat: Literal["none", "dots", "qkv", "full"] = "full"
     scan_layers: bool = True  # One compiled layer in a loop; unrolled is faster where compiling is cheap.
@@ -306,6 +328,7 @@ class TrainConfig(Checked):
     wandb: str = ""  # Project of Weights & Biases that gets the metrics too; empty: none.
     save_every: Count = 1000  # Steps between checkpoints.
     keep: Count = 2  # Newest checkpoints that are kept.
+    keep_best: bool = False  # Whether the model of the smallest validation loss is kept too, in workdir/best.
     # A step whose loss or gradient norm is not finite, or more than spike_sigma standard deviations above the
     # mean of the last spike_window steps taken, changes nothing; its examples go to skipped.jsonl. After
     # skip_limit such steps in a row the run stops.
@@ -344,6 +367,7 @@ class Config(Checked):
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    lora: LoraConfig = LoraConfig()
     mesh: MeshConfig = MeshConfig()
     train: TrainConfig = TrainConfig()
 

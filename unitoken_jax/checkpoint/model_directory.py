@@ -148,7 +148,8 @@ def finalize(
         write_text(marker, "complete\n")
     _write_json(staged / CONFIG, to_dict(config))
     tokenizer.save(staged / TOKENIZER)
-    _write_json(staged / MANIFEST, _manifest() | dict(manifest or {}))  # last: a URL becomes one with it
+    header = manifest_header(FORMAT) | {"sources": {}, "licences": []}
+    _write_json(staged / MANIFEST, header | dict(manifest or {}))  # last: a URL becomes one with it
     if staged == path:
         (path / UNFINISHED).unlink()
         return
@@ -168,7 +169,7 @@ def load_settings(path: str | os.PathLike) -> tuple[ModelConfig, Tokenizer, dict
     `load_model`."""
     path = absolute(path)
     _check_directory(path)
-    values, manifest = _read_object(path / CONFIG), _read_object(path / MANIFEST)
+    values, manifest = read_object(path / CONFIG), read_object(path / MANIFEST)
     # Before the keys, which an older format names otherwise.
     _check_format(path, manifest.get("format", FORMAT))
     tokenizer = Tokenizer.load(path / TOKENIZER)
@@ -180,7 +181,7 @@ def load_settings(path: str | os.PathLike) -> tuple[ModelConfig, Tokenizer, dict
     return config, tokenizer, manifest
 
 
-def _read_object(path: pathlib.Path) -> dict:
+def read_object(path: pathlib.Path) -> dict:
     """The JSON object in a file. Raises ValueError naming the file where it holds none."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -348,10 +349,11 @@ def versions() -> dict[str, str]:
     return installed
 
 
-def _manifest() -> dict:
-    """What every manifest.json says: when, and with which versions, the directory was made."""
+def manifest_header(format: int) -> dict:
+    """What the settings of any folder that is written here begin with: its format, when it was made, and with
+    which versions."""
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"format": FORMAT, "created": created, "versions": versions(), "sources": {}, "licences": []}
+    return {"format": format, "created": created, "versions": versions()}
 
 
 def _write_json(path: pathlib.Path, values: Mapping) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from unitoken_jax.checkpoint.adapter import fingerprint
 from unitoken_jax.checkpoint.model_directory import (
     PARAMS,
     QUANTIZED_FORMAT,
@@ -59,6 +60,7 @@ def quantize_model(model: str | os.PathLike, out: str | os.PathLike, bits: int) 
         store.publish(store.folder / PARAMS)
         made = {key: value for key, value in manifest.items() if key not in ("created", "versions")}
         made |= {"format": QUANTIZED_FORMAT, "quantization": f"int{bits}", "quantized_from": model.name}
+        made |= {"base_fingerprint": fingerprint(model)}  # an adapter of the model fits this one too
         finalize(out, config, tokenizer, made)
     except Exception:  # an interrupt keeps what was done, for the next call
         shutil.rmtree(store.folder, ignore_errors=True)

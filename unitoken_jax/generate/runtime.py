@@ -1,6 +1,7 @@
 """What generation needs of a model: its networks, its parameters as decoding reads them, and its devices."""
 
 import contextlib
+import copy
 import os
 from collections.abc import Mapping
 from typing import Any, Self
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unitoken_jax.checkpoint.adapter import Adapter, attach, load_adapter
 from unitoken_jax.checkpoint.model_directory import NETWORK, load_model, open_model
 from unitoken_jax.config import ModelConfig
 from unitoken_jax.generate.decode import batch_rows
@@ -67,6 +69,8 @@ class Runtime:
         self.params = dict(params)
         if "decoder" in params:
             self.params["decoder"] = self.run(unstack_layers, params["decoder"])
+        self._base_path: str | os.PathLike | None = None  # the model directory, where it came from one
+        self._base_params = self.params  # without an adapter
 
     @classmethod
     def load(
@@ -76,16 +80,20 @@ class Runtime:
         mesh: jax.sharding.Mesh | None = None,
         dtype: Any = None,
         quantize: str | None = None,
+        adapter: str | os.PathLike | None = None,
     ) -> Self:
         """Reads the model directory `path`; its parameters are cast to `dtype`. Errors as `load_model`.
 
-        None: `quickstart/model` in the current folder where there is one, else the small model inside the
-        package.
+        None: the model that `adapter` was trained on, where it is named and that is still there; else
+        `quickstart/model` in the current folder where there is one, else the small model inside the package.
+
+        `adapter`: an adapter folder (`with_adapter`).
 
         `quantize` "int8" or "int4": the decoder's kernels in so many bits, and an int8 cache. A directory of
         `unitoken quantize` has both without being asked.
         """
-        path = default_model() if path is None else path
+        change = None if adapter is None else load_adapter(adapter)
+        path = model_of(path, change)
         dtype = _default_dtype() if dtype is None else jnp.dtype(dtype)
         config, params, tokenizer, manifest = load_model(
             path, mesh=mesh, dtype=dtype, quantize=quantize, unstacked=True
@@ -93,12 +101,38 @@ class Runtime:
         with _under(mesh):  # nobody else has what was read, so that each stack can be freed on the way
             params["decoder"] = unstack_layers(params["decoder"], consume=True)
         cache = "int8" if "quantization" in manifest else None
-        return cls(config, params, tokenizer, mesh=mesh, dtype=dtype, cache_dtype=cache, manifest=manifest)
+        model = cls(config, params, tokenizer, mesh=mesh, dtype=dtype, cache_dtype=cache, manifest=manifest)
+        model._base_path = path
+        return model if change is None else model._with(change)
+
+    def with_adapter(self, adapter: str | os.PathLike | None) -> Self:
+        """The same model with the adapter folder `adapter` in place of what it has; None: without any.
+
+        The base's arrays are shared, so that many adapters can be had over one model in memory. Raises
+        FileNotFoundError where there is none, ValueError where it belongs to another model or does not fit.
+        """
+        if adapter is not None:
+            change = load_adapter(adapter)
+            if self._base_path is not None:
+                change.check_base(self._base_path)
+            return self._with(change)
+        model = copy.copy(self)
+        model.params = self._base_params
+        return model
+
+    def _with(self, adapter: Adapter) -> Self:
+        model = copy.copy(self)
+        model.params = attach(
+            adapter, self.config, self._base_params, mesh=self.mesh, dtype=self.module.dtype
+        )
+        return model
 
     @classmethod
-    def outline(cls, path: str | os.PathLike) -> Self:
-        """The model directory `path` without its weights, which takes no time: what a call is given can be
-        checked with it. `params` holds shapes, and nothing of the decoder. Errors as `load_model`."""
+    def outline(cls, path: str | os.PathLike | None, adapter: str | os.PathLike | None = None) -> Self:
+        """The model of `load(path, adapter=adapter)` without its weights, which takes no time: what a call
+        is given can be checked with it. `params` holds shapes, and nothing of the decoder. Errors as
+        `load`'s."""
+        path = model_of(path, None if adapter is None else load_adapter(adapter))
         config, stored, tokenizer, manifest = open_model(path)
         shapes = {name: tree for name, tree in stored.tree.items() if name != "decoder"}
         return cls(config, shapes, tokenizer, manifest=manifest)
@@ -148,6 +182,18 @@ class Runtime:
         """`function(*arguments, **settings)` under the mesh, if there is one."""
         with _under(self.mesh):
             return function(*arguments, **settings)
+
+
+def model_of(path: str | os.PathLike | None, adapter: Adapter | None) -> str | os.PathLike:
+    """The model directory that is meant by `path`, or where that is None by `adapter` or by nothing at all.
+
+    Raises ValueError where it is not the one that `adapter` was trained on.
+    """
+    if path is None:
+        path = (adapter and adapter.find_base()) or default_model()
+    if adapter is not None:
+        adapter.check_base(path)
+    return path
 
 
 def _under(mesh: jax.sharding.Mesh | None) -> contextlib.AbstractContextManager:

@@ -106,13 +106,21 @@ def _slices(stack) -> list:
     return [jax.tree.map(lambda leaf, i=i: leaf[i], stack) for i in range(depth)]
 
 
-def stack_layers(params: Mapping) -> dict:
+def stack_layers(params: Mapping, *, consume: bool = False) -> dict:
     """A Decoder's parameters with its layers in one stack: the inverse of `unstack_layers`. It copies them
-    unless they are stacked already."""
+    unless they are stacked already. `consume`: the layers are taken out of their dicts as they are stacked,
+    so that no more than one stack is held twice."""
     if "0" not in params["layers"]:
         return dict(params)
-    layers = (params["layers"][str(i)] for i in range(len(params["layers"])))
-    return {**params, "layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
+    layers = [traverse_util.flatten_dict(params["layers"][str(i)]) for i in range(len(params["layers"]))]
+    if consume:
+        for layer in params["layers"].values():
+            layer.clear()
+    stacks = {
+        path: jax.tree.map(lambda *leaves: jnp.stack(leaves), *(layer.pop(path) for layer in layers))
+        for path in list(layers[0])
+    }
+    return {**params, "layers": traverse_util.unflatten_dict(stacks)}
 
 
 class Attention(nn.Module):

@@ -87,6 +87,12 @@ def _used(index, block_size: int) -> int:
     return sum(len(np.unique(row[row >= 0] // block_size)) for row in np.asarray(index))
 
 
+def trained_networks(paths: Collection[str]) -> set[str]:
+    """The networks of trained parameters' `paths`, as `training` takes them: "decoder", or "decoder/lora" for
+    its LoRA pairs."""
+    return {path.split("/")[0] + ("/lora" if path.endswith(("/lora_a", "/lora_b")) else "") for path in paths}
+
+
 def forward(model: ModelConfig, work: Work) -> dict[str, float]:
     """FLOPs by part without training, named as in `training`."""
     return training(model, work, ())
@@ -96,13 +102,19 @@ def training(model: ModelConfig, work: Work, trained: Collection[str]) -> dict[s
     """FLOPs of forward and backward where the networks in `trained` ("siglip", "adapter", "decoder") train.
 
     By part: "decoder" (its projections), "attention" (its scores and sums), "head", "siglip", "adapter" and
-    "vq"; the step is the sum. A network counts as trained where any of its parameters is.
+    "vq"; the step is the sum. A network counts as trained where any of its parameters is; one that has LoRA
+    pairs alone ("decoder/lora") is frozen, with a backward pass through it. The pairs' own products, one in a
+    hundred at rank 16 of 7B, are not counted.
     """
     c = model.decoder
     siglip, adapter, decoder = (name in trained for name in ("siglip", "adapter", "decoder"))
-    soft = siglip or adapter
-    back_tokens = work.tokens if decoder else soft * work.suffix_tokens
-    back_pairs = work.pairs * 2 if decoder else soft * (2 * work.suffix_pairs + work.crossing_pairs)
+    siglip_pairs, adapter_pairs, decoder_pairs = (
+        f"{name}/lora" in trained for name in ("siglip", "adapter", "decoder")
+    )
+    soft = siglip or adapter or siglip_pairs or adapter_pairs
+    whole = decoder or decoder_pairs
+    back_tokens = work.tokens if whole else soft * work.suffix_tokens
+    back_pairs = work.pairs * 2 if whole else soft * (2 * work.suffix_pairs + work.crossing_pairs)
     projections = c.width * c.head_dim * 2 * (c.heads + c.kv_heads) + 3 * c.width * c.mlp
     head = 2 * c.width * c.vocab_size * work.supervised
     up = 2 * model.siglip.patches * model.siglip.width * c.width
@@ -111,9 +123,9 @@ def training(model: ModelConfig, work: Work, trained: Collection[str]) -> dict[s
     return {
         "decoder": 2 * c.depth * projections * (work.tokens * (1 + decoder) + back_tokens),
         "attention": 4 * c.depth * c.heads * c.head_dim * (work.pairs + back_pairs),
-        "head": head * (1 + decoder + (decoder or soft)),
-        "siglip": work.crops * (patches + blocks * (3 if siglip else 1)),
-        "adapter": work.crops * (up * (1 + adapter + siglip) + down * (1 + adapter + soft)),
+        "head": head * (1 + decoder + (whole or soft)),
+        "siglip": work.crops * (patches + blocks * (3 if siglip else 2 if siglip_pairs else 1)),
+        "adapter": work.crops * (up * (1 + adapter + (siglip or siglip_pairs)) + down * (1 + adapter + soft)),
         "vq": work.images * vq_encoder(model.vq, *model.sequence.image_size),
     }
 

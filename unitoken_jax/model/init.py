@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from unitoken_jax.config import ModelConfig, VQConfig
+from unitoken_jax.config import LoraConfig, ModelConfig, VQConfig
 from unitoken_jax.model.layers import Normal
+from unitoken_jax.model.lora import abstract_pairs, merge_trees
 from unitoken_jax.model.sharding import LogicallyPartitioned, shardings
 from unitoken_jax.model.unitoken import UniTokenModel
 from unitoken_jax.model.vqgan import VQModel
@@ -36,10 +37,17 @@ def init_vqgan(config: VQConfig, seed: int = 0) -> dict:
     return _draw({"vqgan": _abstract_vqgan(config)}, seed, None)["vqgan"]
 
 
-def abstract_params(config: ModelConfig) -> dict:
+def init_lora(config: ModelConfig, lora: LoraConfig, seed: int = 0, mesh: Mesh | None = None) -> dict:
+    """The LoRA pairs that training with `lora` begins with, as a tree of their leaves alone: they change
+    nothing yet. Made as `init_params` makes parameters; raises as `lora.target_kernels`."""
+    return _draw(abstract_pairs(abstract_params(config), lora), seed, mesh)
+
+
+def abstract_params(config: ModelConfig, lora: LoraConfig = LoraConfig()) -> dict:
     """ShapeDtypeStructs in `sharding.LogicallyPartitioned` boxes; no memory, a second for 34B, once a config.
 
-    `nn.meta.unbox` takes the boxes off. Raises ValueError where no network has the sizes of `config`.
+    `nn.meta.unbox` takes the boxes off. `lora` adds its pairs. Raises ValueError where no network has the
+    sizes of `config`, and as `lora.target_kernels`.
     """
     decoder = dataclasses.replace(config.decoder, dropout=0.0)  # has no parameters
     try:
@@ -47,7 +55,8 @@ def abstract_params(config: ModelConfig) -> dict:
         boxes = {**traced, "vqgan": _abstract_vqgan(config.vq)}
     except Exception as error:  # of whichever layer does not fit
         raise ValueError(f"no network has the sizes of this config ({error})") from error
-    return jax.tree.map(lambda leaf: leaf, boxes)  # dicts that are the caller's own
+    boxes = jax.tree.map(lambda leaf: leaf, boxes)  # dicts that are the caller's own
+    return merge_trees(boxes, abstract_pairs(boxes, lora)) if lora.rank else boxes
 
 
 @functools.cache
@@ -75,7 +84,7 @@ def _draw(abstract: dict, seed: int, mesh: Mesh | None) -> dict:
 
     def draw_leaf(path, box: LogicallyPartitioned, layout) -> jax.Array:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        layers = box.names[0] == "layers"
+        layers = box.names[:1] == ("layers",)
         assert isinstance(box.init, Normal), name
         value = _normal(box.init, box.value.shape, layers, (seed, zlib.crc32(name.encode())))
         if layout is None:

@@ -85,10 +85,15 @@ def _matmul_backward(axes, saved, cotangent):
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
+# Leaves beside a kernel [in, out] that a LoRA pair adapts: A [in, r], B [r, out], and two scalars.
+LORA_A, LORA_B, LORA_SCALE, LORA_DROPOUT = "lora_a", "lora_b", "lora_scale", "lora_dropout"
+
+
 class Dense(nn.Module):
     """x [..., in] @ kernel [in, out] (+ bias [out]); `axes` are the kernel's logical axis names.
 
-    In inference the kernel may be a QuantizedKernel.
+    A frozen kernel may be a QuantizedKernel. Where a LoRA pair stands beside the kernel (`model/lora.py`),
+    its product is added.
     """
 
     features: int
@@ -105,10 +110,24 @@ class Dense(nn.Module):
             y = kernel.product(x.astype(self.dtype))
         else:
             y = checkpoint_name(matmul(x.astype(self.dtype), kernel.astype(self.dtype), self.axes), PRODUCT)
+        if self.has_variable("params", LORA_A):
+            y = y + self._low_rank_product(x.astype(self.dtype))
         if self.use_bias:
             bias = self.param("bias", with_logical_axes(ZEROS, self.axes[1]), (self.features,))
             y = y + bias.astype(self.dtype)
         return y
+
+    def _low_rank_product(self, x: jax.Array) -> jax.Array:
+        """scale (x A) B, with dropout of x where there is a rate for it and an rng "dropout"."""
+        names = (LORA_A, LORA_B, LORA_SCALE)
+        a, b, scale = (jnp.asarray(self.get_variable("params", name)) for name in names)
+        if self.has_variable("params", LORA_DROPOUT) and self.has_rng("dropout"):
+            keep = 1 - self.get_variable("params", LORA_DROPOUT)
+            kept = jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape)
+            x = jnp.where(kept, x / keep, 0).astype(self.dtype)
+        low = checkpoint_name(matmul(x, a.astype(self.dtype), (self.axes[0], None)), PRODUCT)
+        low = (low * scale).astype(self.dtype)
+        return matmul(low, b.astype(self.dtype), (None, self.axes[1]))
 
 
 class Embed(nn.Module):

@@ -1,4 +1,5 @@
-"""Weights in 8 or 4 bits and a cache in 8, for inference: what decoding waits for is reading them.
+"""Weights in 8 or 4 bits and a cache in 8: what decoding waits for is reading them, and a LoRA's frozen base
+fits where it would not.
 
 A kernel W [in, out] is kept as whole numbers and a scale for each output, or, in 4 bits, for each output and
 GROUP inputs. Its product with x is one of whole numbers, too, which CPUs and TPUs do faster than convert: x
@@ -32,14 +33,33 @@ class QuantizedKernel:
     scales: jax.Array
 
     def product(self, x: jax.Array) -> jax.Array:
-        """x [..., in] @ W [in, out] -> [..., out] in x's dtype."""
-        groups, features = self.scales.shape
-        # Groups first, x's side on the left: in another order XLA turns the weights around each time.
-        rows = x.reshape(-1, groups, x.shape[-1] // groups).swapaxes(0, 1)
-        kernel = self.values.reshape(groups, -1, features)
-        product = _converting if groups == 1 and jax.default_backend() == "gpu" else _in_bytes
-        y = (product(rows, kernel) * self.scales[:, None]).sum(0)
-        return y.reshape(*x.shape[:-1], features).astype(x.dtype)
+        """x [..., in] @ W [in, out] -> [..., out] in x's dtype. Its gradient is to x alone: W is frozen."""
+        return _product(x, self.values, self.scales)
+
+
+@jax.custom_vjp
+def _product(x: jax.Array, values: jax.Array, scales: jax.Array) -> jax.Array:
+    groups, features = scales.shape
+    # Groups first, x's side on the left: in another order XLA turns the weights around each time.
+    rows = x.reshape(-1, groups, x.shape[-1] // groups).swapaxes(0, 1)
+    kernel = values.reshape(groups, -1, features)
+    product = _converting if groups == 1 and jax.default_backend() == "gpu" else _in_bytes
+    y = (product(rows, kernel) * scales[:, None]).sum(0)
+    return y.reshape(*x.shape[:-1], features).astype(x.dtype)
+
+
+def _product_forward(x, values, scales):
+    return _product(x, values, scales), (values, scales)
+
+
+def _product_backward(saved, cotangent):
+    values, scales = saved  # W is made anew: it is not worth keeping
+    dtype = cotangent.dtype
+    grouped = values.reshape(len(scales), -1, values.shape[-1]).astype(dtype) * scales[:, None].astype(dtype)
+    return cotangent @ grouped.reshape(values.shape).T, None, None
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 def _in_bytes(rows: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -102,6 +122,14 @@ def quantize_layer(kernel: np.ndarray, bits: int) -> QuantizedKernel:
     whole = grouped / scales[:, None]
     values = np.rint(whole, out=whole).reshape(inputs, outputs).astype(jnp.int4 if bits == 4 else np.int8)
     return QuantizedKernel(values, scales)  # not on a device yet
+
+
+def abstract_kernel(shape: tuple[int, ...], bits: int) -> QuantizedKernel:
+    """ShapeDtypeStructs of a stack of kernels [..., in, out] in `bits` bits. Errors as `quantize_layer`."""
+    *stack, inputs, outputs = shape
+    values = jax.ShapeDtypeStruct(shape, jnp.int4 if bits == 4 else jnp.int8)
+    scales = jax.ShapeDtypeStruct((*stack, scale_groups(inputs, bits), outputs), jnp.float32)
+    return QuantizedKernel(values, scales)  # type: ignore[arg-type] # shapes alone
 
 
 def scale_groups(inputs: int, bits: int) -> int:

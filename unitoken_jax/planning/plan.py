@@ -19,6 +19,8 @@ from unitoken_jax import batch as batches
 from unitoken_jax.config import Config
 from unitoken_jax.model import flops, sharding
 from unitoken_jax.model.init import abstract_params
+from unitoken_jax.model.lora import CONSTANTS
+from unitoken_jax.model.quantize import QUANTIZED_KERNELS, abstract_kernel, bits_of
 from unitoken_jax.planning import hlo, topology
 from unitoken_jax.planning.cost import Cost, count_cost
 from unitoken_jax.planning.estimate import Time, estimate_time
@@ -183,23 +185,26 @@ class _AbstractStep(NamedTuple):
 
 def _abstract_step(config: Config, mesh: Mesh) -> _AbstractStep:
     """The step that `train.loop` would run with `config` on `mesh`, with nothing allocated."""
-    params: dict[str, Any] = flatten(nn.meta.unbox(abstract_params(config.model)))
+    params: dict[str, Any] = flatten(nn.meta.unbox(abstract_params(config.model, config.lora)))
     rates = peak_rates(params, config.optimizer.groups)
-    # What is frozen comes as it is stored: published weights are bfloat16, those of the VQ-GAN float32.
-    params = {
-        path: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype if path.startswith("vqgan/") else config.train.dtype
-        )
-        for path, leaf in params.items()
-    }
+    params = {path: _stored(path, leaf, config, path in rates) for path, leaf in params.items()}
     state = abstract_state(config, params, rates, mesh)
     # Only how many codes there are shapes the program, not which ids they have.
     names = control_names(config.model.vq.codes)
     vocabulary = Vocabulary.from_names({name: i for i, name in enumerate(names)})
     model = make_model(config, rates, mesh.devices.flat[0].platform)
     function = make_train_step(model, config, rates, vocabulary, shardings_of(state))
-    trained = sorted({path.split("/")[0] for path in rates})
+    trained = sorted(flops.trained_networks(rates))
     return _AbstractStep(function, state, _abstract_batch(config, mesh), trained)
+
+
+def _stored(path: str, leaf: jax.ShapeDtypeStruct, config: Config, trained: bool) -> Any:
+    """A parameter as it comes to the step: published weights are bfloat16, those of the VQ-GAN float32."""
+    frozen_dtype = config.train.frozen_dtype
+    if not trained and frozen_dtype in ("int8", "int4") and QUANTIZED_KERNELS.match(path):
+        return abstract_kernel(leaf.shape, bits_of(frozen_dtype))
+    whole = path.startswith("vqgan/") or CONSTANTS.search(path)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype if whole else config.train.dtype)
 
 
 def _abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

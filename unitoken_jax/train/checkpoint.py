@@ -5,6 +5,7 @@ A step's checkpoint holds every parameter (frozen ones too), the optimizer's mom
 """
 
 import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ FREE_KEYS = (
     "train.profile_steps",
     "train.wandb",
     "train.save_every",
-    "train.keep",
+    "train.keep",  # keep_best too
     "train.remat",
     "train.attention",
     "train.accumulate",
@@ -49,14 +50,16 @@ class Checkpoints:
     """The checkpoints under `workdir`/checkpoints. Use as a context manager, or call `close`.
 
     `keep` is how many stay; None only reads. A half-written one, of a process that was killed, does not count
-    and goes when the next is saved.
+    and goes when the next is saved. `leave_out_frozen`: frozen parameters are not in them, for a LoRA's base
+    is there already.
     """
 
-    def __init__(self, workdir, keep: int | None):
+    def __init__(self, workdir, keep: int | None, leave_out_frozen: bool = False):
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
         self._folder = absolute(workdir) / "checkpoints"
+        self._leave_out_frozen = leave_out_frozen
         self._saving: int | None = None
         self._failures: list[Exception] = []
         managers = ocp.checkpoint_managers
@@ -110,13 +113,16 @@ class Checkpoints:
             return
         arguments = self._ocp.args
         items = arguments.Composite(
-            state=arguments.StandardSave(_nested(_named(state))),
+            state=arguments.StandardSave(_nested(_named(self._stored_part(state)))),
             data=arguments.JsonSave({"next": int(data)}),
             config=arguments.JsonSave(to_dict(config)),
         )
         with self._failing(step):
             self._manager.save(step, args=items, force=True)
         self._saving = step
+
+    def _stored_part(self, state: State) -> State:
+        return dataclasses.replace(state, frozen={}) if self._leave_out_frozen else state
 
     def check(self) -> None:
         """Raises SaveError where the save in the background has failed; never waits for it."""
@@ -151,12 +157,16 @@ class Checkpoints:
                 "from its newest checkpoint."
             ) from error
 
-    def restore(self, abstract: State, step: int | None = None) -> tuple[State, int]:
+    def restore(
+        self, abstract: State, step: int | None = None, frozen: dict | None = None
+    ) -> tuple[State, int]:
         """(state, loader state) of `step` (default: the newest).
 
-        `abstract` holds ShapeDtypeStructs with the shardings wanted; any mesh will do. Raises ValueError
-        listing every array that is missing, surplus or of another shape, FileNotFoundError if there is none.
+        `abstract` holds ShapeDtypeStructs with the shardings wanted; any mesh will do. Where checkpoints
+        leave out what is frozen, the state's is `frozen`. Raises ValueError listing every array that is
+        missing, surplus or of another shape, FileNotFoundError if there is none.
         """
+        abstract = self._stored_part(abstract)
         step = self.latest() if step is None else step
         if step is None or step not in self._manager.all_steps():
             raise FileNotFoundError(
@@ -176,7 +186,10 @@ class Checkpoints:
         restored = self._manager.restore(step, args=items)
         arrays = _named(restored["state"]) | new_guard
         leaves = [arrays[name] for name in _named(abstract)]
-        return jax.tree.unflatten(jax.tree.structure(abstract), leaves), restored["data"]["next"]
+        state = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+        if self._leave_out_frozen:
+            state = dataclasses.replace(state, frozen=frozen)
+        return state, restored["data"]["next"]
 
     def _check(self, expected: dict, stored: dict, step: int) -> None:
         """Raises ValueError listing the arrays in which the stored tree of `step` is not the expected one."""

@@ -1,7 +1,8 @@
 """The training loop: the same for the quickstart on a laptop and 7B on a pod.
 
 A run directory holds config.json, data.json, checkpoints/, metrics.jsonl, tensorboard/, skipped.jsonl where
-a step was left out, samples/ and profile/ where asked for and, at the end, model/.
+a step was left out, samples/, profile/ and best/ where asked for and, at the end, model/, or of LoRA pairs
+adapter/ (and adapters/, one a checkpoint).
 """
 
 import contextlib
@@ -12,11 +13,9 @@ from typing import NamedTuple
 
 import jax
 
-from unitoken_jax.checkpoint import model_directory
 from unitoken_jax.config import Config, to_dict
 from unitoken_jax.data.loader import Loader, Validation
 from unitoken_jax.model import sharding
-from unitoken_jax.model.init import init_params
 from unitoken_jax.sequence.tokenizer import Tokenizer
 from unitoken_jax.storage.paths import as_path
 from unitoken_jax.train import state as states
@@ -24,7 +23,6 @@ from unitoken_jax.train.checkpoint import (
     Checkpoints,
     check_workdir,
     claim_workdir,
-    differing_settings,
     record_data_fingerprint,
 )
 from unitoken_jax.train.logs.goodput import Goodput
@@ -45,9 +43,9 @@ from unitoken_jax.train.loss import LossSums
 from unitoken_jax.train.optimizer import peak_rates
 from unitoken_jax.train.placement import check_rows, initial_state, shard_batch, shardings_of
 from unitoken_jax.train.preemption import Preempted, Preemption
+from unitoken_jax.train.results import Results
+from unitoken_jax.train.start import check_start, starting_point
 from unitoken_jax.train.step import make_evaluation_step, make_model, make_train_step
-
-MODEL_FOLDER = "model"
 
 
 def train(
@@ -60,9 +58,10 @@ def train(
 ) -> states.State:
     """Trains as `config` says, resuming from what is in the run directory; returns the final state.
 
-    Writes `workdir`/model at the end. Raises ValueError for what cannot be done (settings, data, another
-    run's directory) and where nothing is learnt any more (`train.skip_limit`), SaveError where a checkpoint
-    could not be written, Preempted after SIGTERM or Ctrl-C on any process.
+    Writes `workdir`/model, or of LoRA pairs `workdir`/adapter, at the end. Raises ValueError for what cannot
+    be done (settings, data, another run's directory) and where nothing is learnt any more
+    (`train.skip_limit`), SaveError where a checkpoint could not be written, Preempted after SIGTERM or Ctrl-C
+    on any process.
 
     Args:
         config: all settings.
@@ -77,10 +76,10 @@ def train(
     workdir, clock = as_path(workdir), Goodput()
     mesh = sharding.make_mesh(config.mesh)
     check_rows(config, mesh)
+    check_start(config, params)
     with jax.set_mesh(mesh), Preemption() as preemption, contextlib.ExitStack() as stack:
         folder = stack.enter_context(LogFolder(workdir))  # left last, when all is written
-        if params is None or tokenizer is None:
-            params, tokenizer = _start(config, params, tokenizer, mesh)
+        params, tokenizer = starting_point(config, params, tokenizer, mesh)
         loader = Loader(config.data, config.model, tokenizer, config.train.seed, *_process())
         stack.callback(loader.close)
         sets = config.data.validation
@@ -92,10 +91,11 @@ def train(
         del params
         claim_workdir(workdir, config)
         record_data_fingerprint(workdir, loader.fingerprint(), config.data.mixture_start)
-        checkpoints = stack.enter_context(Checkpoints(workdir, config.train.keep))
+        results = Results(workdir, config, tokenizer)
+        checkpoints = stack.enter_context(Checkpoints(workdir, config.train.keep, bool(config.lora.rank)))
         clock.lap("start")
         if checkpoints.latest() is not None:
-            state, position = checkpoints.restore(abstract)
+            state, position = checkpoints.restore(abstract, frozen=state.frozen)
             loader.restore(position)
             clock.lap("restore")
             _resume(clock, folder.path, int(state.step))
@@ -110,11 +110,10 @@ def train(
         )
         programs = _programs(config, mesh, rates, tokenizer.vocabulary, shardings_of(abstract))
         preemption.listen()
-        run = Run(config, mesh, programs, loader, checkpoints, logs, validation, samples)
+        run = Run(config, mesh, programs, loader, checkpoints, logs, results, validation, samples)
         state = run.run(state, preemption)
         stack.close()  # the last checkpoint is whole before the model is written
-        about = {"training": to_dict(config)}
-        model_directory.save_model(workdir / MODEL_FOLDER, config.model, state.tree, tokenizer, about)
+        results.write_last(state)
     return state
 
 
@@ -157,6 +156,7 @@ class Run:
         loader: this process's rows of each batch.
         checkpoints: where the state is saved.
         logs: where numbers go.
+        results: where models, or adapters, are written.
         validation: the batches to validate on; None: no validation.
         samples: what to draw and answer along the way; None: nothing.
     """
@@ -167,6 +167,7 @@ class Run:
     loader: Loader
     checkpoints: Checkpoints
     logs: RunLogs
+    results: Results
     validation: Validation | None = None
     samples: Samples | None = None
 
@@ -236,6 +237,7 @@ class Run:
         """Starts writing a checkpoint of `state`, and sends the logs where they are kept elsewhere."""
         self.logs.folder.send()
         self.checkpoints.save(state, self.loader.state(), self.config)
+        self.results.write_checkpoint(state)
         self.logs.clock.lap("save")
 
     def _validates_at(self, step: int) -> bool:
@@ -250,6 +252,7 @@ class Run:
         metrics: dict[str, float] = {}
         if self.validation is not None and self._validates_at(step):
             metrics = self.validate(self.validation, state)
+            self.results.keep_best(state, metrics)
             self.logs.clock.lap("validation")
         if self.samples is not None and self._samples_at(step):
             images = self.samples.make(state.tree, step)
@@ -275,37 +278,6 @@ def _programs(config: Config, mesh, rates, vocabulary, shardings) -> Programs:
     model = make_model(config, rates, mesh.devices.flat[0].platform)
     step = make_train_step(model, config, rates, vocabulary, shardings)
     return Programs(step, make_evaluation_step(model, config, vocabulary))
-
-
-def _start(config: Config, params, tokenizer, mesh) -> tuple[dict, Tokenizer]:
-    """Parameters and tokenizer to start from, where the caller brought not both."""
-    settings = config.train
-    if settings.init_from:
-        model_directory.open_unquantized(settings.init_from, "training (config.train.init_from)")
-        loaded = model_directory.load_model(settings.init_from, mesh=mesh)
-        _check_same_network(config, loaded.config)
-        return loaded.params if params is None else params, tokenizer or loaded.tokenizer
-    if tokenizer is None:
-        if not settings.tokenizer:
-            raise ValueError(
-                "nothing to start from: set config.train.init_from to a model directory, or "
-                "config.train.tokenizer to a tokenizer.json to start from random weights"
-            )
-        tokenizer = Tokenizer.load(settings.tokenizer)
-    return init_params(config.model, settings.seed, mesh) if params is None else params, tokenizer
-
-
-def _check_same_network(config: Config, stored) -> None:
-    """ValueError naming each setting of a network in which the model directory is another one."""
-    free = ("decoder.dropout", "vq.commitment", "sequence.", "generation.")
-    lines = differing_settings(to_dict(stored), to_dict(config.model))
-    lines = [f"config.model.{line}" for line in lines if not line.startswith(free)]
-    if lines:
-        raise ValueError(
-            f"{config.train.init_from} holds another network than config.model (there / here):\n  "
-            + "\n  ".join(lines)
-            + "\nSet these keys to what the model directory has."
-        )
 
 
 def _process() -> tuple[int, int]:

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from optax import contrib
 
 from unitoken_jax.config import OptimizerConfig, ParameterGroup
+from unitoken_jax.model.lora import CONSTANTS
 
 # SigLIP's patch and position embeddings train in no stage (published code).
 _NEVER_TRAINED = ParameterGroup(r"^siglip/(patch_embed|position_embed)", 0.0)
@@ -35,10 +36,11 @@ def stage_groups(stage: int) -> tuple[ParameterGroup, ...]:
 def peak_rates(paths, groups: tuple[ParameterGroup, ...]) -> dict[str, float]:
     """Peak rate of each trained parameter among `paths` ("decoder/lm_head/kernel"); the others are frozen.
 
-    The VQ-GAN is never among them: it has its own training (`train/vq.py`).
+    The VQ-GAN is never among them: it has its own training (`train/vq.py`). Nor are the scalars beside a LoRA
+    pair.
     Raises ValueError for a pattern that is no regular expression or finds nothing, and if nothing trains.
     """
-    paths = sorted(path for path in paths if not path.startswith("vqgan/"))
+    paths = sorted(path for path in paths if not (path.startswith("vqgan/") or CONSTANTS.search(path)))
     for group in groups:
         try:
             matches = any(re.search(group.pattern, path) for path in paths)

@@ -3,6 +3,7 @@
 It is the same for `train.loop`, which has them, and for `planning.plan`, which compiles the step without any.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from unitoken_jax.config import Config
 from unitoken_jax.model import sharding
 from unitoken_jax.model.init import abstract_params
+from unitoken_jax.model.lora import CONSTANTS
 from unitoken_jax.train import state as states
 from unitoken_jax.train.optimizer import transformation
 
@@ -29,8 +31,9 @@ def check_rows(config: Config, mesh: Mesh) -> None:
 
 
 def parameter_layout(config: Config, mesh: Mesh) -> dict[str, NamedSharding]:
-    """Where each parameter of config.model lies, by path."""
-    return flatten_dict(sharding.shardings(mesh, abstract_params(config.model)), sep="/")
+    """Where each parameter of config.model and config.lora lies, by path; of a kernel that is quantized,
+    where its values do."""
+    return flatten_dict(sharding.shardings(mesh, abstract_params(config.model, config.lora)), sep="/")
 
 
 def abstract_state(config: Config, params: dict, rates: dict[str, float], mesh: Mesh) -> states.State:
@@ -64,7 +67,9 @@ def initial_state(config: Config, params: dict, rates: dict[str, float], mesh: M
         raise ValueError(
             f"config.model has no parameters {', '.join(unknown[:8])}, which were given to start from"
         )
-    flat = {path: jax.device_put(value, layout[path]) for path, value in flat.items()}
+    flat = {
+        path: jax.device_put(value, states.leaf_sharding(value, layout[path])) for path, value in flat.items()
+    }
     abstract = abstract_state(config, flat, rates, mesh)
     create = jax.jit(_creator(config, rates), out_shardings=shardings_of(abstract))
     return create(flat), abstract
@@ -73,7 +78,18 @@ def initial_state(config: Config, params: dict, rates: dict[str, float], mesh: M
 def _creator(config: Config, rates: dict[str, float]):
     """Flat parameters -> the state at step 0."""
     optimizer, window = transformation(config.optimizer), config.train.spike_window
-    return lambda flat: states.create(states.merge(flat, {}), rates, optimizer, window)
+
+    def create(flat: dict[str, Any]) -> states.State:
+        state = states.create(states.merge(flat, {}), rates, optimizer, window)
+        if config.train.frozen_dtype != "bfloat16":
+            return state
+        frozen = {
+            path: value if path.startswith("vqgan/") or CONSTANTS.search(path) else value.astype("bfloat16")
+            for path, value in state.frozen.items()
+        }
+        return dataclasses.replace(state, frozen=frozen)
+
+    return create
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:

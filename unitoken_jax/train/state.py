@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unitoken_jax.config import TrainConfig
+from unitoken_jax.model.quantize import QuantizedKernel
 from unitoken_jax.train import spike_guard
 from unitoken_jax.train.spike_guard import SpikeGuard
 
@@ -75,6 +76,19 @@ def state_shardings(abstract: State, parameter_shardings: dict, mesh: Mesh) -> S
 
     def sharding_of(path, leaf):
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        if isinstance(leaf, QuantizedKernel):
+            return leaf_sharding(leaf, flat[names[-1]])
         return flat[names[-1]] if leaf.ndim and names and names[-1] in parameters else everywhere
 
-    return jax.tree_util.tree_map_with_path(sharding_of, abstract)
+    return jax.tree_util.tree_map_with_path(
+        sharding_of, abstract, is_leaf=lambda leaf: isinstance(leaf, QuantizedKernel)
+    )
+
+
+def leaf_sharding(leaf, layout: NamedSharding):
+    """`layout`, or of a QuantizedKernel [..., in, out] that it was meant for, one of values and scales: a
+    scale belongs to many inputs, so that only its outputs are split."""
+    if not isinstance(leaf, QuantizedKernel):
+        return layout
+    *stack, _, outputs = layout.spec
+    return QuantizedKernel(layout, layout.update(spec=PartitionSpec(*stack, None, outputs)))  # type: ignore[arg-type]

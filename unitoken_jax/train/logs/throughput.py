@@ -30,7 +30,7 @@ class SpeedMeter:
     """
 
     def __init__(self, model: ModelConfig, trained_paths: Collection[str], devices: list):
-        self._model, self._trained = model, {path.split("/")[0] for path in trained_paths}
+        self._model, self._trained = model, flops.trained_networks(trained_paths)
         self._devices = len(devices)
         self._peak = flops.device(devices[0].device_kind)
 

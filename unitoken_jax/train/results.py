@@ -1,0 +1,90 @@
+"""What a run leaves for others to read: its model or, of LoRA pairs, its adapter.
+
+model/ or adapter/          after the last step
+best/                       after the step with the smallest held-out loss (train.keep_best)
+adapters/step_NNNNNNN/      at every checkpoint of a LoRA run, as many as there are checkpoints
+"""
+
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from unitoken_jax.checkpoint import model_directory
+from unitoken_jax.checkpoint.adapter import Base, load_adapter, save_adapter
+from unitoken_jax.config import Config, to_dict
+from unitoken_jax.sequence.tokenizer import Tokenizer
+from unitoken_jax.storage.paths import is_remote
+from unitoken_jax.train.state import State
+
+MODEL_FOLDER, ADAPTER_FOLDER, BEST_FOLDER, ADAPTERS = "model", "adapter", "best", "adapters"
+_LOSS = "validation_loss"
+
+
+class Results:
+    """The models or adapters of the run in `workdir`.
+
+    Raises ValueError where the run began with another base than `config.train.init_from` is now.
+    """
+
+    def __init__(self, workdir: pathlib.Path, config: Config, tokenizer: Tokenizer):
+        self._folder, self._config, self._tokenizer = workdir, config, tokenizer
+        self._base = Base.of(config.train.init_from) if config.lora.rank else None
+        if self._base:
+            for earlier in sorted((workdir / ADAPTERS).glob("step_*"))[-1:]:
+                load_adapter(earlier).check_base(config.train.init_from)
+        self._best = self._best_so_far()
+
+    def write_last(self, state: State) -> None:
+        """Writes `model` or `adapter`, of the last step."""
+        self._write(MODEL_FOLDER if self._base is None else ADAPTER_FOLDER, state, {})
+
+    def write_checkpoint(self, state: State) -> None:
+        """Writes the adapter of a checkpoint, beside it, and removes the oldest that are too many."""
+        if self._base is None:
+            return
+        self._write(f"{ADAPTERS}/step_{int(state.step):07d}", state, {})
+        if jax.process_index() == 0 and not is_remote(self._folder):
+            for old in sorted((self._folder / ADAPTERS).glob("step_*"))[: -max(self._config.train.keep, 1)]:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def keep_best(self, state: State, metrics: Mapping[str, float]) -> None:
+        """Writes `best` where the held-out loss in `metrics` is the smallest so far, and the run keeps it."""
+        loss = metrics.get(_LOSS)
+        if not self._config.train.keep_best or loss is None or not loss < self._best:
+            return
+        self._best = loss
+        self._write(BEST_FOLDER, state, {name: float(value) for name, value in metrics.items()})
+
+    def _best_so_far(self) -> float:
+        """The held-out loss of what is in `best`; infinity where there is nothing."""
+        name = model_directory.MANIFEST if self._base is None else "adapter.json"
+        path = self._folder / BEST_FOLDER / name
+        if not path.exists():
+            return float("inf")
+        return model_directory.read_object(path)["scores"][_LOSS]
+
+    def _write(self, name: str, state: State, scores: dict[str, float]) -> None:
+        """Writes the model or adapter `name` of `state`; every process calls this."""
+        about = {"training": to_dict(self._config), "step": int(state.step), "scores": scores}
+        path = self._folder / name
+        if self._base is None:
+            model_directory.save_model(path, self._config.model, state.tree, self._tokenizer, about)
+            return
+        params = {name: _fetch(value) for name, value in state.params.items()}
+        if jax.process_index() == 0:
+            if not is_remote(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            save_adapter(path, params, self._config.lora, self._base, about)
+
+
+def _fetch(array: Any) -> np.ndarray:
+    """A whole array as numpy's; where it is spread over processes, all of them call this."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
