@@ -1,6 +1,7 @@
 """Runs that train LoRA pairs: what is frozen stays, checkpoints are adapters, resuming changes nothing."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
@@ -76,8 +77,6 @@ def test_resumed_is_uninterrupted_bit_for_bit(finished, tmp_path):
     loop.train(config, tmp_path / "run", progress=None)
     with Checkpoints(tmp_path / "run", None, leave_out_frozen=True) as checkpoints:
         assert checkpoints.latest() == 6
-    import shutil
-
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
     shutil.rmtree(tmp_path / "run" / "adapter")
     state = loop.train(config, tmp_path / "run", progress=None)
