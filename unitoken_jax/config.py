@@ -328,7 +328,7 @@ class TrainConfig(Checked):
     wandb: str = ""  # Project of Weights & Biases that gets the metrics too; empty: none.
     save_every: Count = 1000  # Steps between checkpoints.
     keep: Count = 2  # Newest checkpoints that are kept.
-    keep_best: bool = False  # Whether the model of the smallest validation loss is kept too, in workdir/best.
+    keep_best: bool = False  # Whether the run's model is that of the smallest validation loss, not the last.
     # A step whose loss or gradient norm is not finite, or more than spike_sigma standard deviations above the
     # mean of the last spike_window steps taken, changes nothing; its examples go to skipped.jsonl. After
     # skip_limit such steps in a row the run stops.

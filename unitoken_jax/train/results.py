@@ -1,8 +1,10 @@
 """What a run leaves for others to read: its model or, of LoRA pairs, its adapter.
 
-model/ or adapter/          after the last step
-best/                       after the step with the smallest held-out loss (train.keep_best)
-adapters/step_NNNNNNN/      at every checkpoint of a LoRA run, as many as there are checkpoints
+    model/ or adapter/       after the last step or, with train.keep_best, the same as best/
+    best/                    after the step with the smallest validation loss so far
+    adapters/step_NNNNNNN/   at every checkpoint of a LoRA run, as many as there are checkpoints
+
+Each is written whole, or not at all.
 """
 
 import pathlib
@@ -17,6 +19,7 @@ from unitoken_jax.checkpoint import model_directory
 from unitoken_jax.checkpoint.adapter import Base, load_adapter, save_adapter
 from unitoken_jax.config import Config, to_dict
 from unitoken_jax.sequence.tokenizer import Tokenizer
+from unitoken_jax.storage.atomic import atomic_folder
 from unitoken_jax.storage.paths import is_remote
 from unitoken_jax.train.state import State
 
@@ -27,11 +30,14 @@ _LOSS = "validation_loss"
 class Results:
     """The models or adapters of the run in `workdir`.
 
-    Raises ValueError where the run began with another base than `config.train.init_from` is now.
+    Raises ValueError where the run began with another base than `config.train.init_from` is now, and where it
+    is to keep the best at a URL, where nothing can be copied.
     """
 
     def __init__(self, workdir: pathlib.Path, config: Config, tokenizer: Tokenizer):
         self._folder, self._config, self._tokenizer = workdir, config, tokenizer
+        if config.train.keep_best and is_remote(workdir):
+            raise ValueError(f"train.keep_best needs a local folder, and the run is in {workdir}")
         self._base = Base.of(config.train.init_from) if config.lora.rank else None
         if self._base:
             for earlier in sorted((workdir / ADAPTERS).glob("step_*"))[-1:]:
@@ -39,8 +45,14 @@ class Results:
         self._best = self._best_so_far()
 
     def write_last(self, state: State) -> None:
-        """Writes `model` or `adapter`, of the last step."""
-        self._write(MODEL_FOLDER if self._base is None else ADAPTER_FOLDER, state, {})
+        """Writes `model` or `adapter`, of the last step or of the best that was kept."""
+        name = MODEL_FOLDER if self._base is None else ADAPTER_FOLDER
+        best = self._folder / BEST_FOLDER
+        if not (self._config.train.keep_best and best.exists()):
+            self._write(name, state, {})
+        elif jax.process_index() == 0:
+            with atomic_folder(self._folder / name, replace=True) as staged:
+                shutil.copytree(best, staged, dirs_exist_ok=True)
 
     def write_checkpoint(self, state: State) -> None:
         """Writes the adapter of a checkpoint, beside it, and removes the oldest that are too many."""
