@@ -38,28 +38,35 @@ def part_rows(index: Index, config: SourceConfig) -> np.ndarray:
     """
     if config.part == "all" or not config.held_out:
         return np.ones(len(index), bool)
-    draws = shuffle.uniform(content_hashes(index), _HELD_OUT)
-    held_out = draws < config.held_out
-    good = np.array(index.lengths[:, 0] > 0)
-    if len(np.unique(held_out[good])) < 2:
-        raise ConversationError(_one_sided(config, draws[good]))
+    held_out = _draws(index) < config.held_out
+    usable = np.array(index.lengths[:, 0] > 0)
+    count, rows = int(np.count_nonzero(held_out & usable)), int(np.count_nonzero(usable))
+    if not 0 < count < rows:
+        shares = possible_shares(index)
+        advice = (
+            f"a share from {shares[0]} to {shares[1]} leaves rows on both sides"
+            if shares
+            else "its rows are too few or too alike for any share"
+        )
+        raise ConversationError(
+            f"{config.path}: held_out {config.held_out} sets apart {count} of its {rows} usable rows; "
+            f"expected at least one on either side: {advice}, or name another file for validation"
+        )
     return held_out if config.part == "held_out" else ~held_out
 
 
-def _one_sided(config: SourceConfig, draws: np.ndarray) -> str:
-    """Why a share leaves one side without rows, whose `draws` float64[n] it is compared with."""
-    held_out = int(np.count_nonzero(draws < config.held_out))
-    lowest, highest = (draws.min(), draws.max()) if len(draws) else (0.0, 0.0)
-    low, high = math.floor(lowest * 1e4 + 1) / 1e4, math.floor(highest * 1e4) / 1e4
-    advice = (
-        f"a share from {low} to {high} leaves rows on both sides"
-        if low <= high
-        else "its rows are too few or too alike for a share"
-    )
-    return (
-        f"{config.path}: held_out {config.held_out} sets apart {held_out} of its {len(draws)} usable rows; "
-        f"expected at least one on either side: {advice}, or name another file for validation"
-    )
+def possible_shares(index: Index) -> tuple[float, float] | None:
+    """The smallest and the largest share, to four places, that leave usable rows on both sides, if any do."""
+    draws = _draws(index)[index.lengths[:, 0] > 0]
+    if not len(draws):
+        return None
+    smallest, largest = math.floor(draws.min() * 1e4 + 1) / 1e4, math.floor(draws.max() * 1e4) / 1e4
+    return (smallest, largest) if smallest <= largest else None
+
+
+def _draws(index: Index) -> np.ndarray:
+    """float64[N] in [0, 1): a row is held out by shares that are larger."""
+    return shuffle.uniform(content_hashes(index), _HELD_OUT)
 
 
 def content_hashes(index: Index) -> np.ndarray:
