@@ -1,7 +1,9 @@
 """The store of parameters: what Orbax reads back, and what survives an interruption."""
 
 import json
+import tracemalloc
 
+import jax
 import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
@@ -139,6 +141,35 @@ def test_files_that_jax_takes_over_without_a_copy(tmp_path, small_chunks):
         ValueError, match=r"2\.0\.0 is shorter than its array: the model directory is damaged"
     ):
         StoredParams(tmp_path / "part" / "params").read("a/kernel", 2)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
+def test_a_large_array_in_one_file_takes_no_memory_of_its_own(tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(param_store, "SMALL_BYTES", 2**14)
+    spec = ArraySpec((2, 256, 2**10), np.dtype(dtype), True)
+    store = ParamStore(tmp_path / "part", {"a/kernel": spec}, {})
+    value = np.random.default_rng(0).integers(-9, 9, spec.shape).astype(spec.dtype)
+    for layer in range(2):
+        store.write("a/kernel", layer, value[layer])
+    store.publish(tmp_path / "params")
+    stored = StoredParams(tmp_path / "params")
+    stored.read("a/kernel", 0)
+    tracemalloc.start()
+    read = stored.read("a/kernel", 1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**14 < read.nbytes
+    assert (read.dtype, read.ctypes.data % 64) == (spec.dtype, 0)
+    device = jax.device_put(read, jax.devices("cpu")[0])
+    assert device.unsafe_buffer_pointer() == read.ctypes.data  # nor is it copied there
+    np.testing.assert_array_equal(device, value[1])
+    read[0] = 0  # a copy of the page, not the file
+    np.testing.assert_array_equal(StoredParams(tmp_path / "params").read("a/kernel", 1), value[1])
+    (tmp_path / "params/a.kernel/0.0.0").write_bytes(b"short")
+    with pytest.raises(
+        ValueError, match=r"0\.0\.0 is shorter than its array: the model directory is damaged"
+    ):
+        StoredParams(tmp_path / "params").read("a/kernel", 0)
 
 
 @pytest.fixture

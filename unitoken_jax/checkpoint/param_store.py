@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import mmap
 import os
 import pathlib
 import re
@@ -207,7 +208,8 @@ class StoredParams:
         one is missing, of which tensorstore knows what it means.
 
         Of what `ParamStore` writes every chunk is such rows. Tensorstore would copy them once, and jax, for
-        which their address is odd, again: three times the processor's time.
+        which their address is odd, again: three times the processor's time. A large array in a file of its
+        own is not copied at all.
         """
         zarr, folder = array.spec().to_json()["metadata"], self._checkpoint / path.replace("/", ".")
         shape, chunks = array.shape, zarr["chunks"]
@@ -222,16 +224,18 @@ class StoredParams:
         )
         if is_remote(self._checkpoint) or not (whole and shape and (folder / ".zarray").is_file()):
             return None
-        value = _aligned(shape, array.dtype.numpy_dtype)
-        for number, first in enumerate(range(0, shape[0], chunks[0])):
-            indices = [layer] * ahead + [number] + [0] * (len(shape) - 1)
-            rows = value[first : first + chunks[0]]
-            try:
-                with open(folder / ".".join(map(str, indices)), "rb", buffering=0) as file:
-                    if file.readinto(rows.reshape(-1).view(np.uint8).data) != rows.nbytes:
-                        raise ValueError(f"{file.name} is shorter than its array: {_DAMAGED}")
-            except FileNotFoundError:
-                return None
+        dtype, rows = array.dtype.numpy_dtype, chunks[0]
+        numbers = range(-(-shape[0] // rows))
+        indices = [[layer] * ahead + [number] + [0] * (len(shape) - 1) for number in numbers]
+        files = [folder / ".".join(map(str, index)) for index in indices]
+        try:
+            if len(files) == 1 and math.prod(shape) * dtype.itemsize > SMALL_BYTES:
+                return _mapped(files[0], shape, dtype)
+            value = _aligned(shape, dtype)
+            for number, file in enumerate(files):
+                _read_into(file, value[number * rows : (number + 1) * rows])
+        except FileNotFoundError:
+            return None
         return value
 
     def read_below(self, prefix: str, layer: int | None = None) -> dict:
@@ -325,6 +329,30 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _mapped(path: pathlib.Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """The array that a file begins with, in the kernel's own pages of the file: no memory is filled, and jax
+    on a CPU takes them over. Writing to it leaves the file alone; cutting the file short ends the process."""
+    size = math.prod(shape) * dtype.itemsize
+    with open(path, "rb", buffering=0) as file:
+        if os.fstat(file.fileno()).st_size < size:
+            raise _too_short(path)
+        pages = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
+    if hasattr(mmap, "MADV_WILLNEED"):
+        pages.madvise(mmap.MADV_WILLNEED)  # a disk is read ahead from now on, not when a page is missed
+    return np.frombuffer(pages, np.uint8).view(dtype).reshape(shape)
+
+
+def _read_into(path: pathlib.Path, rows: np.ndarray) -> None:
+    """Fills the contiguous `rows` with what a file begins with."""
+    with open(path, "rb", buffering=0) as file:
+        if file.readinto(rows.reshape(-1).view(np.uint8).data) != rows.nbytes:
+            raise _too_short(path)
+
+
+def _too_short(path: pathlib.Path) -> ValueError:
+    return ValueError(f"{path} is shorter than its array: {_DAMAGED}")
 
 
 @dataclasses.dataclass(frozen=True)
