@@ -193,8 +193,11 @@ def test_every_kind_of_source_in_one_mixture(tmp_path):
     jsonl = write_data(tmp_path / "jsonl", KINDS)
     records = write_data(tmp_path / "records", KINDS)
     write_array_record(tmp_path / "records" / "x.array_record", records.read_bytes().splitlines())
+    rows = "".join(f"data.jsonl-0.png,red circle {i}\n" for i in range(9))
+    (tmp_path / "jsonl" / "captions.csv").write_text("file_name,text\n" + rows)
     sources = (
         SourceConfig(str(jsonl)),
+        SourceConfig(str(tmp_path / "jsonl"), captions="draw"),
         SourceConfig(str(tmp_path / "records" / "*array_record*")),
         SourceConfig(str(write_tfds(tmp_path, 9)), mapping="tests.helpers.host_data:tfds_conversation"),
     )
@@ -204,9 +207,9 @@ def test_every_kind_of_source_in_one_mixture(tmp_path):
     assert all(batches_equal(a, b) for a, b in zip(alone, other))
     loader = load(config)
     held = [name for k in range(60) for name in loader.names(k)]
-    counts = [sum(name[0] == source for name in held) for source in range(3)]
+    counts = [sum(name[0] == source for name in held) for source in range(4)]
     assert max(counts) - min(counts) < 40
-    assert loader.describe()["examples"] == 2 * len(KINDS) + 9
+    assert loader.describe()["examples"] == 2 * len(KINDS) + 2 * 9
 
 
 def test_offline_codes(data):

@@ -66,6 +66,16 @@ def test_a_bad_image_stops_it_before_anything_is_written_or_is_left_out(data):
     assert json.loads(left_out)["name"] == "images/1.png"
 
 
+def test_a_folder_of_images_keeps_its_codes_beside_its_file(data):
+    """There training looks for them, whichever of the captions' tasks it then has."""
+    rows = "".join(f"images/{i}.png,a circle\n" for i in range(3))
+    (data.parent / "captions.csv").write_text("file_name,text\n" + rows)
+    assert tokenize(tiny_model(), data.parent) == data.parent / "captions.csv.codes"
+    sources = (SourceConfig(str(data.parent), captions="draw"),)
+    loader = Loader(data_config(sources=sources, codes="offline"), CONFIG, tiny_tokenizer(), 0)
+    assert loader.describe()["examples"] == 3
+
+
 def content(path):
     return {each.name: each.read_bytes() for each in path.iterdir()}
 

@@ -67,7 +67,9 @@ def add_verbs(add_verb: AddVerb) -> None:
         "unitoken tokenize --data train.jsonl --images 'shards/*.tar' --share 0/4",
     )
     add_model_option(tokenize)
-    tokenize.add_argument("--data", required=True, metavar="DATA", help="JSON, JSONL, ArrayRecord or TFDS")
+    tokenize.add_argument(
+        "--data", required=True, metavar="DATA", help="JSON, JSONL, ArrayRecord, TFDS or images"
+    )
     tokenize.add_argument("--out", metavar="DIR", help="default: beside the data, where training looks")
     tokenize.add_argument("--images", metavar="DIR", help="their folder, or tar shards 'x/*.tar'")
     tokenize.add_argument(
