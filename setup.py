@@ -29,6 +29,17 @@ REQUIRES = [
     "scipy>=1.11",  # Student's t for the intervals of an ablation (comes with jax)
 ]
 
+# An HTTP server's parts. Their interfaces change between minor versions (starlette's and uvicorn's are used
+# beyond what they promise: limits on slow clients hook into a protocol class), so each range ends where the
+# tests have not been.
+SERVE = [
+    "starlette>=1.10,<2",
+    "uvicorn>=0.54,<0.55",
+    "python-multipart>=0.0.34,<0.1",
+    "prometheus-client>=0.26,<0.27",
+    "h11>=0.16,<0.17",
+]
+
 EXTRAS = {
     "test": [
         "pytest>=8",
@@ -42,7 +53,12 @@ EXTRAS = {
         "nbclient>=0.10,<0.12",  # the notebooks are run as they are
         "nbformat>=5.10,<6",
         "ipykernel>=6.29,<8",
+        *SERVE,  # tests/serve
+        "openai>=3.57,<4",  # the stock client, against the server
+        "httpx2>=2.12,<3",  # starlette's TestClient asks with it
+        "playwright>=1.65,<2",  # drives the page in a Chromium that the machine has
     ],
+    "serve": SERVE,
     "docs": ["mkdocs>=1.6,<2", "mkdocstrings[python]>=0.29,<2"],  # pages; Python's from docstrings
     # Peers for the parity tests only; never imported at run time.
     "parity": ["torch>=2.6,<2.14", "transformers>=4.46,<5"],
@@ -70,6 +86,7 @@ setup(
     package_dir={"unitoken_jax.configs": "configs"},
     package_data={
         "unitoken_jax": ["py.typed"],
+        "unitoken_jax.serve": ["page/*"],
         "unitoken_jax.scenes": ["*.npz", "*.md", "benchmark_files/*"],
         "unitoken_jax.pretrained": ["*.md", "base/**/*", "finished/**/*"],  # whole model directories
     },

@@ -108,7 +108,7 @@ def command_lines(draw):
 
 
 def contents(folder: pathlib.Path) -> set[str]:
-    return {str(path) for path in folder.rglob("*") if ".index" not in str(path)}
+    return {str(path) for path in folder.rglob("*") if ".index/" not in f"{path}/"}
 
 
 @given(line=command_lines())

@@ -14,20 +14,40 @@ import tempfile
 import traceback
 
 import unitoken_jax
-from unitoken_jax.cli import compile_cache, evaluate, generate, inspection, quickstart, train, weights
+from unitoken_jax.cli import (
+    compile_cache,
+    evaluate,
+    generate,
+    inspection,
+    quickstart,
+    serve,
+    train,
+    weights,
+)
 from unitoken_jax.cli.options import RunVerb, add_parser, check_output, check_output_file
 from unitoken_jax.config_file import is_override
 from unitoken_jax.sequence.errors import escape
 from unitoken_jax.storage.paths import expand_home
 
 # In the order of `unitoken --help`.
-VERB_GROUPS = (quickstart, generate, train, weights, inspection, evaluate)
+VERB_GROUPS = (quickstart, generate, serve, train, weights, inspection, evaluate)
 # Arguments that name what a verb writes.
 OUTPUT_FILES = ("sheet", "json", "save_tokens")
 OUTPUT_OPTIONS = ("out", *OUTPUT_FILES)
 # Arguments that name what a verb reads.
 INPUT_OPTIONS = (
-    *("against", "checkpoint", "config", "conversation", "data", "image", "images", "model", "predictions"),
+    *(
+        "against",
+        "api_key_file",
+        "checkpoint",
+        "config",
+        "conversation",
+        "data",
+        "image",
+        "images",
+        "model",
+        "predictions",
+    ),
     *("recipe", "rewritten", "scores", "show_config", "siglip", "vqgan", "what"),
 )
 PATH_OPTIONS = (*INPUT_OPTIONS, *OUTPUT_OPTIONS, "workdir")

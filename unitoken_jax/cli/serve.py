@@ -1,0 +1,148 @@
+"""`unitoken serve`: its options, and the server that they describe."""
+
+import argparse
+import pathlib
+from typing import TYPE_CHECKING
+
+from unitoken_jax.cli.options import AddVerb, add_model_option, count, model_directory, positive, whole_number
+from unitoken_jax.config import MeshConfig
+
+if TYPE_CHECKING:
+    import jax
+
+    from unitoken_jax.serve.limits import HttpLimits
+    from unitoken_jax.serve.requests import EngineLimits
+
+
+def add_verbs(add_verb: AddVerb) -> None:
+    """Adds this file's verb to the command line."""
+    serve = add_verb(
+        "serve",
+        run_serve,
+        "answer and draw for many users at one time, as OpenAI's API, with a page to try it",
+        "unitoken serve --port 8000",
+        "unitoken serve --model MODEL --host 0.0.0.0 --api-key-file keys.txt",
+    )
+    add_model_option(serve)
+    serve.add_argument("--quantize", choices=("int8", "int4"), help="the decoder in so many bits")
+    serve.add_argument(
+        "--mesh",
+        type=mesh_sizes,
+        metavar="D,F,T",
+        help="devices along data, fsdp and tensor, one of them -1: what is left (default: fsdp over all)",
+    )
+    network = serve.add_argument_group("who may ask")
+    network.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    network.add_argument(
+        "--port", type=whole_number(0, 65535), default=8000, help="0: a free one (default: %(default)s)"
+    )
+    network.add_argument("--api-key-file", metavar="FILE", help="keys, one a line; requests must bring one")
+    network.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="HOST[:PORT]",
+        help="images may be read from there by URL; may be given several times (default: data URLs alone)",
+    )
+    limits = serve.add_argument_group("limits")
+    limits.add_argument(
+        "--rows", type=count, default=16, help="answers, and images, at one time (default: %(default)s)"
+    )
+    limits.add_argument(
+        "--queue", type=count, default=64, help="requests that wait for a row (default: %(default)s)"
+    )
+    limits.add_argument(
+        "--max-prompt-tokens", type=count, default=2048, metavar="N", help="default: %(default)s"
+    )
+    limits.add_argument(
+        "--max-answer-tokens", type=count, default=512, metavar="N", help="default: %(default)s"
+    )
+    limits.add_argument(
+        "--max-seconds", type=positive, default=600.0, metavar="S", help="of a request (default: %(default)g)"
+    )
+    limits.add_argument("--max-request-mb", type=count, default=20, metavar="MB", help="default: %(default)s")
+    limits.add_argument(
+        "--max-pixels",
+        type=count,
+        default=16_000_000,
+        metavar="N",
+        help="of a request's images (default: %(default)s)",
+    )
+
+
+def mesh_sizes(text: str) -> MeshConfig:
+    """Reads "1,-1,2": devices along data, fsdp and tensor."""
+    try:
+        data, fsdp, tensor = map(int, text.split(","))
+        return MeshConfig(data, fsdp, tensor)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r:.60}; expected three numbers, for example 1,-1,2 (data, fsdp, tensor)"
+        ) from error
+
+
+def run_serve(arguments: argparse.Namespace) -> None:
+    """`unitoken serve`: prints its address when it is ready."""
+    try:
+        from unitoken_jax.serve import server
+    except ImportError as error:
+        raise ImportError(
+            f"{error}: install what serving needs, pip install 'unitoken_jax[serve]'"
+        ) from error
+    from unitoken_jax.serve.app import Server
+
+    limits = http_limits(arguments)
+    path = model_directory(arguments)
+    # A port in use is told before minutes of loading.
+    with server.listen(arguments.host, arguments.port) as listener:
+        from unitoken_jax.serve.engine import Engine
+        from unitoken_jax.unitoken import UniToken
+
+        model = UniToken.load(path, mesh=_mesh(arguments.mesh), quantize=arguments.quantize)
+        engine = Engine(model, engine_limits(arguments))
+        info = server.model_info(model, path, engine)
+        server.serve(Server(engine, info, limits), listener, lambda line: print(line, flush=True))
+
+
+def engine_limits(arguments: argparse.Namespace) -> "EngineLimits":
+    """What the options say of the engine."""
+    from unitoken_jax.serve.requests import EngineLimits
+
+    return EngineLimits(
+        text_rows=arguments.rows,
+        image_rows=arguments.rows,
+        prompt_tokens=arguments.max_prompt_tokens,
+        answer_tokens=arguments.max_answer_tokens,
+        queue=arguments.queue,
+        seconds=arguments.max_seconds,
+    )
+
+
+def http_limits(arguments: argparse.Namespace) -> "HttpLimits":
+    """What the options say of the HTTP server. Raises ValueError and OSError for the file of keys."""
+    from unitoken_jax.serve.limits import LOOPBACK, HttpLimits, read_keys
+
+    keys: tuple[str, ...] = ()
+    if arguments.api_key_file is not None:
+        text = pathlib.Path(arguments.api_key_file).read_text(encoding="utf-8")
+        keys = read_keys(text, f"--api-key-file {arguments.api_key_file}")
+    body_bytes = arguments.max_request_mb << 20
+    return HttpLimits(
+        body_bytes=body_bytes,
+        bodies_bytes=8 * body_bytes,
+        pixels=arguments.max_pixels,
+        hosts=tuple(host.lower() for host in arguments.allow_host),
+        keys=keys,
+        names=LOOPBACK if arguments.host in LOOPBACK else (),
+    )
+
+
+def _mesh(config: MeshConfig | None) -> "jax.sharding.Mesh | None":
+    """The mesh that --mesh says; of all devices where it says nothing and there are several."""
+    import jax
+
+    from unitoken_jax.model.sharding import make_mesh
+
+    if config is None:
+        return make_mesh() if jax.device_count() > 1 else None
+    return make_mesh(config)
