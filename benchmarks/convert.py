@@ -15,10 +15,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 import ml_dtypes
 import numpy as np
+import yaml
 
 from unitoken_jax.config import published_sequence
 from unitoken_jax.config_file import load_config
@@ -38,24 +39,36 @@ sys.exit(code)
 """
 
 
-def tensors(model) -> Iterator[tuple[str, Tensor]]:
-    """Random bfloat16 tensors by torch name, made when read."""
-    pattern = np.random.default_rng(0).normal(0, 0.02, 2**25).astype(ml_dtypes.bfloat16)
+def tensors(model, networks: Container[str], dtype) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of `networks` by torch name, made when read: a block of random numbers again and again, norms'
+    weights 1."""
+    # Of odd length, so that it begins elsewhere in each row of a matrix.
+    block = np.random.default_rng(0).normal(0, 0.02, 2**22 + 1).astype(dtype)
     for path, shape in expected_shapes(model).items():
-        if not path.startswith("vqgan/"):
+        network = path.split("/")[0]
+        if network in networks:
+            values = np.ones(1, dtype) if path.endswith("/scale") else block
             for mapping in rules.tensor_mappings(path, shape):
-                prefix = "vit." if path.startswith("siglip/") else ""
-                read = functools.partial(np.resize, pattern, mapping.shape)
-                yield prefix + mapping.torch, Tensor(mapping.torch, mapping.shape, pattern.dtype, "", read)
+                prefix = "vit." if network == "siglip" else ""
+                read = functools.partial(np.resize, values, mapping.shape)
+                yield prefix + mapping.torch, Tensor(mapping.torch, mapping.shape, block.dtype, "", read)
 
 
 def write_checkpoint(folder: pathlib.Path, model) -> None:
-    folder.mkdir(parents=True)
-    writers.write_sharded(folder, tensors(model), SHARD_BYTES)
+    """A published checkpoint in bfloat16, with SigLIP's settings and Chameleon's tokenizer beside it."""
+    codec, siglip = folder / "chameleon" / "tokenizer", folder / "SigLIP"
+    for made in (codec, siglip):
+        made.mkdir(parents=True)
+    networks = ("siglip", "adapter", "decoder")
+    writers.write_sharded(folder, tensors(model, networks, ml_dtypes.bfloat16), SHARD_BYTES)
     tokenizer = train_tokenizer(["a photo of a cat"], model.vq.codes, model.decoder.vocab_size)
     tokenizer.save(folder / "tokenizer.json")
     names = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     (folder / "config.json").write_text(json.dumps(configs.published_config(model, names, "bfloat16")))
+    (siglip / "config.json").write_text(json.dumps(configs.published_siglip(model.siglip)))
+    writers.write_safetensors(codec / "vqgan.safetensors", dict(tensors(model, ("vqgan",), np.float32)))
+    (codec / "vqgan.yaml").write_text(yaml.safe_dump(configs.published_vq(model.vq)))
+    tokenizer.save(codec / "text_tokenizer.json")
 
 
 def copy(source: pathlib.Path) -> float:
@@ -94,7 +107,7 @@ def main() -> None:
     if not source.exists():
         write_checkpoint(source, model)
         os.sync()
-    size = sum(path.stat().st_size for path in source.iterdir())
+    size = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
     copies = [copy(source)]  # the conversion lies between two copies: disks drift
     made, back = source.with_name("model"), source.with_name("back")
     took, peak = unitoken("convert", "--checkpoint", source, "--out", made)

@@ -166,6 +166,55 @@ def test_step_vs_torch_takes_the_same_steps_on_all_sides(capsys):
     assert capsys.readouterr().out.count("losses of 2 steps, ours and") == 2
 
 
+def test_quantize_measures_up_to_loading(tmp_path, capsys):
+    quantize, folder = load("quantize"), tmp_path / "F"
+    quantize.main([str(folder), "--small", "--before", "--until", "load"])
+    steps = json.loads((folder / "figures.json").read_text())["steps"]
+    names = ["make", "convert", "quantize", "load the original", "start", "load"]
+    assert list(steps) == names
+    said = [line.split(": ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert [name for name in said if name in names] == names
+    assert all(step["seconds"] > 0 and step["peak"] > 0.1 for step in steps.values())
+    assert steps["quantize"]["GB"] < steps["convert"]["GB"]
+    assert sorted(path.name for path in folder.iterdir()) == ["figures.json", "model8"]
+    with pytest.raises(SystemExit, match=r"figures\.json is of .*'bits': 8.*: name another folder"):
+        quantize.main([str(folder), "--small", "--bits", "4"])
+    with pytest.raises(SystemExit):
+        quantize.main([str(folder), "--small", "--until", "sing"])
+    assert "--until is sing; expected one of make, convert, quantize, start, load" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_quantize_goes_from_a_checkpoint_to_a_row_of_codes(tmp_path):
+    """Slow, since it compiles how to answer and how to draw."""
+    load("quantize").main([str(tmp_path / "F"), "--small"])
+    steps = json.loads((tmp_path / "F" / "figures.json").read_text())["steps"]
+    assert 1 <= steps["answer"]["tokens"] <= 8
+    assert (steps["draw"]["codes"], steps["draw"]["passes"]) == (4, 3)  # the prompt's pass gives the first
+    assert all(steps[name]["compiling"] > 0 and steps[name]["prefill"] > 0 for name in ("answer", "draw"))
+    assert [path.name for path in (tmp_path / "F").iterdir()] == ["figures.json"]
+
+
+def test_quantize_keeps_what_an_interrupted_step_had_said(tmp_path, capsys):
+    quantize = load("quantize")
+    model = {"bits": 8}
+    first = quantize.Figures(tmp_path / "figures.json", model)
+
+    def killed(record):
+        record({"load": 2.0})
+        raise KeyboardInterrupt
+
+    first.measure("start", lambda record: record({"devices": 1}), None)
+    with pytest.raises(KeyboardInterrupt):
+        first.measure("draw", killed, None)
+    again, called = quantize.Figures(tmp_path / "figures.json", model), []
+    assert again.written["steps"]["draw"] == {"load": 2.0}
+    for name in ("start", "draw"):
+        again.measure(name, lambda record, name=name: called.append(name), None)
+    assert called == ["draw"]
+    assert again.written["steps"]["start"]["devices"] == 1
+
+
 def test_plain_drawings_show_what_they_say():
     plain = load("plain_drawings")
     rng, seen = random.Random(0), set()
