@@ -25,6 +25,7 @@ from transformers.models.chameleon import ChameleonConfig, ChameleonForCondition
 from unitoken_jax.config import DecoderConfig, ModelConfig
 from unitoken_jax.generate import decode
 from unitoken_jax.generate.sampling import sample_keys
+from unitoken_jax.generate.timing import Clock
 from unitoken_jax.model.decoder import unstack_layers
 from unitoken_jax.model.quantize import QUANTIZED_KERNELS, bits_of, quantize_kernel
 from unitoken_jax.model.unitoken import UniTokenModel
@@ -157,11 +158,11 @@ def draw_ours(config, params, conditional, unconditional, forced, side, codes, w
     )
     spec, slots = decode.DecodeSpec(window, guided=True), stacked.tokens.shape[1] + len(drawn)
     keys, limits = sample_keys(0, [0]), np.array([len(drawn) - 1], np.int32)
-    clock, params = decode.Clock(), {**params, "decoder": unstack_layers(params["decoder"])}
+    clock, params = Clock(), {**params, "decoder": unstack_layers(params["decoder"])}
     arguments = module, params, stacked, keys, limits, sampling
     state = clock.prefill(*arguments, slots=slots, spec=spec)
     arguments = module, params, state, sampling, np.int32(1), np.int32(len(drawn))
-    state = clock.decode(*arguments, spec=spec)
+    state = clock.write(*arguments, spec=spec)
     print(f"unitoken_jax, window {window}: {clock.timing}", flush=True)
     return np.array(
         [*forced[:2], *state.tokens[0, : len(drawn)]]

@@ -14,6 +14,7 @@ from PIL import Image
 from unitoken_jax.generate import decode, image, scheduler, text
 from unitoken_jax.generate.grammar import ImageGrammar
 from unitoken_jax.generate.runtime import Runtime
+from unitoken_jax.generate.timing import Timing
 from unitoken_jax.generate.vq import decode_codes
 from unitoken_jax.sequence.conversation import Conversation, GeneratedImage
 from unitoken_jax.sequence.vocabulary import Vocabulary
@@ -28,7 +29,7 @@ class ChatResult:
     parts: tuple[str | GeneratedImage, ...]
     tokens: np.ndarray
     complete: bool
-    timing: decode.Timing
+    timing: Timing
 
     @property
     def text(self) -> str:
@@ -74,11 +75,11 @@ def chat(
     image_generator = _ImageGenerator(session, **(drawing or {}))
     asked = [text.as_conversation(parts, number) for number, parts in enumerate(conversations)]
     lead = model.tokenizer.encode(model.config.sequence.text_before_image) if draws else []
-    turns = [_OpenTurn(limit, max_images, lead, "image" if draws else "text") for _ in asked]
+    turns = [OpenTurn(limit, max_images, lead, "image" if draws else "text") for _ in asked]
     vocabulary = model.tokenizer.vocabulary
     known: dict[bytes, np.ndarray] = {}  # codes of the questions' images, encoded in the first round
 
-    def waiting_for(mode: str) -> tuple[list[_OpenTurn], list[decode.Prompt]]:
+    def waiting_for(mode: str) -> tuple[list[OpenTurn], list[decode.Prompt]]:
         """The turns that go on with `mode`, and the prompts they go on from."""
         numbers = [i for i, turn in enumerate(turns) if turn.mode == mode]
         parts = [turns[i].parts for i in numbers]
@@ -97,7 +98,7 @@ def chat(
     return [_chat_result(session, turn, image_generator.grammar) for turn in turns]
 
 
-class _OpenTurn:
+class OpenTurn:
     """An answer that is being written. `parts`: text as ids int32[n], and images; `mode`: what comes next,
     "text", "image", or nothing: "over"."""
 
@@ -152,7 +153,7 @@ class _ImageGenerator:
         return [GeneratedImage(*fields) for fields in zip(images, codes)]
 
 
-def _chat_result(session: scheduler.DecodeSession, turn: _OpenTurn, grammar: ImageGrammar) -> ChatResult:
+def _chat_result(session: scheduler.DecodeSession, turn: OpenTurn, grammar: ImageGrammar) -> ChatResult:
     parts: list[str | GeneratedImage] = []
     tokens: list[np.ndarray] = []
     for part in turn.parts:

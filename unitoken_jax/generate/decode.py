@@ -28,7 +28,6 @@ after the prompt, N ids that can be chosen, E ids that end a row.
 
 import dataclasses
 import functools
-import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -50,21 +49,24 @@ class Prompt(NamedTuple):
 
 
 class Prompts(NamedTuple):
-    """Padded prompts. `lengths` is 0 in rows that only fill the bucket; `crops` is None if no row has any."""
+    """Padded prompts. `lengths` is 0 in rows that only fill the bucket; `crops` is None if no row has any, or
+    if `features` is what the network made of them already."""
 
     tokens: Any  # int32[B, T]
     lengths: Any  # int32[B]
     image_feature_index: Any  # int32[B, T]
     crops: Any  # uint8[B, C, S, S, 3] | None
+    features: Any = None  # [B, C * P, D] | None
 
 
 class SamplingParams(NamedTuple):
     """How tokens are chosen. All fields are traced: other values compile nothing.
 
-    `top_k` int32, `temperature` and `guidance` float32 are `sampling.sample`'s and `apply_cfg`'s. `forced`
-    int32[M]: the id at each offset after the prompt, MODEL_CHOOSES where it is not forced. `ids` int32[N]:
-    those that may be chosen; None: all. `ends` int32[E]: those that end a row. `stride` int32: how many
-    tokens before it stands the token that a new draft copies (in an image: the code above it).
+    `top_k` int32, `temperature` and `guidance` float32 are `sampling.sample`'s and `apply_cfg`'s, `ends`
+    int32[E] the ids that end a row: one of each for all rows, or with an axis [B] before, each row's own.
+    `forced` int32[M]: the id at each offset after the prompt, MODEL_CHOOSES where it is not forced. `ids`
+    int32[N]: those that may be chosen; None: all. `stride` int32: how many tokens before it stands the token
+    that a new draft copies (in an image: the code above it).
     """
 
     top_k: Any
@@ -97,63 +99,6 @@ class DecodeState(NamedTuple):
     tokens: Any
     counts: Any  # int32[B]
     limits: Any  # int32[B]
-
-
-class Timing(NamedTuple):
-    """Where a batch's seconds went; its rows took them together.
-
-    `compiling`: tracing, and compiling what the caches did not hold. `prefill`: reading the prompts, which
-    gives the first token. `decoding`: `passes` passes, each of which gives a row a token or more.
-    """
-
-    compiling: float = 0.0
-    prefill: float = 0.0
-    decoding: float = 0.0
-    passes: int = 0
-
-    def __str__(self) -> str:
-        milliseconds = 1e3 * self.decoding / max(self.passes, 1)
-        return (
-            f"first token after {self.prefill:.3f} s, then {milliseconds:.2f} ms a pass ({self.passes} "
-            f"passes, {self.decoding:.2f} s); compiling took {self.compiling:.2f} s"
-        )
-
-
-class Clock:
-    """Runs the compiled programs, and adds up in `timing` how long they took to be ready and to run."""
-
-    def __init__(self) -> None:
-        self.timing = Timing()
-
-    def prefill(self, *arguments, **settings) -> DecodeState:
-        """`prefill` (below), timed."""
-        state, compiling, seconds = _timed(prefill, *arguments, **settings)
-        self._add(Timing(compiling, prefill=seconds))
-        return state
-
-    def decode(self, *arguments, **settings) -> DecodeState:
-        """The state after `decode_loop`, timed."""
-        (state, passes), compiling, seconds = _timed(decode_loop, *arguments, **settings)
-        self._add(Timing(compiling, decoding=seconds, passes=int(passes)))
-        return state
-
-    def _add(self, more: Timing) -> None:
-        total = self.timing
-        self.timing = Timing(
-            total.compiling + more.compiling,
-            total.prefill + more.prefill,
-            total.decoding + more.decoding,
-            total.passes + more.passes,
-        )
-
-
-def _timed(program, *arguments, **settings) -> tuple[Any, float, float]:
-    """(result of the compiled `program`, seconds until it was under way, seconds until it was done)."""
-    start = time.perf_counter()
-    result = program(*arguments, **settings)  # comes back once the program is compiled and under way
-    launched = time.perf_counter()
-    jax.block_until_ready(result)
-    return result, launched - start, time.perf_counter() - launched
 
 
 def bucket_size(number: int, minimum: int = 64, steps_per_octave: int = 2) -> int:
@@ -226,15 +171,41 @@ def prefill(
       sampling, spec: how tokens are chosen.
       slots: tokens that a row of the cache has room for: T and M.
     """
-    features = None
+    cache = module.init_cache(len(prompts.tokens), slots)
+    return _read_prompts(module, params, cache, prompts, 0, keys, limits, sampling, spec)
+
+
+@functools.partial(jax.jit, static_argnames=("module", "spec"), donate_argnames="cache")
+def prefill_window(
+    module, params, cache: Cache, prompts: Prompts, starts, keys, limits, sampling: SamplingParams, *, spec
+) -> DecodeState:
+    """Reads a window of each prompt, whose tokens before it are in `cache`: a long prompt can be read with
+    pauses.
+
+    Args:
+      module, params, keys, limits, sampling, spec: as for `prefill`. Unless it is the last window, the token
+        that is chosen after it means nothing, and `limits` is 0.
+      cache: of the windows before, with room for the whole row; given up.
+      prompts: the windows; their `lengths` count the tokens in them.
+      starts: int32[B], the tokens of each prompt before its window.
+    """
+    return _read_prompts(module, params, cache, prompts, starts, keys, limits, sampling, spec)
+
+
+def _read_prompts(module, params, cache, prompts, starts, keys, limits, sampling, spec) -> DecodeState:
+    """`prefill` and `prefill_window`: reads `prompts` behind the first `starts` tokens of `cache`."""
+    features = prompts.features
     if prompts.crops is not None:
         features = module.apply({"params": params}, prompts.crops, method="features")
-    rows, length = prompts.tokens.shape
+    positions = jnp.broadcast_to(jnp.arange(prompts.tokens.shape[1], dtype=jnp.int32), prompts.tokens.shape)
+    lengths = prompts.lengths
+    if not isinstance(starts, int):
+        positions, lengths = starts[:, None] + positions, starts + lengths
     hidden, cache = module.apply(
         {"params": params},
         prompts.tokens,
-        jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (rows, length)),
-        module.init_cache(rows, slots),
+        positions,
+        cache,
         image_feature_index=prompts.image_feature_index,
         features=features,
         method="extend",
@@ -246,25 +217,29 @@ def prefill(
     forced = chooser.forced
     tokens = jnp.where(forced == MODEL_CHOOSES, first, forced[None])
     counts, limits = _accept_tokens(jnp.zeros_like(limits), limits, first, jnp.zeros_like(limits), sampling)
-    return DecodeState(cache, prompts.lengths, keys, tokens, counts, limits)
+    return DecodeState(cache, lengths, keys, tokens, counts, limits)
 
 
 @functools.partial(jax.jit, donate_argnames="state")
 def replace_rows(state: DecodeState, other: DecodeState, rows) -> DecodeState:
-    """`state` with the rows of `other` written over `rows` int32[b]; a row beyond its end is left out."""
+    """`state` with the rows of `other` written over `rows` int32[b]; a row beyond its end is left out. The
+    cache of `other` may have fewer slots, no less than its prompts have tokens."""
     with_unconditional = rows
     if len(state.lengths) != len(state.limits):  # unconditional rows follow the conditional ones
         number = len(state.limits)
         with_unconditional = jnp.concatenate([rows, jnp.where(rows < number, rows + number, 2 * number)])
 
     def put(old, new):
-        return old.at[rows if len(new) == len(rows) else with_unconditional].set(new, mode="drop")
+        at = rows if len(new) == len(rows) else with_unconditional
+        if old.shape[2:3] != new.shape[2:3]:  # a cache of fewer slots
+            return old.at[at, :, : new.shape[2]].set(new, mode="drop")
+        return old.at[at].set(new, mode="drop")
 
     return jax.tree.map(put, state, other)
 
 
 # A loop returns the cache that it was given: only so can it work in its memory, without a copy.
-@functools.partial(jax.jit, static_argnames=("module", "spec"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("module", "spec", "slots"), donate_argnames="state")
 def decode_loop(
     module,
     params,
@@ -274,9 +249,20 @@ def decode_loop(
     max_passes,
     *,
     spec: DecodeSpec,
+    slots: int | None = None,
 ):
     """(state, int32 passes taken) after writing while at least `min_unfinished` int32 rows are unfinished,
-    for at most `max_passes` int32 passes."""
+    for at most `max_passes` int32 passes.
+
+    `slots`: of each row, as many as the unfinished ones come to need; the others are then not read. None:
+    all.
+    """
+    if slots is not None:
+        used = jax.tree.map(lambda entries: entries[:, :, :slots], state.cache)
+        settings = sampling, min_unfinished, max_passes
+        result, passes = decode_loop(module, params, state._replace(cache=used), *settings, spec=spec)
+        cache = jax.tree.map(lambda old, new: old.at[:, :, :slots].set(new), state.cache, result.cache)
+        return result._replace(cache=cache), passes
     chooser = _Chooser.of(module, params, sampling, spec)
 
     def unfinished(loop):
@@ -335,8 +321,10 @@ def _decode_step(chooser: "_Chooser", state: DecodeState, width: int) -> DecodeS
 def _accept_tokens(counts, limits, predicted, confirmed, sampling: SamplingParams):
     """(counts, limits) int32[B] after the first `confirmed` + 1 of `predicted` int32[B, W] were accepted; an
     accepted one of `sampling.ends` becomes the row's limit."""
-    if len(sampling.ends):
-        ending = jnp.isin(predicted, sampling.ends) & (jnp.arange(predicted.shape[1]) <= confirmed[:, None])
+    if jnp.shape(sampling.ends)[-1]:
+        ends = jnp.broadcast_to(sampling.ends, (len(counts), jnp.shape(sampling.ends)[-1]))
+        ending = jnp.any(predicted[:, :, None] == ends[:, None], axis=-1)
+        ending &= jnp.arange(predicted.shape[1]) <= confirmed[:, None]
         ended = counts + 1 + jnp.argmax(ending, axis=1).astype(jnp.int32)
         limits = jnp.where(jnp.any(ending, axis=1), jnp.minimum(limits, ended), limits)
     return jnp.minimum(counts + 1 + confirmed.astype(jnp.int32), limits), limits
@@ -378,7 +366,8 @@ class _Chooser(NamedTuple):
             token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         else:
             flat, flat_keys = logits.reshape(B * W, -1), position_keys(keys, offsets).reshape(-1)
-            token = sample(flat, flat_keys, sampling.top_k, sampling.temperature).reshape(B, W)
+            top_k, temperature = (_of_tokens(x, W) for x in (sampling.top_k, sampling.temperature))
+            token = sample(flat, flat_keys, top_k, temperature).reshape(B, W)
         token = token if self.head is None else sampling.ids[token]
         return jnp.where(self.forced[offsets] == MODEL_CHOOSES, token, self.forced[offsets])
 
@@ -386,3 +375,8 @@ class _Chooser(NamedTuple):
 def code_logits(hidden, head, dtype):
     """float32[..., codes] of hidden [..., D] and the head's code columns [D, codes]."""
     return jnp.dot(hidden.astype(dtype), head.astype(dtype), preferred_element_type=jnp.float32)
+
+
+def _of_tokens(setting, W: int):
+    """A setting of all rows as it is; that of each row [B] as that of its W tokens, [B * W]."""
+    return setting if jnp.ndim(setting) == 0 else jnp.repeat(setting, W)

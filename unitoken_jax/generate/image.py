@@ -17,9 +17,11 @@ from unitoken_jax.batch import NO_INDEX
 from unitoken_jax.config import ModelConfig
 from unitoken_jax.generate import decode, scheduler
 from unitoken_jax.generate.grammar import ImageGrammar, image_grammar
+from unitoken_jax.generate.row_pool import DecodePlan, Request, TokenSampling
 from unitoken_jax.generate.runtime import Runtime
 from unitoken_jax.generate.sampling import check_sampling
 from unitoken_jax.generate.scheduler import BATCH
+from unitoken_jax.generate.timing import Timing
 from unitoken_jax.generate.vq import decode_codes
 from unitoken_jax.sequence import build
 from unitoken_jax.sequence.vocabulary import MODEL_CHOOSES
@@ -37,7 +39,7 @@ class ImageResult:
     number: int
     tokens: np.ndarray
     image: Image.Image
-    timing: decode.Timing
+    timing: Timing
 
 
 class ImageSampling(NamedTuple):
@@ -96,7 +98,7 @@ def draw(
             ids[request] = tokens
         rows = len(tokens) // grammar.columns
         if progress and rows > shown[request]:
-            progress(request, _rows_so_far(model, grammar, tokens, rows))
+            progress(request, rows_so_far(model, grammar, tokens, rows))
             shown[request] = rows
     tokens = grammar.tokens(ids)
     images = decode_codes(model, grammar.codes(tokens), batch)
@@ -137,7 +139,7 @@ def plan_drawing(
     model.require("vqgan/decoder", "drawing images")
     grammar = grammar_of(model, size)
     samples = _numbered(prompts, number)
-    by_text = {text: _prompt(model, text, prompts.index(text)) for text in dict.fromkeys(prompts)}
+    by_text = {text: drawing_prompt(model, text, prompts.index(text)) for text in dict.fromkeys(prompts)}
     return DrawingPlan(samples, [(by_text[text], i) for text, i in samples], grammar, resolved)
 
 
@@ -198,30 +200,38 @@ def draw_codes(
 
     They come as each is done; `yield_every`: also what there is of the others, after so many passes.
     """
-    forced = grammar.forced[len(grammar.head) : -1]
-    params = decode.SamplingParams(
-        top_k=np.int32(sampling.top_k),
-        temperature=np.float32(sampling.temperature),
-        guidance=np.float32(sampling.guidance),
-        forced=forced,
-        ids=grammar.code_ids,
-        ends=np.zeros(0, np.int32),
-        stride=np.int32(len(forced) // grammar.rows),
-    )
-    limit = len(forced) - len(grammar.row_end)  # what follows the last code is known
-    requests = []
-    for prompt, number in prompts:
-        prompt = append_tokens(prompt, grammar.head)
-        requests.append(scheduler.Request(prompt, (scheduler.checksum(prompt), number), limit))
-    unconditional = text_prompt(build.unconditional_prompt_ids(session.model.tokenizer.vocabulary))
-    plan = scheduler.DecodePlan(
-        params,
-        decode.DecodeSpec(min(sampling.window, len(forced)), guided=sampling.guidance != 1.0),
-        append_tokens(unconditional, grammar.head),
-    )
+    plan = image_plan(session.model, grammar, sampling.window, guided=sampling.guidance != 1.0)
+    requests = [image_request(prompt, number, grammar, sampling, session.seed) for prompt, number in prompts]
     for request, tokens, done in scheduler.complete(session, requests, plan, yield_every):
-        chosen = forced[: len(tokens)] == MODEL_CHOOSES
-        yield scheduler.Completion(request, tokens[chosen], done)
+        yield scheduler.Completion(request, chosen_codes(plan, tokens), done)
+
+
+def image_plan(model: Runtime, grammar: ImageGrammar, window: int, guided: bool) -> DecodePlan:
+    """How images of `grammar` are drawn together; a pass reads `window` tokens of each."""
+    forced = grammar.forced[len(grammar.head) : -1]
+    unconditional = text_prompt(build.unconditional_prompt_ids(model.tokenizer.vocabulary))
+    return DecodePlan(
+        forced,
+        ids=grammar.code_ids,
+        stride=len(forced) // grammar.rows,
+        spec=decode.DecodeSpec(min(window, len(forced)), guided),
+        unconditional=append_tokens(unconditional, grammar.head),
+    )
+
+
+def image_request(
+    prompt: decode.Prompt, number: int, grammar: ImageGrammar, sampling: ImageSampling, seed: int
+) -> Request:
+    """Sample `number` of an image after `prompt`, which ends with begin-of-image."""
+    prompt = append_tokens(prompt, grammar.head)
+    limit = len(grammar.forced) - len(grammar.head) - 1 - len(grammar.row_end)  # what follows is known
+    chosen = TokenSampling(seed, sampling.top_k, sampling.temperature, sampling.guidance)
+    return Request(prompt, (scheduler.checksum(prompt), number), limit, chosen)
+
+
+def chosen_codes(plan: DecodePlan, tokens: np.ndarray) -> np.ndarray:
+    """Of `tokens` int32[n], the first ones of an image that `plan` draws, those that are codes' ids."""
+    return tokens[plan.forced[: len(tokens)] == MODEL_CHOOSES]
 
 
 def text_prompt(tokens: np.ndarray) -> decode.Prompt:
@@ -237,7 +247,7 @@ def append_tokens(prompt: decode.Prompt, ids: np.ndarray) -> decode.Prompt:
     return decode.Prompt(tokens, index, prompt.crops)
 
 
-def _rows_so_far(model, grammar: ImageGrammar, ids: np.ndarray, rows: int) -> Image.Image:
+def rows_so_far(model, grammar: ImageGrammar, ids: np.ndarray, rows: int) -> Image.Image:
     """The upper `rows` rows of codes of an image, as pixels; whole images are decoded, of one shape."""
     ids = np.pad(ids, (0, grammar.rows * grammar.columns - len(ids)), mode="edge")
     (image,) = decode_codes(model, grammar.codes(grammar.tokens(ids[None])))
@@ -249,6 +259,7 @@ def default_top_k(config: ModelConfig) -> int:
     return min(config.generation.top_k, config.vq.codes)
 
 
-def _prompt(model: Runtime, text: str, number: int) -> decode.Prompt:
+def drawing_prompt(model: Runtime, text: str, number: int = 0) -> decode.Prompt:
+    """Prompt `number` of a call, as the model reads it, up to begin-of-image."""
     source = f"prompt {number}"
     return text_prompt(build.build_text_to_image_prompt(text, model.tokenizer, model.config, source).tokens)

@@ -19,12 +19,14 @@ def sample_keys(seed: int, numbers) -> jax.Array:
 
 
 @jax.jit
-def stream_keys(seed, streams) -> jax.Array:
-    """One key a sample: key[B] of `streams` uint32[B, 2] = (checksum of its prompt, its number).
+def stream_keys(seeds, streams) -> jax.Array:
+    """One key a sample: key[B] of its seed in `seeds` uint32[B] and its stream in `streams` uint32[B, 2] =
+    (checksum of its prompt, its number).
 
     The checksum keeps prompts apart: one seed must not give all of them the same noise.
     """
-    return jax.vmap(jax.random.fold_in)(sample_keys(seed, streams[:, 0]), streams[:, 1])
+    keys = jax.vmap(lambda seed, checksum: sample_keys(seed, checksum[None])[0])(seeds, streams[:, 0])
+    return jax.vmap(jax.random.fold_in)(keys, streams[:, 1])
 
 
 def position_keys(keys: jax.Array, offsets) -> jax.Array:
@@ -33,23 +35,32 @@ def position_keys(keys: jax.Array, offsets) -> jax.Array:
 
 
 def apply_cfg(logits: jax.Array, guidance) -> jax.Array:
-    """Classifier-free guidance: [2B, V] (conditional rows, then unconditional) -> [B, V]."""
+    """Classifier-free guidance: [2B, ..., V] (conditional rows, then unconditional) -> [B, ..., V].
+
+    `guidance` of all rows, or [B] of each; a row's guidance of 1 is then exactly none.
+    """
     conditional, unconditional = jnp.split(logits, 2)
-    return unconditional + guidance * (conditional - unconditional)
+    rows = jnp.reshape(guidance, (-1, *[1] * (logits.ndim - 1)))
+    guided = unconditional + rows * (conditional - unconditional)
+    return guided if jnp.ndim(guidance) == 0 else jnp.where(rows == 1, conditional, guided)
 
 
 def sample(logits: jax.Array, keys: jax.Array, top_k, temperature) -> jax.Array:
-    """One of each row's `top_k` best tokens, at `temperature`: float32[B, V], key[B] -> int32[B].
+    """One of each row's `top_k` best tokens, at `temperature`: float32[B, V], key[B] -> int32[B]. Both are of
+    all rows, or [B] of each.
 
     Exactly `top_k` tokens take part, of equal ones those with the lower ids; `top_k` 1 is therefore argmax.
     """
     noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], logits.dtype))(keys)
+    if jnp.ndim(temperature):
+        temperature = temperature[:, None]
     scores = jnp.where(top_k_mask(logits, top_k), logits / temperature + noise, -jnp.inf)
     return jnp.argmax(scores, axis=-1).astype(jnp.int32)
 
 
 def top_k_mask(logits: jax.Array, top_k) -> jax.Array:
-    """bool[B, V]: each row's `top_k` (traced) largest of float32[B, V]; of equal ones the first.
+    """bool[B, V]: each row's `top_k` (traced, of all rows or [B]) largest of float32[B, V]; of equal ones the
+    first.
 
     Finds the smallest one by bisection over the 2^32 float32 values: a sort of the row takes thirty times as
     long on a CPU, and `lax.top_k` would compile anew for every k.
@@ -67,7 +78,7 @@ def top_k_mask(logits: jax.Array, top_k) -> jax.Array:
     bounds = (jnp.full(len(order), limit, jnp.int32) for limit in (limits.min, limits.max))
     smallest = jax.lax.fori_loop(0, 32, halve, tuple(bounds))[0][:, None]
     above, equal = order > smallest, order == smallest
-    room = top_k - jnp.sum(above, axis=-1, keepdims=True)
+    room = (top_k - jnp.sum(above, axis=-1))[:, None]
     return above | (equal & (jnp.cumsum(equal, axis=-1) <= room))
 
 

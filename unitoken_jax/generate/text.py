@@ -8,9 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from unitoken_jax.generate import decode, scheduler
+from unitoken_jax.generate.row_pool import DecodePlan, Request, TokenSampling
 from unitoken_jax.generate.runtime import Runtime
 from unitoken_jax.generate.sampling import check_sampling
 from unitoken_jax.generate.scheduler import BATCH
+from unitoken_jax.generate.timing import Timing
 from unitoken_jax.generate.vq import encode_example_images
 from unitoken_jax.sequence import build
 from unitoken_jax.sequence.conversation import Conversation, make_conversation
@@ -30,7 +32,7 @@ class TextResult:
     text: str
     tokens: np.ndarray
     complete: bool
-    timing: decode.Timing
+    timing: Timing
 
 
 class TextSampling(NamedTuple):
@@ -146,25 +148,26 @@ def write_text(
     yield_every: int | None = None,
 ) -> Iterator[scheduler.Completion]:
     """Continues each prompt, by its limit of tokens at most, up to the end of turn or another of `ends`."""
-    room = decode.bucket_size(max(limits, default=1), MIN_ANSWER_BUCKET)
-    params = decode.SamplingParams(
-        top_k=np.int32(sampling.top_k),
-        temperature=np.float32(sampling.temperature),
-        guidance=np.float32(1),
-        forced=np.full(room, MODEL_CHOOSES, np.int32),
-        ids=None,
-        ends=np.array([session.model.tokenizer.vocabulary.end_of_turn, *ends], np.int32),
-    )
-    requests = [scheduler.Request(*fields) for fields in zip(prompts, scheduler.rng_streams(prompts), limits)]
-    plan = scheduler.DecodePlan(params, decode.DecodeSpec(greedy=sampling.greedy))
+    ends = (session.model.tokenizer.vocabulary.end_of_turn, *ends)
+    chosen = TokenSampling(session.seed, sampling.top_k, sampling.temperature, ends=ends)
+    streams = scheduler.rng_streams(prompts)
+    requests = [Request(*fields, chosen) for fields in zip(prompts, streams, limits)]
+    plan = text_plan(max(limits, default=1), len(ends), sampling.greedy)
     return scheduler.complete(session, requests, plan, yield_every)
+
+
+def text_plan(limit: int, ends: int, greedy: bool = False) -> DecodePlan:
+    """How texts of up to `limit` tokens are written together, each ended by one of `ends` ids at most."""
+    room = decode.bucket_size(limit, MIN_ANSWER_BUCKET)
+    forced = np.full(room, MODEL_CHOOSES, np.int32)
+    return DecodePlan(forced, ends=ends, spec=decode.DecodeSpec(greedy=greedy))
 
 
 def _pieces(model: Runtime, completions: Iterator[scheduler.Completion]) -> Iterator[tuple[int, str]]:
     """(number of the conversation, the next piece of its answer), as they come."""
     sent: Counter[int] = Counter()  # characters of each answer
     for request, tokens, done in completions:
-        text = model.tokenizer.decode(_without_end(model, tokens))
+        text = model.tokenizer.decode(without_end(model, tokens))
         if not done and text.endswith("\N{REPLACEMENT CHARACTER}"):
             continue  # the rest of a character is still to come
         if len(text) > sent[request]:
@@ -217,12 +220,12 @@ def as_conversation(parts, number: int) -> Conversation:
 
 
 def _text_result(session: scheduler.DecodeSession, written: np.ndarray) -> TextResult:
-    tokens = _without_end(session.model, written)
+    tokens = without_end(session.model, written)
     text = session.model.tokenizer.decode(tokens)
     return TextResult(text, tokens, len(tokens) < len(written), session.clock.timing)
 
 
-def _without_end(model: Runtime, written: np.ndarray) -> np.ndarray:
+def without_end(model: Runtime, written: np.ndarray) -> np.ndarray:
     """`written` int32[n] without the end of turn, if it ends with one."""
     ended = len(written) > 0 and written[-1] == model.tokenizer.vocabulary.end_of_turn
     return written[:-1] if ended else written

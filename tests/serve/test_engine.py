@@ -1,0 +1,283 @@
+"""The engine with a tiny model: under load it writes what the command line does, and compiles nothing."""
+
+import logging
+import random
+import threading
+
+import numpy as np
+import pytest
+
+from tests.helpers import compiles
+from tests.helpers.tiny_model import WORDS, noise, tiny_model
+from unitoken_jax.generate import image
+from unitoken_jax.sequence.conversation import make_conversation
+from unitoken_jax.serve import pool
+from unitoken_jax.serve.engine import Engine
+from unitoken_jax.serve.requests import (
+    EngineLimits,
+    Failed,
+    Finished,
+    ImageFinished,
+    ImageRequest,
+    ImageRows,
+    ImageSettings,
+    QueueFull,
+    TextDelta,
+    TextRequest,
+    Unavailable,
+)
+
+LIMITS = EngineLimits(
+    text_rows=4, image_rows=2, prompt_tokens=192, answer_tokens=32, crops=4, queue=40, quantum=4
+)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    """An engine that is started, with windows of 64 tokens; `ids` has what each task wrote, by its stream."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool, "LONG", 64)
+        engine = Engine(tiny_model(), LIMITS)
+    seen: list[tuple[int, int, str]] = []
+    engine.start(lambda *progress: seen.append(progress))
+    assert [done for done, _, _ in seen] == list(range(len(seen)))
+    assert seen[-1] == (len(seen) - 1, len(seen) - 1, "ready")
+    engine.ids = {}
+    add = engine._scheduler.add
+
+    def recording(name, task):
+        told = task.on_tokens
+
+        def on_tokens(tokens, done):
+            if done:
+                seed, _, _, guidance, _ = task.request.sampling
+                engine.ids[name, task.request.stream, seed, guidance] = tokens.tolist()
+            told(tokens, done)
+
+        task.on_tokens = on_tokens
+        add(name, task)
+
+    engine._scheduler.add = recording
+    yield engine
+    engine.close()
+
+
+def question(number: int) -> list:
+    """A question like no other: some with images, every fifth one of more than a window's tokens."""
+    words = random.Random(number)
+    text = " ".join(words.choice(WORDS.split()) for _ in range(100 if number % 5 == 0 else 8))
+    return [noise(number), text] if number % 3 == 0 else [text]
+
+
+def text_of(events) -> str:
+    return "".join(event.text for event in events if isinstance(event, TextDelta))
+
+
+def image_of(events) -> ImageFinished:
+    (found,) = (event for event in events if isinstance(event, ImageFinished))
+    return found
+
+
+def collect(handles) -> list[list]:
+    """All events of each handle."""
+    return [list(handle) for handle in handles]
+
+
+def test_under_load_every_answer_and_image_is_the_command_lines(engine):
+    model = tiny_model()
+    greedy = [TextRequest(make_conversation([question(i)])) for i in range(10)]
+    sampled = [
+        TextRequest(make_conversation([question(i)]), temperature=0.8, top_k=50, seed=9, max_tokens=20)
+        for i in range(10, 16)
+    ]
+    drawn = [
+        ImageRequest(f"a {word} circle", seed=7 + i, index=i % 2, settings=ImageSettings(guidance, 5))
+        for i, (word, guidance) in enumerate(zip(("red", "blue", "green", "red"), (3.0, 1.0, 5.0, 3.0)))
+    ]
+    requests = [*greedy, *sampled, *drawn]
+    random.Random(0).shuffle(requests)
+    with compiles.counted() as compiled:
+        events = dict(zip(requests, collect([engine.submit(request) for request in requests])))
+    assert not compiled, "a request compiled something"
+
+    expected = model.text_results([question(i) for i in range(10)])
+    for request, one in zip(greedy, expected):
+        assert text_of(events[request]) == one.text
+        assert events[request][-1].reason == ("stop" if one.complete else "length")
+        assert events[request][-1].completion_tokens == len(one.tokens) + one.complete
+    settings = {"temperature": 0.8, "top_k": 50, "max_tokens": 20, "seed": 9}
+    expected = model.text_results([request.conversation for request in sampled], **settings)
+    assert [text_of(events[request]) for request in sampled] == [one.text for one in expected]
+    for request in drawn:
+        settings = {"guidance": request.settings.guidance, "top_k": 5, "seed": request.seed}
+        one = model.image_results([request.prompt], number=2, **settings)[request.index]
+        finished = image_of(events[request])
+        grammar = image.grammar_of(model, None)
+        assert grammar.code_ids[finished.codes].ravel().tolist() == [
+            token for token in one.tokens.tolist() if token in grammar.code_ids
+        ]
+        np.testing.assert_array_equal(np.asarray(finished.image), np.asarray(one.image))
+        assert events[request][-1].reason == "stop"
+
+
+def test_the_same_request_writes_the_same_ids_alone_and_among_others(engine):
+    request = TextRequest(make_conversation([question(3)]), temperature=1.0, seed=5)
+    engine.ids.clear()
+    list(engine.submit(request))
+    ((key, alone),) = engine.ids.items()
+    others = [TextRequest(make_conversation([question(i)]), temperature=2.0, seed=i) for i in range(8)]
+    collect([engine.submit(one) for one in [*others[:4], request, *others[4:]]])
+    assert engine.ids[key] == alone
+
+
+def test_answers_with_images_are_chats(engine):
+    conversation = make_conversation([[noise(1), "what is this ?"]])
+    model = tiny_model()
+    (expected,) = model.chat([conversation], draws=True, seed=4, max_images=2)
+    request = TextRequest(conversation, seed=4, max_images=2, draws=True)
+    with compiles.counted() as compiled:
+        (events,) = collect([engine.submit(request)])
+    assert not compiled
+    assert text_of(events) == expected.text
+    images = [event.codes.tolist() for event in events if isinstance(event, ImageFinished)]
+    assert images == [part.codes.tolist() for part in expected.parts if not isinstance(part, str)]
+    assert images
+    (edited,) = collect([engine.submit(ImageRequest(conversation, seed=4))])
+    assert image_of(edited).codes.tolist() == images[0]
+
+
+def test_rows_of_an_image_come_as_they_are_written(engine):
+    (events,) = collect([engine.submit(ImageRequest("a red circle", partial=True))])
+    rows = [event for event in events if isinstance(event, ImageRows)]
+    whole = np.asarray(image_of(events).image)
+    assert rows
+    assert [one.rows for one in rows] == sorted({one.rows for one in rows})
+    for one in rows:
+        assert (one.total_rows, one.image.height) == (4, 4 * one.rows)
+        assert one.image.width == whole.shape[1]
+
+
+@pytest.mark.parametrize("cut", [1, 3])
+def test_a_stop_text_ends_the_answer_before_it(engine, cut):
+    conversation = make_conversation([question(1)])
+    (whole,) = collect([engine.submit(TextRequest(conversation, max_tokens=32))])
+    text = text_of(whole)
+    stop = text[len(text) // 2 : len(text) // 2 + cut]
+    (events,) = collect([engine.submit(TextRequest(conversation, stop=(stop, "never"), max_tokens=32))])
+    assert text_of(events) == text[: text.index(stop)]
+    assert events[-1].reason == "stop"
+
+
+def test_a_cancelled_request_leaves_its_row_and_ends(engine):
+    handles = [
+        engine.submit(TextRequest(make_conversation([question(i)]), temperature=1.0, seed=i, max_tokens=32))
+        for i in range(12)
+    ]
+    for handle in handles[::2]:
+        handle.cancel()
+    handles[0].cancel()
+    events = collect(handles)
+    assert {one[-1].reason for one in events[::2]} <= {"cancelled", "stop", "length"}
+    assert all(one[-1].reason in ("stop", "length") for one in events[1::2])
+    (after,) = collect([engine.submit(TextRequest(make_conversation([question(2)])))])
+    assert isinstance(after[-1], Finished)
+    stats = engine.stats()
+    assert stats.taken == stats.finished + stats.cancelled + stats.failed
+    assert stats.pools["text"].occupied == stats.pools["text"].waiting == 0
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (TextRequest(make_conversation([["what " * 400]])), "the prompt: .* tokens; expected 192 at most"),
+        (TextRequest(make_conversation([["a"]]), max_tokens=33), "max_tokens is 33; expected 32 at most"),
+        (TextRequest(make_conversation([["a"]]), temperature=-1.0), "temperature is -1"),
+        (TextRequest(make_conversation([["a"]]), seed=-1), "seed"),
+        (TextRequest(make_conversation([["a"]]), stop=("",)), "stop text is empty"),
+        (TextRequest(make_conversation([["a"]]), draws=True), "max_images is 0; expected 1 or more"),
+        (TextRequest(make_conversation([[noise(1), noise(2), "a"]])), "6 crops; expected 4 at most"),
+        (ImageRequest(" "), "empty"),
+        (ImageRequest("a", settings=ImageSettings(size=(8, 8))), "8x8 px are not drawn here; .* 16x16"),
+        (ImageRequest("a", settings=ImageSettings(top_k=0)), "top_k is 0"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_at_once(engine, request_, message):
+    with pytest.raises(ValueError, match=message):
+        engine.submit(request_)
+
+
+def test_one_requests_fault_is_its_own(engine, monkeypatch, caplog):
+    caplog.set_level(logging.CRITICAL)
+    conversation = make_conversation([question(1)])
+    good, bad = TextRequest(conversation), TextRequest(conversation, seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("unitoken_jax.serve.jobs.TextJob._decode", _fault_of_seed_1)
+        events = collect([engine.submit(bad), engine.submit(good)])
+    assert isinstance(events[0][-1], Failed)
+    assert events[0][-1].kind == "internal"
+    assert isinstance(events[1][-1], Finished)
+
+
+def _fault_of_seed_1(job, tokens) -> str:
+    if job.request.seed == 1:
+        raise RuntimeError("a fault")
+    return job.workshop.model.tokenizer.decode(tokens)
+
+
+class StoppedEngine(Engine):
+    """An engine whose thread does nothing until it is told to, so that requests wait."""
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.go = threading.Event()
+
+    def start(self, progress=None) -> None:
+        self._started = True
+        self._thread.start()
+
+    def _run(self) -> None:
+        self.go.wait()
+        super()._run()
+
+
+def test_a_full_queue_a_drain_a_timeout_and_the_end():
+    now = [0.0]
+    limits = EngineLimits(text_rows=1, image_rows=0, prompt_tokens=64, answer_tokens=8, queue=2, seconds=5)
+    engine = StoppedEngine(tiny_model(), limits, clock=lambda: now[0])
+    request = TextRequest(make_conversation([["what is this ?"]]))
+    with pytest.raises(Unavailable, match="not ready"):
+        engine.submit(request)
+    assert not engine.ready
+    engine.start()
+    with pytest.raises(ValueError, match="images are not drawn here"):
+        engine.submit(ImageRequest("a"))
+    handles = [engine.submit(request) for _ in range(3)]
+    with pytest.raises(QueueFull):
+        engine.submit(request)
+    assert engine.stats().refused == 1
+    assert not engine.drain(0.01)
+    with pytest.raises(Unavailable, match="closing"):
+        engine.submit(request)
+    now[0] = 6.0
+    engine.go.set()
+    assert engine.drain(5)
+    assert {event.kind for (event,) in collect(handles)} == {"timeout"}
+    engine.close()
+    assert not engine.ready
+
+
+def test_closing_ends_what_is_unfinished():
+    engine = StoppedEngine(tiny_model(), EngineLimits(text_rows=1, image_rows=0, prompt_tokens=64))
+    engine.start()
+    handle = engine.submit(TextRequest(make_conversation([["what is this ?"]])))
+    engine._closed = True
+    engine.go.set()
+    engine.close()
+    (event,) = handle
+    assert event.kind == "closed"
+
+
+def test_caches_larger_than_memory_are_refused_before_anything_is_taken(monkeypatch):
+    monkeypatch.setattr("unitoken_jax.serve.engine.free_bytes", lambda model: 2**20)
+    with pytest.raises(ValueError, match=r"text: 16 rows of 2560 tokens, image: 16 rows .*allow fewer rows"):
+        Engine(tiny_model()).start()
