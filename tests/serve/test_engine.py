@@ -281,3 +281,52 @@ def test_caches_larger_than_memory_are_refused_before_anything_is_taken(monkeypa
     monkeypatch.setattr("unitoken_jax.serve.engine.free_bytes", lambda model: 2**20)
     with pytest.raises(ValueError, match=r"text: 16 rows of 2560 tokens, image: 16 rows .*allow fewer rows"):
         Engine(tiny_model()).start()
+
+
+@pytest.mark.slow
+def test_many_users_some_of_whom_go_away_leave_nothing_behind(engine):
+    """Slow, since it takes hundreds of requests to meet every order of events."""
+    asked = [make_conversation([question(i)]) for i in range(8)]
+    kinds = [TextRequest(one, temperature=0.5 * (i % 3), seed=i) for i, one in enumerate(asked)]
+    kinds += [ImageRequest(f"a {word} circle", seed=3, partial=True) for word in ("red", "blue", "green")]
+    alone = {kind: _outcome(list(engine.submit(kind))) for kind in kinds}
+    bad = TextRequest(make_conversation([["what " * 400]]))
+    dice, wrong, finished = random.Random(0), [], []
+    plan = [(dice.choice(kinds), dice.random(), dice.randrange(6)) for _ in range(400)]
+
+    def user(number: int) -> None:
+        for kind, fate, patience in plan[number::8]:
+            if fate < 0.1:
+                with pytest.raises(ValueError, match="at most"):
+                    engine.submit(bad)
+                continue
+            events = []
+            handle = engine.submit(kind)
+            for event in handle:
+                events.append(event)
+                if fate < 0.4 and len(events) > patience:
+                    handle.cancel()
+            if events[-1].reason != "cancelled":
+                finished.append(kind)
+                wrong.extend([kind] * (_outcome(events) != alone[kind]))
+
+    with compiles.counted() as compiled:
+        users = [threading.Thread(target=user, args=(number,)) for number in range(8)]
+        for thread in users:
+            thread.start()
+        for thread in users:
+            thread.join()
+    assert not compiled
+    assert not wrong
+    assert len(finished) > 200
+    assert not engine._running
+    list(engine.submit(kinds[0]))  # then the rows of what was cancelled last are free
+    stats = engine.stats()
+    assert all(lane.occupied == lane.waiting == 0 for lane in stats.pools.values())
+    assert stats.taken == stats.finished + stats.cancelled + stats.failed
+
+
+def _outcome(events) -> tuple:
+    """What must not depend on the others: text, codes and the end."""
+    codes = [event.codes.tolist() for event in events if isinstance(event, ImageFinished)]
+    return text_of(events), codes, events[-1]

@@ -64,14 +64,14 @@ class Engine:
         canvases = _canvases(model, image_sizes) if limits.image_rows else {}
         self.image_sizes = tuple(canvases)
         self._workshop = Workshop(model, limits, canvases)
-        size = PoolSize(limits.text_rows, limits.prompt_tokens, crops, limits.quantum)
+        size = PoolSize(limits.text_rows, limits.prompt_tokens, crops)
         pools = {"text": ServingPool(model, text.text_plan(limits.answer_tokens, ENDS), size)}
         for canvas in canvases.values():
             prompt = limits.prompt_tokens + 1 + len(canvas.grammar.head)
-            size = PoolSize(limits.image_rows, prompt, crops, limits.quantum)
+            size = PoolSize(limits.image_rows, prompt, crops)
             pools[canvas.lane] = ServingPool(model, canvas.plan, size)
         self._pools = pools
-        self._scheduler = Scheduler(pools, clock)
+        self._scheduler = Scheduler(pools, limits.quantum, clock)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._readers = concurrent.futures.ThreadPoolExecutor(2, "unitoken-reader")
         self._thread = threading.Thread(target=self._run, name="unitoken-engine", daemon=True)

@@ -19,13 +19,11 @@ MIN_SLOTS = 128
 
 
 class PoolSize(NamedTuple):
-    """What a pool has room for: `rows` at one time, prompts of `prompt_tokens` and `crops`, and `quantum`
-    passes between two looks at it."""
+    """What a pool has room for: `rows` at one time, and prompts of `prompt_tokens` and `crops`."""
 
     rows: int
     prompt_tokens: int
     crops: int
-    quantum: int
 
 
 class ServingPool:
@@ -38,10 +36,11 @@ class ServingPool:
     def __init__(self, model: Runtime, plan: DecodePlan, size: PoolSize):
         self.model, self.size = model, size
         self.rows = model.rows(size.rows)
-        longest = decode.bucket_size(size.prompt_tokens)
-        self.windows = sorted({min(window, longest) for window in (SHORT, LONG)})
+        self.windows = sorted(
+            {min(window, decode.bucket_size(size.prompt_tokens)) for window in (SHORT, LONG)}
+        )
         # Whole windows, so that the padding of the last one has room.
-        self.slots = -(-longest // self.windows[-1]) * self.windows[-1] + len(plan.forced)
+        self.slots = -(-size.prompt_tokens // self.windows[-1]) * self.windows[-1] + len(plan.forced)
         self._pool = RowPool(model, plan, self.rows, self.slots)
         self._read_rows = sorted({model.rows(1), model.rows(max(self.rows // 4, 1))})
         parts = {max(-(-self.slots // share), MIN_SLOTS) for share in SLOT_SHARES}
@@ -184,18 +183,21 @@ class ServingPool:
         self._pool.stop(rows)
         self._fetch()
 
-    def write(self, min_unfinished: int) -> None:
-        """Writes for a quantum, or until fewer than `min_unfinished` rows are unfinished."""
+    def write(self, min_unfinished: int, max_passes: int) -> int:
+        """Writes for `max_passes`, or until fewer than `min_unfinished` rows are unfinished; the passes it
+        took."""
         width, needed, greedy = max(self._pool.plan.spec.window, 2), 0, self._pool.plan.ids is None
         _, counts, limits = self._written
         for row, request in enumerate(self._pool.requests):
             if request is not None and counts[row] < limits[row]:
-                later = min(counts[row] + self.size.quantum * width, limits[row])
+                later = min(counts[row] + max_passes * width, limits[row])
                 needed = max(needed, len(request.prompt.tokens) + int(later))
                 greedy = greedy and request.sampling.top_k == 1
         slots = next((slots for slots in self._slots if slots >= needed), None)
-        self._pool.write(min_unfinished, self.size.quantum, greedy=greedy, slots=slots)
+        before = self.passes
+        self._pool.write(min_unfinished, max_passes, greedy=greedy, slots=slots)
         self._fetch()
+        return self.passes - before
 
     def progress(self) -> Progress:
         """What is written so far; a free row's means nothing."""

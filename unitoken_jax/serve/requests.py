@@ -222,7 +222,7 @@ class EngineLimits(Checked):
       crops: SigLIP crops of a prompt; its images have one to five each.
       queue: requests that wait for a row; one more raises QueueFull.
       seconds: that a request may take, its waiting among them.
-      quantum: passes of the decoder between two looks at the queue.
+      quantum: passes of the decoder between two looks at the queue, at most.
     """
 
     text_rows: Count = 16

@@ -10,7 +10,8 @@ wait for a row. A turn of a lane
 
 The next turn goes to the busy lane that has had the least time. So a long prompt holds the others up for one
 window at a time, images and texts get equal shares of the device, and a cancelled request leaves its row
-within a quantum.
+within a quantum. A quantum is a number of passes. While a row is free, whoever comes next could begin at
+once, so that the quantum lasts PATIENCE seconds at most; and it ends when a row does.
 """
 
 import collections
@@ -21,6 +22,8 @@ from typing import Protocol
 import numpy as np
 
 from unitoken_jax.generate.row_pool import Progress, Request
+
+PATIENCE = 0.02  # seconds; a prompt takes about as long to be read
 
 
 class Pool(Protocol):
@@ -43,7 +46,7 @@ class Pool(Protocol):
 
     def stop(self, rows: Sequence[int]) -> None: ...
 
-    def write(self, min_unfinished: int) -> None: ...
+    def write(self, min_unfinished: int, max_passes: int) -> int: ...
 
     def progress(self) -> Progress: ...
 
@@ -65,8 +68,9 @@ class Task:
 class Lane:
     """A pool, the tasks in its rows, and those that wait for one; `seconds` of turns and `tokens` so far."""
 
-    def __init__(self, pool: Pool):
-        self.pool = pool
+    def __init__(self, pool: Pool, quantum: int, clock: Callable[[], float]):
+        self.pool, self.quantum, self.clock = pool, quantum, clock
+        self.pass_seconds = 0.0  # of the latest passes
         self.waiting: collections.deque[Task] = collections.deque()
         self.owners: list[Task | None] = [None] * pool.rows
         self.long: Task | None = None  # the one whose prompt is being read window by window
@@ -84,8 +88,8 @@ class Lane:
         """Rows that are in use."""
         return sum(owner is not None for owner in self.owners)
 
-    def turn(self) -> None:
-        """As the module's docstring says."""
+    def turn(self, joinable: bool) -> None:
+        """As the module's docstring says; `joinable`: a row of another lane is free."""
         self._drop_cancelled()
         self._admit()
         if self.long is not None and self.pool.advance():
@@ -93,10 +97,19 @@ class Lane:
         self._report()
         writing = self.occupied - (self.long is not None)
         if writing:
-            # Stops early once waiting prompts can be read together.
-            wanted = min(self.pool.read_at_once, len(self.waiting))
-            self.pool.write(max(writing - wanted + 1, 1) if wanted else 1)
+            self._write(writing, joinable or self.occupied < self.pool.rows)
             self._report()
+
+    def _write(self, writing: int, joinable: bool) -> None:
+        """A quantum in `writing` rows."""
+        passes = self.quantum
+        if joinable and self.pass_seconds * passes > PATIENCE:
+            passes = max(int(PATIENCE / self.pass_seconds), 1)
+        # It ends once as many rows are free as waiting prompts can be read together.
+        ended = max(min(self.pool.read_at_once, len(self.waiting)), 1)
+        start = self.clock()
+        taken = self.pool.write(max(writing - ended + 1, 1), passes)
+        self.pass_seconds = (self.clock() - start) / max(taken, 1)
 
     def fail(self, error: Exception) -> None:
         """The pool failed: ends what is in its rows, and begins anew with the waiting ones."""
@@ -159,10 +172,11 @@ class Lane:
 
 
 class Scheduler:
-    """The lanes of some pools, by name; `clock()` are seconds. Everything is called from one thread."""
+    """The lanes of some pools, by name; a quantum is `quantum` passes at most, `clock()` are seconds.
+    Everything is called from one thread."""
 
-    def __init__(self, pools: Mapping[str, Pool], clock: Callable[[], float]):
-        self.lanes = {name: Lane(pool) for name, pool in pools.items()}
+    def __init__(self, pools: Mapping[str, Pool], quantum: int, clock: Callable[[], float]):
+        self.lanes = {name: Lane(pool, quantum, clock) for name, pool in pools.items()}
         self.clock = clock
 
     @property
@@ -186,7 +200,8 @@ class Scheduler:
         lane = min(busy, key=lambda lane: lane.share)
         start = self.clock()
         try:
-            lane.turn()
+            others = [other for other in self.lanes.values() if other is not lane]
+            lane.turn(joinable=any(other.occupied < other.pool.rows for other in others))
         except Exception as error:
             lane.fail(error)
         spent = self.clock() - start
