@@ -184,6 +184,7 @@ def test_a_browser_is_told_to_be_careful(client):
     )
     assert response.status_code == 403
     assert client.get("/", headers={"origin": "http://testserver"}).status_code == 200
+    assert client.get(CHAT).headers["allow"] == "POST"
 
 
 def test_a_fault_tells_a_client_nothing(client, engine, monkeypatch):

@@ -83,7 +83,9 @@ def chat(**changes):
         ({"messages": [HELLO["messages"][0] | {"images": [part("x")]}]}, "messages[0].images", "assistant's"),
         ({"max_tokens": 0}, "max_tokens", "1 to 512"),
         ({"max_tokens": 513}, "max_tokens", "1 to 512"),
-        ({"max_tokens": 2.0}, "max_tokens", "2.0"),
+        ({"max_tokens": 2.5}, "max_tokens", "2.5"),
+        ({"max_tokens": float("nan")}, "max_tokens", "NaN"),
+        ({"max_tokens": True}, "max_tokens", "true"),
         ({"max_tokens": 2, "max_completion_tokens": 3}, "max_tokens", "one of them"),
         ({"temperature": True}, "temperature", "number from 0 to 2"),
         ({"temperature": float("inf")}, "temperature", "number from 0 to 2"),
@@ -153,7 +155,7 @@ def test_a_conversation_has_turns_and_images_in_their_order():
 
 
 def test_choices_differ_in_their_index_alone():
-    asked = chat(n=3, max_completion_tokens=5, stop="end", seed=4, top_k=2, guidance_scale=2)
+    asked = chat(n=3.0, max_completion_tokens=5, stop="end", seed=4, top_k=2, guidance_scale=2)
     assert [request.index for request in asked.requests] == [0, 1, 2]
     assert {
         (request.max_tokens, request.stop, request.seed, request.top_k) for request in asked.requests
@@ -229,13 +231,9 @@ def test_every_field_is_in_the_document():
     body = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]
     assert body["schema"]["properties"].keys() == chat_fields(INFO).keys()
     assert body["schema"]["required"] == ["model", "messages"]
-    assert body["schema"]["properties"]["n"] == {
-        "type": "integer",
-        "minimum": 1,
-        "maximum": 8,
-        "default": 1,
-        "description": "Answers to the question.",
-    }
+    number = {"type": "integer", "minimum": 1, "maximum": 8, "default": 1}
+    number["description"] = "Answers to the question."
+    assert body["schema"]["properties"]["n"] == {"anyOf": [number, {"type": "null"}]}
 
 
 @pytest.mark.parametrize("text", ["NaN", "[Infinity]", "[" * 100_000, "1" * 10_000, "", "{"])

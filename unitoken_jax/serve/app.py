@@ -267,11 +267,12 @@ async def _send_events(pieces: AsyncIterator[dict], send: Send) -> None:
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
+    headers = getattr(error, "headers", None)  # what is allowed, of a method that is not
     if isinstance(error, HTTPException):
         known = {404: f"there is no {request.url.path:.200}", 405: f"{request.method} is not for this path"}
         error = ApiError(error.status_code, known.get(error.status_code, error.detail), code="not_found")
     assert isinstance(error, ApiError)
-    return error_response(error)
+    return error_response(error, headers)
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:

@@ -67,9 +67,10 @@ def whole(low: int, high: int, default: int | None = None, about: str = "") -> F
     """A whole number from `low` to `high`."""
 
     def read(value: Any) -> int:
-        if type(value) is not int or not low <= value <= high:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or value != value // 1 or not low <= value <= high:  # 1.0 is whole in JSON too
             raise ValueError(f"is {shown(value)}; expected a whole number from {low} to {high}")
-        return value
+        return int(value)
 
     schema = {"type": "integer", "minimum": low, "maximum": high, "description": about}
     return Field(read, schema, default)
@@ -194,8 +195,10 @@ def schema_of(fields: Mapping[str, Field]) -> dict[str, Any]:
     properties = {}
     for name, field in fields.items():
         schema = {key: value for key, value in field.schema.items() if value != ""}
-        if field.default is not None:
+        if field.default not in (None, ()):
             schema["default"] = field.default
+        if not field.required:
+            schema = {"anyOf": [schema, {"type": "null"}]}
         properties[name] = schema
     return {
         "type": "object",

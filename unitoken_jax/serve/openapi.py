@@ -70,6 +70,7 @@ def openapi_document(info: ModelInfo) -> dict[str, Any]:
     """What this server takes and answers, as OpenAPI 3.1."""
     edit = schema_of(edit_fields(info))
     file = {"type": "string", "format": "binary"}
+    edit["anyOf"] = [{"required": ["image"]}, {"required": ["image[]"]}]
     edit["properties"]["image"] = file
     edit["properties"]["image[]"] = {"type": "array", "items": file}
     chat, images = _content(_COMPLETION, stream=True), _content(_IMAGES, stream=True)

@@ -76,7 +76,6 @@ class Asked:
 
 _SEED = whole(0, MAX_SEED, 0, "The same seed gives the same answer, whatever else is running.")
 _TOP_K = "The likeliest tokens that are sampled from; absent: {}."
-_MODEL = "The model's name, as /v1/models has it."
 
 
 def chat_fields(info: ModelInfo) -> dict[str, Field]:
@@ -84,7 +83,7 @@ def chat_fields(info: ModelInfo) -> dict[str, Field]:
     limit = info.limits.answer_tokens
     draws = MAX_IMAGES if info.image_sizes else 0
     return {
-        "model": text(200, required=True, about=_MODEL),
+        "model": dataclasses.replace(_model(info), required=True),
         "messages": Field(list_of_messages, MESSAGES_SCHEMA, required=True),
         "max_tokens": whole(1, limit, about="Of the answer's text."),
         "max_completion_tokens": whole(1, limit, about="max_tokens, by its newer name."),
@@ -110,7 +109,7 @@ def generation_fields(info: ModelInfo) -> dict[str, Field]:
     """The fields of /v1/images/generations."""
     sizes = [*info.sizes, "auto"]
     return {
-        "model": text(200, about=_MODEL),
+        "model": _model(info),
         "prompt": text(LONGEST_TEXT, required=True, about="What to draw."),
         "n": whole(1, MAX_CHOICES, 1, "Images of the prompt."),
         "size": choice(sizes, "auto", "WIDTHxHEIGHT in pixels; auto: as in training."),
@@ -131,6 +130,11 @@ def generation_fields(info: ModelInfo) -> dict[str, Field]:
 def edit_fields(info: ModelInfo) -> dict[str, Field]:
     """The fields of /v1/images/edits but its files, `image` or `image[]`."""
     return generation_fields(info)
+
+
+def _model(info: ModelInfo) -> Field:
+    schema = {"type": "string", "enum": [info.name], "description": "As /v1/models has it."}
+    return dataclasses.replace(text(200), schema=schema)
 
 
 def _guidance(info: ModelInfo) -> Field:

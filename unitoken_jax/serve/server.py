@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import datetime
 import errno
-import logging
 import os
 import signal
 import socket
@@ -79,7 +78,7 @@ def serve(server: Server, listener: socket.socket, announce: Callable[[str], Non
         ws="none",
         loop="asyncio",
         lifespan="on",
-        log_level="warning",
+        log_level="error",  # an invalid request is no news
         access_log=False,
         proxy_headers=False,
         server_header=False,
@@ -196,7 +195,6 @@ def _protocol_of(server: Server) -> type[H11Protocol]:
                 seconds = limits.body_seconds if refused else limits.header_seconds
                 self._reading = self.loop.call_later(seconds, self.transport.abort)
 
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # "Invalid HTTP request" is no news
     return Protocol
 
 
