@@ -16,7 +16,7 @@ from unitoken_jax.generate import image, text
 from unitoken_jax.generate.memory import GIB, free_bytes
 from unitoken_jax.generate.runtime import Runtime
 from unitoken_jax.generate.vq import decode_codes, encode_images
-from unitoken_jax.serve.jobs import Canvas, Job, Workshop, make_job
+from unitoken_jax.serve.jobs import ImageLane, Job, ServedModel, make_job
 from unitoken_jax.serve.pool import PoolSize, ServingPool
 from unitoken_jax.serve.requests import (
     EngineLimits,
@@ -61,15 +61,15 @@ class Engine:
     ):
         self.model, self.limits, self._clock = model, limits, clock
         crops = limits.crops if model.params.get("siglip") else 0
-        canvases = _canvases(model, image_sizes) if limits.image_rows else {}
-        self.image_sizes = tuple(canvases)
-        self._workshop = Workshop(model, limits, canvases)
+        image_lanes = _image_lanes(model, image_sizes) if limits.image_rows else {}
+        self.image_sizes = tuple(image_lanes)
+        self._served = ServedModel(model, limits, image_lanes)
         size = PoolSize(limits.text_rows, limits.prompt_tokens, crops)
         pools = {"text": ServingPool(model, text.text_plan(limits.answer_tokens, ENDS), size)}
-        for canvas in canvases.values():
-            prompt = limits.prompt_tokens + 1 + len(canvas.grammar.head)
+        for image_lane in image_lanes.values():
+            prompt = limits.prompt_tokens + 1 + len(image_lane.grammar.head)
             size = PoolSize(limits.image_rows, prompt, crops)
-            pools[canvas.lane] = ServingPool(model, canvas.plan, size)
+            pools[image_lane.lane] = ServingPool(model, image_lane.plan, size)
         self._pools = pools
         self._scheduler = Scheduler(pools, limits.quantum, clock)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -110,7 +110,7 @@ class Engine:
         event loop (`asyncio.to_thread`). Raises ValueError (ConversationError and ImageError are such) for
         what cannot be answered, with a message for the user; QueueFull; Unavailable."""
         self._check_room()
-        job = make_job(self._workshop, request)
+        job = make_job(self._served, request)
         job.prepare()
         handle = Handle(request, self._cancel)
         running = _Running(job, handle, self._clock() + self.limits.seconds)
@@ -190,8 +190,8 @@ class Engine:
             height, width = model.config.sequence.image_size
             crop = np.zeros((1, height, width, 3), np.uint8)
             programs.append(("encoding images", functools.partial(encode_images, model, crop, 1)))
-        for canvas in self._workshop.canvases.values():
-            codes = np.zeros((1, canvas.grammar.rows, canvas.grammar.columns), np.int32)
+        for image_lane in self._served.image_lanes.values():
+            codes = np.zeros((1, image_lane.grammar.rows, image_lane.grammar.columns), np.int32)
             programs.append(("decoding images", functools.partial(decode_codes, model, codes, 1)))
         return programs
 
@@ -291,18 +291,18 @@ class Engine:
             self._changed.notify_all()
 
 
-def _canvases(model: Runtime, sizes: Sequence[tuple[int, int]] | None) -> dict[tuple[int, int], Canvas]:
+def _image_lanes(model: Runtime, sizes: Sequence[tuple[int, int]] | None) -> dict[tuple[int, int], ImageLane]:
     """The images that `model` draws, by size. ValueError for a size that it cannot draw."""
     if sizes is None:
         sizes = [model.config.sequence.image_size] if _has(model, "vqgan/decoder") else []
     window = image.resolve_image_sampling(model.config).window
-    canvases: dict[tuple[int, int], Canvas] = {}
+    image_lanes: dict[tuple[int, int], ImageLane] = {}
     for size in sizes:
         model.require("vqgan/decoder", "drawing images")
         grammar = image.grammar_of(model, size)
-        lane = f"image {size[1]}x{size[0]}" if canvases else "image"
-        canvases[size] = Canvas(lane, grammar, image.image_plan(model, grammar, window, guided=True))
-    return canvases
+        lane = f"image {size[1]}x{size[0]}" if image_lanes else "image"
+        image_lanes[size] = ImageLane(lane, grammar, image.image_plan(model, grammar, window, guided=True))
+    return image_lanes
 
 
 def _has(model: Runtime, group: str) -> bool:

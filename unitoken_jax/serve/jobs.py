@@ -1,11 +1,12 @@
 """Requests as the decode loop sees them: what is read and written for one, piece by piece, and its events.
 
-A job's steps run on two threads. `prepare` reads text and images on the host, wherever there is time; `task`
-and what the task is told run where the model does.
+A job's steps run on two threads: `prepare` reads text and images on the host, wherever there is time;
+`piece`, and what it does with its tokens, run where the model does.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from unitoken_jax.generate.grammar import ImageGrammar
 from unitoken_jax.generate.row_pool import DecodePlan, Request, TokenSampling
 from unitoken_jax.generate.runtime import Runtime
 from unitoken_jax.generate.vq import decode_codes, encode_example_images
-from unitoken_jax.sequence.conversation import GeneratedImage
+from unitoken_jax.sequence.conversation import Conversation, GeneratedImage
 from unitoken_jax.sequence.example import Example
 from unitoken_jax.serve.requests import (
     EngineLimits,
@@ -33,7 +34,7 @@ HALF_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Canvas:
+class ImageLane:
     """Images of one size: their grammar, how they are drawn together, and the name of their lane."""
 
     lane: str
@@ -42,32 +43,47 @@ class Canvas:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Workshop:
+class ServedModel:
     """What all jobs share: the model, what it may take, and the sizes of images, the default first."""
 
     model: Runtime
     limits: EngineLimits
-    canvases: dict[tuple[int, int], Canvas]
+    image_lanes: dict[tuple[int, int], ImageLane]
 
-    def canvas(self, size: tuple[int, int] | None) -> Canvas:
+    def image_lane(self, size: tuple[int, int] | None) -> ImageLane:
         """Of images of `size`. Raises ValueError where there are none, or none of that size."""
-        if not self.canvases:
+        if not self.image_lanes:
             raise ValueError("images are not drawn here")
-        size = next(iter(self.canvases)) if size is None else size
-        if size not in self.canvases:
-            known = ", ".join(f"{width}x{height}" for height, width in self.canvases)
+        size = next(iter(self.image_lanes)) if size is None else size
+        if size not in self.image_lanes:
+            known = ", ".join(f"{width}x{height}" for height, width in self.image_lanes)
             raise ValueError(f"images of {size[1]}x{size[0]} px are not drawn here; expected one of {known}")
-        return self.canvases[size]
+        return self.image_lanes[size]
 
-    def check_prompt(self, source: str, tokens: int, crops: int) -> None:
-        """Raises ValueError where a prompt is longer than the limits allow."""
-        if tokens > self.limits.prompt_tokens:
-            raise ValueError(f"{source}: {tokens} tokens; expected {self.limits.prompt_tokens} at most")
+    def read(self, conversation: Conversation, answer: Sequence) -> Example:
+        """The conversation and what there is of its answer, without the codes of images. Raises ValueError
+        (ConversationError, ImageError) for what cannot be read, or is longer than the limits allow."""
+        (example,) = text.build_examples(self.model, [conversation], [answer])
+        if len(example.images):
+            self.model.require("vqgan/encoder", "reading images")
+        source, crops = conversation.source, len(example.crops)
+        self.check_length(source, len(example.tokens))
         if crops > self.limits.crops:
             raise ValueError(
                 f"{source}: its images take {crops} crops; expected {self.limits.crops} at most: send fewer, "
                 "or smaller ones"
             )
+        return example
+
+    def check_length(self, source: str, tokens: int) -> None:
+        """Raises ValueError where a prompt has more tokens than it may."""
+        if tokens > self.limits.prompt_tokens:
+            raise ValueError(f"{source}: {tokens} tokens; expected {self.limits.prompt_tokens} at most")
+
+    def encode(self, example: Example, known: dict[bytes, np.ndarray] | None = None) -> decode.Prompt:
+        """What `read` gave, with the codes of its images; `known` as for `vq.encode_example_images`."""
+        (example,) = encode_example_images(self.model, [example], 1, known)
+        return decode.Prompt(example.tokens, example.image_feature_index, example.crops)
 
     def image_sampling(self, settings: ImageSettings) -> image.ImageSampling:
         """How codes are chosen. Raises ValueError for what means nothing."""
@@ -76,20 +92,21 @@ class Workshop:
         )
 
 
-class Piece:
-    """A stretch that is written at one time, text or an image: the request for it, the lane it belongs to,
+class Piece(NamedTuple):
+    """A stretch that is written at one time, text or an image: the lane it belongs to, the request for it,
     and what is done with its tokens, as `scheduler.Task.on_tokens`."""
 
-    def __init__(self, lane: str, request: Request, on_tokens: Callable[[np.ndarray, bool], None]):
-        self.lane, self.request, self.on_tokens = lane, request, on_tokens
+    lane: str
+    request: Request
+    on_tokens: Callable[[np.ndarray, bool], None]
 
 
 class Job:
     """One request. `prepare` and `piece` in turn, until `over`; `emit` takes its events."""
 
-    def __init__(self, workshop: Workshop, request: TextRequest | ImageRequest):
+    def __init__(self, served: ServedModel, request: TextRequest | ImageRequest):
         """Raises ValueError for settings that mean nothing, or that are not to be had here."""
-        self.workshop, self.emit = workshop, _drop
+        self.served, self.emit = served, _drop
         self.over = False
         self.prompt_tokens = self.completion_tokens = 0
         check_seed(request.seed)
@@ -115,36 +132,30 @@ class Job:
 class ImageJob(Job):
     """One image, of a text or as the answer to a conversation."""
 
-    def __init__(self, workshop: Workshop, request: ImageRequest):
-        super().__init__(workshop, request)
+    def __init__(self, served: ServedModel, request: ImageRequest):
+        super().__init__(served, request)
         self.request = request
-        self.drawing = Drawing(workshop, request.settings, request.seed, request.index)
+        self.image_writer = ImageWriter(served, request.settings, request.seed, request.index)
         self._example: Example | None = None
         if isinstance(request.prompt, str):
             image.check_prompts([request.prompt])
 
     def prepare(self) -> None:
-        asked, model = self.request.prompt, self.workshop.model
+        asked, model = self.request.prompt, self.served.model
         if isinstance(asked, str):
             self._prompt = image.drawing_prompt(model, asked)
-            source, crops = "the prompt", 0
+            self.prompt_tokens = len(self._prompt.tokens)
+            self.served.check_length("the prompt", self.prompt_tokens)
         else:
             lead = np.array(model.tokenizer.encode(model.config.sequence.text_before_image), np.int32)
-            (self._example,) = text.build_examples(model, [asked], [[lead]])
-            begin = np.array([self.drawing.canvas.grammar.begin], np.int32)
-            self._prompt = image.append_tokens(_prompt_of(self._example), begin)
-            source, crops = asked.source, len(self._example.crops)
-        self.prompt_tokens = len(self._prompt.tokens)
-        self.workshop.check_prompt(source, self.prompt_tokens, crops)
+            self._example = self.served.read(asked, [lead])
+            self.prompt_tokens = len(self._example.tokens) + 1  # and begin-of-image
 
     def piece(self) -> Piece:
-        prompt = self._prompt
         if self._example is not None:
-            (example,) = encode_example_images(self.workshop.model, [self._example], 1)
-            tokens = prompt.tokens.copy()
-            tokens[: len(example.tokens)] = example.tokens
-            prompt = prompt._replace(tokens=tokens)
-        return self.drawing.piece(prompt, self._take, self.emit if self.request.partial else None)
+            self._prompt = self.image_writer.begun(self.served.encode(self._example))
+        emit = self.emit if self.request.partial else None
+        return self.image_writer.piece(self._prompt, self._take, emit)
 
     def _take(self, generated: GeneratedImage | None, written: int) -> None:
         self.completion_tokens = written
@@ -156,9 +167,9 @@ class ImageJob(Job):
 class TextJob(Job):
     """An answer: text alone, or text and images in turn."""
 
-    def __init__(self, workshop: Workshop, request: TextRequest):
-        super().__init__(workshop, request)
-        self.request, model, limits = request, workshop.model, workshop.limits
+    def __init__(self, served: ServedModel, request: TextRequest):
+        super().__init__(served, request)
+        self.request, model, limits = request, served.model, served.limits
         if request.max_images < int(request.draws):
             raise ValueError(f"max_images is {request.max_images}; expected {int(request.draws)} or more")
         limit, self._sampling = text.check_settings(
@@ -168,9 +179,9 @@ class TextJob(Job):
             raise ValueError(f"max_tokens is {limit}; expected {limits.answer_tokens} at most")
         if any(not stop for stop in request.stop):
             raise ValueError("a stop text is empty; leave it out")
-        self.drawing = None
+        self.image_writer = None
         if request.max_images:
-            self.drawing = Drawing(workshop, request.drawing, request.seed, request.index)
+            self.image_writer = ImageWriter(served, request.drawing, request.seed, request.index)
         lead = model.tokenizer.encode(model.config.sequence.text_before_image) if request.draws else []
         mode = "image" if request.draws else "text"
         self.turn = chat.OpenTurn(min(limit, limits.answer_tokens), request.max_images, lead, mode)
@@ -178,27 +189,19 @@ class TextJob(Job):
         self._pieces = 0
 
     def prepare(self) -> None:
-        model, conversation = self.workshop.model, self.request.conversation
-        (self._example,) = text.build_examples(model, [conversation], [self.turn.parts])
-        length, crops = len(self._example.tokens), len(self._example.crops)
-        self.workshop.check_prompt(conversation.source, length, crops)
+        self._example = self.served.read(self.request.conversation, self.turn.parts)
         if self._pieces == 0:
-            lead = self.turn.parts[0]
-            assert isinstance(lead, np.ndarray)
-            self.prompt_tokens = length - len(lead)
+            self.prompt_tokens = len(self._example.tokens)
         self._pieces += 1
 
     def piece(self) -> Piece:
-        model = self.workshop.model
-        (example,) = encode_example_images(model, [self._example], 1, self._known)
-        prompt = _prompt_of(example)
+        prompt = self.served.encode(self._example, self._known)
         if self._pieces == 1 and (lead := self._decode(self.turn.parts[0])):
             self.emit(TextDelta(lead))
         self._before = self.completion_tokens
         if self.turn.mode == "image":
-            assert self.drawing is not None
-            begin = np.array([self.drawing.canvas.grammar.begin], np.int32)
-            return self.drawing.piece(image.append_tokens(prompt, begin), self._take_image, None)
+            assert self.image_writer is not None
+            return self.image_writer.piece(self.image_writer.begun(prompt), self._take_image, None)
         sampling, request = self._sampling, self.request
         chosen = TokenSampling(request.seed, sampling.top_k, sampling.temperature, ends=self._ends())
         stream = (scheduler.checksum(prompt), request.index)
@@ -220,7 +223,7 @@ class TextJob(Job):
         if found:
             self.finish("stop")
         elif done:
-            self.turn.add_text(tokens, self.workshop.model.tokenizer.vocabulary)
+            self.turn.add_text(tokens, self.served.model.tokenizer.vocabulary)
             self._go_on()
 
     def _take_image(self, generated: GeneratedImage | None, written: int) -> None:
@@ -235,20 +238,24 @@ class TextJob(Job):
             self.finish("stop" if self.turn.complete else "length")
 
     def _ends(self) -> tuple[int, ...]:
-        vocabulary = self.workshop.model.tokenizer.vocabulary
+        vocabulary = self.served.model.tokenizer.vocabulary
         return (vocabulary.end_of_turn, vocabulary.begin_of_image)[: 2 if self.request.max_images else 1]
 
     def _decode(self, tokens) -> str:
-        return self.workshop.model.tokenizer.decode(tokens)
+        return self.served.model.tokenizer.decode(tokens)
 
 
-class Drawing:
+class ImageWriter:
     """How a job's images are drawn. Raises ValueError for settings that mean nothing or are not to be had."""
 
-    def __init__(self, workshop: Workshop, settings: ImageSettings, seed: int, index: int):
-        self.model, self.seed, self.index = workshop.model, seed, index
-        self.canvas = workshop.canvas(settings.size)
-        self.sampling = workshop.image_sampling(settings)
+    def __init__(self, served: ServedModel, settings: ImageSettings, seed: int, index: int):
+        self.model, self.seed, self.index = served.model, seed, index
+        self.image_lane = served.image_lane(settings.size)
+        self.sampling = served.image_sampling(settings)
+
+    def begun(self, prompt: decode.Prompt) -> decode.Prompt:
+        """`prompt`, and begin-of-image after it."""
+        return image.append_tokens(prompt, np.array([self.image_lane.grammar.begin], np.int32))
 
     def piece(
         self,
@@ -258,11 +265,11 @@ class Drawing:
     ) -> Piece:
         """An image after `prompt`, which ends with begin-of-image. `take` is told how many tokens there are,
         and the image once it is whole; `emit` gets its rows."""
-        grammar, shown = self.canvas.grammar, 0
+        grammar, shown = self.image_lane.grammar, 0
 
         def on_tokens(tokens: np.ndarray, done: bool) -> None:
             nonlocal shown
-            ids = image.chosen_codes(self.canvas.plan, tokens)
+            ids = image.chosen_codes(self.image_lane.plan, tokens)
             rows = len(ids) // grammar.columns
             if emit is not None and shown < rows < grammar.rows:
                 emit(ImageRows(image.rows_so_far(self.model, grammar, ids, rows), rows, grammar.rows))
@@ -275,18 +282,14 @@ class Drawing:
             take(generated, len(tokens))
 
         request = image.image_request(prompt, self.index, grammar, self.sampling, self.seed)
-        return Piece(self.canvas.lane, request, on_tokens)
+        return Piece(self.image_lane.lane, request, on_tokens)
 
 
-def make_job(workshop: Workshop, request: TextRequest | ImageRequest) -> Job:
+def make_job(served: ServedModel, request: TextRequest | ImageRequest) -> Job:
     """The job of a request. Raises ValueError as both kinds do."""
     if isinstance(request, TextRequest):
-        return TextJob(workshop, request)
-    return ImageJob(workshop, request)
-
-
-def _prompt_of(example: Example) -> decode.Prompt:
-    return decode.Prompt(example.tokens, example.image_feature_index, example.crops)
+        return TextJob(served, request)
+    return ImageJob(served, request)
 
 
 def _held_back(written: str, stops: tuple[str, ...]) -> int:

@@ -1,7 +1,7 @@
 """What is asked of the engine, what it tells while it answers, and its surface: plain data, without jax.
 
-    submit(TextRequest)    ->  TextDelta ... [ImageRows ... ImageFinished, TextDelta ...]  Finished
-    submit(ImageRequest)   ->  ImageRows ... ImageFinished  Finished
+    submit(TextRequest)    ->  TextDelta ... [ImageFinished, TextDelta ...]  Finished
+    submit(ImageRequest)   ->  [ImageRows ...] ImageFinished  Finished
     anything that fails    ->  Failed, and nothing after it
 
 A request's events depend on the request alone, not on what else is running: with the same seed they hold the
@@ -10,6 +10,7 @@ tokens that the command line writes.
 
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -194,7 +195,7 @@ class Handle:
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
 
         def wake() -> None:
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads
                 loop.call_soon_threadsafe(ready.set)
 
         while True:
