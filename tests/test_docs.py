@@ -62,6 +62,8 @@ def places(tmp_path_factory):
     """A folder with everything that the pages name: models, published files, images, data, benchmarks."""
     import dataclasses
 
+    from tests.checkpoint.test_adapter import LORA, trained
+    from unitoken_jax.checkpoint.adapter import Base, save_adapter
     from unitoken_jax.checkpoint.model_directory import save_model
     from unitoken_jax.convert.to_torch import export
 
@@ -70,6 +72,7 @@ def places(tmp_path_factory):
     config = dataclasses.replace(CONFIG, sequence=sequence)
     save_model(root / "MODEL", config, tiny_params(), tiny_tokenizer())
     shutil.copytree(root / "MODEL", root / "quickstart" / "model")
+    save_adapter(root / "ADAPTER", trained(), LORA, Base.of(root / "MODEL"))
     export(root / "MODEL", root / "UNITOKEN", vqgan=True)
     shutil.copytree(root / "UNITOKEN" / "SigLIP", root / "SIGLIP")
     shutil.copytree(root / "UNITOKEN" / "chameleon", root / "chameleon")

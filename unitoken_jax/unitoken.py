@@ -15,8 +15,9 @@ class UniToken(Runtime):
     """A model ready for use: `generate` images, `answer` questions, or take `params` and `apply`.
 
     `UniToken.load(path)` reads a model directory, `UniToken.load()` the small model inside the package (or
-    `quickstart/model`, where there is one), and `UniToken(config, params, tokenizer)` takes what is in
-    memory. It is a `Runtime`, and so what every function of `generate`, `inspection` and `evaluate` takes.
+    `quickstart/model`, where there is one), `UniToken.load(path, adapter=folder)` a model with an adapter
+    over it (`with_adapter` changes it for another), and `UniToken(config, params, tokenizer)` takes what is
+    in memory. It is a `Runtime`, and so what every function of `generate`, `inspection` and `evaluate` takes.
     """
 
     def generate(self, prompts: Sequence[str], **settings) -> list[Image.Image]:

@@ -42,8 +42,11 @@ def calls(monkeypatch):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Two model directories, M and, without anything to draw with, R; a folder and a conversation file."""
+    """Two model directories, M and, without anything to draw with, R; an adapter A of M; a folder and a
+    conversation file."""
+    from tests.checkpoint.test_adapter import LORA, trained
     from tests.helpers.tiny_model import CONFIG, tiny_params, tiny_tokenizer
+    from unitoken_jax.checkpoint.adapter import Base, save_adapter
     from unitoken_jax.checkpoint.model_directory import save_model
 
     folder = tmp_path_factory.mktemp("models")
@@ -51,6 +54,7 @@ def models(tmp_path_factory):
     save_model(folder / "M", CONFIG, params, tiny_tokenizer())
     reader = {name: params["vqgan"][name] for name in ("encoder", "quant_conv", "codebook")}
     save_model(folder / "R", CONFIG, params | {"vqgan": reader}, tiny_tokenizer())
+    save_adapter(folder / "A", trained(), LORA, Base.of(folder / "M"))
     (folder / "F").mkdir()
     (folder / "c.jsonl").write_text(r'{"conversations": [{"from": "human", "value": "\ud83d"}]}')
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
@@ -284,6 +288,10 @@ CHAT = "chat --question a --out a.png "
         (GENERATE + "--save-tokens F", "--save-tokens F is a folder; expected a file"),
         (GENERATE + "--model R", "no vqgan/decoder parameters, which drawing images needs"),
         (GENERATE + "--model N", "no model directory at"),
+        (GENERATE + "--adapter F", "no adapter at .*F: such a folder holds adapter.json"),
+        (GENERATE + "--adapter A --model R", "A was trained on .*M .*R .*is another model: name the first"),
+        (ANSWER + "--adapter F", "no adapter at"),
+        (CHAT + "--adapter F", "no adapter at"),
         ("generate --prompt a --out a.xyz", "no image format is known by the ending '.xyz'"),
         ("generate --prompt a --out nodir/a.png", "--out nodir/a.png: the folder nodir does not exist"),
         ("generate --out a.png --prompt caf\udce9", r"prompt 0: the question has .*caf\udce9'"),
@@ -323,6 +331,25 @@ def test_what_a_verb_needs_is_checked_before_the_model_loads(command, message, m
     assert code == 2
     assert re.search(message.replace("\\", r"\\"), error), error
     assert error.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("command", [GENERATE, ANSWER, CHAT, "score --data c.jsonl --out s.jsonl "])
+def test_an_adapter_is_loaded_on_its_own_base_or_the_one_that_is_named(command, models, monkeypatch):
+    from unitoken_jax.unitoken import UniToken
+
+    loaded, outlined, outline = [], [], UniToken.outline
+
+    def load(path, adapter=None, quantize=None):
+        loaded.append((path, adapter, quantize))
+        raise ValueError("as far as this test goes")
+
+    monkeypatch.chdir(models)
+    monkeypatch.setattr(UniToken, "load", load)
+    monkeypatch.setattr(UniToken, "outline", lambda *asked: outlined.append(asked) or outline(*asked))
+    argv = [*command.split(), "--adapter", "A"]
+    assert main.main(argv) == main.main([*argv, "--model", "M"]) == 2
+    assert loaded == [(None, "A", None), ("M", "A", None)]
+    assert outlined == ([] if command.startswith("score") else [(None, "A"), ("M", "A")])
 
 
 def test_where_images_stand_in_a_question():

@@ -135,6 +135,13 @@ def test_a_recipe_repeats_a_run_byte_for_byte(drawn, model, tmp_path):
         draw_benchmark(None, model, other, tmp_path / "b", recipe=recipe, guidance=3.0)
 
 
+def test_images_with_an_adapter_are_not_mixed_with_those_without(drawn, adapter):
+    data, before = drawn.parent / "color_val.txt", content(drawn)
+    with pytest.raises(ValueError, match=r"another run's:\n  model\.adapter\.lora\.alpha: None there, 6\.0"):
+        draw_benchmark("T2I-CompBench++", None, data, drawn, adapter=adapter, **SETTINGS)
+    assert content(drawn) == before
+
+
 @pytest.mark.slow
 def test_a_run_is_spread_over_devices(drawn, model, tmp_path):
     code = (

@@ -14,6 +14,7 @@ import pytest
 from tests.helpers.benchmark_files import MMMU_HEADER, base64_image, mmmu_rows, write_tsv
 from tests.helpers.html_page import read_page
 from tests.helpers.tiny_model import CONFIG, noise, tiny_params, tiny_tokenizer
+from unitoken_jax.checkpoint.adapter import load_adapter
 from unitoken_jax.cli import main
 from unitoken_jax.evaluate import recipe as recipes
 from unitoken_jax.evaluate.drawing.t2i_compbench import T2I_COMPBENCH
@@ -115,6 +116,29 @@ def test_a_recipe_repeats_a_run_byte_for_byte(done, data, model, tmp_path):
     other = write_tsv(tmp_path / "other.tsv", MMMU_HEADER, *mmmu_rows()[:4])
     with pytest.raises(ValueError, match=r"is another run's:\n  data\.data\.bytes"):
         run_benchmark(None, model, other, tmp_path / "b", recipe=recipe)
+
+
+def test_a_run_with_an_adapter_is_never_taken_for_one_without(done, data, model, adapter, tmp_path, capsys):
+    recipe = done / "tiny_MMMU_DEV_VAL_recipe.json"
+    argv = ["evaluate", "run", "--data", str(data), "--out", str(done), "--adapter", str(adapter)]
+    before = sorted(done.iterdir())
+    assert (
+        main.main([*argv, "--recipe", str(recipe)]) == 2
+    )  # of the adapter's own base, which --model names not
+    assert "is another run's:\n  model.adapter.lora.alpha: None there, 6.0 here" in capsys.readouterr().err
+    assert sorted(done.iterdir()) == before
+    plain = recipes.load(recipe)
+    asked = [plain[key] for key in ("benchmark", "dataset")], [plain[key] for key in ("template", "settings")]
+    files = {"data": data}
+    adapted = recipes.make(*asked[0], files, *asked[1], str(model), load_adapter(adapter))
+    assert adapted["model"]["name"] == "tiny+tuned"  # and so are its files called
+    assert adapted["model"]["adapter"] == load_adapter(adapter).identity()
+    del adapted["model"]["adapter"]
+    assert adapted["model"]["weights"] == plain["model"]["weights"]
+    assert recipes.make(*asked[0], files, *asked[1], str(model))["model"] == plain["model"]
+    argv = ["evaluate", "run", "--data", str(data), "--out", str(done), "--benchmark", "MMMU"]
+    assert main.main([*argv, "--adapter", str(model)]) == 2
+    assert "no adapter at" in capsys.readouterr().err
 
 
 def test_the_command_repeats_a_recipe_with_its_own_weights_and_batch_only(

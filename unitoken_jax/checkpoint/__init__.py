@@ -5,7 +5,9 @@ folder that is all a model needs, read whole or parameter by parameter.
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
+    from unitoken_jax.checkpoint.adapter import Adapter, Base, load_adapter, save_adapter
     from unitoken_jax.checkpoint.half_precision import to_float16
+    from unitoken_jax.checkpoint.merge import merge_adapter
     from unitoken_jax.checkpoint.model_directory import (
         LoadedModel,
         is_model_dir,

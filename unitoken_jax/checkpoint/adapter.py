@@ -35,6 +35,7 @@ from unitoken_jax.model import sharding
 from unitoken_jax.model.init import abstract_params
 from unitoken_jax.model.layers import LORA_SCALE
 from unitoken_jax.model.lora import PAIR
+from unitoken_jax.pretrained import default_model
 from unitoken_jax.storage.atomic import atomic_folder
 from unitoken_jax.storage.paths import absolute, as_path, is_remote
 
@@ -82,6 +83,15 @@ class Adapter:
     def find_base(self) -> str | None:
         """The path of its base where that is a model directory still, else None."""
         return self.base.path if is_model_dir(self.base.path) else None
+
+    def identity(self) -> dict[str, Any]:
+        """What decides what a base computes with it: the settings of the pairs ("lora"), and the SHA-256 of
+        all parameters ("weights")."""
+        digest = hashlib.sha256()
+        for path, value in sorted(self.params.items()):
+            digest.update(f"{path} {value.shape}\n".encode())
+            digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+        return {"lora": to_dict(self.lora), "weights": digest.hexdigest()}
 
 
 def fingerprint(model: str | os.PathLike) -> str:
@@ -191,6 +201,18 @@ def load_adapter(path: str | os.PathLike) -> Adapter:
     return Adapter(str(folder), lora, base, params, manifest)
 
 
+def model_of(path: str | os.PathLike | None, adapter: Adapter | None) -> str | os.PathLike:
+    """The model directory that is meant by `path`, or where that is None by `adapter` or by nothing at all.
+
+    Raises ValueError where it is not the one that `adapter` was trained on.
+    """
+    if path is None:
+        path = (adapter and adapter.find_base()) or default_model()
+    if adapter is not None:
+        adapter.check_base(path)
+    return path
+
+
 def attach(
     adapter: Adapter,
     config: ModelConfig,
@@ -205,10 +227,7 @@ def attach(
     Pairs and replaced parameters are cast to `dtype`, and placed on `mesh`. Raises ValueError listing every
     parameter that does not fit.
     """
-    boxes = traverse_util.flatten_dict(
-        abstract_params(config, dataclasses.replace(adapter.lora, dropout=0.0)), sep="/"
-    )
-    _check(adapter, boxes)
+    boxes = check_fit(adapter, config)
     values = {path: (value, dtype) for path, value in adapter.params.items()}
     for path in boxes:
         if path.endswith("/" + LORA_SCALE):
@@ -237,9 +256,13 @@ def _place(value: np.ndarray, names: tuple, mesh: jax.sharding.Mesh | None, dtyp
     )
 
 
-def _check(adapter: Adapter, boxes: Mapping[str, Any]) -> None:
-    """Raises ValueError listing what an adapter lacks, what no parameter of `boxes` is, and what has another
-    shape."""
+def check_fit(adapter: Adapter, config: ModelConfig) -> dict[str, Any]:
+    """The boxed shapes, by path, of all parameters of the model that `config` describes with `adapter` in it.
+
+    Raises ValueError listing what the adapter lacks, what no parameter is, and what has another shape.
+    """
+    lora = dataclasses.replace(adapter.lora, dropout=0.0)
+    boxes = traverse_util.flatten_dict(abstract_params(config, lora), sep="/")
     problems = [
         f"missing: {path} {tuple(box.value.shape)}"
         for path, box in boxes.items()
@@ -255,3 +278,4 @@ def _check(adapter: Adapter, boxes: Mapping[str, Any]) -> None:
             f"the adapter {adapter.path} does not fit the model, {len(problems)} problems:\n  "
             + "\n  ".join(problems)
         )
+    return boxes

@@ -81,7 +81,9 @@ class ParamStore:
         """Layer `layer` of a parameter, or (None) all of it; cast to the parameter's dtype, in blocks."""
         target = self._array(path) if layer is None else self._array(path)[layer]
         for rows in self.blocks(path):
-            block = contiguous(value[rows], self.arrays[path].dtype)
+            block = value[rows]
+            if block.dtype != self.arrays[path].dtype or not block.flags.c_contiguous:
+                block = contiguous(block, self.arrays[path].dtype)
             target[rows].write(block, can_reference_source_data_indefinitely=True).result()
         self.note(_name(path, layer))
 
@@ -179,7 +181,7 @@ class StoredParams:
 
     def read(self, path: str, layer: int | None = None) -> Any:
         """A parameter as stored, numpy's, or index `layer` of its first axis; of a quantized kernel a
-        QuantizedKernel of such arrays."""
+        QuantizedKernel of such arrays. They are the caller's own."""
         if path in self._arrays:
             return self._read_array(path, layer)
         values, scales = (self._read_array(path + name, layer) for name in (VALUES, SCALES))
@@ -201,7 +203,7 @@ class StoredParams:
                 if path not in self._kept:
                     small = {name: kept for name, kept in self._kept.items() if kept.nbytes <= SMALL_BYTES}
                     self._kept = small | {path: array.read().result()}
-                return self._kept[path][layer]
+                return self._kept[path][layer].copy()
 
     def _read_files(self, array: Any, path: str, layer: int | None) -> np.ndarray | None:
         """As `_read_array`, straight from the files; None where they hold anything but rows as in memory, or

@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 
 from unitoken_jax.cli.options import (
     AddVerb,
-    add_model_option,
+    add_adapted_model_options,
     add_parser,
     count,
-    model_directory,
     positive,
     real_number,
     seed,
@@ -106,7 +105,7 @@ def _add_rules_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_run_options(parser: argparse.ArgumentParser, data_help: str) -> None:
-    add_model_option(parser)
+    add_adapted_model_options(parser)
     parser.add_argument("--benchmark", metavar="NAME", help="Scenes, MMMU, ... (a wrong name lists them)")
     parser.add_argument("--recipe", metavar="FILE", help="repeat the run that this recipe is of")
     parser.add_argument("--data", metavar="FILE", help=f"{data_help} (Scenes, DrawScenes: in the package)")
@@ -152,10 +151,11 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _run_options(arguments: argparse.Namespace, *names: str) -> dict:
-    """Recipe, batch and the options `names` as keyword arguments; ValueError without benchmark and recipe."""
+    """Adapter, recipe, batch and the options `names` as keyword arguments; ValueError without benchmark and
+    recipe."""
     if not arguments.benchmark and not arguments.recipe:
         raise ValueError("which benchmark? --benchmark NAME, or --recipe FILE to repeat a run")
-    return {name: getattr(arguments, name) for name in ("recipe", "batch", *names)}
+    return {name: getattr(arguments, name) for name in ("adapter", "recipe", "batch", *names)}
 
 
 def _run(arguments: argparse.Namespace) -> list[str]:
@@ -163,9 +163,7 @@ def _run(arguments: argparse.Namespace) -> list[str]:
     from unitoken_jax.evaluate.understanding.run import run_benchmark
 
     options = _run_options(arguments, "template", "rules", "max_tokens")
-    return run_benchmark(
-        arguments.benchmark, model_directory(arguments), arguments.data, arguments.out, **options
-    )
+    return run_benchmark(arguments.benchmark, arguments.model, arguments.data, arguments.out, **options)
 
 
 def _draw(arguments: argparse.Namespace) -> list[str]:
@@ -174,9 +172,7 @@ def _draw(arguments: argparse.Namespace) -> list[str]:
 
     names = ("rewritten", "number", "seed", "guidance", "top_k", "temperature")
     options = _run_options(arguments, *names)
-    return draw_benchmark(
-        arguments.benchmark, model_directory(arguments), arguments.data, arguments.out, **options
-    )
+    return draw_benchmark(arguments.benchmark, arguments.model, arguments.data, arguments.out, **options)
 
 
 def _score(arguments: argparse.Namespace) -> list[str]:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 from unitoken_jax.cli.options import (
     AddVerb,
+    add_adapted_model_options,
     add_decoding_options,
-    add_model_option,
     add_save_tokens_option,
     check_output_file,
     count,
     image_size,
-    model_directory,
+    load_model,
+    outline_model,
     positive,
     real_number,
     seed,
@@ -36,7 +37,7 @@ def add_verbs(add_verb: AddVerb) -> None:
         'unitoken generate --prompt "a red circle above a blue 7" --out drawn.png',
         'unitoken generate --prompt "a green door" --number 4 --seed 1 --out door.png',
     )
-    add_model_option(generate)
+    add_adapted_model_options(generate)
     generate.add_argument("--prompt", required=True, metavar="TEXT")
     generate.add_argument(
         "--out", required=True, metavar="PNG", help="with --number N: PNG-0.png, PNG-1.png, ..."
@@ -65,7 +66,7 @@ def add_verbs(add_verb: AddVerb) -> None:
         "unitoken answer --model MODEL --image a.png --image b.png \\\n"
         '      --question "what do <|image|> and <|image|> have in common?" --stream',
     )
-    add_model_option(answer)
+    add_adapted_model_options(answer)
     answer.add_argument(
         "--image", action="append", default=[], metavar="PNG", help="may be given several times"
     )
@@ -84,7 +85,7 @@ def add_verbs(add_verb: AddVerb) -> None:
         'unitoken chat --image my.png --question "make it blue" --draw --out new.png',
         "unitoken chat --model MODEL --conversation questions.jsonl --out reply.png",
     )
-    add_model_option(chat)
+    add_adapted_model_options(chat)
     chat.add_argument(
         "--image", action="append", default=[], metavar="PNG", help="may be given several times"
     )
@@ -103,15 +104,15 @@ def add_verbs(add_verb: AddVerb) -> None:
 def run_generate(arguments: argparse.Namespace) -> None:
     """`unitoken generate`: prints the files of the images."""
     from unitoken_jax.generate.image import plan_drawing
-    from unitoken_jax.unitoken import UniToken
 
     files = image_files(arguments.out, arguments.number)
     names = ("number", "guidance", "top_k", "temperature", "size", "speculate")
     settings = {name: getattr(arguments, name) for name in names}
     prompts = [arguments.prompt]
-    plan_drawing(UniToken.outline(model_directory(arguments)), prompts, **settings)  # else after loading
+    plan_drawing(outline_model(arguments), prompts, **settings)  # else after loading
     progress = (lambda number, image: image.save(files[number])) if arguments.progress else None
-    drawings = _load(arguments).image_results(prompts, seed=arguments.seed, progress=progress, **settings)
+    model = load_model(arguments, quantize=arguments.quantize)
+    drawings = model.image_results(prompts, seed=arguments.seed, progress=progress, **settings)
     if arguments.timing:
         # A batch's drawings share one record.
         for timing in dict.fromkeys(drawing.timing for drawing in drawings):
@@ -147,13 +148,13 @@ def run_answer(arguments: argparse.Namespace) -> None:
         raise ValueError("--stream prints the text alone: leave out --timing and --save-tokens")
     conversation = question_of(arguments.question, arguments.image)
     _check_questions(arguments, [conversation])
+    model = load_model(arguments, quantize=arguments.quantize)
     if arguments.stream:
-        loaded = _load(arguments)
-        for _, text in loaded.stream([conversation], max_tokens=arguments.max_tokens):
+        for _, text in model.stream([conversation], max_tokens=arguments.max_tokens):
             print(text, end="", flush=True)
         print()
         return
-    (reply,) = _load(arguments).text_results([conversation], max_tokens=arguments.max_tokens)
+    (reply,) = model.text_results([conversation], max_tokens=arguments.max_tokens)
     print(reply.text)
     if arguments.timing:
         print(reply.timing, file=sys.stderr)
@@ -180,7 +181,7 @@ def run_chat(arguments: argparse.Namespace) -> None:
     resolve_image_sampling(outline.config, guidance=arguments.guidance)
     if arguments.draw:
         outline.require("vqgan/decoder", "drawing images")
-    replies = _load(arguments).chat(
+    replies = load_model(arguments, quantize=arguments.quantize).chat(
         conversations,
         draws=arguments.draw,
         max_tokens=arguments.max_tokens,
@@ -214,19 +215,11 @@ def question_of(text: str, images: list[str]) -> "Conversation":
 def _check_questions(arguments: argparse.Namespace, conversations: "Sequence[Conversation]") -> "UniToken":
     """The model's outline. Raises RowError or ValueError for what no answer can be given to."""
     from unitoken_jax.generate import text
-    from unitoken_jax.unitoken import UniToken
 
-    outline = UniToken.outline(model_directory(arguments))
+    outline = outline_model(arguments)
     text.check_settings(outline, arguments.max_tokens)
     text.build_examples(outline, conversations)
     return outline
-
-
-def _load(arguments: argparse.Namespace) -> "UniToken":
-    """The model that --model and --quantize name."""
-    from unitoken_jax.unitoken import UniToken
-
-    return UniToken.load(model_directory(arguments), quantize=arguments.quantize)
 
 
 def _save_tokens(path: str, values: dict) -> None:

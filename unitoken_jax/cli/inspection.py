@@ -6,7 +6,7 @@ import sys
 
 from unitoken_jax.cli.options import (
     AddVerb,
-    add_model_option,
+    add_adapted_model_options,
     check_output_file,
     model_directory,
     whole_number,
@@ -19,11 +19,11 @@ def add_verbs(add_verb: AddVerb) -> None:
     inspect = add_verb(
         "inspect",
         run_inspect,
-        "what a model directory holds, or how training sees a data set",
+        "what a model directory or an adapter holds, or how training sees a data set",
         "unitoken inspect MODEL",
         "unitoken inspect train.jsonl --model MODEL --row 0 --sheet sheet.png",
     )
-    inspect.add_argument("what", nargs="?", metavar="MODEL|DATA", help=f"default: {DEFAULT_MODEL}")
+    inspect.add_argument("what", nargs="?", metavar="MODEL|ADAPTER|DATA", help=f"default: {DEFAULT_MODEL}")
     inspect.add_argument("--model", metavar="MODEL", help="of a data set: whose tokenizer and settings count")
     inspect.add_argument(
         "--row",
@@ -47,13 +47,14 @@ def add_verbs(add_verb: AddVerb) -> None:
         "unitoken score --data conversations.json --out scores.jsonl",
         "unitoken score --model runs/mine/model --data val.jsonl --out scores.jsonl",
     )
-    add_model_option(score)
+    add_adapted_model_options(score)
     score.add_argument("--data", required=True, metavar="FILE", help="conversations, JSON or JSONL")
     score.add_argument("--out", required=True, metavar="JSONL")
 
 
 def run_inspect(arguments: argparse.Namespace) -> None:
-    """`unitoken inspect`: prints what a data set or a model holds; --model says that it is a data set."""
+    """`unitoken inspect`: prints what a data set, a model or an adapter holds; --model says that it is a data
+    set."""
     if arguments.what and (arguments.model or _looks_like_data(arguments.what)):
         lines = _inspect_data(arguments)
     else:
@@ -63,11 +64,17 @@ def run_inspect(arguments: argparse.Namespace) -> None:
 
 
 def _inspect_model(model: str, against: str | None) -> list[str]:
-    """What a model directory holds, or where it differs from the record `against`."""
+    """What a model directory or an adapter holds, or where the model differs from the record `against`."""
     if against:
         from unitoken_jax.inspection.compare import compare
 
         return compare(model, against)
+    from unitoken_jax.checkpoint.adapter import is_adapter
+
+    if is_adapter(model):
+        from unitoken_jax.inspection.adapter import describe_adapter
+
+        return describe_adapter(model)
     from unitoken_jax.convert.from_torch import inspect
 
     return inspect(model)
@@ -113,4 +120,4 @@ def run_score(arguments: argparse.Namespace) -> None:
     from unitoken_jax.inspection.score import score_file
 
     check_output_file(arguments.out, "--out")
-    print(score_file(model_directory(arguments), arguments.data, arguments.out))
+    print(score_file(arguments.model, arguments.data, arguments.out, arguments.adapter))

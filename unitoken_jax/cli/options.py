@@ -4,10 +4,13 @@ import argparse
 import math
 import os
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from unitoken_jax.pretrained import DEFAULT_MODEL, QUICKSTART_MODEL, default_model
 from unitoken_jax.setting_ranges import MAX_SEED
+
+if TYPE_CHECKING:
+    from unitoken_jax.unitoken import UniToken
 
 QUICKSTART_DIR = os.path.dirname(QUICKSTART_MODEL)
 
@@ -47,6 +50,37 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
 def model_directory(arguments: argparse.Namespace) -> str:
     """The model directory that `--model` names, else `default_model`. FileNotFoundError without either."""
     return default_model() if arguments.model is None else arguments.model
+
+
+def add_adapted_model_options(parser: argparse.ArgumentParser) -> None:
+    """`--model MODEL` and `--adapter DIR`, of verbs that run a model; `outline_model` and `load_model` read
+    them."""
+    add_model_option(parser)
+    add_adapter_option(parser)
+
+
+def add_adapter_option(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    """`--adapter DIR`."""
+    parser.add_argument(
+        "--adapter",
+        required=required,
+        metavar="DIR",
+        help="adapter folder; without --model, of its own base where that still is",
+    )
+
+
+def outline_model(arguments: argparse.Namespace) -> "UniToken":
+    """The model that `--model` and `--adapter` mean, without its weights (`UniToken.outline`)."""
+    from unitoken_jax.unitoken import UniToken
+
+    return UniToken.outline(arguments.model, arguments.adapter)
+
+
+def load_model(arguments: argparse.Namespace, **settings: Any) -> "UniToken":
+    """The model that `--model` and `--adapter` mean; `settings` as of `UniToken.load`."""
+    from unitoken_jax.unitoken import UniToken
+
+    return UniToken.load(arguments.model, adapter=arguments.adapter, **settings)
 
 
 def add_save_tokens_option(parser: argparse.ArgumentParser) -> None:

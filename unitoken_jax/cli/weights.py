@@ -1,8 +1,16 @@
-"""`unitoken convert` and `export`: published PyTorch weights to a model directory, and back; `quantize`."""
+"""`unitoken convert` and `export`: published PyTorch weights to a model directory, and back; `quantize` and
+`merge`: a model directory to another.
+"""
 
 import argparse
 
-from unitoken_jax.cli.options import AddVerb, add_model_option, model_directory, side_or_image_size
+from unitoken_jax.cli.options import (
+    AddVerb,
+    add_adapter_option,
+    add_model_option,
+    model_directory,
+    side_or_image_size,
+)
 
 
 def add_verbs(add_verb: AddVerb) -> None:
@@ -59,6 +67,17 @@ def add_verbs(add_verb: AddVerb) -> None:
         "--bits", type=int, choices=(8, 4), default=8, help="of a weight of the decoder (default: 8)"
     )
 
+    merge = add_verb(
+        "merge",
+        run_merge,
+        "an adapter and its base -> an ordinary model directory",
+        "unitoken merge --adapter tuned --out MERGED",
+        "unitoken merge --adapter tuned --model MODEL --out MERGED",
+    )
+    add_adapter_option(merge, required=True)
+    add_model_option(merge)
+    merge.add_argument("--out", required=True, metavar="MODEL")
+
 
 def run_convert(arguments: argparse.Namespace) -> None:
     """`unitoken convert`: prints what it read and wrote."""
@@ -90,3 +109,10 @@ def run_quantize(arguments: argparse.Namespace) -> None:
     from unitoken_jax.checkpoint.quantization import quantize_model
 
     print("\n".join(quantize_model(model_directory(arguments), arguments.out, arguments.bits)))
+
+
+def run_merge(arguments: argparse.Namespace) -> None:
+    """`unitoken merge`: prints what it wrote."""
+    from unitoken_jax.checkpoint.merge import merge_adapter
+
+    print("\n".join(merge_adapter(arguments.adapter, arguments.out, arguments.model)))

@@ -266,7 +266,7 @@ def inspect(model: str | os.PathLike) -> list[str]:
     for name, source in manifest.get("sources", {}).items():
         lines.append(f"source {name}: {source.get('bytes', 0):,} bytes, sha256 {source.get('sha256', '?')}")
     lines += [f"note: {note}" for note in manifest.get("notes", [])]
-    made = ("recipe", "settings", "minutes", "scores")  # of a model inside the package
+    made = ("recipe", "settings", "minutes", "scores", "merged_from")  # of the package's models, of merging
     lines += [f"{name}: {manifest[name]}" for name in made if name in manifest]
     for field in dataclasses.fields(config):
         lines.append(f"{field.name}: {getattr(config, field.name)}")

@@ -7,8 +7,10 @@ if TYPE_CHECKING:
     from unitoken_jax.unitoken import UniToken
 
 
-def load_model(model: str | os.PathLike, dtype: str | None = None) -> "UniToken":
-    """UniToken of directory `model`; where there are several devices, weights and rows are spread over them.
+def load_model(
+    model: str | os.PathLike | None, dtype: str | None = None, adapter: str | os.PathLike | None = None
+) -> "UniToken":
+    """`UniToken.load` of them; where there are several devices, weights and rows are spread over them.
 
     It reads a benchmark's texts literally: one that spells a control token's name is text, and not refused.
     Raises ValueError in a run of several processes: each would write the same files.
@@ -23,6 +25,7 @@ def load_model(model: str | os.PathLike, dtype: str | None = None) -> "UniToken"
             f"evaluation runs in one process, this run has {jax.process_count()}: start one a benchmark or "
             "prompt list, each with the devices it shall use"
         )
-    loaded = UniToken.load(model, mesh=make_mesh() if jax.device_count() > 1 else None, dtype=dtype)
+    mesh = make_mesh() if jax.device_count() > 1 else None
+    loaded = UniToken.load(model, mesh=mesh, dtype=dtype, adapter=adapter)
     loaded.tokenizer = loaded.tokenizer.literal()
     return loaded

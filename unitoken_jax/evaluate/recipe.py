@@ -1,6 +1,7 @@
 """A run's recipe: everything that decides its predictions, written beside them and accepted to repeat them.
 
-    benchmark, dataset, data (SHA-256), template, settings, model (weights' SHA-256), versions, device
+    benchmark, dataset, data (SHA-256), template, settings, model (SHA-256 of weights and of an adapter),
+    versions, device
 
 With the same recipe on the same kind of device, predictions are the same byte for byte.
 """
@@ -10,6 +11,7 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +20,9 @@ from unitoken_jax.convert.torch.sources import checksum
 from unitoken_jax.evaluate.faults import encodable, parse_json
 from unitoken_jax.storage.atomic import write_text
 from unitoken_jax.storage.paths import as_path
+
+if TYPE_CHECKING:
+    from unitoken_jax.checkpoint.adapter import Adapter
 
 FORMAT = 1
 MAY_DIFFER = ("versions", "device")  # Keys in which a repeated run may differ: it is told, not refused.
@@ -54,6 +59,7 @@ def make(
     template: Mapping,
     settings: Mapping,
     model: str,
+    adapter: "Adapter | None" = None,
 ) -> dict:
     """The recipe of a run on this machine.
 
@@ -64,12 +70,18 @@ def make(
         template: the wording of questions or prompts.
         settings: what else decides the outcome, such as seed and batch.
         model: path of the model directory.
+        adapter: what it runs with. Its folder's name stands in the model's name, which files are called by.
     """
     import jax
     import PIL
 
     from unitoken_jax.checkpoint.model_directory import versions
 
+    name = encodable(as_path(model).resolve().name)
+    described = {"name": name, "weights": weights_id(model)}
+    if adapter is not None:
+        folder = encodable(as_path(adapter.path).resolve().name)
+        described |= {"name": f"{name}+{folder}", "adapter": adapter.identity()}
     return {
         "format": FORMAT,
         "benchmark": benchmark,
@@ -77,7 +89,7 @@ def make(
         "data": {use: checksum(path) | {"file": encodable(path.name)} for use, path in files.items()},
         "template": dict(template),
         "settings": dict(settings),
-        "model": {"name": encodable(as_path(model).resolve().name), "weights": weights_id(model)},
+        "model": described,
         "versions": versions() | {"pillow": PIL.__version__},
         "device": {
             "backend": jax.default_backend(),

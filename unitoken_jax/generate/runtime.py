@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unitoken_jax.checkpoint.adapter import Adapter, attach, load_adapter
+from unitoken_jax.checkpoint.adapter import Adapter, attach, load_adapter, model_of
 from unitoken_jax.checkpoint.model_directory import NETWORK, load_model, open_model
 from unitoken_jax.config import ModelConfig
 from unitoken_jax.generate.decode import batch_rows
@@ -18,7 +18,6 @@ from unitoken_jax.model import sharding
 from unitoken_jax.model.decoder import unstack_layers
 from unitoken_jax.model.unitoken import UniTokenModel
 from unitoken_jax.model.vqgan import VQModel
-from unitoken_jax.pretrained import default_model
 from unitoken_jax.sequence.layout import validate_config
 from unitoken_jax.sequence.tokenizer import Tokenizer
 
@@ -182,18 +181,6 @@ class Runtime:
         """`function(*arguments, **settings)` under the mesh, if there is one."""
         with _under(self.mesh):
             return function(*arguments, **settings)
-
-
-def model_of(path: str | os.PathLike | None, adapter: Adapter | None) -> str | os.PathLike:
-    """The model directory that is meant by `path`, or where that is None by `adapter` or by nothing at all.
-
-    Raises ValueError where it is not the one that `adapter` was trained on.
-    """
-    if path is None:
-        path = (adapter and adapter.find_base()) or default_model()
-    if adapter is not None:
-        adapter.check_base(path)
-    return path
 
 
 def _under(mesh: jax.sharding.Mesh | None) -> contextlib.AbstractContextManager:

@@ -27,21 +27,23 @@ _LENGTH_STEP = 256  # rows are padded to multiples of this, so that few programs
 
 
 def score(
-    model: UniToken | str | os.PathLike,
+    model: UniToken | str | os.PathLike | None,
     data: str | os.PathLike,
     on_error: Callable[[RowError], None] | None = None,
+    adapter: str | os.PathLike | None = None,
 ) -> Iterator[dict]:
     """A dict for each conversation of file `data`: index, loss, z_loss, supervised_tokens, length.
 
     `loss` (cross-entropy in nats) and `z_loss` (logsumexp squared) are means over supervised tokens, None
     where there are none. Discrete tokens are made by the model's own VQ encoder. `on_error` is called with
     the error of each bad conversation, which has no dict; None raises the first, a RowError.
+    `model` and `adapter` as of `UniToken.load`, where it is not a model already.
     """
     path = as_path(data)
     records = JsonRecords(os.fspath(path), scan_json(path))
     if not len(records):
         raise ConversationError(f"{path}: holds no conversation")
-    model = model if isinstance(model, UniToken) else UniToken.load(model)
+    model = model if isinstance(model, UniToken) else UniToken.load(model, adapter=adapter)
     params = model.network_params
     for index in range(len(records)):
         try:
@@ -66,14 +68,17 @@ def score(
 
 
 def score_file(
-    model: UniToken | str | os.PathLike, data: str | os.PathLike, out: str | os.PathLike
+    model: UniToken | str | os.PathLike | None,
+    data: str | os.PathLike,
+    out: str | os.PathLike,
+    adapter: str | os.PathLike | None = None,
 ) -> pathlib.Path:
     """Writes `score`'s dicts to file `out`, a JSON object a line, when all are there; returns its path.
 
     Bad conversations have no line. Raises the first one's RowError when those of all others are written.
     """
     bad: list[RowError] = []
-    lines = [json.dumps(result) + "\n" for result in score(model, data, bad.append)]
+    lines = [json.dumps(result) + "\n" for result in score(model, data, bad.append, adapter)]
     out = pathlib.Path(expand_home(out))
     out.write_text("".join(lines), encoding="utf-8")
     if bad:

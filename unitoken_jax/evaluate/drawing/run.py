@@ -4,6 +4,7 @@ import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
+from unitoken_jax.checkpoint.adapter import load_adapter, model_of
 from unitoken_jax.evaluate import recipe as recipes
 from unitoken_jax.evaluate.devices import load_model
 from unitoken_jax.evaluate.drawing.benchmark import DrawingBenchmark
@@ -21,10 +22,11 @@ CHOICES = ("number", "seed", "guidance", "top_k", "temperature", "batch")
 
 def draw_benchmark(
     benchmark: str | None,
-    model: str | os.PathLike,
+    model: str | os.PathLike | None,
     data: str | os.PathLike | None,
     out: str | os.PathLike,
     *,
+    adapter: str | os.PathLike | None = None,
     rewritten: str | os.PathLike | None = None,
     recipe: str | os.PathLike | None = None,
     **choices,
@@ -33,7 +35,8 @@ def draw_benchmark(
 
     Args:
       benchmark: its name; None: the recipe's.
-      model: a model directory.
+      model: a model directory; None: the adapter's base, or the one that is meant without a name.
+      adapter: an adapter folder, of that model.
       data: the benchmark's prompt file; None: the one in the package, of a benchmark that has it there.
       out: the folder that the images are drawn below.
       rewritten: a file of prompts to draw instead; see `DrawingBenchmark.read`.
@@ -49,16 +52,18 @@ def draw_benchmark(
         raise ValueError(f"number is {settings['number']}; expected at least 1 image a prompt")
     data = drawing.data_file(data)
     prompts = drawing.read(data, settings["number"], rewritten)
+    change = None if adapter is None else load_adapter(adapter)
+    model = model_of(model, change)
     check_prompts(model, prompts)
 
-    loaded = load_model(model, dtype=settings.get("dtype"))
+    loaded = load_model(model, settings.get("dtype"), adapter)
     if earlier is None:
         settings = _settings(drawing, loaded, settings)
     files = {"prompts": pathlib.Path(data)}
     if rewritten is not None:
         files["rewritten"] = pathlib.Path(rewritten)
     template, dataset = {"lead": TEXT_TO_IMAGE_INSTRUCTION}, encodable(pathlib.Path(data).stem)
-    current = recipes.make(drawing.name, dataset, files, template, settings, str(model))
+    current = recipes.make(drawing.name, dataset, files, template, settings, str(model), change)
     notes = [] if earlier is None else recipes.check_same(earlier, current, str(recipe), recipes.MAY_DIFFER)
     out = pathlib.Path(expand_home(out))
     run_folder = drawing.run_folder(data, out)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from unitoken_jax.checkpoint.adapter import load_adapter, model_of
 from unitoken_jax.evaluate import recipe as recipes
 from unitoken_jax.evaluate.devices import load_model
 from unitoken_jax.evaluate.faults import encodable, named
@@ -86,10 +87,11 @@ def score_predictions(
 
 def run_benchmark(
     benchmark: str | None,
-    model: str | os.PathLike,
+    model: str | os.PathLike | None,
     data: str | os.PathLike | None,
     out: str | os.PathLike,
     *,
+    adapter: str | os.PathLike | None = None,
     template: str | None = None,
     rules: str | None = None,
     max_tokens: int | None = None,
@@ -102,7 +104,8 @@ def run_benchmark(
 
     Args:
         benchmark: a name that `find_understanding` knows; None: the recipe's.
-        model: a model directory.
+        model: a model directory; None: the adapter's base, or the one that is meant without a name.
+        adapter: an adapter folder, of that model.
         data: the benchmark's file, as VLMEvalKit has it; None: the one in the package, if it is there.
         out: the folder for everything that is written.
         template: the name of a wording; None: the recipe's, or VLMEvalKit's.
@@ -120,11 +123,14 @@ def run_benchmark(
     data = find_understanding(benchmark)[0].data_file(data)
     understanding, dataset = find_understanding(benchmark, data)
     wording, scored_by = find_template(template or "vlmevalkit"), find_rules(rules or PAPER_RULES.name)
+    change = None if adapter is None else load_adapter(adapter)
+    model = model_of(model, change)
     table, cells = _read_checked(model, understanding, dataset, data, wording)
-    loaded, settings = _load(model, earlier, {"max_tokens": max_tokens, "batch": batch}, str(recipe))
+    choices = {"max_tokens": max_tokens, "batch": batch}
+    loaded, settings = _load(model, earlier, choices, str(recipe), adapter)
     files = {"data": table.path}
     wording_fields = dataclasses.asdict(wording)
-    asked = recipes.make(understanding.name, dataset, files, wording_fields, settings, str(model))
+    asked = recipes.make(understanding.name, dataset, files, wording_fields, settings, str(model), change)
     current = asked | {"rules": scored_by.name}  # they decide the scores, and none of the answers
     notes = [] if earlier is None else recipes.check_same(earlier, current, str(recipe), recipes.MAY_DIFFER)
     out = pathlib.Path(expand_home(out))
@@ -185,16 +191,20 @@ def check_rows(
 
 
 def _load(
-    model: str | os.PathLike, recipe: dict | None, choices: dict, source: str
+    model: str | os.PathLike,
+    recipe: dict | None,
+    choices: dict,
+    source: str,
+    adapter: str | os.PathLike | None,
 ) -> tuple["UniToken", dict]:
-    """The model, and what else decides an answer, as `recipe` (of file `source`) says.
+    """The model with `adapter`, and what else decides an answer, as `recipe` (of file `source`) says.
 
     Without a recipe: `choices`, where None the model's values; greedy, as in the paper's section 3.4.
     """
     if recipe is not None:
         settings = recipes.settings_of(recipe, choices, source)
-        return load_model(model, dtype=settings.get("dtype")), settings
-    loaded = load_model(model)
+        return load_model(model, settings.get("dtype"), adapter), settings
+    loaded = load_model(model, adapter=adapter)
     default = {"max_tokens": loaded.config.generation.max_answer_tokens, "batch": BATCH}
     chosen = {name: default[name] if value is None else value for name, value in choices.items()}
     settings = {"temperature": 0.0, "top_k": None, "seed": 0, **chosen, "dtype": str(loaded.module.dtype)}
