@@ -4,7 +4,15 @@ import argparse
 import pathlib
 from typing import TYPE_CHECKING
 
-from unitoken_jax.cli.options import AddVerb, add_model_option, count, model_directory, positive, whole_number
+from unitoken_jax.cli.options import (
+    AddVerb,
+    add_model_option,
+    count,
+    image_size,
+    model_directory,
+    positive,
+    whole_number,
+)
 from unitoken_jax.config import MeshConfig
 
 if TYPE_CHECKING:
@@ -30,6 +38,13 @@ def add_verbs(add_verb: AddVerb) -> None:
         type=mesh_sizes,
         metavar="D,F,T",
         help="devices along data, fsdp and tensor, one of them -1: what is left (default: fsdp over all)",
+    )
+    serve.add_argument(
+        "--size",
+        type=image_size,
+        action="append",
+        metavar="WxH",
+        help="images that can be drawn; may be given several times (default: as in training)",
     )
     network = serve.add_argument_group("who may ask")
     network.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
@@ -99,7 +114,7 @@ def run_serve(arguments: argparse.Namespace) -> None:
         from unitoken_jax.unitoken import UniToken
 
         model = UniToken.load(path, mesh=_mesh(arguments.mesh), quantize=arguments.quantize)
-        engine = Engine(model, engine_limits(arguments))
+        engine = Engine(model, engine_limits(arguments), arguments.size)
         info = server.model_info(model, path, engine)
         server.serve(Server(engine, info, limits), listener, lambda line: print(line, flush=True))
 
