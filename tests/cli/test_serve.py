@@ -21,7 +21,7 @@ def test_options_are_limits(tmp_path):
     engine, http = serve.engine_limits(arguments), serve.http_limits(arguments)
     assert (engine.text_rows, engine.image_rows, engine.queue, engine.seconds) == (4, 4, 7, 9)
     assert (engine.prompt_tokens, engine.answer_tokens) == (100, 50)
-    assert (http.body_bytes, http.bodies_bytes, http.pixels) == (2 << 20, 16 << 20, 1000)
+    assert (http.body_bytes, http.bodies_bytes, http.pixels) == (2 << 20, 32 << 20, 1000)
     assert (http.hosts, http.keys, http.names) == (("example.org", "b:8080"), ("one", "two"), ())
 
 
@@ -30,6 +30,7 @@ def test_without_being_told_only_this_machine_may_ask():
     assert arguments.host == "127.0.0.1"
     limits = serve.http_limits(arguments)
     assert "localhost" in limits.names
+    assert serve.http_limits(parsed("--name", "Example.org")).names == (*limits.names, "example.org")
     assert (limits.hosts, limits.keys) == ((), ())
 
 

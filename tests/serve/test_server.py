@@ -115,6 +115,16 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read():
         assert b"200" in ask(address)[:20]
 
 
+def test_what_an_answer_still_needs_counts():
+    with running(bodies_bytes=len(json.dumps(HELLO)) * 3 // 2) as (engine, address):
+        engine.hold.clear()
+        with connect(address) as connection:
+            connection.sendall(post("/v1/chat/completions", HELLO))
+            until(lambda: engine.requests)
+            assert b"429" in ask(address)[:20]
+        until(lambda: b"429" not in ask(address, body=HELLO | {"n": 99})[:20])
+
+
 def test_connections_have_a_limit_and_are_given_back():
     with running(connections=8, header_seconds=0.5) as (_, address):
         held = [connect(address) for _ in range(30)]

@@ -53,6 +53,14 @@ def add_verbs(add_verb: AddVerb) -> None:
     )
     network.add_argument("--api-key-file", metavar="FILE", help="keys, one a line; requests must bring one")
     network.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="host name that requests are addressed to, where a proxy stands before it; may be given several "
+        "times (default: this machine's own; any where --host is another address)",
+    )
+    network.add_argument(
         "--allow-host",
         action="append",
         default=[],
@@ -141,14 +149,15 @@ def http_limits(arguments: argparse.Namespace) -> "HttpLimits":
     if arguments.api_key_file is not None:
         text = pathlib.Path(arguments.api_key_file).read_text(encoding="utf-8")
         keys = read_keys(text, f"--api-key-file {arguments.api_key_file}")
+    local = arguments.host in LOOPBACK
     body_bytes = arguments.max_request_mb << 20
     return HttpLimits(
         body_bytes=body_bytes,
-        bodies_bytes=8 * body_bytes,
+        bodies_bytes=16 * body_bytes,
         pixels=arguments.max_pixels,
         hosts=tuple(host.lower() for host in arguments.allow_host),
         keys=keys,
-        names=LOOPBACK if arguments.host in LOOPBACK else (),
+        names=(*LOOPBACK, *map(str.lower, arguments.name)) if arguments.name or local else (),
     )
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import pathlib
 import time
@@ -41,8 +42,8 @@ from unitoken_jax.serve.responses import error_response, json_response
 
 PAGE = pathlib.Path(__file__).parent / "page"
 PAGE_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
-# Prompts that are read at one time: each may hold its images' pixels.
-READERS = 2
+PARSERS = 16  # requests that are taken apart at one time, their images fetched
+READERS = 2  # prompts that the engine reads at one time: each holds its images' pixels
 
 
 class Server:
@@ -53,7 +54,7 @@ class Server:
         self.progress = (0, 0)
         self.metrics = Metrics(engine)
         self._bodies = BodyBudget(limits)
-        self._readers = anyio.CapacityLimiter(READERS)
+        self._parsers, self._readers = anyio.CapacityLimiter(PARSERS), anyio.CapacityLimiter(READERS)
 
     def app(self, on_stop: Callable[[], None] = lambda: None) -> Starlette:
         """The application; `on_stop` is called, in a thread, when the server has stopped listening."""
@@ -85,35 +86,39 @@ class Server:
     async def chat(self, request: Request) -> "Answer":
         """POST /v1/chat/completions."""
         check_type(request, "application/json")
-        async with self._bodies.read(request) as body:
-            asked = await self._read(lambda: protocol.read_chat(self.info, json_object(body), self._images()))
-            handles = await self._submit(asked)
-        number = len(asked.requests)
-        if not asked.stream:
-            return Answer(
-                self, handles, whole=lambda events: answers.chat_completion(self.info, events, number)
-            )
-        return Answer(self, handles, pieces=lambda events: answers.chat_chunks(self.info, asked, events))
+
+        def read(body: bytes) -> Asked:
+            return protocol.read_chat(self.info, json_object(body), self._images())
+
+        return await self._answer(
+            request,
+            read,
+            lambda asked, events: answers.chat_completion(self.info, events, len(asked.requests)),
+            lambda asked, events: answers.chat_chunks(self.info, asked, events),
+        )
 
     async def generate(self, request: Request) -> "Answer":
         """POST /v1/images/generations."""
         check_type(request, "application/json")
-        async with self._bodies.read(request) as body:
-            asked = await self._read(lambda: protocol.read_generation(self.info, json_object(body)))
-            return self._image_answer("image_generation", asked, await self._submit(asked))
+
+        def read(body: bytes) -> Asked:
+            return protocol.read_generation(self.info, json_object(body))
+
+        return await self._answer(
+            request, read, answers.image_response, functools.partial(answers.image_events, "image_generation")
+        )
 
     async def edit(self, request: Request) -> "Answer":
         """POST /v1/images/edits."""
         check_type(request, "multipart/form-data")
         kind = request.headers["content-type"]
-        async with self._bodies.read(request) as body:
-            asked = await self._read(lambda: protocol.read_edit(self.info, *form(body, kind), self._images()))
-            return self._image_answer("image_edit", asked, await self._submit(asked))
 
-    def _image_answer(self, kind: str, asked: Asked, handles: Sequence[Handle]) -> "Answer":
-        if not asked.stream:
-            return Answer(self, handles, whole=lambda events: answers.image_response(asked, events))
-        return Answer(self, handles, pieces=lambda events: answers.image_events(kind, asked, events))
+        def read(body: bytes) -> Asked:
+            return protocol.read_edit(self.info, *form(body, kind), self._images())
+
+        return await self._answer(
+            request, read, answers.image_response, functools.partial(answers.image_events, "image_edit")
+        )
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
@@ -139,9 +144,17 @@ class Server:
     def _images(self) -> ImageReader:
         return ImageReader(self.limits.pixels, self.limits.body_bytes, self.limits.hosts)
 
-    async def _read(self, read: Callable[[], Asked]) -> Asked:
-        """Runs `read` in a thread, since a request may be large and its images far away."""
-        return await anyio.to_thread.run_sync(read)
+    async def _answer(
+        self, request: Request, read: Callable[[bytes], Asked], whole: "Whole", pieces: "Pieces"
+    ) -> "Answer":
+        """Reads what is asked, in a thread as it may be large and its images far away, and gives it to the
+        engine. Raises ApiError."""
+        with contextlib.ExitStack() as held:
+            body = await self._bodies.read(request, held)
+            asked = await anyio.to_thread.run_sync(read, body, limiter=self._parsers)
+            del body
+            handles = await self._submit(asked)
+            return Answer(self.metrics, asked, handles, pieces if asked.stream else whole, held.pop_all())
 
     async def _submit(self, asked: Asked) -> list[Handle]:
         """Gives all of `asked` to the engine, or nothing. Raises ApiError."""
@@ -171,18 +184,25 @@ def _refusal(error: BaseException) -> BaseException:
     return error
 
 
+Whole = Callable[[Asked, answers.Events], Awaitable[dict]]
+Pieces = Callable[[Asked, answers.Events], AsyncGenerator[dict, None]]
+
+
 class Answer:
-    """The response to what the engine was given: `whole`, one JSON object made of all events, or `pieces`, a
-    server-sent event for each of them. When the client goes, its requests are cancelled."""
+    """The response to `asked`, whose requests the engine has: `make` makes one JSON object of their events,
+    or where a stream is asked for, a server-sent event of each. When the client goes, they are cancelled.
+    `held` is closed at the end."""
 
     def __init__(
         self,
-        server: Server,
+        metrics: Metrics,
+        asked: Asked,
         handles: Sequence[Handle],
-        whole: Callable[[answers.Events], Awaitable[dict]] | None = None,
-        pieces: Callable[[answers.Events], AsyncGenerator[dict, None]] | None = None,
+        make: Whole | Pieces,
+        held: contextlib.ExitStack,
     ):
-        self._server, self._handles, self._whole, self._pieces = server, handles, whole, pieces
+        self._metrics, self._asked, self._handles = metrics, asked, handles
+        self._make, self._held = make, held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         work = asyncio.create_task(self._answer(scope, receive, send))
@@ -196,20 +216,22 @@ class Answer:
             await asyncio.gather(work, gone, return_exceptions=True)
             for handle in self._handles:
                 handle.cancel()
+            self._held.close()
         if finished:
             work.result()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with contextlib.aclosing(self._events()) as events:
-            if self._whole is not None:
-                try:
-                    response = json_response(await self._whole(events))
-                except ApiError as error:
-                    response = error_response(error)
-                await response(scope, receive, send)
-            elif self._pieces is not None:
-                async with contextlib.aclosing(self._pieces(events)) as pieces:
-                    await _send_events(pieces, send)
+            made: Any = self._make(self._asked, events)
+            if self._asked.stream:
+                async with contextlib.aclosing(made):
+                    await _send_events(made, send)
+                return
+            try:
+                response = json_response(await made)
+            except ApiError as error:
+                response = error_response(error)
+            await response(scope, receive, send)
 
     async def _events(self) -> answers.Events:
         """(number of the request, event) of all requests, as they come."""
@@ -223,7 +245,7 @@ class Answer:
             kind = "image" if isinstance(handle.request, ImageRequest) else "text"
             async for event in handle:
                 if first:
-                    self._server.metrics.first_token.labels(kind).observe(time.monotonic() - start)
+                    self._metrics.first_token.labels(kind).observe(time.monotonic() - start)
                     first = False
                 await queue.put((index, event))
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
 from typing import Any
 
 from python_multipart.exceptions import FormParserError
@@ -16,27 +15,30 @@ MAX_FILES, MAX_FIELDS = 16, 32
 
 
 class BodyBudget:
-    """Bytes of requests that are in memory at one time, `free` of them still."""
+    """Bytes of requests that are in memory at one time, `free` of them still: those that are being read, and
+    those whose images an answer still needs."""
 
     def __init__(self, limits: HttpLimits):
         self.limits, self.free = limits, limits.bodies_bytes
 
-    @contextlib.asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """The body of `request`, which counts until the end of the block. Raises ApiError where it is too
-        large, too slow, or one too many. What is left of one that is refused, uvicorn reads and drops."""
+    async def read(self, request: Request, held: contextlib.ExitStack) -> bytes:
+        """The body of `request`, which counts until `held` is closed. Raises ApiError where it is too large,
+        too slow, or one too many. What is left of one that is refused, uvicorn reads and drops."""
         body = bytearray()
         try:
             async with asyncio.timeout(self.limits.body_seconds):
                 await self._fill(body, request)
-            yield bytes(body)
         except TimeoutError as error:
             message = f"the request has not come whole within {self.limits.body_seconds:g} s"
             raise ApiError(408, message, code="request_too_slow") from error
         except ClientDisconnect as error:
             raise ApiError(400, "the client has gone", code="disconnected") from error
         finally:
-            self.free += len(body)
+            held.callback(self._give_back, len(body))
+        return bytes(body)
+
+    def _give_back(self, size: int) -> None:
+        self.free += size
 
     async def _fill(self, body: bytearray, request: Request) -> None:
         """Adds what comes to `body`."""
@@ -49,7 +51,7 @@ class BodyBudget:
             if len(body) + len(chunk) > limit:
                 raise too_large
             if len(chunk) > self.free:
-                raise ApiError(429, "too many requests are being read", code="busy", retry_after=1)
+                raise ApiError(429, "too many large requests at one time", code="busy", retry_after=1)
             self.free -= len(chunk)
             body += chunk
 

@@ -15,7 +15,7 @@ class HttpLimits:
     """Limits of the HTTP server; those of the engine are `requests.EngineLimits`.
 
     Attributes:
-      body_bytes: of a request. bodies_bytes: of all requests that are being read at one time.
+      body_bytes: of a request. bodies_bytes: of all that are being read or answered at one time.
       pixels: of a request's images together.
       hosts: that images may be fetched from ("example.org", "example.org:8080").
       keys: one of which a request must bring, if there are any.
@@ -26,7 +26,7 @@ class HttpLimits:
     """
 
     body_bytes: int = 20 << 20
-    bodies_bytes: int = 160 << 20
+    bodies_bytes: int = 320 << 20
     pixels: int = 16_000_000
     hosts: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
