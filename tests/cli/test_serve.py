@@ -74,3 +74,12 @@ def test_what_cannot_be_served_is_one_line(options, message, tmp_path, monkeypat
     error = capsys.readouterr().err
     assert message.format(port=port) in error
     assert error.startswith("unitoken serve: ")
+
+
+def test_a_model_is_called_as_its_folder(tmp_path):
+    from unitoken_jax import pretrained
+    from unitoken_jax.serve.server import model_name
+
+    assert model_name(tmp_path / "UniToken-7B") == "UniToken-7B"
+    assert model_name(f"{tmp_path}/run/adapter/") == "adapter"
+    assert model_name(pretrained.model_path()) == "unitoken-small"

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from unitoken_jax.cli.options import (
     AddVerb,
-    add_model_option,
+    add_adapted_model_options,
     count,
     image_size,
+    load_model,
     model_directory,
     positive,
     whole_number,
@@ -31,7 +32,7 @@ def add_verbs(add_verb: AddVerb) -> None:
         "unitoken serve --port 8000",
         "unitoken serve --model MODEL --host 0.0.0.0 --api-key-file keys.txt",
     )
-    add_model_option(serve)
+    add_adapted_model_options(serve)
     serve.add_argument("--quantize", choices=("int8", "int4"), help="the decoder in so many bits")
     serve.add_argument(
         "--mesh",
@@ -115,15 +116,14 @@ def run_serve(arguments: argparse.Namespace) -> None:
     from unitoken_jax.serve.app import Server
 
     limits = http_limits(arguments)
-    path = model_directory(arguments)
     # A port in use is told before minutes of loading.
     with server.listen(arguments.host, arguments.port) as listener:
         from unitoken_jax.serve.engine import Engine
-        from unitoken_jax.unitoken import UniToken
 
-        model = UniToken.load(path, mesh=_mesh(arguments.mesh), quantize=arguments.quantize)
+        model = load_model(arguments, mesh=_mesh(arguments.mesh), quantize=arguments.quantize)
         engine = Engine(model, engine_limits(arguments), arguments.size)
-        info = server.model_info(model, path, engine)
+        name = server.model_name(arguments.adapter or model_directory(arguments))
+        info = server.model_info(name, model, engine)
         server.serve(Server(engine, info, limits), listener, lambda line: print(line, flush=True))
 
 

@@ -48,11 +48,15 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def model_info(model: "Runtime", path: str | os.PathLike, engine: ServingEngine) -> ModelInfo:
-    """What requests know of the model directory `path`: it is called as its folder is, the package's own
+def model_name(path: str | os.PathLike) -> str:
+    """What users call the model directory or adapter `path`: as its folder is called; the package's own model
     "unitoken-small"."""
     folder = os.path.realpath(path)
-    name = "unitoken-small" if folder == os.path.realpath(model_path()) else os.path.basename(folder)
+    return "unitoken-small" if folder == os.path.realpath(model_path()) else os.path.basename(folder)
+
+
+def model_info(name: str, model: "Runtime", engine: ServingEngine) -> ModelInfo:
+    """What requests know of `model`, which they call `name`."""
     try:
         created = int(datetime.datetime.fromisoformat(model.manifest["created"]).timestamp())
     except (KeyError, TypeError, ValueError):
