@@ -1,5 +1,6 @@
 """The command line: one library call a verb, one clear message an error."""
 
+import argparse
 import json
 import os
 import pathlib
@@ -129,6 +130,16 @@ def test_every_verb_has_two_examples_that_can_be_given():
             arguments = main.build_parser().parse_args(plain[1:])
             if (config := vars(arguments).get("config")) and not config.endswith(".py"):
                 load_config(config, overrides)
+
+
+def test_help_says_what_every_option_is_for_and_what_it_is_otherwise():
+    for parser in parsers(main.build_parser()):
+        for action in parser._actions:
+            if action.help == argparse.SUPPRESS or isinstance(action.choices, dict):
+                continue
+            assert action.help, (parser.prog, action.option_strings)
+            if action.default not in (None, False, [], argparse.SUPPRESS):
+                assert "default: " in action.help, (parser.prog, action.option_strings)
 
 
 def test_profile_is_a_setting_of_the_run(calls, tmp_path):

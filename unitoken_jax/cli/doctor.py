@@ -62,7 +62,7 @@ def run(report: Callable[[str], None] = print) -> int:
     report(
         f"{wrong} wrong: see the arrows above"
         if wrong
-        else "ready: `unitoken quickstart` is a good first run"
+        else 'ready: `unitoken generate --prompt "a red circle" --out drawn.png` is a good first run'
     )
     return int(wrong > 0)
 

@@ -35,7 +35,7 @@ def add_verbs(add_verb: AddVerb) -> None:
     def add_word(name: str, call: Callable, help: str, *examples: str) -> argparse.ArgumentParser:
         parser = add_parser(words, name, help, *examples)
         # SUPPRESS: a default here would undo a --debug before the word.
-        parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS)
+        parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         parser.add_argument("--out", required=True, metavar="DIR", help="a killed run goes on from here")
         parser.set_defaults(call=call)
         return parser
@@ -49,7 +49,7 @@ def add_verbs(add_verb: AddVerb) -> None:
         "      --recipe results/MODEL_MMMU_DEV_VAL_recipe.json --out again",
     )
     _add_run_options(run, "the benchmark's file, as VLMEvalKit has it (TSV)")
-    run.add_argument("--template", help="how questions are put: vlmevalkit (default) or direct")
+    run.add_argument("--template", help="how questions are put, vlmevalkit or direct (default: vlmevalkit)")
     run.add_argument("--max-tokens", type=count, help="longest answer (default: the model's)")
     _add_rules_option(run)
     draw = add_word(
@@ -63,11 +63,11 @@ def add_verbs(add_verb: AddVerb) -> None:
     _add_run_options(draw, "the benchmark's prompts")
     draw.add_argument("--rewritten", metavar="FILE", help="draw these prompts, line by line, instead")
     draw.add_argument("--number", type=count, help="images a prompt (default: the benchmark's)")
-    draw.add_argument("--seed", type=seed, help="of the images (default 0)")
+    draw.add_argument("--seed", type=seed, help="of the images (default: 0)")
     draw.add_argument(
         "--guidance",
         type=positive,
-        help="default: 5.5 for GenEval, 5.0 for T2I-CompBench++",
+        help="how closely prompts are followed (default: 5.5 for GenEval, 5.0 for T2I-CompBench++)",
     )
     draw.add_argument("--top-k", type=count, help="of the images (default: the model's)")
     draw.add_argument("--temperature", type=real_number(0), help="of the images (default: the model's)")
@@ -109,7 +109,7 @@ def _add_run_options(parser: argparse.ArgumentParser, data_help: str) -> None:
     parser.add_argument("--benchmark", metavar="NAME", help="Scenes, MMMU, ... (a wrong name lists them)")
     parser.add_argument("--recipe", metavar="FILE", help="repeat the run that this recipe is of")
     parser.add_argument("--data", metavar="FILE", help=f"{data_help} (Scenes, DrawScenes: in the package)")
-    parser.add_argument("--batch", type=count, help="how many at one time (default 16)")
+    parser.add_argument("--batch", type=count, help="how many at one time (default: 16)")
 
 
 def with_word(argv: Sequence[str]) -> list[str]:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from unitoken_jax.sequence.conversation import Conversation
     from unitoken_jax.unitoken import UniToken
 
+_QUESTION = "<|image|> in it says where an image stands (default: images come first)"
+
 
 def add_verbs(add_verb: AddVerb) -> None:
     """Adds this file's verbs to the command line."""
@@ -34,27 +36,50 @@ def add_verbs(add_verb: AddVerb) -> None:
         "generate",
         run_generate,
         "draw images of a prompt",
-        'unitoken generate --prompt "a red circle above a blue 7" --out drawn.png',
-        'unitoken generate --prompt "a green door" --number 4 --seed 1 --out door.png',
+        'unitoken generate --prompt "a red circle above a blue 7" --seed 1 \\\n      --out drawn.png',
+        'unitoken generate --prompt "a green cross" --number 4 --out crosses.png',
     )
     add_adapted_model_options(generate)
-    generate.add_argument("--prompt", required=True, metavar="TEXT")
+    generate.add_argument("--prompt", required=True, metavar="TEXT", help="what to draw")
     generate.add_argument(
-        "--out", required=True, metavar="PNG", help="with --number N: PNG-0.png, PNG-1.png, ..."
+        "--out",
+        required=True,
+        metavar="FILE.png",
+        help="where the image goes; several go to FILE-0.png, FILE-1.png, ...",
     )
-    generate.add_argument("--seed", type=seed, default=0)
-    generate.add_argument("--guidance", type=positive, help="1 is none (default: the model's)")
-    generate.add_argument("--top-k", type=count, help="1 is greedy (default: the model's)")
-    generate.add_argument("--temperature", type=real_number(0), help="0 is greedy (default: the model's)")
-    generate.add_argument("--number", type=count, default=1, help="how many images")
-    generate.add_argument("--size", type=image_size, metavar="WxH", help="pixels (default: as in training)")
+    generate.add_argument(
+        "--seed", type=seed, default=0, help="the same seed draws the same image (default: 0)"
+    )
+    generate.add_argument(
+        "--guidance",
+        type=positive,
+        help="how closely the prompt is followed; 1 is no guidance (default: the model's)",
+    )
+    generate.add_argument(
+        "--top-k",
+        type=count,
+        metavar="K",
+        help="choose among the K likeliest codes; 1 is greedy (default: the model's)",
+    )
+    generate.add_argument(
+        "--temperature",
+        type=real_number(0),
+        metavar="T",
+        help="how far from the likeliest codes to stray; 0 is greedy (default: the model's)",
+    )
+    generate.add_argument("--number", type=count, default=1, metavar="N", help="of images (default: 1)")
+    generate.add_argument(
+        "--size", type=image_size, metavar="WxH", help="width and height in pixels (default: as in training)"
+    )
     generate.add_argument(
         "--speculate",
         type=whole_number(0),
         metavar="W",
-        help="tokens a pass reads; same images (default: the model's)",
+        help="tokens read at once: the same image in fewer passes; 0 is plain (default: the model's)",
     )
-    generate.add_argument("--progress", action="store_true", help="write the rows so far while it draws")
+    generate.add_argument(
+        "--progress", action="store_true", help="write the image's rows so far while it draws"
+    )
     add_save_tokens_option(generate)
     add_decoding_options(generate)
 
@@ -62,18 +87,16 @@ def add_verbs(add_verb: AddVerb) -> None:
         "answer",
         run_answer,
         "answer a question, about an image or without one",
-        'unitoken answer --image my.png --question "what is in the image?"',
+        'unitoken answer --image drawn.png --question "what is in the image?"',
         "unitoken answer --model MODEL --image a.png --image b.png \\\n"
         '      --question "what do <|image|> and <|image|> have in common?" --stream',
     )
     add_adapted_model_options(answer)
+    _add_image_option(answer)
+    answer.add_argument("--question", required=True, metavar="TEXT", help=_QUESTION)
     answer.add_argument(
-        "--image", action="append", default=[], metavar="PNG", help="may be given several times"
+        "--max-tokens", type=count, metavar="N", help="longest answer, in tokens (default: the model's)"
     )
-    answer.add_argument(
-        "--question", required=True, metavar="TEXT", help="<|image|> in it says where an image stands"
-    )
-    answer.add_argument("--max-tokens", type=count, help="longest answer (default: the model's)")
     answer.add_argument("--stream", action="store_true", help="print the answer as it is written")
     add_save_tokens_option(answer)
     add_decoding_options(answer)
@@ -82,23 +105,45 @@ def add_verbs(add_verb: AddVerb) -> None:
         "chat",
         run_chat,
         "answer with text and images: draw, or change an image",
-        'unitoken chat --image my.png --question "make it blue" --draw --out new.png',
+        'unitoken chat --image drawn.png --question "make it blue" --draw --out new.png',
         "unitoken chat --model MODEL --conversation questions.jsonl --out reply.png",
     )
     add_adapted_model_options(chat)
+    _add_image_option(chat)
+    chat.add_argument("--question", metavar="TEXT", help=_QUESTION)
     chat.add_argument(
-        "--image", action="append", default=[], metavar="PNG", help="may be given several times"
-    )
-    chat.add_argument("--question", metavar="TEXT", help="<|image|> in it says where an image stands")
-    chat.add_argument(
-        "--conversation", metavar="FILE", help="instead: JSON or JSONL as for training, questions at the ends"
+        "--conversation",
+        metavar="FILE",
+        help="in their place: conversations as for training (JSON, JSONL), which end with a question",
     )
     chat.add_argument("--draw", action="store_true", help="the answer begins with an image")
-    chat.add_argument("--out", required=True, metavar="PNG", help="its images: PNG-0.png, PNG-1.png, ...")
-    chat.add_argument("--seed", type=seed, default=0)
-    chat.add_argument("--guidance", type=positive, help="of images (default: the model's)")
-    chat.add_argument("--max-tokens", type=count, help="of text in an answer (default: the model's)")
+    chat.add_argument(
+        "--out",
+        required=True,
+        metavar="FILE.png",
+        help="its images go to FILE-0.png, FILE-1.png, ...",
+    )
+    chat.add_argument("--seed", type=seed, default=0, help="the same seed draws the same image (default: 0)")
+    chat.add_argument(
+        "--guidance", type=positive, help="how closely images follow the words (default: the model's)"
+    )
+    chat.add_argument(
+        "--max-tokens",
+        type=count,
+        metavar="N",
+        help="longest text in an answer, in tokens (default: the model's)",
+    )
     add_decoding_options(chat)
+
+
+def _add_image_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="what the question is about; may be given several times",
+    )
 
 
 def run_generate(arguments: argparse.Namespace) -> None:

@@ -23,8 +23,14 @@ def add_verbs(add_verb: AddVerb) -> None:
         "unitoken inspect MODEL",
         "unitoken inspect train.jsonl --model MODEL --row 0 --sheet sheet.png",
     )
-    inspect.add_argument("what", nargs="?", metavar="MODEL|ADAPTER|DATA", help=f"default: {DEFAULT_MODEL}")
-    inspect.add_argument("--model", metavar="MODEL", help="of a data set: whose tokenizer and settings count")
+    inspect.add_argument(
+        "what", nargs="?", metavar="MODEL|ADAPTER|DATA", help=f"what to look at (default: {DEFAULT_MODEL})"
+    )
+    inspect.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="of a data set: whose tokenizer and settings count (default: as above)",
+    )
     inspect.add_argument(
         "--row",
         type=whole_number(0),
@@ -32,8 +38,15 @@ def add_verbs(add_verb: AddVerb) -> None:
         help="example, from 0, several times if need be (default: the first good one)",
     )
     inspect.add_argument("--sheet", metavar="PNG", help="write the example's images and crops")
-    inspect.add_argument("--images", default="", metavar="DIR", help="their folder, or 'x/*.tar'")
-    inspect.add_argument("--color", choices=("auto", "always", "never"), default="auto")
+    inspect.add_argument(
+        "--images", default="", metavar="DIR", help="their folder, or 'x/*.tar' (default: the data's)"
+    )
+    inspect.add_argument(
+        "--color",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="of tokens (default: auto, on a terminal)",
+    )
     inspect.add_argument(
         "--against",
         metavar="RECORD.npz",
@@ -49,7 +62,7 @@ def add_verbs(add_verb: AddVerb) -> None:
     )
     add_adapted_model_options(score)
     score.add_argument("--data", required=True, metavar="FILE", help="conversations, JSON or JSONL")
-    score.add_argument("--out", required=True, metavar="JSONL")
+    score.add_argument("--out", required=True, metavar="JSONL", help="the file to write, a line each")
 
 
 def run_inspect(arguments: argparse.Namespace) -> None:

@@ -26,11 +26,25 @@ from unitoken_jax.cli import (
 )
 from unitoken_jax.cli.options import RunVerb, add_parser, check_output, check_output_file
 from unitoken_jax.config_file import is_override
+from unitoken_jax.pretrained import QUICKSTART_MODEL
 from unitoken_jax.sequence.errors import escape
 from unitoken_jax.storage.paths import expand_home
 
 # In the order of `unitoken --help`.
-VERB_GROUPS = (quickstart, generate, serve, train, weights, inspection, evaluate)
+VERB_GROUPS = (
+    *(group.add_verbs for group in (quickstart, generate, serve, train, weights, inspection, evaluate)),
+    quickstart.add_ablate,
+    quickstart.add_doctor,
+)
+DESCRIPTION = f"""One decoder that reads images and draws them: UniToken, in JAX.
+
+MODEL is a model directory. Where it is left out, a verb takes {QUICKSTART_MODEL}
+in this folder where there is one, else the small model inside the package.
+`unitoken VERB --help` says what a verb takes, with two examples."""
+EXAMPLES = """examples:
+  unitoken generate --prompt "a red circle above a blue 7" --seed 1 \\
+      --out drawn.png
+  unitoken answer --image drawn.png --question "what is in the image?\""""
 # Arguments that name what a verb writes.
 OUTPUT_FILES = ("sheet", "json", "save_tokens")
 OUTPUT_OPTIONS = ("out", *OUTPUT_FILES)
@@ -156,7 +170,12 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line, without --config overrides, which `main` takes out first."""
-    parser = argparse.ArgumentParser("unitoken", description="One decoder that reads and draws images.")
+    parser = argparse.ArgumentParser(
+        "unitoken",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"unitoken {unitoken_jax.__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
@@ -166,6 +185,6 @@ def build_parser() -> argparse.ArgumentParser:
         verb_parser.set_defaults(run=run)
         return verb_parser
 
-    for group in VERB_GROUPS:
-        group.add_verbs(add_verb)
+    for add_verbs in VERB_GROUPS:
+        add_verbs(add_verb)
     return parser

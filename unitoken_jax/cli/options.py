@@ -85,13 +85,17 @@ def load_model(arguments: argparse.Namespace, **settings: Any) -> "UniToken":
 
 def add_save_tokens_option(parser: argparse.ArgumentParser) -> None:
     """`--save-tokens FILE`, of verbs that generate."""
-    parser.add_argument("--save-tokens", metavar="FILE.json", help="also write the token ids")
+    parser.add_argument("--save-tokens", metavar="FILE.json", help="also write the token ids, as JSON")
 
 
 def add_decoding_options(parser: argparse.ArgumentParser) -> None:
     """`--timing` and `--quantize`, of verbs that decode."""
-    parser.add_argument("--timing", action="store_true", help="say how long the tokens took")
-    parser.add_argument("--quantize", choices=("int8", "int4"), help="the decoder in so many bits")
+    parser.add_argument(
+        "--timing", action="store_true", help="also say how many seconds compiling, prompt and tokens took"
+    )
+    parser.add_argument(
+        "--quantize", choices=("int8", "int4"), help="hold the decoder in so many bits (default: as stored)"
+    )
 
 
 def whole_number(minimum: int, maximum: int | None = None) -> Callable[[str], int]:

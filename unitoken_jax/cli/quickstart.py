@@ -12,23 +12,33 @@ from unitoken_jax.cli.options import (
 
 
 def add_verbs(add_verb: AddVerb) -> None:
-    """Adds this file's verbs to the command line."""
+    """Adds `quickstart` to the command line."""
     quickstart = add_verb(
         "quickstart",
         run_quickstart,
-        "stages I to III of the paper on a small model, on a CPU, from the base model in the package",
+        "train a small model by the paper's stages I to III on a CPU, and score it",
         "unitoken quickstart",
         "unitoken quickstart --from-scratch --minutes 60 --out quickstart_60",
     )
-    quickstart.add_argument("--out", default=QUICKSTART_DIR, metavar="DIR")
     quickstart.add_argument(
-        "--from-scratch", action="store_true", help="train everything from random weights, tokenizers too"
+        "--out",
+        default=QUICKSTART_DIR,
+        metavar="DIR",
+        help=f"data set, runs, scores and model/ go there (default: {QUICKSTART_DIR})",
     )
     quickstart.add_argument(
-        "--minutes", type=positive, help="time budget on two cores (default 5; 15 from scratch)"
+        "--from-scratch",
+        action="store_true",
+        help="train all of it, not from the package's base model: tokenizers too",
     )
-    quickstart.add_argument("--seed", type=seed, default=0)
+    quickstart.add_argument(
+        "--minutes", type=positive, help="time budget on two cores (default: 5; 15 from scratch)"
+    )
+    quickstart.add_argument("--seed", type=seed, default=0, help="of data and training (default: 0)")
 
+
+def add_ablate(add_verb: AddVerb) -> None:
+    """Adds `ablate` to the command line."""
     ablate = add_verb(
         "ablate",
         run_ablate,
@@ -36,11 +46,28 @@ def add_verbs(add_verb: AddVerb) -> None:
         "unitoken ablate",
         "unitoken ablate --out ablation_short --scale 0.3 --seeds 2",
     )
-    ablate.add_argument("--out", default="ablation", metavar="DIR", help="a killed run goes on from here")
-    ablate.add_argument("--scale", type=positive, default=1.0, help="of data and steps (1: about 3 hours)")
-    ablate.add_argument("--seeds", type=count, default=3, metavar="N", help="runs of every model (default 3)")
-    ablate.add_argument("--first-seed", type=seed, default=0, metavar="K", help="of those N (default 0)")
+    ablate.add_argument(
+        "--out",
+        default="ablation",
+        metavar="DIR",
+        help="a killed run goes on from there (default: ablation)",
+    )
+    ablate.add_argument(
+        "--scale",
+        type=positive,
+        default=1.0,
+        help="of data and steps; 1 takes about 3 hours (default: 1)",
+    )
+    ablate.add_argument(
+        "--seeds", type=count, default=3, metavar="N", help="runs of every model (default: 3)"
+    )
+    ablate.add_argument(
+        "--first-seed", type=seed, default=0, metavar="K", help="the first of those N (default: 0)"
+    )
 
+
+def add_doctor(add_verb: AddVerb) -> None:
+    """Adds `doctor` to the command line."""
     add_verb(
         "doctor",
         run_doctor,

@@ -36,9 +36,14 @@ def add_verbs(add_verb: AddVerb) -> None:
     source.add_argument(
         "--show-config", metavar="FILE|NAME", help="print all settings, as a config file to start from"
     )
-    train.add_argument("--workdir", metavar="DIR", help="where the run lives, and resumes from; or gs://...")
     train.add_argument(
-        "--profile", type=count, metavar="STEPS", help="trace that many steps into WORKDIR/profile"
+        "--workdir", metavar="DIR", help="where the run lives, and resumes from: a folder, or gs://..."
+    )
+    train.add_argument(
+        "--profile",
+        type=count,
+        metavar="STEPS",
+        help="write a profiler trace of that many steps to WORKDIR/profile",
     )
     train.set_defaults(overrides=(), usage_error=train.error)
 
@@ -53,10 +58,15 @@ def add_verbs(add_verb: AddVerb) -> None:
         "--config", required=True, metavar="FILE|NAME", help="as for train, with the same overrides"
     )
     plan.add_argument(
-        "--topology", default="local", metavar="SLICE", help="v5e:16x16, v5p:4x4x4, ..., or this machine's"
+        "--topology",
+        default="local",
+        metavar="SLICE",
+        help="v5e:16x16, v5p:4x4x4, ... (default: this machine's devices)",
     )
     plan.add_argument("--json", metavar="FILE", help="also write all of it as JSON")
-    plan.add_argument("--search", action="store_true", help="rank meshes, remat policies and rows")
+    plan.add_argument(
+        "--search", action="store_true", help="also try other meshes, remat policies and rows, and rank them"
+    )
     plan.set_defaults(overrides=())
 
     tokenize = add_verb(
@@ -70,12 +80,18 @@ def add_verbs(add_verb: AddVerb) -> None:
     tokenize.add_argument(
         "--data", required=True, metavar="DATA", help="JSON, JSONL, ArrayRecord, TFDS or images"
     )
-    tokenize.add_argument("--out", metavar="DIR", help="default: beside the data, where training looks")
-    tokenize.add_argument("--images", metavar="DIR", help="their folder, or tar shards 'x/*.tar'")
+    tokenize.add_argument(
+        "--out", metavar="DIR", help="where the codes go (default: beside the data, where training looks)"
+    )
+    tokenize.add_argument(
+        "--images", metavar="DIR", help="their folder, or tar shards 'x/*.tar' (default: the data's)"
+    )
     tokenize.add_argument(
         "--share", type=share, metavar="I/N", help="do the I-th of N parts (from 0); the last one joins them"
     )
-    tokenize.add_argument("--skip", action="store_true", help="report what is bad, and leave it out")
+    tokenize.add_argument(
+        "--skip", action="store_true", help="leave bad images out, and say which (default: stop at the first)"
+    )
 
 
 def run_train(arguments: argparse.Namespace) -> None:

@@ -23,24 +23,41 @@ def add_verbs(add_verb: AddVerb) -> None:
         "unitoken convert --checkpoint UNITOKEN --dtype bfloat16 --verify --out MODEL",
     )
     convert.add_argument(
-        "--checkpoint", required=True, metavar="DIR", help="UniToken's, or a decoder's alone; or a hub id"
+        "--checkpoint",
+        required=True,
+        metavar="DIR",
+        help="UniToken's weights, or a decoder's alone; a folder, or a hub id",
     )
-    convert.add_argument("--siglip", metavar="DIR", help="needed where the checkpoint's tower is not SO400M")
-    convert.add_argument("--vqgan", metavar="DIR", help="Meta's chameleon/tokenizer; needed to draw")
-    convert.add_argument("--out", required=True, metavar="MODEL")
-    convert.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as stored")
+    convert.add_argument(
+        "--siglip", metavar="DIR", help="SigLIP's folder; needed where the checkpoint's is not SO400M"
+    )
+    convert.add_argument("--vqgan", metavar="DIR", help="Meta's folder chameleon/tokenizer; needed to draw")
+    convert.add_argument("--out", required=True, metavar="MODEL", help="the model directory to write")
+    convert.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the written weights (default: as in the checkpoint)",
+    )
     convert.add_argument(
         "--image-size",
         type=side_or_image_size,
         default=512,
         metavar="SIDE",
-        help="of the discrete crop, pixels; or WxH",
+        help="of the crop that VQ codes are made of, or its WxH, in pixels (default: 512)",
     )
-    convert.add_argument("--resolution", choices=("anyres", "base"), help="default: as the checkpoint says")
     convert.add_argument(
-        "--stage-one-start", action="store_true", help="zero the image rows of the output layer"
+        "--resolution",
+        choices=("anyres", "base"),
+        help="features of tiles too, or of the whole image alone (default: as the checkpoint says)",
     )
-    convert.add_argument("--verify", action="store_true", help="read the result again and compare")
+    convert.add_argument(
+        "--stage-one-start",
+        action="store_true",
+        help="zero the image rows of the output layer, as stage I begins",
+    )
+    convert.add_argument(
+        "--verify", action="store_true", help="read the result again and compare every value"
+    )
 
     export = add_verb(
         "export",
@@ -50,7 +67,7 @@ def add_verbs(add_verb: AddVerb) -> None:
         "unitoken export --model MODEL --vqgan --per-head --out EXPORTED",
     )
     add_model_option(export)
-    export.add_argument("--out", required=True, metavar="DIR")
+    export.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
     export.add_argument("--vqgan", action="store_true", help="also the VQ-GAN, as safetensors")
     export.add_argument("--per-head", action="store_true", help="QK-norms as `transformers` wants them")
 
@@ -62,7 +79,7 @@ def add_verbs(add_verb: AddVerb) -> None:
         "unitoken quantize --model MODEL --bits 4 --out MODEL4",
     )
     add_model_option(quantize)
-    quantize.add_argument("--out", required=True, metavar="MODEL")
+    quantize.add_argument("--out", required=True, metavar="MODEL", help="the model directory to write")
     quantize.add_argument(
         "--bits", type=int, choices=(8, 4), default=8, help="of a weight of the decoder (default: 8)"
     )
@@ -76,7 +93,7 @@ def add_verbs(add_verb: AddVerb) -> None:
     )
     add_adapter_option(merge, required=True)
     add_model_option(merge)
-    merge.add_argument("--out", required=True, metavar="MODEL")
+    merge.add_argument("--out", required=True, metavar="MODEL", help="the model directory to write")
 
 
 def run_convert(arguments: argparse.Namespace) -> None:
