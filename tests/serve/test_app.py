@@ -93,13 +93,18 @@ def test_a_request_that_fails_later_is_an_error(client, engine, kind, status, st
 
 
 def test_what_the_engine_refuses_is_the_request_s_fault(client, engine, monkeypatch):
-    monkeypatch.setattr(engine, "submit", _refuse)
-    error = error_of(client.post(CHAT, json=HELLO), 400)
-    assert (error["message"], error["code"]) == ("messages: too many tokens", "invalid_value")
+    name = "messages[0].content[1].image_url.url"
+    for message, param in (
+        ("the question: too many tokens", None),
+        (f"the question: {name} is damaged", name),
+    ):
+        monkeypatch.setattr(engine, "submit", lambda request, message=message: _refuse(message))
+        error = error_of(client.post(CHAT, json=HELLO), 400)
+        assert (error["message"], error["param"]) == (message, param)
 
 
-def _refuse(request):
-    raise ValueError("messages: too many tokens")
+def _refuse(message):
+    raise ValueError(message)
 
 
 def _asking(text):

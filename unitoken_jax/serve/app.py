@@ -5,6 +5,7 @@ import contextlib
 import functools
 import json
 import pathlib
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
@@ -42,6 +43,7 @@ from unitoken_jax.serve.responses import error_response, json_response
 
 PAGE = pathlib.Path(__file__).parent / "page"
 PAGE_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+_IMAGE_FIELD = re.compile(r"messages\[\d+\][^\s:]*|image\[\d+\]")  # as images are named in messages
 PARSERS = 16  # requests that are taken apart at one time, their images fetched
 READERS = 2  # prompts that the engine reads at one time: each holds its images' pixels
 
@@ -165,12 +167,19 @@ class Server:
 
         try:
             for one in asked.requests:
-                await anyio.to_thread.run_sync(take, one, limiter=self._readers)
+                # A text need not wait until somebody's images are read.
+                limiter = self._readers if _has_images(one) else None
+                await anyio.to_thread.run_sync(take, one, limiter=limiter)
         except BaseException as error:
             for handle in handles:
                 handle.cancel()
             raise _refusal(error) from error
         return handles
+
+
+def _has_images(request: EngineRequest) -> bool:
+    asked = request.prompt if isinstance(request, ImageRequest) else request.conversation
+    return not isinstance(asked, str) and bool(asked.images)
 
 
 def _refusal(error: BaseException) -> BaseException:
@@ -180,7 +189,8 @@ def _refusal(error: BaseException) -> BaseException:
     if isinstance(error, Unavailable):
         return ApiError(503, str(error), code="unavailable", retry_after=5.0)
     if isinstance(error, ValueError):
-        return ApiError(400, str(error), code="invalid_value")
+        image = _IMAGE_FIELD.search(str(error))
+        return ApiError(400, str(error), param=image and image[0], code="invalid_value")
     return error
 
 
