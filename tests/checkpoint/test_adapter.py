@@ -116,15 +116,26 @@ def test_what_is_missing_surplus_or_misshapen_is_named(base, adapter):
         assert line in str(error.value)
 
 
-@pytest.mark.parametrize("damage", ["settings", "weights", "format", "absent"])
+@pytest.mark.parametrize(
+    "damage", ["settings", "lora", "base", "fingerprint", "weights", "dtype", "format", "absent"]
+)
 def test_a_damaged_folder_is_named(adapter, damage):
-    if damage == "settings":
+    values = json.loads((adapter / SETTINGS).read_text())
+    wrong = {
+        "lora": {"lora": []},
+        "base": {"base": []},
+        "fingerprint": {"base": values["base"] | {"fingerprint": 5}},
+        "format": {"format": 9},
+    }
+    if damage in wrong:
+        (adapter / SETTINGS).write_text(json.dumps(values | wrong[damage]))
+    elif damage == "settings":
         (adapter / SETTINGS).write_text("{")
+    elif damage == "dtype":
+        weights = load_file(adapter / WEIGHTS)
+        save_file({path: value.astype(np.int32) for path, value in weights.items()}, adapter / WEIGHTS)
     elif damage == "weights":
         (adapter / WEIGHTS).write_bytes((adapter / WEIGHTS).read_bytes()[:-9])
-    elif damage == "format":
-        values = json.loads((adapter / SETTINGS).read_text()) | {"format": 9}
-        (adapter / SETTINGS).write_text(json.dumps(values))
     else:
         (adapter / WEIGHTS).unlink()
     with pytest.raises((ValueError, FileNotFoundError), match="tuned"):

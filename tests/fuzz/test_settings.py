@@ -9,12 +9,15 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.checkpoint.test_adapter import LORA, trained
 from tests.fuzz.damage import as_json, damaged_bytes, damaged_tree
 from tests.helpers.reference import REFERENCE, needs_reference
 from tests.helpers.tiny_model import CONFIG, tiny_params, tiny_tokenizer
+from unitoken_jax.checkpoint.adapter import SETTINGS, WEIGHTS, Base, save_adapter
 from unitoken_jax.checkpoint.model_directory import save_model
 from unitoken_jax.convert.torch.report import ConversionError, ProblemCollector
 from unitoken_jax.convert.torch.sources import open_sources
+from unitoken_jax.inspection.adapter import describe_adapter
 from unitoken_jax.sequence.layout import validate_config
 from unitoken_jax.sequence.tokenizer import Tokenizer
 from unitoken_jax.unitoken import UniToken
@@ -99,3 +102,24 @@ def test_a_file_of_a_model_directory(model, data):
     message = said_of(path, data.draw, tree, lambda: UniToken.outline(model), (ValueError, OSError))
     # Another size does not fit the parameters, or the tokenizer; another format is the whole directory's.
     assert re.search(rf"{path.name}|params|tokenizer|directory of format", message), message
+
+
+@pytest.fixture(scope="module")
+def adapter(model):
+    path = model.parent / "tuned"
+    save_adapter(path, trained(), LORA, Base.of(model), {"step": 3, "scores": {"validation_loss": 0.5}})
+    return path
+
+
+@given(data=st.data())
+def test_a_file_of_an_adapter(adapter, model, data):
+    """Told what it is, and given to its base; the weights' header is damaged as bytes are."""
+    path = adapter / data.draw(st.sampled_from([SETTINGS, WEIGHTS]))
+    tree = json.loads((adapter / SETTINGS).read_text())
+
+    def read():
+        describe_adapter(adapter)
+        UniToken.outline(model, adapter)
+
+    message = said_of(path, data.draw, tree, read, (ValueError, OSError))
+    assert re.search(rf"{path.name}|{adapter}", message), message

@@ -194,9 +194,11 @@ def load_adapter(path: str | os.PathLike) -> Adapter:
         )
     try:
         lora = from_dict(LoraConfig, manifest["lora"], "lora.")
-        base = Base(**manifest["base"])
+        base = from_dict(Base, manifest["base"], "base.")
         params = load((folder / WEIGHTS).read_bytes())
-    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        if other := sorted(name for name, value in params.items() if value.dtype != np.float32):
+            raise ValueError(f"{other[0]} is {params[other[0]].dtype}, expected float32")
+    except (AttributeError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise ValueError(f"the adapter {folder} is damaged ({type(error).__name__}: {error})") from error
     return Adapter(str(folder), lora, base, params, manifest)
 
