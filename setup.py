@@ -61,7 +61,11 @@ EXTRAS = {
     "serve": SERVE,
     "docs": ["mkdocs>=1.6,<2", "mkdocstrings[python]>=0.29,<2"],  # pages; Python's from docstrings
     # Peers for the parity tests only; never imported at run time.
-    "parity": ["torch>=2.6,<2.14", "transformers>=4.46,<5"],
+    "parity": [
+        "torch>=2.6,<2.14",
+        "transformers>=4.46,<5",
+        "peft>=0.19.1,<0.20",  # adapters: its folder's keys, and what it does with each, differ by version
+    ],
     "gcs": ["etils[epath-gcs]>=1.9"],  # data, runs and models on gs://
     "hub": ["huggingface_hub>=0.30"],
     "tpu": ["jax[tpu]"],

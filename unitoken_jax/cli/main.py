@@ -51,8 +51,8 @@ OUTPUT_OPTIONS = ("out", *OUTPUT_FILES)
 # Arguments that name what a verb reads.
 INPUT_OPTIONS = (
     *("adapter", "against", "api_key_file", "checkpoint", "config", "conversation", "data", "image"),
-    *("images", "model", "predictions", "recipe", "rewritten", "scores", "show_config", "siglip", "vqgan"),
-    "what",
+    *("images", "model", "peft", "predictions", "recipe", "rewritten", "scores", "show_config", "siglip"),
+    *("vqgan", "what"),
 )
 PATH_OPTIONS = (*INPUT_OPTIONS, *OUTPUT_OPTIONS, "workdir")
 # Options that were called otherwise once, and their names now.

@@ -7,19 +7,18 @@ import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from unitoken_jax.checkpoint.model_directory import open_unquantized
-from unitoken_jax.checkpoint.param_store import StoredParams, contiguous
+from unitoken_jax.checkpoint.param_store import contiguous
 from unitoken_jax.config import DecoderConfig, ModelConfig
 from unitoken_jax.convert.torch import configs, rules, writers
 from unitoken_jax.convert.torch.report import ConversionError, Tensor
 from unitoken_jax.sequence.tokenizer import Tokenizer
 from unitoken_jax.storage.atomic import atomic_folder
 from unitoken_jax.storage.paths import absolute
-
-_PREFIX = {"siglip": "vit."}
 
 
 def export(
@@ -41,12 +40,10 @@ def export(
       shard_bytes: size of a shard at most, unless it holds a single tensor.
     Raises FileExistsError where `out` is there and not empty.
     """
-    out = absolute(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} exists and is not empty: choose another place, or remove it")
+    out = free_destination(out)
     config, params, tokenizer, _ = open_unquantized(model, "exporting")
     heads = config.decoder if per_head else None
-    tensors = [tensor for path in params.shapes for tensor in _tensors(params, path, heads)]
+    tensors = [tensor for path in params.shapes for tensor in torch_tensors(params, path, heads)]
     codec = [tensor for tensor in tensors if tensor.file == "vqgan"]
     if vqgan and not codec:
         raise ConversionError("this model directory has no VQ-GAN to export: convert it with --vqgan")
@@ -60,7 +57,24 @@ def export(
     return [f"{out}: {len(files)} shards, {dtype}"]
 
 
-def _tensors(params: StoredParams, path: str, heads: DecoderConfig | None) -> Iterator[Tensor]:
+def free_destination(out: str | os.PathLike) -> pathlib.Path:
+    """The absolute path of `out`. Raises FileExistsError where something is there but an empty folder."""
+    out = absolute(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} exists and is not empty: choose another place, or remove it")
+    return out
+
+
+class Params(Protocol):
+    """Parameters by path: their shapes and dtypes, and the values of a layer or (None) of all of one."""
+
+    @property
+    def shapes(self) -> Mapping[str, Any]: ...
+
+    def read(self, path: str, layer: int | None = None, /) -> Any: ...
+
+
+def torch_tensors(params: Params, path: str, heads: DecoderConfig | None) -> Iterator[Tensor]:
     """The torch tensors of a parameter, not read yet; `file` is its network. `heads`: QK-norms a head."""
     network = path.split("/")[0]
     shape, dtype = tuple(params.shapes[path].shape), np.dtype(params.shapes[path].dtype)
@@ -76,7 +90,7 @@ def _tensors(params: StoredParams, path: str, heads: DecoderConfig | None) -> It
             return contiguous(value if rows == 1 else value.repeat(rows, axis=0), dtype)
 
         torch_shape = (mapping.shape[0] * rows, *mapping.shape[1:]) if rows > 1 else mapping.shape
-        yield Tensor(_PREFIX.get(network, "") + mapping.torch, torch_shape, dtype, network, read)
+        yield Tensor(rules.PREFIX.get(network, "") + mapping.torch, torch_shape, dtype, network, read)
 
 
 def _with_a_bar(tensors: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -148,6 +148,15 @@ ADAPTER = (
 SIGLIP = tuple(_siglip())
 VQGAN = tuple(_vqgan())
 TABLES = {"decoder": DECODER, "adapter": ADAPTER, "siglip": SIGLIP, "vqgan": VQGAN}
+PREFIX = {"siglip": "vit."}  # What stands before a network's torch names in a UniToken checkpoint.
+# Of LoRA pairs, which `peft` keeps beside the weight of each linear layer.
+PAIRS = tuple(
+    Rule(rule.ours.removesuffix("kernel") + ours, rule.torch.removesuffix("weight") + torch, LINEAR)
+    for table in TABLES.values()
+    for rule in table
+    if rule.layout is LINEAR
+    for ours, torch in (("lora_a", "lora_A.weight"), ("lora_b", "lora_B.weight"))
+)
 
 # Names that are left out, and why. Searched from the start of the name.
 IGNORED = (
@@ -172,7 +181,7 @@ def _pattern(template: str) -> re.Pattern:
     )
 
 
-_BY_OURS = {rule.ours: (_pattern(rule.ours), rule) for table in TABLES.values() for rule in table}
+_BY_OURS = {rule.ours: (_pattern(rule.ours), rule) for table in (*TABLES.values(), PAIRS) for rule in table}
 _NO_NUMBERS = {ours: rule for ours, (_, rule) in _BY_OURS.items() if "{" not in ours}
 
 

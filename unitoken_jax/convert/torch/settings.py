@@ -49,7 +49,7 @@ class SettingsTable:
             raise ConversionError(f"{self.location}: {key!r} is {value}; expected {minimum} to {maximum}")
         return value
 
-    def positive(self, key: str, default: float) -> float:
+    def positive(self, key: str, default: Any = REQUIRED) -> float:
         """The positive number of `key`."""
         value = self.get(key, (int, float), default)
         if not 0 < value < 1e30:

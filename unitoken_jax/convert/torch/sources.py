@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from unitoken_jax.config import ModelConfig, SequenceConfig, VQConfig, published_sequence
-from unitoken_jax.convert.torch import configs
+from unitoken_jax.convert.torch import configs, rules
 from unitoken_jax.convert.torch.assemble import Parameter, Shapes, assemble
 from unitoken_jax.convert.torch.readers import read_file, read_folder, read_json
 from unitoken_jax.convert.torch.report import ConversionError, ProblemCollector, Tensor
@@ -72,7 +72,7 @@ def open_sources(
         if siglip is None and any(name.startswith("vit.") for name in names - tensors.keys()):
             report.check(str(checkpoint))  # what is missing, before what its shapes would say
         vision = configs.siglip_of_shapes(tensors) if siglip is None else configs.siglip_config(siglip)
-        groups = [(["decoder", "adapter", "siglip"], {"siglip": "vit."})]
+        groups = [(["decoder", "adapter", "siglip"], rules.PREFIX)]
         sequence = published_sequence(resolution=resolution or configs.resolution_of(values, location))
     else:
         if siglip is None:
