@@ -83,3 +83,18 @@ def test_a_model_is_called_as_its_folder(tmp_path):
     assert model_name(tmp_path / "UniToken-7B") == "UniToken-7B"
     assert model_name(f"{tmp_path}/run/adapter/") == "adapter"
     assert model_name(pretrained.model_path()) == "unitoken-small"
+
+
+def test_a_prompt_has_room_for_the_largest_image():
+    import dataclasses
+    import types
+
+    from tests.helpers.tiny_model import CONFIG, tiny_tokenizer
+    from unitoken_jax.config import SiglipConfig
+    from unitoken_jax.serve.server import default_prompt_tokens
+
+    model = types.SimpleNamespace(config=CONFIG, tokenizer=tiny_tokenizer())
+    assert default_prompt_tokens(model) == 2048
+    model.config = dataclasses.replace(CONFIG, siglip=SiglipConfig())
+    discrete, whole, tiles = 3 + 20, 27 * 27, 54 * (54 + 1)
+    assert default_prompt_tokens(model) == discrete + 1 + whole + tiles + 1 + 2 + 512

@@ -2,6 +2,7 @@
 
 import argparse
 import pathlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from unitoken_jax.cli.options import (
@@ -69,29 +70,25 @@ def add_verbs(add_verb: AddVerb) -> None:
         help="images may be read from there by URL; may be given several times (default: data URLs alone)",
     )
     limits = serve.add_argument_group("limits")
+
     limits.add_argument(
-        "--rows", type=count, default=16, help="answers, and images, at one time (default: %(default)s)"
-    )
-    limits.add_argument(
-        "--queue", type=count, default=64, help="requests that wait for a row (default: %(default)s)"
-    )
-    limits.add_argument(
-        "--max-prompt-tokens", type=count, default=2048, metavar="N", help="default: %(default)s"
-    )
-    limits.add_argument(
-        "--max-answer-tokens", type=count, default=512, metavar="N", help="default: %(default)s"
-    )
-    limits.add_argument(
-        "--max-seconds", type=positive, default=600.0, metavar="S", help="of a request (default: %(default)g)"
-    )
-    limits.add_argument("--max-request-mb", type=count, default=20, metavar="MB", help="default: %(default)s")
-    limits.add_argument(
-        "--max-pixels",
+        "--max-prompt-tokens",
         type=count,
-        default=16_000_000,
         metavar="N",
-        help="of a request's images (default: %(default)s)",
+        help="of a prompt, those of its images among them (default: 2,048, or one image and 512)",
     )
+
+    def limit(option: str, type: Callable[[str], float], default: float, metavar: str, about: str) -> None:
+        limits.add_argument(
+            option, type=type, default=default, metavar=metavar, help=f"{about} (default: {default:,})"
+        )
+
+    limit("--rows", count, 16, "N", "answers, and as many images, written at one time")
+    limit("--queue", count, 64, "N", "requests that wait for a row; one more is refused")
+    limit("--max-answer-tokens", count, 512, "N", "of an answer's text")
+    limit("--max-seconds", positive, 600, "S", "that a request may take, its waiting among them")
+    limit("--max-request-mb", count, 20, "MB", "of a request")
+    limit("--max-pixels", count, 16_000_000, "N", "of a request's images together")
 
 
 def mesh_sizes(text: str) -> MeshConfig:
@@ -121,6 +118,8 @@ def run_serve(arguments: argparse.Namespace) -> None:
         from unitoken_jax.serve.engine import Engine
 
         model = load_model(arguments, mesh=_mesh(arguments.mesh), quantize=arguments.quantize)
+        if arguments.max_prompt_tokens is None:
+            arguments.max_prompt_tokens = server.default_prompt_tokens(model)
         engine = Engine(model, engine_limits(arguments), arguments.size)
         name = server.model_name(arguments.adapter or model_directory(arguments))
         info = server.model_info(name, model, engine)

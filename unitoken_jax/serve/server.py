@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING
 
 import h11
 import uvicorn
+from PIL import Image
 from tqdm import tqdm
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from unitoken_jax.pretrained import model_path
+from unitoken_jax.sequence.build import example_size
+from unitoken_jax.sequence.conversation import make_conversation
 from unitoken_jax.serve.app import Server
 from unitoken_jax.serve.protocol import ModelInfo
 from unitoken_jax.serve.requests import ServingEngine, Unavailable
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 BACKLOG = 256
 KEEP_ALIVE_SECONDS = 5
+MIN_PROMPT_TOKENS, TEXT_TOKENS = 2048, 512  # of a prompt; of its text, beside an image
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -53,6 +57,18 @@ def model_name(path: str | os.PathLike) -> str:
     "unitoken-small"."""
     folder = os.path.realpath(path)
     return "unitoken-small" if folder == os.path.realpath(model_path()) else os.path.basename(folder)
+
+
+def default_prompt_tokens(model: "Runtime") -> int:
+    """Tokens of a prompt that a server allows where it is not told: room for the largest image that the
+    model can be shown, and for text."""
+    side, question = model.config.siglip.image_size, make_conversation([[Image.new("RGB", (1, 1))]])
+    sizes = [(rows * side, columns * side) for rows, columns in model.config.sequence.grids]
+    tokens = [
+        example_size(question, model.tokenizer, model.config, [size]).tokens
+        for size in [*sizes, (side, side)]
+    ]
+    return max(MIN_PROMPT_TOKENS, max(tokens) + TEXT_TOKENS)
 
 
 def model_info(name: str, model: "Runtime", engine: ServingEngine) -> ModelInfo:
