@@ -81,6 +81,8 @@ def chat(**changes):
         ({"messages": [*HELLO["messages"] * 2]}, "messages[1].role", "expected assistant"),
         ({"messages": [HELLO["messages"][0] | {"name": "me"}]}, "messages[0].name", "supported are role"),
         ({"messages": [HELLO["messages"][0] | {"images": [part("x")]}]}, "messages[0].images", "assistant's"),
+        ({"messages": [{"role": "user", "content": "a" * 32_769}]}, "messages", "32768 at most"),
+        ({"messages": [says(*[{"type": "text", "text": "a" * 9_000}] * 4)]}, "messages", "36000 characters"),
         ({"max_tokens": 0}, "max_tokens", "1 to 512"),
         ({"max_tokens": 513}, "max_tokens", "1 to 512"),
         ({"max_tokens": 2.5}, "max_tokens", "2.5"),

@@ -82,7 +82,8 @@ def test_clients_that_stall_hold_nobody_up():
 
 
 def test_a_client_that_does_not_read_is_dropped():
-    with running(write_seconds=0.5) as (engine, address), connect(address) as connection:
+    engine = StandInEngine(EngineLimits(prompt_tokens=1 << 20))
+    with running(engine, write_seconds=0.5) as (_, address), connect(address) as connection:
         words = " ".join(["w" * 10_000] * 1500)  # more than sockets hold
         body = HELLO | {"messages": [{"role": "user", "content": words}], "stream": True}
         connection.sendall(post("/v1/chat/completions", body))

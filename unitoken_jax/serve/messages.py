@@ -8,11 +8,12 @@ from unitoken_jax.sequence.errors import RowError
 from unitoken_jax.serve.fields import ApiError, Field, invalid, only, read_fields, shown, text, whole
 from unitoken_jax.serve.images import ImageReader
 
-LONGEST_TEXT = 1 << 20  # characters; what the model can read is counted in tokens, and less
+LONGEST_TEXT = 1 << 20  # characters of a part; how many all may have depends on the server's limits
 
 
-def read_messages(messages: Sequence[Mapping[str, Any]], images: ImageReader) -> Conversation:
-    """The conversation of OpenAI's `messages`, users' and assistants' in turn. Raises ApiError."""
+def read_messages(messages: Sequence[Mapping[str, Any]], images: ImageReader, longest: int) -> Conversation:
+    """The conversation of OpenAI's `messages`, users' and assistants' in turn, of `longest` characters at
+    most. Raises ApiError."""
     turns = []
     for number, message in enumerate(messages):
         name = f"messages[{number}]"
@@ -28,11 +29,14 @@ def read_messages(messages: Sequence[Mapping[str, Any]], images: ImageReader) ->
             raise invalid(f"{name}.images", "are an assistant's; a user's images are parts of content")
         parts = _parts(fields["content"], f"{name}.content", images)
         turns.append(_with_images(parts, fields["images"], f"{name}.images", images))
-    return conversation_of(turns)
+    return conversation_of(turns, longest)
 
 
-def conversation_of(turns: Sequence[Sequence[Part]]) -> Conversation:
-    """The conversation of `turns`, a user's first. Raises ApiError."""
+def conversation_of(turns: Sequence[Sequence[Part]], longest: int) -> Conversation:
+    """The conversation of `turns`, a user's first, of `longest` characters at most. Raises ApiError."""
+    length = sum(len(part) for parts in turns for part in parts if isinstance(part, str))
+    if length > longest:
+        raise invalid("messages", f"have {length} characters; expected {longest} at most", "prompt_too_long")
     try:
         return make_conversation(turns, "messages" if len(turns) > 1 else "the question")
     except RowError as error:

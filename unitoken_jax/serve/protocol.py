@@ -24,7 +24,6 @@ from unitoken_jax.serve.fields import (
 )
 from unitoken_jax.serve.images import ImageReader
 from unitoken_jax.serve.messages import (
-    LONGEST_TEXT,
     MESSAGES_SCHEMA,
     conversation_of,
     json_object_of,
@@ -51,6 +50,12 @@ class ModelInfo:
     image_sizes: tuple[tuple[int, int], ...]
     guidance: float
     limits: EngineLimits
+
+    @property
+    def longest_text(self) -> int:
+        """Characters of a prompt. The tokenizer holds up the whole process for as long as it reads, seconds
+        for a megabyte, so what cannot fit is refused before: a token has four characters or so."""
+        return 16 * self.limits.prompt_tokens
 
     @functools.cached_property
     def sizes(self) -> dict[str, tuple[int, int]]:
@@ -110,7 +115,7 @@ def generation_fields(info: ModelInfo) -> dict[str, Field]:
     sizes = [*info.sizes, "auto"]
     return {
         "model": _model(info),
-        "prompt": text(LONGEST_TEXT, required=True, about="What to draw."),
+        "prompt": text(info.longest_text, required=True, about="What to draw."),
         "n": whole(1, MAX_CHOICES, 1, "Images of the prompt."),
         "size": choice(sizes, "auto", "WIDTHxHEIGHT in pixels; auto: as in training."),
         "seed": _SEED,
@@ -150,7 +155,7 @@ def read_chat(info: ModelInfo, values: Mapping[str, Any], images: ImageReader) -
     if fields["max_tokens"] is not None and fields["max_completion_tokens"] is not None:
         raise invalid("max_tokens", "is given, and max_completion_tokens too: give one of them")
     request = TextRequest(
-        read_messages(fields["messages"], images),
+        read_messages(fields["messages"], images, info.longest_text),
         max_tokens=fields["max_completion_tokens"] or fields["max_tokens"],
         temperature=fields["temperature"],
         top_k=fields["top_k"],
@@ -186,7 +191,7 @@ def read_edit(
                 code="unsupported_field",
             )
         parts.append(images.read(content, f"image[{number}]"))
-    return _drawing(info, fields, conversation_of([[*parts, fields["prompt"]]]))
+    return _drawing(info, fields, conversation_of([[*parts, fields["prompt"]]], info.longest_text))
 
 
 def _drawing(info: ModelInfo, fields: Mapping[str, Any], prompt: str | Conversation) -> Asked:
