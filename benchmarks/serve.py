@@ -139,7 +139,6 @@ def measure(model: Runtime, rounds: int, answer_tokens: int) -> dict:
         image_rows=CLIENTS if draws else 0,
         prompt_tokens=512,
         answer_tokens=answer_tokens,
-        crops=4,
         queue=4 * CLIENTS,
     )
     engine = Engine(model, limits)

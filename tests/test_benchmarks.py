@@ -11,7 +11,7 @@ import sys
 import pytest
 from PIL import Image
 
-from tests.helpers.tiny_model import CONFIG, tiny_params, tiny_tokenizer
+from tests.helpers.tiny_model import CONFIG, tiny_model, tiny_params, tiny_tokenizer
 from unitoken_jax.checkpoint.model_directory import save_model
 
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
@@ -282,3 +282,13 @@ def test_first_minute_measures_every_call(tmp_path, capsys):
     assert [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines()[2:]] == [
         *("--help", "generate", "answer", "UniToken.load, generate")
     ]
+
+
+@pytest.mark.slow
+def test_serve_measures_text_and_images():
+    """Slow, since the engine compiles its programs, and so do the offline calls."""
+    found = load("serve").measure(tiny_model(), rounds=1, answer_tokens=8)
+    for kind in ("text", "images"):
+        assert found[kind]["requests"] == 16
+        assert found[kind]["of_offline"] > 0
+        assert found[kind]["first_token_ratio"] > 0

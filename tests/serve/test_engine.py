@@ -4,11 +4,13 @@ import logging
 import random
 import threading
 
+import jax
 import numpy as np
 import pytest
 
 from tests.helpers import compiles
 from tests.helpers.tiny_model import WORDS, noise, tiny_model
+from unitoken_jax import UniToken
 from unitoken_jax.generate import image
 from unitoken_jax.sequence.conversation import make_conversation
 from unitoken_jax.serve import pool
@@ -37,7 +39,9 @@ def engine():
     """An engine that is started, with windows of 64 tokens; `ids` has what each task wrote, by its stream."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pool, "LONG", 64)
-        engine = Engine(tiny_model(), LIMITS)
+        # Bound to a device, as parameters are that were read from a file.
+        params = jax.device_put(tiny_model().params, jax.devices()[0])
+        engine = Engine(UniToken(tiny_model().config, params, tiny_model().tokenizer), LIMITS)
     seen: list[tuple[int, int, str]] = []
     engine.start(lambda *progress: seen.append(progress))
     assert [done for done, _, _ in seen] == list(range(len(seen)))
@@ -134,7 +138,9 @@ def test_the_same_request_writes_the_same_ids_alone_and_among_others(engine):
     list(engine.submit(request))
     ((key, alone),) = engine.ids.items()
     others = [TextRequest(make_conversation([question(i)]), temperature=2.0, seed=i) for i in range(8)]
-    collect([engine.submit(one) for one in [*others[:4], request, *others[4:]]])
+    with compiles.counted() as compiled:
+        collect([engine.submit(one) for one in [*others[:4], request, *others[4:]]])
+    assert not compiled, "a request compiled something"
     assert engine.ids[key] == alone
 
 

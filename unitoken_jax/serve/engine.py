@@ -67,8 +67,7 @@ class Engine:
         size = PoolSize(limits.text_rows, limits.prompt_tokens, crops)
         pools = {"text": ServingPool(model, text.text_plan(limits.answer_tokens, ENDS), size)}
         for image_lane in image_lanes.values():
-            prompt = limits.prompt_tokens + 1 + len(image_lane.grammar.head)
-            size = PoolSize(limits.image_rows, prompt, crops)
+            size = size._replace(rows=limits.image_rows)
             pools[image_lane.lane] = ServingPool(model, image_lane.plan, size)
         self._pools = pools
         self._scheduler = Scheduler(pools, limits.quantum, clock)

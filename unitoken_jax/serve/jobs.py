@@ -60,14 +60,15 @@ class ServedModel:
             raise ValueError(f"images of {size[1]}x{size[0]} px are not drawn here; expected one of {known}")
         return self.image_lanes[size]
 
-    def read(self, conversation: Conversation, answer: Sequence) -> Example:
-        """The conversation and what there is of its answer, without the codes of images. Raises ValueError
-        (ConversationError, ImageError) for what cannot be read, or is longer than the limits allow."""
+    def read(self, conversation: Conversation, answer: Sequence, begun: int) -> Example:
+        """The conversation and what there is of its answer, without the codes of images; `begun` more tokens
+        follow before anything is written. Raises ValueError (ConversationError, ImageError) for what cannot
+        be read, or is longer than the limits allow."""
         (example,) = text.build_examples(self.model, [conversation], [answer])
         if len(example.images):
             self.model.require("vqgan/encoder", "reading images")
         source, crops = conversation.source, len(example.crops)
-        self.check_length(source, len(example.tokens))
+        self.check_length(source, len(example.tokens) + begun)
         if crops > self.limits.crops:
             raise ValueError(
                 f"{source}: its images take {crops} crops; expected {self.limits.crops} at most: send fewer, "
@@ -145,10 +146,10 @@ class ImageJob(Job):
         if isinstance(asked, str):
             self._prompt = image.drawing_prompt(model, asked)
             self.prompt_tokens = len(self._prompt.tokens)
-            self.served.check_length("the prompt", self.prompt_tokens)
+            self.served.check_length("the prompt", self.prompt_tokens + self.image_writer.begun_tokens - 1)
         else:
             lead = np.array(model.tokenizer.encode(model.config.sequence.text_before_image), np.int32)
-            self._example = self.served.read(asked, [lead])
+            self._example = self.served.read(asked, [lead], self.image_writer.begun_tokens)
             self.prompt_tokens = len(self._example.tokens) + 1  # and begin-of-image
 
     def piece(self) -> Piece:
@@ -189,7 +190,10 @@ class TextJob(Job):
         self._pieces = 0
 
     def prepare(self) -> None:
-        self._example = self.served.read(self.request.conversation, self.turn.parts)
+        begun = 0
+        if self.turn.mode == "image" and self.image_writer is not None:
+            begun = self.image_writer.begun_tokens
+        self._example = self.served.read(self.request.conversation, self.turn.parts, begun)
         if self._pieces == 0:
             self.prompt_tokens = len(self._example.tokens)
         self._pieces += 1
@@ -252,6 +256,11 @@ class ImageWriter:
         self.model, self.seed, self.index = served.model, seed, index
         self.image_lane = served.image_lane(settings.size)
         self.sampling = served.image_sampling(settings)
+
+    @property
+    def begun_tokens(self) -> int:
+        """How many tokens an image has before its first code: begin-of-image, and its size."""
+        return 1 + len(self.image_lane.grammar.head)
 
     def begun(self, prompt: decode.Prompt) -> decode.Prompt:
         """`prompt`, and begin-of-image after it."""

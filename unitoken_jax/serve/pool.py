@@ -73,12 +73,19 @@ class ServingPool:
         self._long = self._long_cache = self._features = None
         self._pool.fill([_empty_request(1)], ReadSize(self.rows, self.windows[0]))
         rows, model = self._read_rows[0] * self._pool.streams, self.model
-        self._long_cache = model.run(_empty_cache, model.module, rows, self.slots)
+        self._long_cache = self._as_result(model.run(_empty_cache, model.module, rows, self.slots))
         if self.size.crops:
             count = self.size.crops * model.config.siglip.patches
             empty = np.zeros((rows, count, model.config.decoder.width), model.module.dtype)
-            self._features = model.shard_batch(jax.device_put(empty))
+            self._features = model.shard_batch(self._as_result(jax.device_put(empty)))
         self._fetch()
+
+    def _as_result(self, tree):
+        """`tree` as bound to its device as programs' results are: they come back as later arguments, and what
+        differs in that compiles a program anew."""
+        leaf = jax.tree.leaves(self.model.network_params)[0]
+        bound = self.model.mesh is None and getattr(leaf, "committed", False)
+        return jax.device_put(tree, leaf.sharding) if bound else tree
 
     def programs(self) -> Iterator[tuple[str, Callable[[], object]]]:
         """(what it does, a call that runs it) of every program, once `reset` has run."""
