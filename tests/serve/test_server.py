@@ -1,8 +1,11 @@
 """A server on a port: clients that go, stall or flood, and its end."""
 
 import json
+import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -164,6 +167,52 @@ def test_at_its_end_what_was_taken_is_finished():
     assert (engine.stats().finished, engine.stats().cancelled) == (1, 0)
     with pytest.raises(ConnectionError):
         connect(address)
+
+
+CHILD = """
+from tests.helpers.stand_in_engine import StandInEngine
+from tests.serve.conftest import info_of
+from unitoken_jax.serve import server
+from unitoken_jax.serve.app import Server
+
+engine = StandInEngine(delay=0.3)
+listener = server.listen("127.0.0.1", 0)
+server.serve(Server(engine, info_of(engine)), listener, lambda line: print(line, flush=True))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, -signal.SIGINT)])
+def test_a_signal_ends_the_process_when_all_is_answered(number, code):
+    child = subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE, text=True)
+    address = child.stdout.readline().removeprefix("ready: ").rstrip("/\n")
+    with connect(address) as connection:
+        connection.sendall(post("/v1/chat/completions", HELLO | {"stream": True}))
+        received = connection.recv(1000)
+        child.send_signal(number)
+        received += answer(connection)
+    assert child.wait(20) == code
+    assert b"hello" in received
+    assert b"[DONE]" in received
+
+
+def test_a_server_can_be_stopped_while_it_compiles():
+    engine, listener = StandInEngine(), server.listen("127.0.0.1", 0)
+    address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    def start(progress):
+        with connect(address) as connection:
+            connection.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+            health = answer(connection)
+        assert b"503" in health[:20]
+        assert b"starting" in health
+        os.kill(os.getpid(), signal.SIGTERM)
+        while True:
+            progress(1, 10, "a program")
+            time.sleep(0.01)
+
+    engine.start = start
+    server.serve(Server(engine, info_of(engine)), listener)
+    assert not engine.ready
 
 
 def test_an_engine_that_cannot_start_ends_the_server():

@@ -127,11 +127,13 @@ def serve(server: Server, listener: socket.socket, announce: Callable[[str], Non
             http.should_exit = True
 
     starter = threading.Thread(target=start, name="engine-start", daemon=True)
-    with _stoppable_by_sigterm():
-        starter.start()
-        http.run(sockets=[listener])
-    engine.close()
-    starter.join()
+    try:
+        with _stoppable_by_sigterm():
+            starter.start()
+            http.run(sockets=[listener])
+    finally:  # after Ctrl-C too, which uvicorn passes on
+        engine.close()
+        starter.join()
     if failures:
         raise failures[0]
 
