@@ -24,7 +24,8 @@ def merge_adapter(
 
     Each kernel becomes W + scale A B, the product and the sum in float32, and only that is rounded to the
     base's dtype; parameters that were trained whole take the place of the base's. Beside the adapter, the
-    memory of little more than the largest tensor is taken. Interrupted, the same call goes on.
+    memory of little more than the largest tensor is taken, and what tensorstore takes to read a compressed
+    one. Interrupted, the same call goes on.
 
     `model` None: the adapter's own base where it still is, else the model that is meant without a name.
 
