@@ -64,7 +64,7 @@ def test_a_client_that_goes_frees_its_rows(stream):
 
 def test_clients_that_stall_hold_nobody_up():
     engine = StandInEngine(EngineLimits(queue=500))
-    limits = {"header_seconds": 0.7, "body_seconds": 1.0, "write_seconds": 0.7, "connections": 60}
+    limits = {"header_seconds": 2.5, "body_seconds": 2.5, "connections": 60}
     with running(engine, **limits) as (_, address):
         silent = [connect(address) for _ in range(5)]
         half_headers = [connect(address) for _ in range(5)]
@@ -75,7 +75,7 @@ def test_clients_that_stall_hold_nobody_up():
             connection.sendall(post("/v1/chat/completions", HELLO, length=10_000))
         start = time.monotonic()
         assert b'"finish_reason": "stop"' in ask(address)
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < 2
         for connection in (*silent, *half_headers):
             assert answer(connection) == b""  # closed
             connection.close()
@@ -86,16 +86,16 @@ def test_clients_that_stall_hold_nobody_up():
 
 def test_a_client_that_does_not_read_is_dropped():
     engine = StandInEngine(EngineLimits(prompt_tokens=1 << 20))
-    with running(engine, write_seconds=0.5) as (_, address), connect(address) as connection:
+    with running(engine, write_seconds=2.5) as (_, address), connect(address) as connection:
         words = " ".join(["w" * 10_000] * 1500)  # more than sockets hold
         body = HELLO | {"messages": [{"role": "user", "content": words}], "stream": True}
         connection.sendall(post("/v1/chat/completions", body))
         until(lambda: engine.requests)
         start = time.monotonic()
         assert b"200" in ask(address)[:20]
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < 2
         until(lambda: engine.stats().finished + engine.stats().cancelled == 2)  # both of them
-        time.sleep(0.6)
+        time.sleep(2.6)
         assert b"[DONE]" not in answer(connection)
 
 
