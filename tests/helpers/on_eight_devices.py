@@ -13,11 +13,12 @@ from jax.sharding import PartitionSpec as P
 from tests.helpers.host_data import DRAWING, QUESTION, TEXT, data_config, write_data
 from tests.helpers.tiny_model import CONFIG, noise, tiny_model, tiny_params, tiny_tokenizer
 from unitoken_jax.checkpoint.model_directory import save_model
-from unitoken_jax.config import Config, MeshConfig, OptimizerConfig, TrainConfig
+from unitoken_jax.config import Config, LoraConfig, MeshConfig, OptimizerConfig, ParameterGroup, TrainConfig
 from unitoken_jax.data.loader import Loader
 from unitoken_jax.generate.tokenize import tokenize
 from unitoken_jax.model import sharding
-from unitoken_jax.model.init import abstract_params, init_params
+from unitoken_jax.model.init import abstract_params, init_lora, init_params
+from unitoken_jax.model.lora import merge_trees
 from unitoken_jax.train.optimizer import peak_rates, stage_groups, transformation
 from unitoken_jax.train.placement import initial_state, shard_batch, shardings_of
 from unitoken_jax.train.state import flatten
@@ -56,21 +57,26 @@ def data(tmp_path_factory):
 class Run:
     """A training run's parts on a mesh, and its steps."""
 
-    def __init__(self, data, stage: int, codes: str, mesh):
+    def __init__(self, data, stage: int, codes: str, mesh, lora: LoraConfig = LoraConfig()):
         # Rates at which twenty steps show what the optimizer did.
         groups = [
             dataclasses.replace(group, learning_rate=30 * group.learning_rate)
             for group in stage_groups(stage)
         ]
+        if lora.rank:
+            groups = [ParameterGroup("lora_[ab]$", 3e-3)]
         self.config = Config(
             model=MODEL,
             data=data_config(data, codes=codes, **ROW, row_prefix=24 if stage == 1 else 0),
             optimizer=OptimizerConfig(groups=tuple(groups), warmup_fraction=0.1),
+            lora=lora,
             train=TrainConfig(steps=20, dtype="float32", loss_chunk=30),
         )
         self.mesh = mesh
         self.loader = Loader(self.config.data, MODEL, tiny_tokenizer(), seed=stage)
         params = init_params(MODEL)
+        if lora.rank:
+            params = merge_trees(params, init_lora(MODEL, lora))
         rates = peak_rates(flatten(params), self.config.optimizer.groups)
         self.state, abstract = initial_state(self.config, params, rates, mesh)
         self.shardings = shardings_of(abstract)
@@ -95,14 +101,20 @@ class Run:
 
 # Every mesh with stage II; what the others train, and codes made online, on the one that splits everything.
 @pytest.mark.parametrize(
-    ("stage", "codes", "meshes"),
-    [(1, "online", ["2 x 2 x 2"]), (2, "offline", list(MESHES)[1:]), (3, "offline", ["2 x 2 x 2"])],
+    ("stage", "codes", "meshes", "lora"),
+    [
+        (1, "online", ["2 x 2 x 2"], LoraConfig()),
+        (2, "offline", list(MESHES)[1:], LoraConfig()),
+        (3, "offline", ["2 x 2 x 2"], LoraConfig()),
+        (2, "offline", ["2 x 2 x 2"], LoraConfig(rank=4, dropout=0.1, targets="")),
+    ],
+    ids=["stage1", "stage2", "stage3", "lora"],
 )
-def test_losses_of_twenty_steps_are_those_of_one_device(data, stage, codes, meshes):
-    expected, rows = Run(data, stage, codes, make_mesh("one device")).twenty()
+def test_losses_of_twenty_steps_are_those_of_one_device(data, stage, codes, meshes, lora):
+    expected, rows = Run(data, stage, codes, make_mesh("one device"), lora).twenty()
     assert len(np.unique(rows, axis=0)) == 20
     for name in meshes:
-        found, tokens = Run(data, stage, codes, make_mesh(name)).twenty()
+        found, tokens = Run(data, stage, codes, make_mesh(name), lora).twenty()
         np.testing.assert_array_equal(tokens, rows, err_msg=name)
         np.testing.assert_allclose(found[:, 0], expected[:, 0], atol=1e-5, rtol=0, err_msg=name)
         np.testing.assert_allclose(found[:, 1], expected[:, 1], rtol=1e-4, err_msg=name)

@@ -37,6 +37,7 @@ import numpy as np
 
 from unitoken_jax.generate.sampling import apply_cfg, position_keys, sample
 from unitoken_jax.model.decoder import Cache
+from unitoken_jax.model.lora import whole_kernel
 from unitoken_jax.sequence.vocabulary import MODEL_CHOOSES
 
 
@@ -349,7 +350,7 @@ class _Chooser(NamedTuple):
         forced = jnp.pad(sampling.forced, (0, 2 * spec.window), constant_values=MODEL_CHOOSES)
         head = None
         if sampling.ids is not None:
-            head = params["decoder"]["lm_head"]["kernel"][:, sampling.ids]
+            head = whole_kernel(params["decoder"]["lm_head"], sampling.ids)
         return cls(module, params, sampling, spec, forced, head)
 
     def __call__(self, hidden: jax.Array, keys: jax.Array, offsets: jax.Array) -> jax.Array:

@@ -7,12 +7,12 @@ import pathlib
 from collections.abc import Callable, Iterator
 
 import jax
-import jax.numpy as jnp
 
 from unitoken_jax.batch import Batch
 from unitoken_jax.config import DataConfig, ModelConfig
 from unitoken_jax.data.packing import batch_of
 from unitoken_jax.generate.vq import encode_example_images
+from unitoken_jax.model.lora import whole_kernel
 from unitoken_jax.sequence import build
 from unitoken_jax.sequence.conversation import parse_conversation
 from unitoken_jax.sequence.conversation_file import JsonRecords, scan_json
@@ -97,5 +97,5 @@ def _row(example: Example, config: ModelConfig) -> Batch:
 @functools.partial(jax.jit, static_argnums=0)
 def _sums(module, params: dict, batch: dict) -> LossSums:
     hidden = module.apply({"params": params}, batch, method="hidden")
-    head = jnp.asarray(params["decoder"]["lm_head"]["kernel"])
+    head = whole_kernel(params["decoder"]["lm_head"])
     return cross_entropy(hidden, head, batch["labels"], batch["segments"], 0.0, CHUNK)[1]

@@ -107,7 +107,7 @@ class Dense(nn.Module):
         init = self.kernel_init or Normal(x.shape[-1] ** -0.5)
         kernel = self.param("kernel", with_logical_axes(init, *self.axes), (x.shape[-1], self.features))
         if isinstance(kernel, QuantizedKernel):
-            y = kernel.product(x.astype(self.dtype))
+            y = kernel.product(x.astype(self.dtype), self.axes)
         else:
             y = checkpoint_name(matmul(x.astype(self.dtype), kernel.astype(self.dtype), self.axes), PRODUCT)
         if self.has_variable("params", LORA_A):

@@ -24,9 +24,9 @@ from unitoken_jax.model.sharding import LogicallyPartitioned
 
 PAIR = re.compile(rf"/({LORA_A}|{LORA_B})$")
 CONSTANTS = re.compile(rf"/({LORA_SCALE}|{LORA_DROPOUT})$")  # beside a pair; nothing trains them
-# The kernels that `Dense` multiplies with. The loss takes lm_head's from the tree, and the VQ-GAN's are of
+# The kernels that `Dense` multiplies with, and that may be quantized or trained; the VQ-GAN's are of
 # convolutions.
-_ADAPTABLE = re.compile(r"^(decoder/layers|siglip/layers|adapter)/(.*/)?kernel$")
+_ADAPTABLE = re.compile(r"^(decoder/layers|decoder/lm_head|siglip/layers|adapter)/(.*/)?kernel$")
 
 
 def target_kernels(paths: Iterable[str], config: LoraConfig) -> list[str]:
@@ -67,6 +67,16 @@ def abstract_pairs(boxed_params: Mapping[str, Any], config: LoraConfig) -> dict:
         if config.dropout:
             pairs[module + LORA_DROPOUT] = leaf(Normal(mean=config.dropout))
     return traverse_util.unflatten_dict(pairs, sep="/")
+
+
+def whole_kernel(module: Mapping[str, Any], columns: Any = slice(None)) -> jax.Array:
+    """The kernel [in, out] of a Dense's parameters, with the product of its pair where it has one; only some
+    of its `columns`, where they are given. For what multiplies with it otherwise than `Dense` does."""
+    kernel = jnp.asarray(module["kernel"])[:, columns]
+    if LORA_A not in module:
+        return kernel
+    b = jnp.asarray(module[LORA_B])[:, columns]
+    return kernel + module[LORA_SCALE] * (jnp.asarray(module[LORA_A]) @ b)
 
 
 def merge_trees(*trees: Mapping[str, Any]) -> dict:

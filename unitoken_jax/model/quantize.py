@@ -9,6 +9,7 @@ converted as they are read: its int8 products want them transposed, and XLA kept
 (benchmarks/RESULTS.md).
 """
 
+import functools
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -17,6 +18,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from unitoken_jax.model.sharding import unshard_fsdp
 
 # Paths of the kernels that are quantized. Embeddings, lm_head, SigLIP and VQ-GAN stay as they are.
 QUANTIZED_KERNELS = re.compile(r"^decoder/layers/.*/kernel$")
@@ -32,13 +35,14 @@ class QuantizedKernel:
     values: jax.Array
     scales: jax.Array
 
-    def product(self, x: jax.Array) -> jax.Array:
-        """x [..., in] @ W [in, out] -> [..., out] in x's dtype. Its gradient is to x alone: W is frozen."""
-        return _product(x, self.values, self.scales)
+    def product(self, x: jax.Array, axes: tuple[str | None, str | None] = (None, None)) -> jax.Array:
+        """x [..., in] @ W [in, out] -> [..., out] in x's dtype; `axes` are W's logical axis names. Its
+        gradient is to x alone: W is frozen."""
+        return _product(x, self.values, self.scales, axes)
 
 
-@jax.custom_vjp
-def _product(x: jax.Array, values: jax.Array, scales: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _product(x: jax.Array, values: jax.Array, scales: jax.Array, axes: tuple) -> jax.Array:
     groups, features = scales.shape
     # Groups first, x's side on the left: in another order XLA turns the weights around each time.
     rows = x.reshape(-1, groups, x.shape[-1] // groups).swapaxes(0, 1)
@@ -48,18 +52,25 @@ def _product(x: jax.Array, values: jax.Array, scales: jax.Array) -> jax.Array:
     return y.reshape(*x.shape[:-1], features).astype(x.dtype)
 
 
-def _product_forward(x, values, scales):
-    return _product(x, values, scales), (values, scales)
+# In training, rows are many and reading W is not what takes the time: one product with W in x's dtype, made
+# anew in either pass. The bytes of the rows, apart, would besides move between the devices that share them.
 
 
-def _product_backward(saved, cotangent):
-    values, scales = saved  # W is made anew: it is not worth keeping
-    dtype = cotangent.dtype
-    grouped = values.reshape(len(scales), -1, values.shape[-1]).astype(dtype) * scales[:, None].astype(dtype)
-    return cotangent @ grouped.reshape(values.shape).T, None, None
+def _product_forward(x, values, scales, axes):
+    return x @ _whole(values, scales, axes, x.dtype), (values, scales)
+
+
+def _product_backward(axes, saved, cotangent):
+    return cotangent @ _whole(*saved, axes, cotangent.dtype).T, None, None
 
 
 _product.defvjp(_product_forward, _product_backward)
+
+
+def _whole(values: jax.Array, scales: jax.Array, axes: tuple, dtype) -> jax.Array:
+    """W [in, out] in `dtype`, gathered as bytes from the devices that share its storage."""
+    grouped = unshard_fsdp(values, *axes).reshape(len(scales), -1, values.shape[-1])
+    return (grouped.astype(dtype) * scales[:, None].astype(dtype)).reshape(values.shape)
 
 
 def _in_bytes(rows: jax.Array, kernel: jax.Array) -> jax.Array:

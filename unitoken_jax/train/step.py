@@ -12,6 +12,7 @@ import optax
 
 from unitoken_jax.config import Config
 from unitoken_jax.model.attention import kernel_for
+from unitoken_jax.model.lora import whole_kernel
 from unitoken_jax.model.sharding import shard
 from unitoken_jax.model.unitoken import UniTokenModel, insert_vq_tokens
 from unitoken_jax.sequence.vocabulary import Vocabulary
@@ -149,7 +150,7 @@ def make_objective(model: UniTokenModel, config: Config, vocabulary: Vocabulary)
         )
         return cross_entropy(
             hidden,
-            params["decoder"]["lm_head"]["kernel"],
+            whole_kernel(params["decoder"]["lm_head"]),
             batch["labels"],
             batch["segments"],
             config.optimizer.z_loss,
