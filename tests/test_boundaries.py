@@ -30,6 +30,7 @@ ROOMS = (
     "evaluate",
     "inspection",
     "planning",
+    "finetune",
     "serve",
     "quickstart",
     "ablate",

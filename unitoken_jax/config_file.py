@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from unitoken_jax.config import Config, from_dict, to_dict
+from unitoken_jax.setting_ranges import SettingError
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -50,15 +51,20 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
         config = from_dict(Config, values)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
+    try:
+        return with_overrides(config, overrides)
+    except SettingError as error:
+        raise ValueError(f"{file} with {' '.join(overrides)}: {error}") from error
+
+
+def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    """`config` with the values of `overrides`, each "--config.a.b=value". Errors as `load_config`'s."""
     if not overrides:
         return config
     flexible = _config_dict(config)
     for override in overrides:
         _apply(flexible, override)
-    try:
-        return from_dict(Config, flexible.to_dict())
-    except ValueError as error:
-        raise ValueError(f"{file} with {' '.join(overrides)}: {error}") from error
+    return from_dict(Config, flexible.to_dict())
 
 
 def is_override(argument: str) -> bool:

@@ -469,3 +469,29 @@ def test_ctrl_c_is_one_line(calls, monkeypatch, capsys):
     monkeypatch.setattr(sys.modules["unitoken_jax.cli.doctor"], "run", interrupt)
     assert main.main(["doctor"]) == 130
     assert capsys.readouterr().err == "unitoken doctor: stopped\n"
+
+
+def test_finetune(monkeypatch, tmp_path):
+    from unitoken_jax.finetune import FinetuneOptions, run
+
+    called = []
+    monkeypatch.setattr(run, "finetune", lambda *arguments, **settings: called.append((arguments, settings)))
+    out = str(tmp_path / "tuned")
+    argv = ["finetune", "--model", "M", "--data", "a.jsonl", "--data", "~/b", "--out", out]
+    more = ["--lora-on", "decoder, head", "--train", "norms", "--epochs", "2", "--rank", "4"]
+    more += ["--held-out", "0"]
+    assert main.main([*argv, *more, "--dry-run", "--config.train.keep=3"]) == 0
+    ((options, folder), settings) = called[0]
+    assert options == FinetuneOptions(
+        ("a.jsonl", os.path.expanduser("~/b")),
+        "M",
+        lora_on=("decoder", "head"),
+        train=("norms",),
+        epochs=2.0,
+        rank=4,
+        held_out=0.0,
+    )
+    assert folder == out
+    assert settings == {"overrides": ["--config.train.keep=3"], "dry_run": True}
+    with pytest.raises(SystemExit):
+        main.main([*argv, "--epochs", "2", "--steps", "3"])

@@ -41,6 +41,7 @@ from unitoken_jax.storage.paths import absolute, as_path, is_remote
 
 FORMAT = 1  # of the folder
 SETTINGS, WEIGHTS = "adapter.json", "adapter.safetensors"
+IN_RUN = "adapter"  # where a run directory has it
 _WHOLE_FILE = 4 * 2**20  # bytes up to which a file of a model counts whole in its fingerprint
 _SAMPLES, _SAMPLE = 16, 64 * 2**10  # of a larger one: how many pieces, of how many bytes
 
@@ -177,11 +178,14 @@ def is_adapter(path: str | os.PathLike) -> bool:
 
 
 def load_adapter(path: str | os.PathLike) -> Adapter:
-    """Reads the adapter folder `path`. Raises FileNotFoundError, or ValueError naming what is damaged."""
+    """Reads the adapter folder `path`, or that of the run directory `path`. Raises FileNotFoundError, or
+    ValueError naming what is damaged."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
     folder = absolute(path)
+    if not is_adapter(folder) and is_adapter(folder / IN_RUN):
+        folder = folder / IN_RUN
     if not is_adapter(folder):
         raise FileNotFoundError(
             f"no adapter at {folder}: such a folder holds {SETTINGS} and {WEIGHTS}, which `unitoken "

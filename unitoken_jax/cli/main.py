@@ -17,6 +17,7 @@ import unitoken_jax
 from unitoken_jax.cli import (
     compile_cache,
     evaluate,
+    finetune,
     generate,
     inspection,
     quickstart,
@@ -31,8 +32,9 @@ from unitoken_jax.sequence.errors import escape
 from unitoken_jax.storage.paths import expand_home
 
 # In the order of `unitoken --help`.
+_GROUPS = (quickstart, generate, finetune, serve, train, weights, inspection, evaluate)
 VERB_GROUPS = (
-    *(group.add_verbs for group in (quickstart, generate, serve, train, weights, inspection, evaluate)),
+    *(group.add_verbs for group in _GROUPS),
     quickstart.add_ablate,
     quickstart.add_doctor,
 )
@@ -52,7 +54,7 @@ OUTPUT_OPTIONS = ("out", *OUTPUT_FILES)
 INPUT_OPTIONS = (
     *("adapter", "against", "api_key_file", "checkpoint", "config", "conversation", "data", "image"),
     *("images", "model", "peft", "predictions", "recipe", "rewritten", "scores", "show_config", "siglip"),
-    *("vqgan", "what"),
+    *("validation", "vqgan", "what"),
 )
 PATH_OPTIONS = (*INPUT_OPTIONS, *OUTPUT_OPTIONS, "workdir")
 # Options that were called otherwise once, and their names now.
@@ -110,7 +112,7 @@ def _run(argv: list[str], own_process: bool) -> int:
     arguments = parser.parse_args([argument for argument in argv if not is_override(argument)])
     overrides = [argument for argument in argv if is_override(argument)]
     if overrides and not hasattr(arguments, "overrides"):
-        parser.error(f"{overrides[0]}: only `unitoken train` and `plan` take --config overrides")
+        parser.error(f"{overrides[0]}: only `unitoken train`, `plan` and `finetune` take --config overrides")
     arguments.overrides, arguments.own_process = overrides, own_process
     _expand_homes(arguments)
     _check_outputs(arguments)

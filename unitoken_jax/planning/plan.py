@@ -9,6 +9,7 @@ import importlib.metadata
 import math
 import tempfile
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -20,7 +21,7 @@ from unitoken_jax.config import Config
 from unitoken_jax.model import flops, sharding
 from unitoken_jax.model.init import abstract_params
 from unitoken_jax.model.lora import CONSTANTS
-from unitoken_jax.model.quantize import QUANTIZED_KERNELS, abstract_kernel, bits_of
+from unitoken_jax.model.quantize import BITS, QUANTIZED_KERNELS, abstract_kernel, bits_of
 from unitoken_jax.planning import hlo, topology
 from unitoken_jax.planning.cost import Cost, count_cost
 from unitoken_jax.planning.estimate import Time, estimate_time
@@ -120,18 +121,19 @@ class Plan:
         return values
 
 
-def plan(config: Config, topology_name: str = LOCAL) -> Plan:
+def plan(config: Config, topology_name: str = LOCAL, stored: Mapping[str, Any] | None = None) -> Plan:
     """Compiles the training step of `config` for a topology: "local", or a TPU slice such as "v5e:16x16".
 
-    Raises ValueError for settings or a topology that cannot be. A step that needs too much memory is a
-    result, whose `error` is the compiler's.
+    `stored` says, by path, in which dtype a model directory has its parameters (`StoredParams.shapes`); None:
+    as published ones do. Raises ValueError for settings or a topology that cannot be. A step that needs too
+    much memory is a result, whose `error` is the compiler's.
     """
     tpu_slice = None if topology_name == LOCAL else topology.parse(topology_name)
     devices = topology.devices(tpu_slice) if tpu_slice else jax.devices()
     mesh = sharding.make_mesh(config.mesh, devices)
     check_rows(config, mesh)
     peaks = flops.device(devices[0].device_kind)
-    step = _abstract_step(config, mesh)
+    step = _abstract_step(config, mesh, stored or {})
     memory = argument_memory(step.state, step.batch, memory_limit(devices[0], peaks, tpu_slice is None))
     formula = _formula_flops(config, step.trained, len(devices))
     compiled, error = None, ""
@@ -183,11 +185,13 @@ class _AbstractStep(NamedTuple):
     trained: list[str]
 
 
-def _abstract_step(config: Config, mesh: Mesh) -> _AbstractStep:
+def _abstract_step(config: Config, mesh: Mesh, stored: Mapping[str, Any]) -> _AbstractStep:
     """The step that `train.loop` would run with `config` on `mesh`, with nothing allocated."""
     params: dict[str, Any] = flatten(nn.meta.unbox(abstract_params(config.model, config.lora)))
     rates = peak_rates(params, config.optimizer.groups)
-    params = {path: _stored(path, leaf, config, path in rates) for path, leaf in params.items()}
+    params = {
+        path: _as_stored(path, leaf, config, path in rates, stored.get(path)) for path, leaf in params.items()
+    }
     state = abstract_state(config, params, rates, mesh)
     # Only how many codes there are shapes the program, not which ids they have.
     names = control_names(config.model.vq.codes)
@@ -198,13 +202,15 @@ def _abstract_step(config: Config, mesh: Mesh) -> _AbstractStep:
     return _AbstractStep(function, state, _abstract_batch(config, mesh), trained)
 
 
-def _stored(path: str, leaf: jax.ShapeDtypeStruct, config: Config, trained: bool) -> Any:
-    """A parameter as it comes to the step: published weights are bfloat16, those of the VQ-GAN float32."""
+def _as_stored(path: str, leaf: jax.ShapeDtypeStruct, config: Config, trained: bool, stored: Any) -> Any:
+    """A parameter as it comes to the step. Published weights are bfloat16, those of the VQ-GAN float32;
+    `stored`, where it is known, says better."""
     frozen_dtype = config.train.frozen_dtype
-    if not trained and frozen_dtype in ("int8", "int4") and QUANTIZED_KERNELS.match(path):
+    if not trained and frozen_dtype in BITS and QUANTIZED_KERNELS.match(path):
         return abstract_kernel(leaf.shape, bits_of(frozen_dtype))
-    whole = path.startswith("vqgan/") or CONSTANTS.search(path)
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype if whole else config.train.dtype)
+    if path.startswith("vqgan/") or CONSTANTS.search(path):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    return jax.ShapeDtypeStruct(leaf.shape, stored.dtype if stored else config.train.dtype)
 
 
 def _abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

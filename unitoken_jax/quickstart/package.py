@@ -9,6 +9,7 @@ import os
 import pathlib
 from typing import Any
 
+from unitoken_jax.scenes import MANIFEST
 from unitoken_jax.storage.atomic import atomic_folder
 from unitoken_jax.storage.paths import absolute
 
@@ -63,6 +64,7 @@ def _provenance(settings: dict, summary: dict) -> dict[str, Any]:
     """What both manifests say of the run."""
     return {
         "recipe": "unitoken_jax/quickstart/recipe.py",
+        **MANIFEST,
         "settings": {name: value for name, value in settings.items() if name != "model"},
         "minutes": round(summary["minutes"], 1),
         "cpu_count": summary["cpu_count"],

@@ -24,7 +24,7 @@ from unitoken_jax import pretrained
 from unitoken_jax.config import Config, to_dict
 from unitoken_jax.quickstart import evaluate, recipe, report
 from unitoken_jax.quickstart.recipe import Recipe, Stage
-from unitoken_jax.scenes import checker
+from unitoken_jax.scenes import MANIFEST, checker
 from unitoken_jax.scenes.augmentation import augmented_batches
 from unitoken_jax.scenes.dataset import Dataset, write_dataset
 from unitoken_jax.scenes.scene import COLOURS, KINDS
@@ -248,7 +248,7 @@ class Quickstart:
 
         if not (self.out / "model").exists():
             last = load_model(self.out / self.recipe.stages[-1].name / "model")
-            save_model(self.out / "model", last.config, last.params, last.tokenizer)
+            save_model(self.out / "model", last.config, last.params, last.tokenizer, MANIFEST)
         model = UniToken.load(self.out / "model")
         return evaluate.evaluate(model, self.dataset, self.seed)
 

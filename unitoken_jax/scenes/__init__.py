@@ -10,3 +10,6 @@ with epy.lazy_api_imports(globals()):
     from unitoken_jax.scenes.prompts import RequiredObject, Requirement, random_prompt
     from unitoken_jax.scenes.questions import Question, ask, score_answers
     from unitoken_jax.scenes.scene import Scene, SceneObject, draw, random_scene
+
+# What the manifest of a model of the small world says: fine-tuning then has it rehearse scenes.
+MANIFEST = {"rehearsal": "scenes"}

@@ -16,14 +16,14 @@ import jax
 import numpy as np
 
 from unitoken_jax.checkpoint import model_directory
-from unitoken_jax.checkpoint.adapter import Base, load_adapter, save_adapter
+from unitoken_jax.checkpoint.adapter import IN_RUN, SETTINGS, Base, load_adapter, save_adapter
 from unitoken_jax.config import Config, to_dict
 from unitoken_jax.sequence.tokenizer import Tokenizer
 from unitoken_jax.storage.atomic import atomic_folder
 from unitoken_jax.storage.paths import is_remote
 from unitoken_jax.train.state import State
 
-MODEL_FOLDER, ADAPTER_FOLDER, BEST_FOLDER, ADAPTERS = "model", "adapter", "best", "adapters"
+MODEL_FOLDER, ADAPTER_FOLDER, BEST_FOLDER, ADAPTERS = "model", IN_RUN, "best", "adapters"
 _LOSS = "validation_loss"
 
 
@@ -73,7 +73,7 @@ class Results:
 
     def _best_so_far(self) -> float:
         """The held-out loss of what is in `best`; infinity where there is nothing."""
-        name = model_directory.MANIFEST if self._base is None else "adapter.json"
+        name = model_directory.MANIFEST if self._base is None else SETTINGS
         path = self._folder / BEST_FOLDER / name
         if not path.exists():
             return float("inf")

@@ -55,8 +55,8 @@ class Samples:
         if settings.samples:
             conversations: Iterable[Conversation] = read_conversations(settings.samples, need_answers=False)
         else:
-            conversations = _first_of(validation.sources if validation else [])
-        self.prompts, self.questions = _prompts_and_questions(
+            conversations = first_of(validation.sources if validation else [])
+        self.prompts, self.questions = prompts_and_questions(
             conversations, settings.sample_count, self._is_usable
         )
         if not (self.prompts or self.questions):
@@ -119,7 +119,7 @@ class Samples:
         (folder / "answers.md").write_text("\n".join(lines), encoding="utf-8")
 
 
-def _first_of(sources: Iterable) -> Iterator[Conversation]:
+def first_of(sources: Iterable) -> Iterator[Conversation]:
     """The first SEARCHED conversations of each validation set, taken from the sets by turns."""
     for row in range(SEARCHED):
         for source in sources:
@@ -127,7 +127,7 @@ def _first_of(sources: Iterable) -> Iterator[Conversation]:
                 yield source.conversation(row)
 
 
-def _prompts_and_questions(
+def prompts_and_questions(
     conversations: Iterable[Conversation], count: int, is_usable: Callable[[Conversation], bool]
 ) -> tuple[list[str], list[Question]]:
     """The first `count` different prompts (a text that an image answers) and usable questions (a text
