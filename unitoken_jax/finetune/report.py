@@ -11,6 +11,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from unitoken_jax.config import Config
 from unitoken_jax.data.loader import Validation
 from unitoken_jax.evaluate import page
+from unitoken_jax.finetune.rehearsal import FOLDER
+from unitoken_jax.sequence.build import TEXT_TO_IMAGE_INSTRUCTION
 from unitoken_jax.sequence.conversation import image_source
 from unitoken_jax.sequence.image import open_image
 from unitoken_jax.train.logs.curves import draw_curves
@@ -123,8 +125,9 @@ def _compare(config: Config, model: str, folder: pathlib.Path) -> tuple[list[Ans
     base = UniToken.load(model)
     result = result_path(config, folder)
     tuned = base.with_adapter(result) if config.lora.rank else UniToken.load(result)
-    data = config.data
-    data = dataclasses.replace(data, validation=data.validation or data.sources)
+    data, known = config.data, str(folder / FOLDER)
+    own = [source for source in data.validation or data.sources if not source.path.startswith(known)]
+    data = dataclasses.replace(data, validation=tuple(own))
     sources = Validation(data, config.model, base.tokenizer).sources
     prompts, questions = prompts_and_questions(first_of(sources), EXAMPLES, lambda question: True)
     asked = [question.conversation for question in questions]
@@ -133,7 +136,10 @@ def _compare(config: Config, model: str, folder: pathlib.Path) -> tuple[list[Ans
     images = [one.generate(drawable, seed=config.train.seed) if drawable else [] for one in (base, tuned)]
     return (
         [Answered(*row) for row in zip(questions, *answers)],
-        [Drawn(*row) for row in zip(drawable, *images)],
+        [
+            Drawn(prompt.removeprefix(TEXT_TO_IMAGE_INSTRUCTION), *both)
+            for prompt, *both in zip(drawable, *images)
+        ],
     )
 
 
