@@ -246,7 +246,11 @@ def test_the_embedding_that_peft_saves_unasked_is_taken(model, small, tmp_path):
     np.testing.assert_array_equal(
         load_adapter(tmp_path / "back").params["decoder/embed/embedding"], embedding
     )
-    write_safetensors(folder / peft.WEIGHTS, {name: embedding[1:], **arrays(folder / peft.WEIGHTS)})
+    write_safetensors(folder / peft.WEIGHTS, arrays(folder / peft.WEIGHTS) | {name: embedding[1:]})
+    with pytest.raises(
+        ConversionError, match=r"shape: .*embed_tokens\.weight in .* is \(399, 32\); expected \(400"
+    ):
+        import_peft(folder, model, tmp_path / "other")
 
 
 def test_a_base_and_files_that_are_not_its_own(model, exported, copy, tmp_path):
@@ -297,6 +301,26 @@ def test_pairs_of_siglip_alone(model, tmp_path):
     import_peft(tmp_path / "peft", model, tmp_path / "back")
     same_params(tmp_path / "back", tmp_path / "tuned")
     assert load_adapter(tmp_path / "back").lora.scale == lora.scale
+
+
+def test_what_peft_made_of_a_whole_unitoken_in_torch(model, tmp_path):
+    """Where its names are in the file, SigLIP and the MLP adapter are meant by the settings too."""
+    lora = LoraConfig(rank=2, alpha=1.0, targets="layers/(attention/)?q/")
+    whole = ("adapter/down/kernel", "adapter/down/bias")
+    tuned = save_trained(tmp_path / "tuned", model, PUBLISHED, lora, whole)
+    folder = tmp_path / "peft"
+    export_peft(tuned, folder)
+    tensors = arrays(folder / peft.WEIGHTS) | arrays(folder / peft.UNITOKEN_WEIGHTS)
+    (folder / peft.UNITOKEN_WEIGHTS).unlink()
+    change(folder, auto_mapping={}, modules_to_save=["adapter.2"])
+    write_safetensors(folder / peft.WEIGHTS, tensors)
+    import_peft(folder, model, tmp_path / "back")
+    same_params(tmp_path / "back", tuned)
+    for name in ("adapter.2.bias", "vit.encoder.layers.0.self_attn.q_proj.lora_B.weight"):
+        left = {key: value for key, value in tensors.items() if not key.endswith(name)}
+        write_safetensors(folder / peft.WEIGHTS, left)
+        with pytest.raises(ConversionError, match=rf"1 problem:\s+missing: {name}"):
+            import_peft(folder, model, tmp_path / "other")
 
 
 def test_norms_need_the_base(model, tmp_path):
