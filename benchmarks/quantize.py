@@ -95,21 +95,15 @@ def load(record: Record, folder: pathlib.Path, quantize: str | None = None):
 
 def session(record: Record, folder: pathlib.Path):
     """A session of one row, of which `record` is told where its seconds have gone so far."""
-    from unitoken_jax.generate import decode
     from unitoken_jax.generate.scheduler import DecodeSession
+    from unitoken_jax.generate.timing import Clock
 
-    class Clock(decode.Clock):
-        def prefill(self, *arguments, **settings):
-            state = super().prefill(*arguments, **settings)
-            record(self.timing._asdict())
-            return state
+    class RecordingClock(Clock):
+        def __setattr__(self, name: str, timing) -> None:  # its one attribute, set after every program's run
+            super().__setattr__(name, timing)
+            record(timing._asdict())
 
-        def decode(self, *arguments, **settings):
-            state = super().decode(*arguments, **settings)
-            record(self.timing._asdict())
-            return state
-
-    return DecodeSession(load(record, folder), seed=0, batch=1, clock=Clock())
+    return DecodeSession(load(record, folder), seed=0, batch=1, clock=RecordingClock())
 
 
 def answer(record: Record, folder: pathlib.Path) -> None:
