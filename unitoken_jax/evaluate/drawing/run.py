@@ -4,7 +4,6 @@ import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from unitoken_jax.checkpoint.adapter import load_adapter, model_of
 from unitoken_jax.evaluate import recipe as recipes
 from unitoken_jax.evaluate.devices import load_model
 from unitoken_jax.evaluate.drawing.benchmark import DrawingBenchmark
@@ -46,6 +45,8 @@ def draw_benchmark(
 
     Raises ValueError for what cannot be used.
     """
+    from unitoken_jax.checkpoint.adapter import load_adapter, model_of
+
     earlier = None if recipe is None else recipes.load(recipe)
     drawing, settings = _choose(benchmark, earlier, str(recipe), choices)
     if not isinstance(settings["number"], int) or settings["number"] < 1:

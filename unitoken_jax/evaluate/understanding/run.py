@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from unitoken_jax.checkpoint.adapter import load_adapter, model_of
 from unitoken_jax.evaluate import recipe as recipes
 from unitoken_jax.evaluate.devices import load_model
 from unitoken_jax.evaluate.faults import encodable, named
@@ -114,6 +113,8 @@ def run_benchmark(
         batch: questions answered at one time; None: the recipe's, or 16.
         recipe: an earlier run's file; data and weights must then be the same.
     """
+    from unitoken_jax.checkpoint.adapter import load_adapter, model_of
+
     earlier = None if recipe is None else recipes.load(recipe)
     if earlier is not None:
         earlier = {"rules": UNNAMED_RULES.name} | earlier
