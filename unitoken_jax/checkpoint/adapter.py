@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -177,15 +178,19 @@ def is_adapter(path: str | os.PathLike) -> bool:
     return all((as_path(path) / name).exists() for name in (SETTINGS, WEIGHTS))
 
 
+def adapter_folder(path: str | os.PathLike) -> pathlib.Path:
+    """The adapter folder that `path` means: itself, or what is in it where it is a run directory."""
+    folder = absolute(path)
+    return folder / IN_RUN if not is_adapter(folder) and is_adapter(folder / IN_RUN) else folder
+
+
 def load_adapter(path: str | os.PathLike) -> Adapter:
     """Reads the adapter folder `path`, or that of the run directory `path`. Raises FileNotFoundError, or
     ValueError naming what is damaged."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    folder = absolute(path)
-    if not is_adapter(folder) and is_adapter(folder / IN_RUN):
-        folder = folder / IN_RUN
+    folder = adapter_folder(path)
     if not is_adapter(folder):
         raise FileNotFoundError(
             f"no adapter at {folder}: such a folder holds {SETTINGS} and {WEIGHTS}, which `unitoken "

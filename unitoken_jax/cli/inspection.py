@@ -82,9 +82,9 @@ def _inspect_model(model: str, against: str | None) -> list[str]:
         from unitoken_jax.inspection.compare import compare
 
         return compare(model, against)
-    from unitoken_jax.checkpoint.adapter import is_adapter
+    from unitoken_jax.checkpoint.adapter import adapter_folder, is_adapter
 
-    if is_adapter(model):
+    if is_adapter(adapter_folder(model)):
         from unitoken_jax.inspection.adapter import describe_adapter
 
         return describe_adapter(model)
