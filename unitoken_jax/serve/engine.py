@@ -97,8 +97,9 @@ class Engine:
             if progress is not None:
                 progress(done, len(steps), what)
             run()
-        for pool in self._pools.values():
-            pool.reset()
+        for pool in self._pools.values():  # on a mesh, what programs return may lie otherwise than it did
+            for _, run in pool.programs():
+                run()
         if progress is not None:
             progress(len(steps), len(steps), "ready")
         self._started = True

@@ -90,7 +90,7 @@ class ServingPool:
     def programs(self) -> Iterator[tuple[str, Callable[[], object]]]:
         """(what it does, a call that runs it) of every program, once `reset` has run."""
         side = self.model.config.siglip.image_size
-        image = np.zeros((min(self.size.crops, 1), side, side, 3), np.uint8)
+        image = np.zeros((min(self.size.crops, 2), side, side, 3), np.uint8)
         for window in self.windows:
             request = _empty_request(window, image)
             yield f"reading {window} tokens", functools.partial(self.admit, [0], [request])
