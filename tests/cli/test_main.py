@@ -138,6 +138,7 @@ def test_help_says_what_every_option_is_for_and_what_it_is_otherwise():
             if action.help == argparse.SUPPRESS or isinstance(action.choices, dict):
                 continue
             assert action.help, (parser.prog, action.option_strings)
+            assert not action.help.startswith("default"), (parser.prog, action.option_strings)
             if action.default not in (None, False, [], argparse.SUPPRESS):
                 assert "default: " in action.help, (parser.prog, action.option_strings)
 

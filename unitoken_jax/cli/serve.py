@@ -34,7 +34,9 @@ def add_verbs(add_verb: AddVerb) -> None:
         "unitoken serve --model MODEL --host 0.0.0.0 --api-key-file keys.txt",
     )
     add_adapted_model_options(serve)
-    serve.add_argument("--quantize", choices=("int8", "int4"), help="the decoder in so many bits")
+    serve.add_argument(
+        "--quantize", choices=("int8", "int4"), help="hold the decoder in so many bits (default: as stored)"
+    )
     serve.add_argument(
         "--mesh",
         type=mesh_sizes,
