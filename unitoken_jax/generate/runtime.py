@@ -171,11 +171,7 @@ class Runtime:
     def fetch(self, array) -> np.ndarray:
         """A whole array from the devices as numpy's; where it is spread over processes, all of them call
         this."""
-        if isinstance(array, jax.Array) and not array.is_fully_addressable:
-            from jax.experimental import multihost_utils
-
-            return multihost_utils.process_allgather(array, tiled=True)
-        return np.asarray(array)
+        return sharding.fetch(array)
 
     def run(self, function, *arguments, **settings):
         """`function(*arguments, **settings)` under the mesh, if there is one."""

@@ -156,3 +156,12 @@ def shardings(mesh: Mesh, boxed_tree):
     return jax.tree.map(
         leaf_sharding, boxed_tree, is_leaf=lambda leaf: isinstance(leaf, LogicallyPartitioned)
     )
+
+
+def fetch(array) -> np.ndarray:
+    """A whole array from the devices as numpy's; where it is spread over processes, all of them call this."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)

@@ -10,14 +10,13 @@ Each is written whole, or not at all.
 import pathlib
 import shutil
 from collections.abc import Mapping
-from typing import Any
 
 import jax
-import numpy as np
 
 from unitoken_jax.checkpoint import model_directory
 from unitoken_jax.checkpoint.adapter import IN_RUN, SETTINGS, Base, load_adapter, save_adapter
 from unitoken_jax.config import Config, to_dict
+from unitoken_jax.model.sharding import fetch
 from unitoken_jax.sequence.tokenizer import Tokenizer
 from unitoken_jax.storage.atomic import atomic_folder
 from unitoken_jax.storage.paths import is_remote
@@ -86,17 +85,8 @@ class Results:
         if self._base is None:
             model_directory.save_model(path, self._config.model, state.tree, self._tokenizer, about)
             return
-        params = {name: _fetch(value) for name, value in state.params.items()}
+        params = {name: fetch(value) for name, value in state.params.items()}
         if jax.process_index() == 0:
             if not is_remote(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
             save_adapter(path, params, self._config.lora, self._base, about)
-
-
-def _fetch(array: Any) -> np.ndarray:
-    """A whole array as numpy's; where it is spread over processes, all of them call this."""
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        from jax.experimental import multihost_utils
-
-        return multihost_utils.process_allgather(array, tiled=True)
-    return np.asarray(array)

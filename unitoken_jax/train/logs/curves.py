@@ -10,7 +10,8 @@ from unitoken_jax.train.logs.metrics import METRICS_FILE, read_metrics
 # Each panel's title, the metrics drawn in it, and whether its scale is logarithmic.
 PANELS = (
     ("loss", ("loss", "validation_loss"), True),
-    ("by task", ("understanding_loss", "generation_loss"), True),
+    ("answers and drawing", ("understanding_loss", "generation_loss"), True),
+    ("the same, held out", ("validation_understanding_loss", "validation_generation_loss"), True),
     ("gradient norm", ("grad_norm",), True),
     ("learning rate", ("lr",), False),
     ("tokens a second", ("tokens_per_second",), False),
