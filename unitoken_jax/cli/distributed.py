@@ -26,8 +26,7 @@ def start(environ: Mapping[str, str] = os.environ) -> None:
     To be called once, before jax touches a device. Raises ValueError naming the variable that is wrong or
     missing.
     """
-    if environ.get(CPU_DEVICES):
-        jax.config.update("jax_num_cpu_devices", _number(environ, CPU_DEVICES, 1))
+    set_cpu_devices(environ)
     names = (COORDINATOR, PROCESSES, PROCESS)
     missing = [name for name in names if not environ.get(name)]
     if not missing:
@@ -44,6 +43,15 @@ def start(environ: Mapping[str, str] = os.environ) -> None:
         raise ValueError(f"{', '.join(missing)} missing: set {', '.join(names)} together, or none of them")
     else:
         _detect()
+
+
+def set_cpu_devices(environ: Mapping[str, str] = os.environ) -> None:
+    """Makes a CPU as many devices as the environment says, for verbs that are one process always.
+
+    To be called once, before jax touches a device. Raises ValueError for what is no number.
+    """
+    if environ.get(CPU_DEVICES):
+        jax.config.update("jax_num_cpu_devices", _number(environ, CPU_DEVICES, 1))
 
 
 def fail() -> None:

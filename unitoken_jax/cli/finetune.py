@@ -1,6 +1,7 @@
 """`unitoken finetune`: your own files, to an adapter or a model."""
 
 import argparse
+import sys
 
 from unitoken_jax.cli.options import (
     AddVerb,
@@ -12,6 +13,7 @@ from unitoken_jax.cli.options import (
     seed,
     whole_number,
 )
+from unitoken_jax.train.preemption import Preempted
 
 
 def add_verbs(add_verb: AddVerb) -> None:
@@ -112,6 +114,7 @@ def add_verbs(add_verb: AddVerb) -> None:
 
 def run_finetune(arguments: argparse.Namespace) -> None:
     """`unitoken finetune`: prints what was chosen, and what came of it."""
+    from unitoken_jax.cli import distributed
     from unitoken_jax.finetune import FinetuneOptions
     from unitoken_jax.finetune.run import finetune
 
@@ -123,7 +126,13 @@ def run_finetune(arguments: argparse.Namespace) -> None:
         train=_names(arguments.train),
         **{name: getattr(arguments, name) for name in _PLAIN},
     )
-    finetune(options, arguments.out, overrides=arguments.overrides, dry_run=arguments.dry_run)
+    if arguments.own_process:
+        distributed.set_cpu_devices()
+    try:
+        finetune(options, arguments.out, overrides=arguments.overrides, dry_run=arguments.dry_run)
+    except Preempted:
+        print("unitoken finetune: stopped, and all is saved: the same command goes on", file=sys.stderr)
+        raise
 
 
 # Options whose values FinetuneOptions takes as they are.
