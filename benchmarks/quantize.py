@@ -123,7 +123,9 @@ def draw(record: Record, folder: pathlib.Path) -> None:
 
     decoding = session(record, folder)
     _, prompts, grammar, sampling = image.plan_drawing(decoding.model, ["a red circle"])
-    for written in image.draw_codes(decoding, prompts, grammar, sampling, yield_every=1):
+    # Seldom, as each call of the loop begins by gathering the codes' columns of the output layer.
+    every = max(grammar.columns // 4, 1)
+    for written in image.draw_codes(decoding, prompts, grammar, sampling, every):
         record({"codes": len(written.tokens)})
         if len(written.tokens) >= grammar.columns:
             return
