@@ -58,7 +58,7 @@ def finetune(
     config = _earlier(folder, asked)
     if config is None:
         choices = choose(options, folder, overrides)
-        for line in describe(choices, options, folder):
+        for line in describe(choices, options, pathlib.Path(out)):
             say(line)
         if dry_run:
             return {}
@@ -67,13 +67,16 @@ def finetune(
         write_text(folder / CONFIG, f"# Written by `unitoken finetune`.\n\n\n{format_config(config)}")
         write_text(folder / OPTIONS, json.dumps(asked, indent=1) + "\n")  # last: says that both are there
     else:
-        say(f"going on with {folder}, as its {CONFIG} says")
+        say(f"going on with {out}, as its {CONFIG} says")
         if dry_run:
             return {}
-    return _run(config, options, folder, say)
+    summary = _run(config, options, folder)
+    for line in report.closing_lines(config, pathlib.Path(out), summary):
+        say(line)
+    return summary
 
 
-def _run(config: Config, options: FinetuneOptions, folder: pathlib.Path, say: Callable[[str], None]) -> dict:
+def _run(config: Config, options: FinetuneOptions, folder: pathlib.Path) -> dict:
     """Codes, training, report."""
     from unitoken_jax.train.loop import train
 
@@ -83,8 +86,6 @@ def _run(config: Config, options: FinetuneOptions, folder: pathlib.Path, say: Ca
     summary = report.write_report(config, options.model, folder)
     summary["minutes"] = round((time.monotonic() - start) / 60, 2)
     write_text(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
-    for line in report.closing_lines(config, folder, summary):
-        say(line)
     return summary
 
 
