@@ -108,7 +108,7 @@ class _Data:
         return sum(getattr(sizes.total, field) for sizes in self.sizes) / self.rows
 
     def largest(self, field: str) -> int:
-        """Its largest value."""
+        """Its largest value, a rehearsal's too."""
         sizes = [sizes.largest for sizes in self.sizes] + [self.rehearsal] * bool(self.rehearsal)
         return max(getattr(size, field) for size in sizes)
 
@@ -268,10 +268,14 @@ def _batches(options: FinetuneOptions, data: _Data) -> tuple[DataConfig, int, li
         mix="examples",
         on_error="skip" if options.skip else "raise",
     )
+    longest_own = max(sizes.largest.tokens for sizes in data.sizes)
     held_out = f"{data.held_out:.0%} of the rows, chosen by what they say" if data.held_out else "as named"
     lines = [
         Choice(
-            "data", f"{data.rows:,} examples", f"{mean:.0f} tokens on average, {longest} at most", "--data"
+            "data",
+            f"{data.rows:,} examples",
+            f"{mean:.0f} tokens on average, {longest_own} at most",
+            "--data",
         ),
         Choice(
             "held out",
