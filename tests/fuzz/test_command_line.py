@@ -99,7 +99,7 @@ def command_lines(draw):
         line += [option] if option else []
         if action.nargs != 0:
             fitting = OUTPUTS if action.dest in main.OUTPUT_OPTIONS else FILES if action.metavar else NUMBERS
-            line.append(draw(st.sampled_from(list(action.choices or fitting)) | values))
+            line.append(draw(st.sampled_from([str(choice) for choice in action.choices or fitting]) | values))
     if draw(st.integers(0, 9)) == 0:
         line.append(
             f"--config.{draw(st.sampled_from(['train.steps', 'data.rows', 'x', 'train']))}={draw(values)}"

@@ -50,7 +50,7 @@ def test_guided_image_equals_full_forward_passes(guidance, top_k):
     conditional = build_text_to_image_prompt(PROMPTS[0], model.tokenizer, CONFIG).tokens.tolist()
     unconditional = [vocabulary.begin_of_image]
     prompt = np.array([*conditional, *forced[:2]], np.int32)
-    key = stream_keys(np.uint32(0), np.array([[zlib.crc32(prompt.tobytes()), 0]], np.uint32))
+    key = stream_keys(np.zeros(1, np.uint32), np.array([[zlib.crc32(prompt.tobytes()), 0]], np.uint32))
 
     def logits(tokens):
         row = np.zeros((1, 96), np.int32)

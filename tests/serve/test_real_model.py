@@ -85,7 +85,7 @@ def test_an_edit_is_the_library_s(api, model):
 def test_what_cannot_be_read_is_refused(api):
     import openai
 
-    with pytest.raises(openai.BadRequestError, match="tokens"):
+    with pytest.raises(openai.BadRequestError, match="characters"):
         api.chat.completions.create(
             model="unitoken-small", messages=[{"role": "user", "content": "a red circle " * 200}]
         )

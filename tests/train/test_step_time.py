@@ -96,6 +96,7 @@ def run(monkeypatch):
             Loader(device),
             types.SimpleNamespace(check=lambda: None, save=device.save),
             logs,
+            types.SimpleNamespace(write_checkpoint=lambda state: None, keep_best=lambda state, metrics: None),
             validation=[{}],
             samples=types.SimpleNamespace(make=device.samples),
         )
