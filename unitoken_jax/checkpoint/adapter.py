@@ -22,7 +22,6 @@ from flax import traverse_util
 
 from unitoken_jax.checkpoint.model_directory import (
     CONFIG,
-    MANIFEST,
     ORBAX_MARKER,
     PARAMS,
     TOKENIZER,
@@ -73,9 +72,10 @@ class Adapter:
     params: Mapping[str, np.ndarray]
     manifest: Mapping[str, Any]
 
-    def check_base(self, model: str | os.PathLike) -> None:
-        """Raises ValueError naming both where the model directory `model` is not what it was trained on."""
-        other = Base.of(model)
+    def check_base(self, model: "str | os.PathLike | Base") -> None:
+        """Raises ValueError naming both where `model`, a model directory or what is known of it already, is
+        not what it was trained on."""
+        other = model if isinstance(model, Base) else Base.of(model)
         if other.fingerprint != self.base.fingerprint:
             raise ValueError(
                 f"the adapter {self.path} was trained on {self.base}; {other} is another model: name the "
@@ -111,7 +111,7 @@ def fingerprint(model: str | os.PathLike) -> str:
     files += sorted(
         path
         for path in (folder / PARAMS).rglob("*")
-        if path.is_file() and path.name not in (ORBAX_MARKER, MANIFEST) and not path.name.startswith("_")
+        if path.is_file() and path.name != ORBAX_MARKER and not path.name.startswith("_")
     )
     for path in files:
         status: Any = path.stat()

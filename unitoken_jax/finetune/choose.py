@@ -37,6 +37,7 @@ from unitoken_jax.sequence.example import ExampleSize
 from unitoken_jax.sequence.tokenizer import Tokenizer
 from unitoken_jax.storage.host_memory import free_host_bytes
 from unitoken_jax.storage.paths import absolute, as_path
+from unitoken_jax.train.optimizer import NEVER_TRAINED
 
 HELD_OUT = 0.05  # share of the rows set apart; of few rows as much as it takes to have one
 ROW_TOKENS = 512  # several short examples share a row of about so many
@@ -79,10 +80,11 @@ class _Data:
     sizes: tuple[SizeSummary, ...]
     held_out_rows: int
     held_out: float
-
     rehearsal: ExampleSize | None = None  # The largest of what is learnt beside them.
 
-    def with_rehearsal(self, folder: pathlib.Path, codes: pathlib.Path, images: int, largest: ExampleSize):
+    def with_rehearsal(
+        self, folder: pathlib.Path, codes: pathlib.Path, images: int, largest: ExampleSize
+    ) -> "_Data":
         """With REHEARSED examples of the rehearsal in `folder` beside each of the data."""
 
         def source(name: str) -> SourceConfig:
@@ -124,8 +126,7 @@ def choose(options: FinetuneOptions, out: pathlib.Path, overrides: Sequence[str]
     data = _measure(options, model, tokenizer, out / CODES)
     images = options.rehearsal
     if images is None:
-        groups = {"/".join(path.split("/")[:2]) for path in stored.shapes}
-        images = rehearsal.default_images(model, manifest, groups)
+        images = rehearsal.default_images(model, manifest, stored.tree)
     if images:
         largest = rehearsal.largest_example(model, tokenizer, manifest)
         data = data.with_rehearsal(out / rehearsal.FOLDER, out / CODES, images, largest)
@@ -329,12 +330,11 @@ def _targets(networks: Sequence[str]) -> str:
 
 def _groups(options: FinetuneOptions, rate: float) -> tuple[ParameterGroup, ...]:
     """What trains, at which peak rate."""
-    never = ParameterGroup(r"^siglip/(patch_embed|position_embed)", 0.0)
     if options.full:
-        return (never, ParameterGroup("^(siglip|adapter|decoder)/", rate))
+        return (NEVER_TRAINED, ParameterGroup("^(siglip|adapter|decoder)/", rate))
     patterns = {"adapter": "^adapter/", "siglip": "^siglip/", "norms": "^decoder/.*norm/(scale|bias)$"}
     whole = [ParameterGroup(patterns[name], rate * _WHOLE_SHARE) for name in options.train]
-    return (ParameterGroup("/lora_[ab]$", rate), never, *whole)
+    return (ParameterGroup("/lora_[ab]$", rate), NEVER_TRAINED, *whole)
 
 
 def _fit(config: Config, options: FinetuneOptions, stored: dict) -> tuple[Config, Plan]:
@@ -371,8 +371,7 @@ def _candidates(config: Config, options: FinetuneOptions) -> Iterator[Config]:
 def memory_of(planned: Plan) -> tuple[float, float]:
     """Bytes that a step needs, and what there is of them; infinity where nobody says."""
     memory = planned.memory
-    arguments = memory.parameters + memory.frozen + memory.optimizer + memory.batch
-    need = max(memory.peak or 0, arguments + (memory.temporaries or 0))
+    need = max(memory.peak or 0, memory.arguments + (memory.temporaries or 0))
     free = free_host_bytes() if jax.default_backend() == "cpu" else None
     return need, memory.limit or (HOST_SHARE * free if free else math.inf)
 

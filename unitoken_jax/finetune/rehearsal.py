@@ -15,7 +15,7 @@ enlarged and moved before they are asked about.
 import json
 import pathlib
 import random
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -159,14 +159,14 @@ def vary(drawing: Image.Image, rng: random.Random) -> Image.Image:
     return canvas
 
 
-def default_images(config: ModelConfig, manifest: Mapping[str, Any], groups: Collection[str]) -> int:
-    """How many images a rehearsal has where nothing is said, of a model with this manifest and these
-    parameter `groups`: none where it cannot draw, or could not in a reasonable time."""
+def default_images(config: ModelConfig, manifest: Mapping[str, Any], params: Mapping[str, Any]) -> int:
+    """How many images a rehearsal has where nothing is said, of a model with this manifest and this tree of
+    parameters: none where it cannot draw, or could not in a reasonable time."""
     if _knows_scenes(manifest):
         return SCENE_IMAGES
     height, width = config.sequence.image_size
     codes = height * width // config.vq.stride**2
-    can = {"vqgan/encoder", "vqgan/decoder"} <= set(groups)
+    can = {"encoder", "decoder"} <= set(params.get("vqgan", {}))
     quick = codes <= MOST_CODES or jax.default_backend() != "cpu"
     return DRAWINGS if can and quick else 0
 

@@ -29,6 +29,7 @@ from unitoken_jax.generate.runtime import Runtime
 from unitoken_jax.sequence.tokenizer import Tokenizer
 from unitoken_jax.storage.atomic import write_text
 from unitoken_jax.storage.paths import absolute
+from unitoken_jax.train.checkpoint import differing_settings
 from unitoken_jax.train.logs.metrics import clock
 from unitoken_jax.train.logs.samples import first_of, prompts_and_questions
 
@@ -126,9 +127,7 @@ def _earlier(folder: pathlib.Path, asked: dict) -> Config | None:
         raise ValueError(
             f"{path} is not valid JSON ({error}): remove {folder}, or name another --out"
         ) from error
-    differing = [key for key in asked if stored.get(key) != asked[key]]
-    if differing:
-        lines = [f"{key}: {stored.get(key)!r} there, {asked[key]!r} here" for key in differing]
+    if lines := differing_settings(stored, asked):
         raise ValueError(
             f"{folder} holds another fine-tuning:\n  "
             + "\n  ".join(lines)
@@ -147,17 +146,12 @@ def _prepare(config: Config, options: FinetuneOptions, folder: pathlib.Path) -> 
     sources = (*config.data.sources, *config.data.validation)
     rehearsal = folder / FOLDER / FILE
     if any(source.path == str(rehearsal) for source in sources):
-        number = options.rehearsal or default_images(model.config, model.manifest, _groups(model))
+        number = options.rehearsal or default_images(model.config, model.manifest, model.params)
         write_rehearsal(model, folder, number, _questions(config, model.tokenizer), options.seed)
     skip = config.data.on_error == "skip"  # then the source reports an image that cannot be read
     for source in {source.path: source for source in sources}.values():
         whole = dataclasses.replace(source, held_out=0.0, part="all", codes="")
         tokenize(model, whole, folder / CODES, on_error=(lambda error: None) if skip else None)
-
-
-def _groups(model: Runtime) -> set[str]:
-    """The parameter groups that a model has ("vqgan/decoder")."""
-    return {f"{network}/{part}" for network, tree in model.params.items() for part in tree}
 
 
 def _questions(config: Config, tokenizer: Tokenizer) -> list[str]:

@@ -45,6 +45,11 @@ class Memory:
     largest: tuple[tuple[float, str], ...] = ()
 
     @property
+    def arguments(self) -> float:
+        """All arguments of the step together."""
+        return self.parameters + self.frozen + self.optimizer + self.batch
+
+    @property
     def fits(self) -> bool:
         """Whether the peak is known and within the limit, where there is one."""
         return self.peak is not None and (self.limit is None or self.peak <= self.limit)
@@ -63,8 +68,7 @@ class Memory:
         """A copy with what the step would have needed, where the compiler's out-of-memory error says it."""
         if match := re.search(r"temporaries \(([\d.]+)([KMGT])\)", message):
             temporaries = _bytes(match[1], match[2])
-            arguments = self.parameters + self.frozen + self.optimizer + self.batch
-            return dataclasses.replace(self, temporaries=temporaries, peak=arguments + temporaries)
+            return dataclasses.replace(self, temporaries=temporaries, peak=self.arguments + temporaries)
         if match := re.search(r"Used ([\d.]+)([KMGT])", message):
             return dataclasses.replace(self, peak=_bytes(match[1], match[2]))
         return self

@@ -20,14 +20,13 @@ from unitoken_jax import batch as batches
 from unitoken_jax.config import Config
 from unitoken_jax.model import flops, sharding
 from unitoken_jax.model.init import abstract_params
-from unitoken_jax.model.lora import CONSTANTS
 from unitoken_jax.model.quantize import BITS, QUANTIZED_KERNELS, abstract_kernel, bits_of
 from unitoken_jax.planning import hlo, topology
 from unitoken_jax.planning.cost import Cost, count_cost
 from unitoken_jax.planning.estimate import Time, estimate_time
 from unitoken_jax.planning.memory import Memory, argument_memory, memory_limit
 from unitoken_jax.sequence.vocabulary import Vocabulary, control_names
-from unitoken_jax.train.optimizer import peak_rates
+from unitoken_jax.train.optimizer import is_constant, peak_rates
 from unitoken_jax.train.placement import abstract_state, check_rows, row_sharding, shardings_of
 from unitoken_jax.train.state import State, flatten
 from unitoken_jax.train.step import make_model, make_train_step
@@ -208,7 +207,7 @@ def _as_stored(path: str, leaf: jax.ShapeDtypeStruct, config: Config, trained: b
     frozen_dtype = config.train.frozen_dtype
     if not trained and frozen_dtype in BITS and QUANTIZED_KERNELS.match(path):
         return abstract_kernel(leaf.shape, bits_of(frozen_dtype))
-    if path.startswith("vqgan/") or CONSTANTS.search(path):
+    if is_constant(path):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     return jax.ShapeDtypeStruct(leaf.shape, stored.dtype if stored else config.train.dtype)
 

@@ -17,7 +17,7 @@ from unitoken_jax.config import OptimizerConfig, ParameterGroup
 from unitoken_jax.model.lora import CONSTANTS
 
 # SigLIP's patch and position embeddings train in no stage (published code).
-_NEVER_TRAINED = ParameterGroup(r"^siglip/(patch_embed|position_embed)", 0.0)
+NEVER_TRAINED = ParameterGroup(r"^siglip/(patch_embed|position_embed)", 0.0)
 
 
 def stage_groups(stage: int) -> tuple[ParameterGroup, ...]:
@@ -27,10 +27,16 @@ def stage_groups(stage: int) -> tuple[ParameterGroup, ...]:
     """
     vit = ParameterGroup("^siglip/", 1e-5)
     if stage == 1:
-        return (_NEVER_TRAINED, vit, ParameterGroup("^adapter/", 1e-3))
+        return (NEVER_TRAINED, vit, ParameterGroup("^adapter/", 1e-3))
     if stage in (2, 3):
-        return (_NEVER_TRAINED, vit, ParameterGroup("^(adapter|decoder)/", 1e-5))
+        return (NEVER_TRAINED, vit, ParameterGroup("^(adapter|decoder)/", 1e-5))
     raise ValueError(f"no training stage {stage!r}: the stages are 1, 2 and 3")
+
+
+def is_constant(path: str) -> bool:
+    """Whether a parameter trains in no run, whatever its groups, and stays in the dtype that it comes in: the
+    VQ-GAN's, which has a training of its own, and the scalars beside a LoRA pair."""
+    return path.startswith("vqgan/") or bool(CONSTANTS.search(path))
 
 
 def peak_rates(paths, groups: tuple[ParameterGroup, ...]) -> dict[str, float]:
@@ -40,7 +46,7 @@ def peak_rates(paths, groups: tuple[ParameterGroup, ...]) -> dict[str, float]:
     pair.
     Raises ValueError for a pattern that is no regular expression or finds nothing, and if nothing trains.
     """
-    paths = sorted(path for path in paths if not (path.startswith("vqgan/") or CONSTANTS.search(path)))
+    paths = sorted(path for path in paths if not is_constant(path))
     for group in groups:
         try:
             matches = any(re.search(group.pattern, path) for path in paths)

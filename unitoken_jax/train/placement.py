@@ -15,9 +15,8 @@ from jax.sharding import Mesh, NamedSharding
 from unitoken_jax.config import Config
 from unitoken_jax.model import sharding
 from unitoken_jax.model.init import abstract_params
-from unitoken_jax.model.lora import CONSTANTS
 from unitoken_jax.train import state as states
-from unitoken_jax.train.optimizer import transformation
+from unitoken_jax.train.optimizer import is_constant, transformation
 
 
 def check_rows(config: Config, mesh: Mesh) -> None:
@@ -84,7 +83,7 @@ def _creator(config: Config, rates: dict[str, float]):
         if config.train.frozen_dtype != "bfloat16":
             return state
         frozen = {
-            path: value if path.startswith("vqgan/") or CONSTANTS.search(path) else value.astype("bfloat16")
+            path: value if is_constant(path) else value.astype("bfloat16")
             for path, value in state.frozen.items()
         }
         return dataclasses.replace(state, frozen=frozen)

@@ -40,7 +40,7 @@ class Results:
         self._base = Base.of(config.train.init_from) if config.lora.rank else None
         if self._base:
             for earlier in sorted((workdir / ADAPTERS).glob("step_*"))[-1:]:
-                load_adapter(earlier).check_base(config.train.init_from)
+                load_adapter(earlier).check_base(self._base)
         self._best = self._best_so_far()
 
     def write_last(self, state: State) -> None:

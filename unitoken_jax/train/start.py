@@ -30,11 +30,13 @@ def check_start(config: Config, params: dict | None = None) -> None:
             f"{setting} needs a model to start from: set config.train.init_from to a model directory"
         )
     if settings.init_from:
-        if not config.lora.rank:
-            model_directory.open_unquantized(settings.init_from, "training (config.train.init_from)")
-        stored, _, manifest = model_directory.load_settings(settings.init_from)
-        narrow = narrow or manifest.get("quantization")
-        _check_same_network(config, stored)
+        if config.lora.rank:
+            opened = model_directory.open_model(settings.init_from)
+        else:
+            purpose = "training (config.train.init_from)"
+            opened = model_directory.open_unquantized(settings.init_from, purpose)
+        narrow = narrow or opened.params.quantization
+        _check_same_network(config, opened.config)
     rates = peak_rates(flatten(abstract_params(config.model, config.lora)), config.optimizer.groups)
     if narrow and (trained := [path for path in rates if QUANTIZED_KERNELS.match(path)]):
         raise ValueError(
